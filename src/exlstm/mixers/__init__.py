@@ -1,0 +1,16 @@
+"""Floor 2: one file per sequence mixer. The names here are for saved configs; code imports the classes."""
+
+from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.contract import MixerConfig
+from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mlstm import MLSTMConfig
+from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.slstm import SLSTMConfig
+
+MIXERS: dict[str, type[MixerConfig]] = {
+    "mlstm": MLSTMConfig,
+    "mlstm_large": MLSTMLargeConfig,
+    "slstm": SLSTMConfig,
+    "attention": AttentionConfig,
+    "lstm": LSTMConfig,
+}

@@ -1,0 +1,85 @@
+"""Causal attention as in Llama (Touvron et al. 2023, arXiv:2302.13971): rotary positions, no biases, a growing state.
+
+B batch  T time  D model width  H heads  K head width
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from exlstm.mixers.contract import mask_tail
+from exlstm.nn import init
+from exlstm.ops.attention import AttentionState, attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """kv_heads: fewer heads for keys and values (None: as many). window: how many steps a step may see (None: all)."""
+
+    heads: int = 4
+    kv_heads: int | None = None
+    window: int | None = None
+    rope_base: float = 10_000.0
+
+    def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
+        """The mixer. ValueError where the width cannot be cut into heads of even width."""
+        return Attention(width, self, depth)
+
+
+class Attention(nn.Module):
+    """Built by `AttentionConfig.build`; keeps the contract of `mixers.contract`."""
+
+    def __init__(self, width: int, config: AttentionConfig, depth: int) -> None:
+        super().__init__()
+        H, G = config.heads, config.kv_heads or config.heads
+        if H < 1 or width % (2 * H):
+            raise ValueError(f"heads is {H}; it must cut the width {width} into heads of even width.")
+        if G < 1 or H % G:
+            raise ValueError(f"kv_heads is {G}; it must divide heads, which is {H}.")
+        if config.window is not None and config.window < 1:
+            raise ValueError(f"window is {config.window}; it must be at least 1, or None for no window.")
+        self.config, self.head_width, self.kv_heads = config, width // H, G
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(width, G * self.head_width, bias=False)
+        self.v = nn.Linear(width, G * self.head_width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        init.fill(
+            self,
+            {
+                "q.weight": init.small(width),
+                "k.weight": init.small(width),
+                "v.weight": init.small(width),
+                "out.weight": init.wang(width, depth),
+            },
+        )
+
+    def forward(
+        self, x_BTD: Tensor, state: AttentionState | None = None, *,
+        reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, AttentionState]:  # fmt: skip
+        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        q_BTHK, k_BTGK, v_BTGK = (f(x_BTD).unflatten(-1, (-1, self.head_width)) for f in (self.q, self.k, self.v))
+        h_BTHK, state = attention(
+            q_BTHK, k_BTGK, v_BTGK, state,
+            reset_BT=reset_BT, lengths_B=lengths_B, window=self.config.window, rope_base=self.config.rope_base,
+        )  # fmt: skip
+        return mask_tail(self.out(h_BTHK.flatten(2)), lengths_B), state
+
+    def zero_state(self, batch: int, /, device: torch.device | None = None) -> AttentionState:
+        """Nothing seen yet, on the device of the weights or on another."""
+        device = device or self.k.weight.device
+        empty_BSGK = torch.zeros(batch, 0, self.kv_heads, self.head_width, dtype=self.k.weight.dtype, device=device)
+        counts = partial(torch.zeros, dtype=torch.long, device=device)
+        return AttentionState(empty_BSGK, empty_BSGK, counts(batch, 0), counts(batch))
+
+    def state_bytes(self, length: int = 0, /) -> int:
+        """Bytes of one sequence's state: a key, a value and a position per step that can still be seen."""
+        kept = length if self.config.window is None else min(length, self.config.window - 1)
+        return kept * (2 * self.kv_heads * self.head_width * self.k.weight.element_size() + 8) + 8
+
+    def cell_flops(self, mode: str, length: int, /) -> float:
+        """Products with every key and value seen: `length` of them in decoding, half that on average in prefill."""
+        seen = min(length if mode == "decode" else length / 2, self.config.window or length)
+        return 4.0 * seen * self.config.heads * self.head_width

@@ -1,0 +1,130 @@
+"""The mLSTM layer of the xLSTM paper, with its own up-projection (Beck et al. 2024, arXiv:2405.04517, Figure 11).
+
+    a, z = W_up x                       c = silu(conv(a))
+    q, k = block-diagonal(c)            v = block-diagonal(a)
+    i, f = W [q; k; v] + b              h = head_norm(mLSTM(q, k, v, i, f))
+    y = W_down ((h + skip * c) * silu(z))
+
+B batch  T time  D inner width  H heads  V head width (also of keys)
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
+from exlstm.nn import init
+from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up, wide_linear
+from exlstm.ops.conv import ConvState
+from exlstm.ops.mlstm import InputGate, MLSTMState, mlstm
+
+
+class MLSTMLayerState(NamedTuple):
+    """The convolution's window and the cell's memory."""
+
+    conv: ConvState
+    cell: MLSTMState
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLSTMConfig:
+    """mLSTM with up-projection. The inner width is up_factor * width, rounded up to a multiple of 64."""
+
+    heads: int = 4
+    up_factor: float = 2.0
+    conv_width: int = 4
+    qkv_block: int = 4  # width of the blocks of the block-diagonal q, k, v
+    input_gate: InputGate = "exp"
+    normalize: bool = True
+    norm_eps: float = 1e-5
+
+    def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
+        """The mixer. ValueError where the inner width cannot be cut into heads and blocks."""
+        return MLSTM(width, self, depth)
+
+
+class MLSTM(nn.Module):
+    """Built by `MLSTMConfig.build`; keeps the contract of `mixers.contract`."""
+
+    def __init__(self, width: int, config: MLSTMConfig, depth: int) -> None:
+        super().__init__()
+        inner = round_up(config.up_factor * width, 64)
+        for name, parts in {"heads": config.heads, "qkv_block": config.qkv_block}.items():
+            if parts < 1 or inner % parts:
+                raise ValueError(f"{name} is {parts}; it must divide the inner width {inner}.")
+        if config.conv_width < 1:
+            raise ValueError(f"conv_width is {config.conv_width}; it must be at least 1.")
+        self.config, self.inner, self.backend = config, inner, "auto"
+        self.up = nn.Linear(width, 2 * inner, bias=False)
+        self.conv = CausalConv(inner, config.conv_width)
+        self.q = BlockLinear(inner, inner // config.qkv_block)
+        self.k = BlockLinear(inner, inner // config.qkv_block)
+        self.v = BlockLinear(inner, inner // config.qkv_block)
+        self.i = nn.Linear(3 * inner, config.heads)
+        self.f = nn.Linear(3 * inner, config.heads)
+        self.norm = HeadNorm(config.heads, inner // config.heads, config.norm_eps)
+        self.skip = nn.Parameter(torch.empty(inner))
+        self.down = nn.Linear(inner, width, bias=False)
+        conv_bound = config.conv_width**-0.5  # as torch's Conv1d
+        init.fill(
+            self,
+            {
+                "up.weight": init.small(width),
+                "conv.weight_DW": init.uniform(conv_bound),
+                "conv.bias_D": init.uniform(conv_bound),
+                "q.weight_HVK": init.small(width),
+                "k.weight_HVK": init.small(width),
+                "v.weight_HVK": init.small(width),
+                "i.weight": init.zeros,
+                "i.bias": init.normal(0.1),
+                "f.weight": init.zeros,
+                "f.bias": init.linspace(3, 6),
+                "norm.weight": init.ones,
+                "skip": init.ones,
+                "down.weight": init.wang(width, depth),
+            },
+        )
+
+    def forward(
+        self, x_BTD: Tensor, state: MLSTMLayerState | None = None, *,
+        reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, MLSTMLayerState]:  # fmt: skip
+        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        H = self.config.heads
+        state = self.zero_state(x_BTD.shape[0]) if state is None else state
+        a_BTD, z_BTD = self.up(x_BTD).chunk(2, dim=-1)
+        c_BTD, conv = self.conv(a_BTD, state.conv, reset_BT=reset_BT, lengths_B=lengths_B)
+        c_BTD = silu(c_BTD)
+        q_BTD, k_BTD, v_BTD = self.q(c_BTD), self.k(c_BTD), self.v(a_BTD)
+        qkv_BTJ = torch.cat([q_BTD, k_BTD, v_BTD], dim=-1)
+        q_BTHV, k_BTHV, v_BTHV = (x_BTD.unflatten(-1, (H, -1)) for x_BTD in (q_BTD, k_BTD, v_BTD))
+        h_BTHV, cell = mlstm(
+            q_BTHV, k_BTHV, v_BTHV,
+            wide_linear(self.i, qkv_BTJ), wide_linear(self.f, qkv_BTJ), state.cell,
+            reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
+            normalize=self.config.normalize, backend=self.backend,
+        )  # fmt: skip
+        h_BTD = self.norm(h_BTHV)
+        y_BTD = self.down(torch.addcmul(h_BTD, self.skip.to(h_BTD.dtype), c_BTD) * silu(z_BTD))
+        return mask_tail(y_BTD, lengths_B), MLSTMLayerState(conv, cell)
+
+    def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMLayerState:
+        """Nothing seen yet, on the device of the weights or on another."""
+        H, V = self.config.heads, self.inner // self.config.heads
+        zeros = wide_zeros(self.skip, device)
+        past_BSD = zeros(batch, self.config.conv_width - 1, self.inner)
+        return MLSTMLayerState(
+            ConvState(past_BSD), MLSTMState(zeros(batch, H, V, V), zeros(batch, H, V), zeros(batch, H))
+        )
+
+    def state_bytes(self, length: int = 0, /) -> int:
+        """Bytes of one sequence's state: the same at any length."""
+        return constant_state_bytes(self)
+
+    def cell_flops(self, mode: str, length: int, /) -> float:
+        """Products with the memory, and with the chunk so far (64 steps) when many tokens come at once."""
+        H, V = self.config.heads, self.inner // self.config.heads
+        return H * (6 * V * V if mode == "decode" else 4 * V * V + 4 * min(64, length) * V)

@@ -1,0 +1,102 @@
+"""The mLSTM layer of xLSTM-7B (Beck et al. 2025, arXiv:2503.13427): no up-projection, no convolution.
+
+    q, k, v, o = W x                    i, f = cap * tanh((W x + b) / cap)
+    y = W_out (sigmoid(o) * head_norm(mLSTM(q, k, v, i, f)))
+
+B batch  T time  D model width  H heads  K key width  V value width
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
+from exlstm.nn import init
+from exlstm.nn.layers import HeadNorm, soft_cap, wide_linear
+from exlstm.ops.mlstm import InputGate, MLSTMState, mlstm
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLSTMLargeConfig:
+    """mLSTM at the model width. Widths of keys and values are factors of the model width, over all heads."""
+
+    heads: int = 4
+    key_factor: float = 0.5
+    value_factor: float = 1.0
+    gate_cap: float | None = 15.0
+    input_gate: InputGate = "exp"
+    normalize: bool = True
+    norm_eps: float = 1e-6
+
+    def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
+        """The mixer. ValueError where a width cannot be cut into heads."""
+        return MLSTMLarge(width, self, depth)
+
+
+class MLSTMLarge(nn.Module):
+    """Built by `MLSTMLargeConfig.build`; keeps the contract of `mixers.contract`."""
+
+    def __init__(self, width: int, config: MLSTMLargeConfig, depth: int) -> None:
+        super().__init__()
+        keys, values = int(width * config.key_factor), int(width * config.value_factor)
+        for name, size in {"keys": keys, "values": values}.items():
+            if config.heads < 1 or size < 1 or size % config.heads:
+                raise ValueError(f"heads is {config.heads}; it must divide the width {size} of the {name}.")
+        self.config, self.backend = config, "auto"
+        self.key_width, self.value_width = keys // config.heads, values // config.heads
+        self.q = nn.Linear(width, keys, bias=False)
+        self.k = nn.Linear(width, keys, bias=False)
+        self.v = nn.Linear(width, values, bias=False)
+        self.o = nn.Linear(width, values, bias=False)
+        self.i = nn.Linear(width, config.heads)
+        self.f = nn.Linear(width, config.heads)
+        self.norm = HeadNorm(config.heads, self.value_width, config.norm_eps)
+        self.out = nn.Linear(values, width, bias=False)
+        init.fill(
+            self,
+            {
+                "q.weight": init.small(width),
+                "k.weight": init.small(width),
+                "v.weight": init.small(width),
+                "o.weight": init.zeros,
+                "i.weight": init.zeros,
+                "i.bias": init.constant(-10),  # the fix of loss spikes in training the 7B
+                "f.weight": init.zeros,
+                "f.bias": init.linspace(3, 6),
+                "norm.weight": init.ones,
+                "out.weight": init.wang(width, depth),
+            },
+        )
+
+    def forward(
+        self, x_BTD: Tensor, state: MLSTMState | None = None, *,
+        reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
+        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        H, cap = self.config.heads, self.config.gate_cap
+        state = self.zero_state(x_BTD.shape[0]) if state is None else state
+        q_BTHK, k_BTHK, v_BTHV = (layer(x_BTD).unflatten(-1, (H, -1)) for layer in (self.q, self.k, self.v))
+        h_BTHV, state = mlstm(
+            q_BTHK, k_BTHK, v_BTHV,
+            soft_cap(wide_linear(self.i, x_BTD), cap), soft_cap(wide_linear(self.f, x_BTD), cap), state,
+            reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
+            normalize=self.config.normalize, backend=self.backend,
+        )  # fmt: skip
+        y_BTD = self.out(torch.sigmoid(self.o(x_BTD)) * self.norm(h_BTHV))
+        return mask_tail(y_BTD, lengths_B), state
+
+    def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMState:
+        """Nothing seen yet, on the device of the weights or on another."""
+        H, K, V = self.config.heads, self.key_width, self.value_width
+        zeros = wide_zeros(self.i.bias, device)
+        return MLSTMState(zeros(batch, H, K, V), zeros(batch, H, K), zeros(batch, H))
+
+    def state_bytes(self, length: int = 0, /) -> int:
+        """Bytes of one sequence's state: the same at any length."""
+        return constant_state_bytes(self)
+
+    def cell_flops(self, mode: str, length: int, /) -> float:
+        """Products with the memory, and with the chunk so far (64 steps) when many tokens come at once."""
+        H, K, V = self.config.heads, self.key_width, self.value_width
+        return H * (6 * K * V if mode == "decode" else 4 * K * V + 2 * min(64, length) * (K + V))

@@ -1,0 +1,128 @@
+"""The sLSTM layer of the xLSTM paper (Beck et al. 2024, arXiv:2405.04517, Figure 10); a gated MLP follows in a block.
+
+    c = silu(conv(x))                       (or c = x without a convolution)
+    i, f from c and z, o from x, block-diagonal over heads, plus h_{t-1} R, plus b
+    y = head_norm(sLSTM(i, f, z, o))
+
+B batch  T time  D model width  H heads  K, V head width  G gates: i, f, z, o
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
+from exlstm.nn import init
+from exlstm.nn.layers import CausalConv, HeadNorm
+from exlstm.ops.conv import ConvState
+from exlstm.ops.shared import wide_dtype
+from exlstm.ops.slstm import CellActivation, ForgetGate, SLSTMState, slstm
+
+
+class SLSTMLayerState(NamedTuple):
+    """The convolution's window (of no steps where there is none) and the cell's memory."""
+
+    conv: ConvState
+    cell: SLSTMState
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLSTMConfig:
+    """sLSTM at the model width.
+
+    conv_width 0: no convolution. recurrence "block": memory mixing within each head (one head: dense); "none": no R.
+    recurrent_init: "zeros" (the published default) or "uniform", +-1/sqrt(width), as in the formal-language runs.
+    forget_bias: "power_law" (5 down to -7 within a head, by depth), "linspace" (3 to 6) or "zeros".
+    """
+
+    heads: int = 4
+    conv_width: int = 4
+    forget_gate: ForgetGate = "sigmoid"
+    cell_activation: CellActivation = "tanh"
+    recurrence: Literal["block", "none"] = "block"
+    recurrent_init: Literal["zeros", "uniform"] = "zeros"
+    forget_bias: Literal["power_law", "linspace", "zeros"] = "power_law"
+    norm_eps: float = 1e-5
+
+    def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
+        """The mixer. ValueError where the width cannot be cut into heads."""
+        return SLSTM(width, self, depth, index)
+
+
+class SLSTM(nn.Module):
+    """Built by `SLSTMConfig.build`; keeps the contract of `mixers.contract`."""
+
+    def __init__(self, width: int, config: SLSTMConfig, depth: int, index: int) -> None:
+        super().__init__()
+        H = config.heads
+        if H < 1 or width % H:
+            raise ValueError(f"heads is {H}; it must divide the width {width}.")
+        V = width // H
+        self.config, self.width, self.backend = config, width, "auto"
+        self.conv = CausalConv(width, config.conv_width) if config.conv_width > 0 else None
+        self.w_HGVK = nn.Parameter(torch.empty(H, 4, V, V))
+        self.r_HKGV = nn.Parameter(torch.empty(H, V, 4, V)) if config.recurrence == "block" else None
+        self.b_HGV = nn.Parameter(torch.empty(H, 4, V))
+        self.norm = HeadNorm(H, V, config.norm_eps)
+        forget = {
+            "power_law": init.power_law(index, depth),
+            "linspace": init.linspace(3, 6),
+            "zeros": init.zeros,
+        }[config.forget_bias]
+        table: dict[str, init.Fill] = {
+            "w_HGVK": init.small(width),
+            "b_HGV": lambda b_HGV: (b_HGV.zero_(), forget(b_HGV[:, 1])),
+            "norm.weight": init.ones,
+        }
+        if self.conv is not None:
+            conv_bound = config.conv_width**-0.5  # as torch's Conv1d
+            table |= {"conv.weight_DW": init.uniform(conv_bound), "conv.bias_D": init.uniform(conv_bound)}
+        if self.r_HKGV is not None:
+            table["r_HKGV"] = init.zeros if config.recurrent_init == "zeros" else init.uniform(width**-0.5)
+        init.fill(self, table)
+
+    def forward(
+        self, x_BTD: Tensor, state: SLSTMLayerState | None = None, *,
+        reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, SLSTMLayerState]:  # fmt: skip
+        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        state = self.zero_state(x_BTD.shape[0]) if state is None else state
+        c_BTD, conv = x_BTD, state.conv
+        if self.conv is not None:
+            c_BTD, conv = self.conv(x_BTD, conv, reset_BT=reset_BT, lengths_B=lengths_B)
+            c_BTD = silu(c_BTD)
+        raw_BTHGV = torch.cat([self.project(c_BTD, slice(0, 2)), self.project(x_BTD, slice(2, 4))], dim=3)
+        raw_BTHGV = raw_BTHGV.to(wide_dtype(raw_BTHGV.dtype)) + self.b_HGV
+        h_BTHV, cell = slstm(
+            raw_BTHGV, self.r_HKGV, state.cell,
+            reset_BT=reset_BT, lengths_B=lengths_B, forget_gate=self.config.forget_gate,
+            cell_activation=self.config.cell_activation, backend=self.backend,
+        )  # fmt: skip
+        y_BTD = self.norm(h_BTHV).to(x_BTD.dtype)
+        return mask_tail(y_BTD, lengths_B), SLSTMLayerState(conv, cell)
+
+    def project(self, x_BTD: Tensor, gates: slice) -> Tensor:
+        """The head-wise linear map to some of the gates: [B, T, H, G, V]."""
+        B, T, _ = x_BTD.shape
+        H, _, V, _ = self.w_HGVK.shape
+        x_HMK = x_BTD.reshape(B * T, H, V).transpose(0, 1)
+        w_HJK = self.w_HGVK[:, gates].flatten(1, 2)
+        return (x_HMK @ w_HJK.mT).transpose(0, 1).reshape(B, T, H, -1, V)
+
+    def zero_state(self, batch: int, /, device: torch.device | None = None) -> SLSTMLayerState:
+        """Nothing seen yet, on the device of the weights or on another."""
+        H, _, V = self.b_HGV.shape
+        zeros = wide_zeros(self.b_HGV, device)
+        past_BSD = zeros(batch, max(self.config.conv_width - 1, 0), self.width)
+        return SLSTMLayerState(ConvState(past_BSD), SLSTMState(*(zeros(batch, H, V) for _ in range(4))))
+
+    def state_bytes(self, length: int = 0, /) -> int:
+        """Bytes of one sequence's state: the same at any length."""
+        return constant_state_bytes(self)
+
+    def cell_flops(self, mode: str, length: int, /) -> float:
+        """About 30 pointwise operations per channel; the products with R are counted with the weights."""
+        return 30.0 * self.width

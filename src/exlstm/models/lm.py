@@ -1,0 +1,179 @@
+"""A language model: embed, a stack of blocks (mixer, then perhaps an MLP, each with norm and residual), read out.
+
+    x = embed(tokens);  x = x + mixer(norm(x));  x = x + mlp(norm(x));  ...;  logits = head(norm(x))
+
+B batch  T time  D model width  C classes (vocabulary)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from exlstm.mixers.contract import Mixer, MixerConfig, State, check_state
+from exlstm.nn import init
+from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
+
+LMState = tuple[State, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """A gated MLP: down(act(gate(x)) * up(x)) with `hidden` channels inside."""
+
+    hidden: int
+    activation: Activation = "gelu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """norm -> mixer -> residual, and where there is an MLP: norm -> MLP -> residual."""
+
+    mixer: MixerConfig
+    mlp: MLPConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMConfig:
+    """The whole architecture. blocks lists every block in order.
+
+    logit_cap: logits are held within (-cap, cap) by cap * tanh(x / cap). dropout: on the embedding and on what every
+    mixer and MLP adds to the residual stream, in training only.
+    """
+
+    vocab_size: int
+    width: int
+    blocks: tuple[BlockConfig, ...]
+    norm: Norm = "layer"
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    logit_cap: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in {"vocab_size": self.vocab_size, "width": self.width, "blocks": len(self.blocks)}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; a model needs at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1.")
+
+
+class Block(nn.Module):
+    """One block of the stack."""
+
+    def __init__(self, config: LMConfig, index: int) -> None:
+        super().__init__()
+        block, depth = config.blocks[index], len(config.blocks)
+        norm: Callable[[], WidthNorm] = partial(WidthNorm, config.width, config.norm, config.norm_eps)
+        self.dropout = config.dropout
+        self.mixer_norm = norm()
+        self.mixer = block.mixer.build(config.width, depth=depth, index=index)
+        self.mlp_norm, self.mlp = None, None
+        if block.mlp is not None:
+            self.mlp_norm, self.mlp = norm(), GatedMLP(config.width, block.mlp.hidden, block.mlp.activation)
+            init.fill(self.mlp, {"up.weight": init.small(config.width), "down.weight": init.wang(config.width, depth)})
+
+    def forward(
+        self, x_BTD: Tensor, state: State = None, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """[B, T, D] -> [B, T, D] and the mixer's state."""
+        y_BTD, state = self.mixer(self.mixer_norm(x_BTD), state, reset_BT=reset_BT, lengths_B=lengths_B)
+        x_BTD = x_BTD + functional.dropout(y_BTD, self.dropout, self.training)
+        if self.mlp is not None and self.mlp_norm is not None:
+            x_BTD = x_BTD + functional.dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, self.training)
+        return x_BTD, state
+
+
+class LM(nn.Module):
+    """The model of an `LMConfig`.
+
+        logits_BTC, state = model(tokens_BT)                  # train, prefill
+        logits_BTC, state = model(next_token_B1, state)       # decode: the same call
+
+    The state is a tuple with one entry per block; it is a value, never changed in place.
+    """
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
+        self.norm = WidthNorm(config.width, config.norm, config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        for matrix in (self.embed, self.head):
+            init.fill(matrix, {"weight": init.small(config.width)})
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def forward(
+        self, tokens_BT: Tensor, state: LMState | None = None, *,
+        reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, LMState]:  # fmt: skip
+        """Logits for the token after each position, and the state after the last one.
+
+        tokens: [B, T] integers below vocab_size, T >= 1. state: what an earlier call returned for these rows, or None.
+        reset_BT (bool): everything before that step is forgotten, as at the start of a document.
+        lengths_B (int): tokens at or beyond a row's length are padding: they change nothing, their logits are noise.
+        Returns logits [B, T, C], float32 or wider if there is a cap. Raises ValueError for input that does not fit.
+        """
+        self.check(tokens_BT, state, reset_BT, lengths_B)
+        x_BTD = functional.dropout(self.embed(tokens_BT), self.config.dropout, self.training)
+        after = []
+        for index, block in enumerate(self.blocks):
+            before = None if state is None else state[index]
+            x_BTD, block_state = block(x_BTD, before, reset_BT=reset_BT, lengths_B=lengths_B)
+            after.append(block_state)
+        logits_BTC = self.head(self.norm(x_BTD))
+        if self.config.logit_cap is not None:
+            logits_BTC = soft_cap(logits_BTC.float() if logits_BTC.dtype.itemsize < 4 else logits_BTC,
+                                  self.config.logit_cap)  # fmt: skip
+        return logits_BTC, tuple(after)
+
+    def check(self, tokens: Any, state: Any, reset: Any, lengths: Any) -> None:
+        """ValueError, in one sentence, for input that does not fit this model."""
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            found = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(f"tokens are {found}; pass a tensor of integers, [batch, time].")
+        if tokens.ndim != 2 or tokens.shape[1] < 1:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; pass [batch, time] with at least one step.")
+        batch, vocab = tokens.shape[0], self.config.vocab_size
+        # on other devices this look would wait for the device; there the embedding itself reports it
+        if tokens.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= vocab:
+                wrong = low if low < 0 else high
+                raise ValueError(f"token {wrong} is outside the vocabulary of {vocab}; use the model's own tokenizer.")
+        for name, x, shape in (("reset_BT", reset, tuple(tokens.shape)), ("lengths_B", lengths, (batch,))):
+            if x is not None and tuple(x.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(x.shape)}; with these tokens it must be {shape}.")
+        if state is not None:
+            if not isinstance(state, tuple) or len(state) != len(self.blocks):
+                raise ValueError(
+                    f"the state has {len(state) if isinstance(state, tuple) else type(state).__name__} entries for "
+                    f"{len(self.blocks)} blocks; pass the state that this model returned, or None."
+                )
+            for index, (given, mixer) in enumerate(zip(state, self.mixers, strict=True)):
+                check_state(given, mixer.zero_state(batch, torch.device("meta")), f"block {index}")
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixer of every block, in order."""
+        return [cast("Mixer", block.mixer) for block in self.blocks]
+
+    def zero_state(self, batch: int) -> LMState:
+        """Nothing seen yet, for `batch` rows: what state=None means."""
+        return tuple(mixer.zero_state(batch) for mixer in self.mixers)
+
+    def state_bytes(self, length: int = 0) -> int:
+        """Bytes of one sequence's state after `length` tokens. Only attention makes it depend on the length."""
+        return sum(mixer.state_bytes(length) for mixer in self.mixers)
+
+    def summary(self, length: int = 2048) -> str:
+        """Blocks, parameters, FLOPs per token and state bytes as a table in plain text; `length` is the context."""
+        from exlstm.models.summary import summary
+
+        return summary(self, length)

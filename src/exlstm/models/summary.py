@@ -1,0 +1,70 @@
+"""What a model is and costs, counted, not timed."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from exlstm.models.lm import LM
+
+
+def weight_flops(module: nn.Module) -> float:
+    """2 per weight of every matrix: a multiplication and an addition per token. Vectors are not counted."""
+    return 2.0 * sum(p.numel() for p in module.parameters() if p.ndim >= 2)
+
+
+def flops_per_token(model: "LM", mode: str, length: int) -> float:
+    """FLOPs per token: "train" (forward and backward, 3 times the forward), "prefill" or "decode" at that context.
+
+    Counts the embedding look-up as nothing and the head once per token, also in prefill.
+    """
+    forward = 2.0 * model.head.weight.numel()
+    for block, mixer in zip(model.blocks, model.mixers, strict=True):
+        forward += weight_flops(block) + mixer.cell_flops("decode" if mode == "decode" else "prefill", length)
+    return 3 * forward if mode == "train" else forward
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def readable(count: float) -> str:
+    """1234567 as 1.23 M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.3g}"
+
+
+def block_line(model: "LM", index: int) -> str:
+    """One row of the table."""
+    config, block = model.config.blocks[index], model.blocks[index]
+    kind = type(config.mixer).__name__.removesuffix("Config")
+    mlp = "" if config.mlp is None else f" + MLP {config.mlp.hidden} {config.mlp.activation}"
+    state = model.mixers[index].state_bytes(0)
+    return f"{index:>5}  {kind + mlp:<34} {parameters(block):>14,} {state:>14,}"
+
+
+def summary(model: "LM", length: int) -> str:
+    """The table behind `LM.summary`; runs of equal blocks are folded into one line."""
+    config = model.config
+    lines = [f"{'block':>5}  {'mixer':<34} {'parameters':>14} {'state bytes':>14}"]
+    index = 0
+    while index < len(config.blocks):
+        last = index
+        while last + 1 < len(config.blocks) and config.blocks[last + 1] == config.blocks[index]:
+            last += 1
+        lines.append(block_line(model, index) + (f"   each, to block {last}" if last > index else ""))
+        index = last + 1
+    embedding = model.embed.weight.numel()
+    tied = "tied to the head" if config.tie_embeddings else "and as many in the head"
+    now, later = model.state_bytes(length), model.state_bytes(16 * length)
+    costs = [f"{mode} {readable(flops_per_token(model, mode, length))}" for mode in ("train", "prefill", "decode")]
+    lines += [
+        f"embedding {config.vocab_size:,} x {config.width} = {embedding:,} parameters, {tied}",
+        f"total {parameters(model):,} parameters",
+        f"FLOPs per token at {length:,} tokens of context: {', '.join(costs)}",
+        f"state bytes per sequence: {now:,} after {length:,} tokens, {later:,} after {16 * length:,}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Floor 1: thin parameter holders: norms, linears, gated MLPs, initialisers."""

@@ -1,0 +1,71 @@
+"""Initialisers, and how a table of them fills a module.
+
+A table maps a parameter's name to what fills it; a parameter without a row is an error, so nothing is left to chance.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+Fill = Callable[[Tensor], object]
+
+
+def zeros(x: Tensor) -> None:
+    """All zero."""
+    x.zero_()
+
+
+def ones(x: Tensor) -> None:
+    """All one."""
+    x.fill_(1)
+
+
+def constant(value: float) -> Fill:
+    """All `value`."""
+    return lambda x: x.fill_(value)
+
+
+def normal(deviation: float) -> Fill:
+    """N(0, deviation^2)."""
+    return lambda x: x.normal_(0, deviation)
+
+
+def small(width: int) -> Fill:
+    """N(0, 2 / (5 width)) (Nguyen & Salazar 2019): projections into a block, embeddings, heads."""
+    return normal((2 / (5 * width)) ** 0.5)
+
+
+def wang(width: int, depth: int) -> Fill:
+    """N(0, (2 / (depth sqrt(width)))^2) (Wang & Komatsuzaki 2021): projections back into the residual stream."""
+    return normal(2 / (depth * width**0.5))
+
+
+def uniform(bound: float) -> Fill:
+    """U(-bound, bound)."""
+    return lambda x: x.uniform_(-bound, bound)
+
+
+def linspace(first: float, last: float) -> Fill:
+    """Evenly spaced along the last axis."""
+    return lambda x: x.copy_(torch.linspace(first, last, x.shape[-1], device=x.device, dtype=x.dtype).expand_as(x))
+
+
+def power_law(index: int, depth: int) -> Fill:
+    """5 - 12 (j / (V - 1))^(0.3 + 1.3 index / (depth - 1)) along the last axis: +5 to -7."""
+
+    def apply(x: Tensor) -> None:
+        exponent = 0.3 + (1.3 * index / (depth - 1) if depth > 1 else 0.0)
+        share = torch.linspace(0, 1, x.shape[-1], device=x.device, dtype=x.dtype)
+        x.copy_((5 - 12 * share**exponent).expand_as(x))
+
+    return apply
+
+
+def fill(module: nn.Module, table: Mapping[str, Fill]) -> None:
+    """Fills every parameter of `module` from its row. An assertion fails if the two do not match."""
+    parameters = dict(module.named_parameters())
+    assert parameters.keys() == table.keys(), f"rows and parameters differ: {sorted(parameters.keys() ^ table.keys())}"
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            table[name](parameter)

@@ -1,0 +1,106 @@
+"""Thin holders of parameters: each keeps its weights and calls one op.
+
+B batch  T time  D width  H heads  K input and V output width per head  W window  F hidden width of an MLP
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from exlstm.ops.conv import ConvState, causal_conv
+from exlstm.ops.norm import head_norm, layer_norm, rms_norm
+
+Norm = Literal["layer", "rms"]
+Activation = Literal["gelu", "silu"]
+
+
+class WidthNorm(nn.Module):
+    """Layer norm without bias, or RMS norm, over the model width. The gain is stored as it is applied: 1 at first."""
+
+    def __init__(self, width: int, kind: Norm, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.kind, self.eps = kind, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., D]."""
+        return (layer_norm if self.kind == "layer" else rms_norm)(x, self.weight, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """Layer norm of every head on its own, with one gain per channel."""
+
+    def __init__(self, heads: int, head_width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads * head_width))
+        self.heads, self.eps = heads, eps
+
+    def forward(self, x_BTHV: Tensor) -> Tensor:
+        """Heads in, heads merged out: [B, T, H, V] -> [B, T, H V]."""
+        return head_norm(x_BTHV, self.weight.view(self.heads, -1), self.eps).flatten(2)
+
+
+class BlockLinear(nn.Module):
+    """A block-diagonal linear map: `blocks` small matrices side by side, no bias."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.weight_HVK = nn.Parameter(torch.empty(blocks, width // blocks, width // blocks))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        B, T, D = x_BTD.shape
+        x_HMK = x_BTD.reshape(B * T, self.weight_HVK.shape[0], -1).transpose(0, 1)
+        return (x_HMK @ self.weight_HVK.mT).transpose(0, 1).reshape(B, T, D)
+
+
+class CausalConv(nn.Module):
+    """Causal depthwise convolution over time."""
+
+    def __init__(self, width: int, window: int) -> None:
+        super().__init__()
+        self.weight_DW = nn.Parameter(torch.empty(width, window))
+        self.bias_D = nn.Parameter(torch.empty(width))
+
+    def forward(self, x_BTD: Tensor, state: ConvState, *, reset_BT: Tensor | None, lengths_B: Tensor | None
+                ) -> tuple[Tensor, ConvState]:  # fmt: skip
+        """[B, T, D] -> [B, T, D]; see `causal_conv`."""
+        w_DW, b_D = self.weight_DW.to(x_BTD.dtype), self.bias_D.to(x_BTD.dtype)
+        return causal_conv(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)), gate and up in one matrix (gate first), no biases (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+        self.activation = activation
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
+        act = functional.gelu if self.activation == "gelu" else functional.silu
+        y_BTD: Tensor = self.down(act(gate_BTF) * value_BTF)
+        return y_BTD
+
+
+def wide_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)` in float32 or wider, also under autocast: for the pre-activations of gates."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, layer.weight.dtype), torch.float32)
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return functional.linear(x.to(dtype), layer.weight.to(dtype), bias)
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(x / cap): x, held within (-cap, cap). None: x."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def round_up(x: float, multiple: int) -> int:
+    """The smallest multiple that is at least x (as the paper's models were trained: never rounded down)."""
+    return -int(-x // multiple) * multiple

@@ -1,0 +1,110 @@
+"""Causal softmax attention with rotary positions and an optional sliding window: the memory that grows.
+
+B batch  T time  S cached steps  H query heads  G key and value heads  K head width  A all keys (S + T)
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from exlstm.ops.rope import rope
+from exlstm.ops.shared import inside
+
+
+class AttentionState(NamedTuple):
+    """What later steps may look at, batch first. Keys are stored rotated; keys and values in the dtype they came in.
+
+    position_BS is -1 for an entry that its row must not see (padding, or from before a reset).
+    """
+
+    k_BSGK: Tensor
+    v_BSGK: Tensor
+    position_BS: Tensor
+    next_B: Tensor
+
+
+def zero_state(k_BTGK: Tensor, /) -> AttentionState:
+    """Nothing seen yet, for keys like these."""
+    B = k_BTGK.shape[0]
+    return AttentionState(
+        k_BTGK[:, :0], k_BTGK[:, :0], k_BTGK.new_zeros(B, 0, dtype=torch.long), k_BTGK.new_zeros(B, dtype=torch.long)
+    )
+
+
+def positions(next_B: Tensor, T: int, reset_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(position_BT, segment_BT): steps since the row's last reset, and how many resets came before."""
+    step_T = torch.arange(T, device=next_B.device)
+    position_BT = next_B[:, None] + step_T
+    if reset_BT is None:
+        return position_BT, torch.zeros_like(position_BT)
+    since_BT = torch.where(reset_BT, step_T, -1).cummax(dim=1).values
+    return torch.where(since_BT >= 0, step_T - since_BT, position_BT), reset_BT.long().cumsum(1)
+
+
+def attention(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState | None = None, /,
+    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None,
+    rope_base: float = 10_000.0,
+) -> tuple[Tensor, AttentionState]:  # fmt: skip
+    """Every step sees itself and the steps before it in its row (the last `window` of them, itself included).
+
+    q: [B, T, H, K]; k, v: [B, T, G, K], H a multiple of G. reset_BT: what came before that step is forgotten, and
+    positions restart. lengths_B: steps at or beyond a row's length are seen by none, and give h = 0.
+    Returns h [B, T, H, K] and the state, whose size grows with T, up to `window` entries.
+    """
+    B, T, H, _ = q_BTHK.shape
+    plain = state is None and reset_BT is None and lengths_B is None
+    old = zero_state(k_BTGK) if state is None else state
+    position_BT, segment_BT = positions(old.next_B, T, reset_BT)
+    q_BTHK, k_BTGK = rope(q_BTHK, position_BT, base=rope_base), rope(k_BTGK, position_BT, base=rope_base)
+    valid_BT = None if lengths_B is None else inside(lengths_B, T)
+    stored_BT = position_BT if valid_BT is None else position_BT.masked_fill(~valid_BT, -1)
+    k_BAGK, v_BAGK = torch.cat([old.k_BSGK, k_BTGK], dim=1), torch.cat([old.v_BSGK, v_BTGK], dim=1)
+    position_BA = torch.cat([old.position_BS, stored_BT], dim=1)
+    segment_BA = torch.nn.functional.pad(segment_BT, (old.position_BS.shape[1], 0))
+    q_BHTK, k_BGAK, v_BGAK = (x.transpose(1, 2) for x in (q_BTHK, k_BAGK, v_BAGK))
+    if plain and (window is None or window >= T):
+        h_BHTK = scaled_dot_product_attention(q_BHTK, k_BGAK, v_BGAK, is_causal=True, enable_gqa=True)
+    else:
+        seen_BTA = visible(position_BT, segment_BT, position_BA, segment_BA, window)
+        h_BHTK = scaled_dot_product_attention(q_BHTK, k_BGAK, v_BGAK, attn_mask=seen_BTA[:, None], enable_gqa=True)
+    h_BTHK = h_BHTK.transpose(1, 2)
+    if valid_BT is not None:
+        h_BTHK = h_BTHK.masked_fill(~valid_BT[..., None, None], 0)
+    return h_BTHK, remember(k_BAGK, v_BAGK, position_BA, segment_BA, position_BT, lengths_B, old.next_B, window)
+
+
+def visible(position_BT: Tensor, segment_BT: Tensor, position_BA: Tensor, segment_BA: Tensor, window: int | None
+            ) -> Tensor:  # fmt: skip
+    """seen_BTA: same segment, stored, not later, not too old. A step always sees itself, so that no row is empty."""
+    T, A = position_BT.shape[1], position_BA.shape[1]
+    itself_TA = torch.ones(T, A, dtype=torch.bool, device=position_BT.device).triu(A - T).tril(A - T)
+    causal_TA = torch.ones(T, A, dtype=torch.bool, device=position_BT.device).tril(A - T)
+    seen_BTA = causal_TA & (segment_BT[:, :, None] == segment_BA[:, None]) & (position_BA >= 0)[:, None]
+    if window is not None:
+        seen_BTA &= position_BT[:, :, None] - position_BA[:, None] < window
+    return seen_BTA | itself_TA
+
+
+def remember(k_BAGK: Tensor, v_BAGK: Tensor, position_BA: Tensor, segment_BA: Tensor, position_BT: Tensor,
+             lengths_B: Tensor | None, next_B: Tensor, window: int | None) -> AttentionState:  # fmt: skip
+    """The state after the sequence: entries of each row's last segment, at most window - 1 of them if there is one."""
+    B, T = position_BT.shape
+    A = position_BA.shape[1]
+    ends_B = torch.full((B,), T, device=next_B.device) if lengths_B is None else lengths_B
+    last_B1 = (ends_B - 1).clamp(min=0)[:, None]
+    grown_B = torch.where(ends_B > 0, position_BT.gather(1, last_B1)[:, 0] + 1, next_B)
+    segment_B1 = segment_BA.gather(1, last_B1 + A - T)
+    kept_BA = (segment_BA == segment_B1) | (ends_B == 0)[:, None]
+    position_BS = position_BA.masked_fill(~kept_BA, -1)
+    size = A if window is None else min(A, window - 1)
+    if size < A:
+        # entries in use to the end, in order, so that the last `size` columns hold every row's newest
+        order_BS = (position_BS >= 0).int().argsort(dim=1, stable=True)[:, A - size :]
+        spread = order_BS[..., None, None].expand(-1, -1, *k_BAGK.shape[2:])
+        return AttentionState(
+            k_BAGK.gather(1, spread), v_BAGK.gather(1, spread), position_BS.gather(1, order_BS), grown_B
+        )
+    return AttentionState(k_BAGK, v_BAGK, position_BS, grown_B)

@@ -1,0 +1,55 @@
+"""Which backend of an op runs: one visible decision, and a record of it for `exlstm.explain`.
+
+Every op lists its candidates, best first, each with the reason why it cannot run here, or None.
+"auto" takes the first that can; naming a backend that cannot run is an error that says why.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+
+class Choice(NamedTuple):
+    """One decision: the op, the backend that runs, and why (or why not the better ones)."""
+
+    op: str
+    backend: str
+    why: str
+
+
+_record: ContextVar[list[Choice] | None] = ContextVar("exlstm_backend_choices", default=None)
+
+
+def choose(op: str, backend: str, candidates: Sequence[tuple[str, str | None]]) -> str:
+    """Name of the backend to run.
+
+    backend: "auto" or a candidate's name. candidates: (name, obstacle or None), best first.
+    Raises ValueError for an unknown name and for a named backend with an obstacle.
+    """
+    obstacles = dict(candidates)
+    if backend == "auto":
+        picked = next(name for name, obstacle in candidates if obstacle is None)
+        passed_over = [f"{name}: {obstacle}" for name, obstacle in candidates if obstacle is not None]
+        why = "; ".join(passed_over) or "the fastest that there is for this device and dtype"
+    elif backend not in obstacles:
+        raise ValueError(f"{op} has no backend {backend!r}; use one of {['auto', *obstacles]}.")
+    elif obstacles[backend] is not None:
+        raise ValueError(f"backend {backend!r} of {op} cannot run: {obstacles[backend]}; use backend='auto'.")
+    else:
+        picked, why = backend, "asked for by name"
+    record = _record.get()
+    if record is not None:
+        record.append(Choice(op, picked, why))
+    return picked
+
+
+@contextmanager
+def recorded() -> Iterator[list[Choice]]:
+    """Collects every choice made inside the `with` block."""
+    record: list[Choice] = []
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)

@@ -1,0 +1,61 @@
+"""The LSTM (Hochreiter & Schmidhuber 1997; paper eqs 28-33), run by torch's own fused kernel.
+
+    (i, f, g, o)_t = W x_t + U h_{t-1} + b
+    c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g) ,  h_t = sigmoid(o) tanh(c_t)
+
+B batch  T time  D input width  V hidden width  G the four gates' rows (4 V)
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from exlstm.ops.shared import exactly, wide
+
+
+class LSTMState(NamedTuple):
+    """The memory after a step, batch first, float32 or wider."""
+
+    h_BV: Tensor
+    c_BV: Tensor
+
+
+def cuts(T: int, reset_BT: Tensor | None, lengths_B: Tensor | None) -> list[int]:
+    """Times at which some row is reset or ends, with 0 and T: between them the fused kernel may run freely."""
+    times = {0, T}
+    if reset_BT is not None:
+        times |= set(reset_BT.any(0).nonzero()[:, 0].tolist())
+    if lengths_B is not None:
+        times |= {min(int(n), T) for n in lengths_B.tolist()}
+    return sorted(times)
+
+
+def lstm(
+    x_BTD: Tensor, w_GD: Tensor, u_GV: Tensor, b_G: Tensor, state: LSTMState, /,
+    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+) -> tuple[Tensor, LSTMState]:  # fmt: skip
+    """A sequence through the cell, computed wide; any T >= 1. reset_BT clears a row's state before that step.
+
+    lengths_B: steps at or beyond a row's length leave its state alone and give h = 0.
+    """
+    x_wide_BTD, parts = wide(x_BTD), [wide(w_GD), wide(u_GV), wide(b_G), torch.zeros_like(wide(b_G))]
+    times, h = cuts(x_BTD.shape[1], reset_BT, lengths_B), []
+    for start, end in pairwise(times):
+        h_BV, c_BV = state
+        if reset_BT is not None:
+            kept_B1 = ~reset_BT[:, start, None]
+            h_BV, c_BV = h_BV * kept_B1, c_BV * kept_B1
+        with exactly(x_BTD):
+            h_BTV, h_1BV, c_1BV = torch.lstm(
+                x_wide_BTD[:, start:end], (h_BV[None], c_BV[None]), parts, True, 1, 0.0, False, False, True
+            )
+        after = LSTMState(h_1BV[0], c_1BV[0])
+        if lengths_B is not None:
+            runs_B1 = (start < lengths_B)[:, None]
+            after = LSTMState(*(torch.where(runs_B1, new, old) for new, old in zip(after, state, strict=True)))
+            h_BTV = h_BTV * runs_B1[..., None]
+        state = after
+        h.append(h_BTV)
+    return torch.cat(h, dim=1).to(x_BTD.dtype), state

@@ -1,0 +1,283 @@
+"""mLSTM over whole chunks at once, with its hand-written backward: the form for training and prefill.
+
+Inside a chunk that starts with (C, n, m) and whose log forget gates sum to F_t = sum_{j<=t} log f_j:
+
+    D_ts = exp(F_t - F_s + log i_s - m_t)  for s <= t        what step s is worth at step t
+    a_t  = exp(F_t + m - m_t)                                what the chunk's first state is worth
+    P    = (Q K^T / sqrt K) * D ,  b = P 1 + a (Q n / sqrt K)
+    H    = (P V + a (Q C / sqrt K)) / (max(|b|, exp(-m_t)) + eps)
+
+and the state after the chunk weighs the keys with the last row of D. m_t comes first and in closed form: it
+is a max-plus scan of the gates alone. With it every weight is at most one, and no running maximum is needed.
+
+The backward recomputes D and P from the inputs. What is kept per step is q, k, v, h and the gates, and one state
+for every `SPAN_CHUNKS` chunks; so memory is linear in T and there is no L x L matrix between forward and backward.
+Gate gradients are summed over exactly the pairs (t, s) that a gate acts on: the shorter formula, a difference of
+two long sums (q.dq - k.dk), loses digits when gates are extreme.
+
+M merged batch and heads  N chunks of a span  L, S chunk length (target, source)  K key width  V value width
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
+from exlstm.ops.shared import exactly, wide
+
+SPAN_CHUNKS = 16  # chunks that are worked on together: enough for large matmuls, few enough to stay in cache
+
+
+class Weights(NamedTuple):
+    """What the gates of a span say, independent of q, k and v."""
+
+    d_MNLS: Tensor  # decay from source s to target t within a chunk, 0 for s > t and across a reset
+    carry_MNL: Tensor  # what the state before the chunk is worth at t, 0 after a reset
+    floor_MNL: Tensor  # exp(-m_t)
+    m_M: Tensor  # stabiliser after the span
+
+
+class Options(NamedTuple):
+    """What does not change from span to span."""
+
+    stabilize: bool
+    normalize: bool
+    eps: float
+
+
+def exact_dtype(x: Tensor) -> torch.dtype:
+    """float64 where the device has it: F_t - F_s of strong gates cancels in float32."""
+    return x.dtype if x.device.type == "mps" else torch.float64
+
+
+def max_plus_scan(a_MT: Tensor, b_MT: Tensor) -> Tensor:
+    """x_t = max(a_t + x_{t-1}, b_t) for all t, from x_{-1} = -inf, in log2(T) doublings."""
+    distance = 1
+    while distance < b_MT.shape[1]:
+        later_MT = torch.maximum(a_MT[:, distance:] + b_MT[:, :-distance], b_MT[:, distance:])
+        b_MT = torch.cat([b_MT[:, :distance], later_MT], dim=1)
+        a_MT = torch.cat([a_MT[:, :distance], a_MT[:, distance:] + a_MT[:, :-distance]], dim=1)
+        distance *= 2
+    return b_MT
+
+
+def stabiliser(log_i_MT: Tensor, log_f_MT: Tensor, reset_MT: Tensor | None, m_M: Tensor) -> Tensor:
+    """m_MT, the recurrence m_t = max(log f_t + m_{t-1}, log i_t) with m_{t-1} = 0 at resets."""
+    decay_MT, enter_MT = log_f_MT, log_i_MT.clone()
+    if reset_MT is not None:
+        enter_MT = torch.where(reset_MT, torch.maximum(log_f_MT, log_i_MT), log_i_MT)
+        decay_MT = log_f_MT.masked_fill(reset_MT, -torch.inf)
+    enter_MT[:, 0] = torch.maximum(decay_MT[:, 0] + m_M, enter_MT[:, 0])
+    return max_plus_scan(decay_MT, enter_MT)
+
+
+def weights(log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M: Tensor, options: Options) -> Weights:
+    """All that the gates decide, in closed form."""
+    M, N, L = log_i_MNL.shape
+    dtype, exact = log_i_MNL.dtype, exact_dtype(log_i_MNL)
+    i_MNL, f_MNL, m_M = log_i_MNL.to(exact), log_f_MNL.to(exact), m_M.to(exact)
+    if options.stabilize:
+        flat_reset_MT = None if reset_MNL is None else reset_MNL.reshape(M, N * L)
+        m_MNL = stabiliser(i_MNL.reshape(M, -1), f_MNL.reshape(M, -1), flat_reset_MT, m_M).view(M, N, L)
+    else:
+        m_MNL = torch.zeros_like(i_MNL)
+    m_before_MN = torch.cat([m_M[:, None], m_MNL[:, :-1, -1]], dim=1)
+    sum_MNL = f_MNL.cumsum(-1)
+    past_LS = torch.ones(L, L, dtype=torch.bool, device=i_MNL.device).tril()
+    log_d_MNLS = ((sum_MNL - m_MNL)[..., :, None] + (i_MNL - sum_MNL)[..., None, :]).to(dtype)
+    carry_MNL = torch.exp(sum_MNL + m_before_MN[..., None] - m_MNL).to(dtype)
+    if reset_MNL is None:
+        log_d_MNLS.masked_fill_(~past_LS, -torch.inf)
+    else:
+        segment_MNL = reset_MNL.cumsum(-1)
+        together_MNLS = (segment_MNL[..., :, None] == segment_MNL[..., None, :]) & past_LS
+        log_d_MNLS.masked_fill_(~together_MNLS, -torch.inf)
+        carry_MNL = carry_MNL.masked_fill(segment_MNL > 0, 0)
+    return Weights(log_d_MNLS.exp_(), carry_MNL, torch.exp(-m_MNL).to(dtype), m_MNL[:, -1, -1].to(dtype))
+
+
+def states(k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MKV: Tensor, n_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """(C, n) before every chunk of the span and after it, stacked: c_MNKV and n_MNK with N + 1 entries."""
+    worth_MNLK = k_MNLK * w.d_MNLS[..., -1, :, None]
+    added_MNKV, added_MNK = worth_MNLK.mT @ v_MNLV, worth_MNLK.sum(-2)
+    decay_MN = w.carry_MNL[..., -1]
+    cs, ns = [c_MKV], [n_MK]
+    for chunk in range(k_MNLK.shape[1]):
+        cs.append(torch.addcmul(added_MNKV[:, chunk], decay_MN[:, chunk, None, None], cs[-1]))
+        ns.append(torch.addcmul(added_MNK[:, chunk], decay_MN[:, chunk, None], ns[-1]))
+    return torch.stack(cs, dim=1), torch.stack(ns, dim=1)
+
+
+def mass_and_norm(p_MNLS: Tensor, old_MNLK: Tensor, n_MNK: Tensor, w: Weights, o: Options) -> tuple[Tensor, Tensor]:
+    """b_t, the signed mass n_t . q_t, and what h is divided by."""
+    mass_MNL = p_MNLS.sum(-1) + (old_MNLK @ n_MNK[..., None])[..., 0]
+    norm_MNL = torch.maximum(mass_MNL.abs(), w.floor_MNL) + o.eps if o.normalize else w.floor_MNL
+    return mass_MNL, norm_MNL
+
+
+def span_forward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MNKV: Tensor, n_MNK: Tensor,
+                 options: Options) -> Tensor:  # fmt: skip
+    """h_MNLV of a span whose chunks start with the states c_MNKV, n_MNK. q is already scaled."""
+    p_MNLS = (q_MNLK @ k_MNLK.mT).mul_(w.d_MNLS)
+    old_MNLK = q_MNLK * w.carry_MNL[..., None]
+    _, norm_MNL = mass_and_norm(p_MNLS, old_MNLK, n_MNK, w, options)
+    return (p_MNLS @ v_MNLV).add_(old_MNLK @ c_MNKV).div_(norm_MNL[..., None])
+
+
+class SpanGrads(NamedTuple):
+    """Gradients of a span's inputs and of the state before it."""
+
+    q_MNLK: Tensor
+    k_MNLK: Tensor
+    v_MNLV: Tensor
+    log_i_MNL: Tensor
+    log_f_MNL: Tensor
+    c_MKV: Tensor
+    n_MK: Tensor
+
+
+def state_grads(dc_MNKV: Tensor, dn_MNK: Tensor, decay_MN: Tensor, dc_MKV: Tensor, dn_MK: Tensor
+                ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of the state before every chunk, and at the end: N + 1 entries; from the reads of each chunk."""
+    dcs, dns = [dc_MKV], [dn_MK]
+    for chunk in reversed(range(decay_MN.shape[1])):
+        dcs.append(torch.addcmul(dc_MNKV[:, chunk], decay_MN[:, chunk, None, None], dcs[-1]))
+        dns.append(torch.addcmul(dn_MNK[:, chunk], decay_MN[:, chunk, None], dns[-1]))
+    return torch.stack(dcs[::-1], dim=1), torch.stack(dns[::-1], dim=1)
+
+
+def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MNKV: Tensor, n_MNK: Tensor,
+                  h_MNLV: Tensor, dh_MNLV: Tensor, dc_MKV: Tensor, dn_MK: Tensor, options: Options
+                  ) -> SpanGrads:  # fmt: skip
+    """Gradients of `span_forward` and `states`; c_MNKV and n_MNK hold N + 1 states. q is already scaled."""
+    before, after = slice(None, -1), slice(1, None)
+    p_MNLS = (q_MNLK @ k_MNLK.mT).mul_(w.d_MNLS)
+    old_MNLK = q_MNLK * w.carry_MNL[..., None]
+    mass_MNL, norm_MNL = mass_and_norm(p_MNLS, old_MNLK, n_MNK[:, before], w, options)
+    dnum_MNLV = dh_MNLV / norm_MNL[..., None]
+    dmass_MNL = torch.zeros_like(mass_MNL)
+    if options.normalize:
+        wins_MNL = mass_MNL.abs() >= w.floor_MNL
+        dmass_MNL = -(dnum_MNLV * h_MNLV).sum(-1) * mass_MNL.sign() * wins_MNL
+
+    # the states: what each chunk reads from the one before it, and how that reaches back
+    read_MNKV, read_MNK = old_MNLK.mT @ dnum_MNLV, (old_MNLK * dmass_MNL[..., None]).sum(-2)
+    decay_MN, last_MNL = w.carry_MNL[..., -1], w.d_MNLS[..., -1, :]
+    dc_MNKV, dn_MNK = state_grads(read_MNKV, read_MNK, decay_MN, dc_MKV, dn_MK)
+    dold_MNLK = dnum_MNLV @ c_MNKV[:, before].mT + dmass_MNL[..., None] * n_MNK[:, before, None]
+    dworth_MNLK = v_MNLV @ dc_MNKV[:, after].mT + dn_MNK[:, after, None]
+
+    dp_MNLS = torch.baddbmm(
+        dmass_MNL.flatten(0, 1)[..., None], dnum_MNLV.flatten(0, 1), v_MNLV.flatten(0, 1).mT
+    ).view_as(p_MNLS)  # fmt: skip
+    ds_MNLS = dp_MNLS * w.d_MNLS
+    dq_MNLK = ds_MNLS @ k_MNLK + dold_MNLK * w.carry_MNL[..., None]
+    dk_MNLK = ds_MNLS.mT @ q_MNLK + dworth_MNLK * last_MNL[..., None]
+    dv_MNLV = p_MNLS.mT @ dnum_MNLV + (k_MNLK * last_MNL[..., None]) @ dc_MNKV[:, after]
+
+    # gradients of the exponents: of D (whose last row also weighs the keys of the next state) and of the carry
+    de_MNLS = dp_MNLS.mul_(p_MNLS)
+    de_MNLS[..., -1, :] += (dworth_MNLK * k_MNLK).sum(-1) * last_MNL
+    dcarry_MNL = (dold_MNLK * old_MNLK).sum(-1)
+    kept_MN = (dc_MNKV[:, after] * c_MNKV[:, before]).sum((-1, -2)) + (dn_MNK[:, after] * n_MNK[:, before]).sum(-1)
+    dcarry_MNL[..., -1] += kept_MN * decay_MN
+    di_MNL = de_MNLS.sum(-2)
+    # log f_j acts on every pair s < j <= t, and on the carry of every t >= j
+    earlier_SL = torch.ones_like(de_MNLS[0, 0]).triu(1)
+    df_MNL = (de_MNLS @ earlier_SL).tril_().sum(-2) + dcarry_MNL.flip(-1).cumsum(-1).flip(-1)
+    return SpanGrads(dq_MNLK, dk_MNLK, dv_MNLV, di_MNL, df_MNL, dc_MNKV[:, 0], dn_MNK[:, 0])
+
+
+def spans(T: int, chunk_len: int) -> list[tuple[int, int, int]]:
+    """(start, end, chunk length) covering T steps: spans of whole chunks, then the remainder as one shorter chunk."""
+    whole, step = T - T % chunk_len, SPAN_CHUNKS * chunk_len
+    parts = [(start, min(start + step, whole), chunk_len) for start in range(0, whole, step)]
+    return parts + ([(whole, T, T - whole)] if whole < T else [])
+
+
+def cut(x_BTHK: Tensor, start: int, end: int, chunk_len: int) -> Tensor:
+    """A span as [M, N, L, ...], heads merged into the batch."""
+    x_BHTK = x_BTHK[:, start:end].transpose(1, 2)
+    B, H, T = x_BHTK.shape[:3]
+    return x_BHTK.reshape(B * H, T // chunk_len, chunk_len, *x_BHTK.shape[3:])
+
+
+def cut_reset(reset_BT: Tensor | None, H: int, start: int, end: int, chunk_len: int) -> Tensor | None:
+    if reset_BT is None:
+        return None
+    return cut(reset_BT[:, :, None].expand(-1, -1, H), start, end, chunk_len)
+
+
+def paste(x_MNLK: Tensor, B: int) -> Tensor:
+    """[M, N, L, ...] back to [B, T, H, ...]."""
+    M, N, L = x_MNLK.shape[:3]
+    return x_MNLK.reshape(B, M // B, N * L, *x_MNLK.shape[3:]).transpose(1, 2)
+
+
+class Chunkwise(torch.autograd.Function):
+    """(q, k, v, log i, log f, C, n, m) -> (h, C, n, m); q, k, v and the gates wide, q not scaled yet."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor,
+                c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor, reset_BT: Tensor | None, chunk_len: int,
+                options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        B, T, H, K = q_BTHK.shape
+        h, starts = [], []
+        c_MKV, n_MK, m_M = c_BHKV.flatten(0, 1), n_BHK.flatten(0, 1), m_BH.flatten(0, 1)
+        for start, end, L in spans(T, chunk_len):
+            q_MNLK, k_MNLK, v_MNLV, i_MNL, f_MNL = (
+                cut(x, start, end, L) for x in (q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH)
+            )
+            starts += [c_MKV, n_MK, m_M]
+            w = weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
+            c_MNKV, n_MNK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
+            q_MNLK = q_MNLK * K**-0.5
+            h.append(paste(span_forward(q_MNLK, k_MNLK, v_MNLV, w, c_MNKV[:, :-1], n_MNK[:, :-1], options), B))
+            # clone: a view would keep the states of every chunk alive for the backward
+            c_MKV, n_MK, m_M = c_MNKV[:, -1].clone(), n_MNK[:, -1].clone(), w.m_M
+        h_BTHV = torch.cat(h, dim=1)
+        c_BHKV, n_BHK, m_BH = (x.view(B, H, *x.shape[1:]) for x in (c_MKV, n_MK, m_M))
+        ctx.save_for_backward(q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, reset_BT, h_BTHV, *starts)
+        ctx.chunk_len, ctx.options = chunk_len, options
+        ctx.mark_non_differentiable(m_BH)
+        return h_BTHV, c_BHKV, n_BHK, m_BH
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dh_BTHV: Tensor, dc_BHKV: Tensor, dn_BHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, reset_BT, h_BTHV, *starts = ctx.saved_tensors
+        B, T, H, K = q_BTHK.shape
+        options: Options = ctx.options
+        dc_MKV, dn_MK = dc_BHKV.flatten(0, 1), dn_BHK.flatten(0, 1)
+        parts: list[tuple[Tensor, ...]] = []
+        with exactly(dh_BTHV):
+            for number, (start, end, L) in reversed(list(enumerate(spans(T, ctx.chunk_len)))):
+                c_MKV, n_MK, m_M = starts[3 * number : 3 * number + 3]
+                q_MNLK, k_MNLK, v_MNLV, i_MNL, f_MNL, h_MNLV, dh_MNLV = (
+                    cut(x, start, end, L) for x in (q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, h_BTHV, dh_BTHV)
+                )
+                w = weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
+                c_MNKV, n_MNK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
+                grads = span_backward(
+                    q_MNLK * K**-0.5, k_MNLK, v_MNLV, w, c_MNKV, n_MNK, h_MNLV, dh_MNLV, dc_MKV, dn_MK, options
+                )
+                dc_MKV, dn_MK = grads.c_MKV, grads.n_MK
+                parts.append(tuple(paste(x, B) for x in (grads.q_MNLK * K**-0.5, *grads[1:5])))
+        inputs = (torch.cat(xs[::-1], dim=1) for xs in zip(*parts, strict=True))
+        dstate = (x.view(B, H, *x.shape[1:]) for x in (dc_MKV, dn_MK))
+        return *inputs, *dstate, None, None, None, None
+
+
+def mlstm_chunkwise(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
+    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
+    chunk_len: int = 64,
+) -> tuple[Tensor, MLSTMState]:  # fmt: skip
+    """The same numbers as `mlstm_recurrent`, a chunk at a time. Any T; no length is a multiple of another."""
+    log_i_BTH, log_f_BTH = log_gates(i_BTH, f_BTH, input_gate)
+    options = Options(stabilize=input_gate == "exp", normalize=normalize, eps=eps)
+    h_BTHV, *after = Chunkwise.apply(  # type: ignore[no-untyped-call]
+        wide(q_BTHK), wide(k_BTHK), wide(v_BTHV), log_i_BTH, log_f_BTH, *state, reset_BT, chunk_len, options
+    )
+    return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

@@ -1,0 +1,38 @@
+"""What several ops need: wide numbers, and steps that only some rows of a batch take.
+
+B batch  T time
+"""
+
+import torch
+from torch import Tensor
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or wider if `dtype` is: the precision of gates, states and sums."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 or wider: sums of log gates do not survive bfloat16."""
+    return x.to(wide_dtype(x.dtype))
+
+
+def inside(lengths_B: Tensor, steps: int) -> Tensor:
+    """valid_BT: True where step t belongs to row b, that is t < lengths_B[b]."""
+    return torch.arange(steps, device=lengths_B.device) < lengths_B[:, None]
+
+
+def exactly(x: Tensor) -> torch.autocast:
+    """A context in which autocast does not narrow what an op computes wide on purpose."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def like(mask: Tensor, x: Tensor) -> Tensor:
+    """`mask` with trailing axes of size one, so that it broadcasts against `x` from the left."""
+    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+
+
+def check_rows(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
+    """ValueError unless `x` is None or has this shape: for reset_BT and lengths_B."""
+    if x is not None and tuple(x.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {shape} to fit the input.")

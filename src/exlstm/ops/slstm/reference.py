@@ -1,0 +1,90 @@
+"""sLSTM, the definition: a scalar memory with exponential gates and memory mixing (Beck et al. 2024, eqs 8-17).
+
+    (i~, f~, z~, o~)_t = x_t + h_{t-1} R                         x_t = W x + b is computed outside
+    m_t = max(log f_t + m_{t-1}, i~_t),  or i~_t for an element that has seen nothing yet (n = 0)
+    c_t = exp(log f_t + m_{t-1} - m_t) c_{t-1} + exp(i~_t - m_t) phi(z~_t)
+    n_t = exp(log f_t + m_{t-1} - m_t) n_{t-1} + exp(i~_t - m_t)
+    h_t = sigmoid(o~_t) c_t / n_t
+
+log f is log sigmoid(f~), or f~ itself for the exponential forget gate; phi is tanh by default. R is block-diagonal,
+one block per head. After an element's first step n >= 1, so the division is safe without an eps.
+m is a unit of measure, as in the mLSTM: no gradient passes through it, in or out, and none is missing for that.
+
+B batch  T time  H heads  K head width (of h_{t-1})  V head width (the same number)  G gates: i, f, z, o
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, logsigmoid, silu, softsign
+
+from exlstm.ops.shared import like, wide, wide_dtype
+
+ForgetGate = Literal["sigmoid", "exp"]
+CellActivation = Literal["tanh", "identity", "silu", "gelu", "sin", "softsign"]
+CELL_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "identity": lambda z: z,
+    "silu": silu,
+    "gelu": gelu,
+    "sin": torch.sin,
+    "softsign": softsign,
+}
+
+
+class SLSTMState(NamedTuple):
+    """The memory after a step, batch first, float32 or wider."""
+
+    h_BHV: Tensor
+    c_BHV: Tensor
+    n_BHV: Tensor
+    m_BHV: Tensor
+
+
+def zero_state(x_BTHGV: Tensor, /) -> SLSTMState:
+    """Nothing seen yet, for inputs like this."""
+    B, _, H, _, V = x_BTHGV.shape
+    zeros = x_BTHGV.new_zeros((), dtype=wide_dtype(x_BTHGV.dtype)).new_zeros
+    return SLSTMState(*(zeros(B, H, V) for _ in range(4)))
+
+
+def slstm_step(
+    x_BHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState, /,
+    *, forget_gate: ForgetGate = "sigmoid", cell_activation: CellActivation = "tanh",
+) -> tuple[Tensor, SLSTMState]:  # fmt: skip
+    """One time step: the definition. Computed wide; r_HKGV=None leaves out the memory mixing."""
+    raw_BHGV = wide(x_BHGV)
+    if r_HKGV is not None:
+        raw_BHGV = raw_BHGV + torch.einsum("bhk,hkgv->bhgv", state.h_BHV, wide(r_HKGV))
+    i_BHV, f_BHV, z_BHV, o_BHV = raw_BHGV.unbind(2)
+    log_f_BHV = logsigmoid(f_BHV) if forget_gate == "sigmoid" else f_BHV
+    kept_BHV = log_f_BHV + state.m_BHV.detach()
+    m_BHV = torch.where(state.n_BHV == 0, i_BHV, torch.maximum(kept_BHV, i_BHV)).detach()
+    # kept - m is positive only where nothing is kept (n = 0): without the clamp that would be inf * 0
+    decay_BHV, write_BHV = torch.exp((kept_BHV - m_BHV).clamp(max=0)), torch.exp(i_BHV - m_BHV)
+    c_BHV = decay_BHV * state.c_BHV + write_BHV * CELL_ACTIVATIONS[cell_activation](z_BHV)
+    n_BHV = decay_BHV * state.n_BHV + write_BHV
+    h_BHV = torch.sigmoid(o_BHV) * c_BHV / n_BHV
+    return h_BHV, SLSTMState(h_BHV, c_BHV, n_BHV, m_BHV)
+
+
+def slstm_recurrent(
+    x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState, /,
+    *, reset_BT: Tensor | None = None, valid_BT: Tensor | None = None,
+    forget_gate: ForgetGate = "sigmoid", cell_activation: CellActivation = "tanh",
+) -> tuple[Tensor, SLSTMState]:  # fmt: skip
+    """The definition, one step after another, in plain torch. Where valid_BT is False nothing happens and h = 0."""
+    h = []
+    for t, x_BHGV in enumerate(x_BTHGV.unbind(1)):
+        if reset_BT is not None:
+            state = SLSTMState(*(s.masked_fill(like(reset_BT[:, t], s), 0) for s in state))
+        h_BHV, after = slstm_step(x_BHGV, r_HKGV, state, forget_gate=forget_gate, cell_activation=cell_activation)
+        if valid_BT is not None:
+            valid_B11 = like(valid_BT[:, t], h_BHV)
+            h_BHV = h_BHV.masked_fill(~valid_B11, 0)
+            after = SLSTMState(*(torch.where(valid_B11, new, old) for new, old in zip(after, state, strict=True)))
+        state = after
+        h.append(h_BHV)
+    return torch.stack(h, dim=1).to(x_BTHGV.dtype), state
