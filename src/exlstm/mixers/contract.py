@@ -12,7 +12,7 @@
 B batch  T time  D model width
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -60,6 +60,15 @@ def leaves(state: State) -> list[Tensor]:
 def rows(state: State, index: Tensor) -> State:
     """The state of some rows of the batch, in the order of `index`; a row may be taken more than once."""
     return map_state(lambda x: x[index], state)
+
+
+def join(parts: Sequence[State]) -> State:
+    """The states of several groups of rows as one: the inverse of taking rows apart, in order."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    joined = [join(group) for group in zip(*parts, strict=True)]
+    return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
 
 
 def detach(state: State) -> State:

@@ -5,7 +5,7 @@
     i, f = W [q; k; v] + b              h = head_norm(mLSTM(q, k, v, i, f))
     y = W_down ((h + skip * c) * silu(z))
 
-B batch  T time  D inner width  H heads  V head width (also of keys)
+B batch  T time  D model width  E inner width  J all of q, k, v  H heads  V head width (also of keys)
 """
 
 from dataclasses import dataclass
@@ -95,20 +95,20 @@ class MLSTM(nn.Module):
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
         H = self.config.heads
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
-        a_BTD, z_BTD = self.up(x_BTD).chunk(2, dim=-1)
-        c_BTD, conv = self.conv(a_BTD, state.conv, reset_BT=reset_BT, lengths_B=lengths_B)
-        c_BTD = silu(c_BTD)
-        q_BTD, k_BTD, v_BTD = self.q(c_BTD), self.k(c_BTD), self.v(a_BTD)
-        qkv_BTJ = torch.cat([q_BTD, k_BTD, v_BTD], dim=-1)
-        q_BTHV, k_BTHV, v_BTHV = (x_BTD.unflatten(-1, (H, -1)) for x_BTD in (q_BTD, k_BTD, v_BTD))
+        a_BTE, z_BTE = self.up(x_BTD).chunk(2, dim=-1)
+        c_BTE, conv = self.conv(a_BTE, state.conv, reset_BT=reset_BT, lengths_B=lengths_B)
+        c_BTE = silu(c_BTE)
+        q_BTE, k_BTE, v_BTE = self.q(c_BTE), self.k(c_BTE), self.v(a_BTE)
+        qkv_BTJ = torch.cat([q_BTE, k_BTE, v_BTE], dim=-1)
+        q_BTHV, k_BTHV, v_BTHV = (x_BTE.unflatten(-1, (H, -1)) for x_BTE in (q_BTE, k_BTE, v_BTE))
         h_BTHV, cell = mlstm(
             q_BTHV, k_BTHV, v_BTHV,
             wide_linear(self.i, qkv_BTJ), wide_linear(self.f, qkv_BTJ), state.cell,
             reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
             normalize=self.config.normalize, backend=self.backend,
         )  # fmt: skip
-        h_BTD = self.norm(h_BTHV)
-        y_BTD = self.down(torch.addcmul(h_BTD, self.skip.to(h_BTD.dtype), c_BTD) * silu(z_BTD))
+        h_BTE = self.norm(h_BTHV)
+        y_BTD = self.down(torch.addcmul(h_BTE, self.skip.to(h_BTE.dtype), c_BTE) * silu(z_BTE))
         return mask_tail(y_BTD, lengths_B), MLSTMLayerState(conv, cell)
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMLayerState:

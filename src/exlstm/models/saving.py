@@ -110,7 +110,9 @@ def load(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, devi
                     f"{folder / WEIGHTS} does not fit its config: {name} has shape {found.get(name)}, "
                     f"the config needs {expected.get(name)}; save the model again."
                 )
-            tensors = {name: file.get_tensor(name).to(dtype or None) for name in found}
+            # copied, for a mapped file is not aligned as new memory is, and other alignment gives other last bits
+            mapped = {name: file.get_tensor(name) for name in found}
+            tensors = {name: x.to(dtype or x.dtype, copy=True) for name, x in mapped.items()}
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} cannot be read ({error}); it may be cut off: save it again.") from error
     if config.tie_embeddings:

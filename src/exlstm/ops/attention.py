@@ -98,13 +98,11 @@ def remember(k_BAGK: Tensor, v_BAGK: Tensor, position_BA: Tensor, segment_BA: Te
     grown_B = torch.where(ends_B > 0, position_BT.gather(1, last_B1)[:, 0] + 1, next_B)
     segment_B1 = segment_BA.gather(1, last_B1 + A - T)
     kept_BA = (segment_BA == segment_B1) | (ends_B == 0)[:, None]
-    position_BS = position_BA.masked_fill(~kept_BA, -1)
+    left_BA = position_BA.masked_fill(~kept_BA, -1)
     size = A if window is None else min(A, window - 1)
     if size < A:
         # entries in use to the end, in order, so that the last `size` columns hold every row's newest
-        order_BS = (position_BS >= 0).int().argsort(dim=1, stable=True)[:, A - size :]
+        order_BS = (left_BA >= 0).int().argsort(dim=1, stable=True)[:, A - size :]
         spread = order_BS[..., None, None].expand(-1, -1, *k_BAGK.shape[2:])
-        return AttentionState(
-            k_BAGK.gather(1, spread), v_BAGK.gather(1, spread), position_BS.gather(1, order_BS), grown_B
-        )
-    return AttentionState(k_BAGK, v_BAGK, position_BS, grown_B)
+        return AttentionState(k_BAGK.gather(1, spread), v_BAGK.gather(1, spread), left_BA.gather(1, order_BS), grown_B)
+    return AttentionState(k_BAGK, v_BAGK, left_BA, grown_B)

@@ -2,7 +2,7 @@
 
 Written as W shifted multiply-adds: on a CPU the backward of a grouped Conv1d is about ten times slower.
 
-B batch  T time  S past (W - 1 steps)  D channels  W window
+B batch  T time  S past (W - 1 steps)  A all steps (S + T)  D channels  W window
 """
 
 from typing import NamedTuple
@@ -28,29 +28,29 @@ def causal_conv(
     lengths_B: the state is that after lengths_B[b] steps; outputs beyond are not to be used.
     """
     T, S = x_BTD.shape[1], w_DW.shape[1] - 1
-    seen_BSD = torch.cat([state.past_BSD.to(x_BTD.dtype), x_BTD], dim=1)
-    segment_BS = None
+    seen_BAD = torch.cat([state.past_BSD.to(x_BTD.dtype), x_BTD], dim=1)
+    segment_BA = None
     if reset_BT is not None:
-        segment_BS = torch.nn.functional.pad(reset_BT.long().cumsum(1), (S, 0))
-    y_BTD = b_D + seen_BSD[:, S:] * w_DW[:, S]
+        segment_BA = torch.nn.functional.pad(reset_BT.long().cumsum(1), (S, 0))
+    y_BTD = b_D + seen_BAD[:, S:] * w_DW[:, S]
     for tap in range(S):
-        shifted_BTD = seen_BSD[:, tap : tap + T]
-        if segment_BS is not None:
-            shifted_BTD = shifted_BTD * (segment_BS[:, tap : tap + T] == segment_BS[:, S:])[..., None]
+        shifted_BTD = seen_BAD[:, tap : tap + T]
+        if segment_BA is not None:
+            shifted_BTD = shifted_BTD * (segment_BA[:, tap : tap + T] == segment_BA[:, S:])[..., None]
         y_BTD = torch.addcmul(y_BTD, shifted_BTD, w_DW[:, tap])
-    return y_BTD, ConvState(wide(last_steps(seen_BSD, segment_BS, S, lengths_B)))
+    return y_BTD, ConvState(wide(last_steps(seen_BAD, segment_BA, S, lengths_B)))
 
 
-def last_steps(seen_BSD: Tensor, segment_BS: Tensor | None, S: int, lengths_B: Tensor | None) -> Tensor:
+def last_steps(seen_BAD: Tensor, segment_BA: Tensor | None, S: int, lengths_B: Tensor | None) -> Tensor:
     """The S inputs before each row's end, zero where a reset has cut them off."""
-    B, seen, D = seen_BSD.shape
-    if lengths_B is None and segment_BS is None:
-        return seen_BSD[:, seen - S :]
-    ends_B = torch.full((B,), seen - S, device=seen_BSD.device) if lengths_B is None else lengths_B
-    index_BS = ends_B[:, None] + torch.arange(S, device=seen_BSD.device)
-    past_BSD = seen_BSD.gather(1, index_BS[..., None].expand(B, S, D))
-    if segment_BS is None:
+    B, seen, D = seen_BAD.shape
+    if lengths_B is None and segment_BA is None:
+        return seen_BAD[:, seen - S :]
+    ends_B = torch.full((B,), seen - S, device=seen_BAD.device) if lengths_B is None else lengths_B
+    index_BS = ends_B[:, None] + torch.arange(S, device=seen_BAD.device)
+    past_BSD = seen_BAD.gather(1, index_BS[..., None].expand(B, S, D))
+    if segment_BA is None:
         return past_BSD
     # the step before the end is entry S - 1 + lengths of the padded time axis; with length 0 it lies in the old past
-    last_B1 = segment_BS.gather(1, (ends_B + S - 1).clamp(min=0)[:, None])
-    return past_BSD * (segment_BS.gather(1, index_BS) == last_B1)[..., None]
+    last_B1 = segment_BA.gather(1, (ends_B + S - 1).clamp(min=0)[:, None])
+    return past_BSD * (segment_BA.gather(1, index_BS) == last_B1)[..., None]

@@ -3,7 +3,7 @@
     (i, f, g, o)_t = W x_t + U h_{t-1} + b
     c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g) ,  h_t = sigmoid(o) tanh(c_t)
 
-B batch  T time  D input width  V hidden width  G the four gates' rows (4 V)
+B batch  T time  L steps between two cuts  D input width  V hidden width  G the four gates' rows (4 V)
 """
 
 from itertools import pairwise
@@ -48,14 +48,14 @@ def lstm(
             kept_B1 = ~reset_BT[:, start, None]
             h_BV, c_BV = h_BV * kept_B1, c_BV * kept_B1
         with exactly(x_BTD):
-            h_BTV, h_1BV, c_1BV = torch.lstm(
+            h_BLV, h_1BV, c_1BV = torch.lstm(
                 x_wide_BTD[:, start:end], (h_BV[None], c_BV[None]), parts, True, 1, 0.0, False, False, True
             )
         after = LSTMState(h_1BV[0], c_1BV[0])
         if lengths_B is not None:
             runs_B1 = (start < lengths_B)[:, None]
             after = LSTMState(*(torch.where(runs_B1, new, old) for new, old in zip(after, state, strict=True)))
-            h_BTV = h_BTV * runs_B1[..., None]
+            h_BLV = h_BLV * runs_B1[..., None]
         state = after
-        h.append(h_BTV)
+        h.append(h_BLV)
     return torch.cat(h, dim=1).to(x_BTD.dtype), state

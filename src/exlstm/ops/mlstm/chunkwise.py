@@ -15,7 +15,8 @@ for every `SPAN_CHUNKS` chunks; so memory is linear in T and there is no L x L m
 Gate gradients are summed over exactly the pairs (t, s) that a gate acts on: the shorter formula, a difference of
 two long sums (q.dq - k.dk), loses digits when gates are extreme.
 
-M merged batch and heads  N chunks of a span  L, S chunk length (target, source)  K key width  V value width
+B batch  T time  H heads  M merged batch and heads  N chunks of a span  J borders of chunks (N + 1)
+L, S chunk length (target, source)  K key width  V value width
 """
 
 from typing import Any, NamedTuple
@@ -55,8 +56,8 @@ def max_plus_scan(a_MT: Tensor, b_MT: Tensor) -> Tensor:
     """x_t = max(a_t + x_{t-1}, b_t) for all t, from x_{-1} = -inf, in log2(T) doublings."""
     distance = 1
     while distance < b_MT.shape[1]:
-        later_MT = torch.maximum(a_MT[:, distance:] + b_MT[:, :-distance], b_MT[:, distance:])
-        b_MT = torch.cat([b_MT[:, :distance], later_MT], dim=1)
+        later = torch.maximum(a_MT[:, distance:] + b_MT[:, :-distance], b_MT[:, distance:])
+        b_MT = torch.cat([b_MT[:, :distance], later], dim=1)
         a_MT = torch.cat([a_MT[:, :distance], a_MT[:, distance:] + a_MT[:, :-distance]], dim=1)
         distance *= 2
     return b_MT
@@ -76,7 +77,9 @@ def weights(log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M:
     """All that the gates decide, in closed form."""
     M, N, L = log_i_MNL.shape
     dtype, exact = log_i_MNL.dtype, exact_dtype(log_i_MNL)
-    i_MNL, f_MNL, m_M = log_i_MNL.to(exact), log_f_MNL.to(exact), m_M.to(exact)
+    # a gate of -inf, or a reset by hand with a huge number, must not swallow the digits of its neighbours
+    f_MNL = log_f_MNL.to(exact).clamp(min=-1e5)
+    i_MNL, m_M = log_i_MNL.to(exact), m_M.to(exact)
     if options.stabilize:
         flat_reset_MT = None if reset_MNL is None else reset_MNL.reshape(M, N * L)
         m_MNL = stabiliser(i_MNL.reshape(M, -1), f_MNL.reshape(M, -1), flat_reset_MT, m_M).view(M, N, L)
@@ -98,7 +101,7 @@ def weights(log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M:
 
 
 def states(k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MKV: Tensor, n_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """(C, n) before every chunk of the span and after it, stacked: c_MNKV and n_MNK with N + 1 entries."""
+    """(C, n) before every chunk of the span and after it, stacked: c_MJKV and n_MJK."""
     worth_MNLK = k_MNLK * w.d_MNLS[..., -1, :, None]
     added_MNKV, added_MNK = worth_MNLK.mT @ v_MNLV, worth_MNLK.sum(-2)
     decay_MN = w.carry_MNL[..., -1]
@@ -147,14 +150,14 @@ def state_grads(dc_MNKV: Tensor, dn_MNK: Tensor, decay_MN: Tensor, dc_MKV: Tenso
     return torch.stack(dcs[::-1], dim=1), torch.stack(dns[::-1], dim=1)
 
 
-def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MNKV: Tensor, n_MNK: Tensor,
+def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MJKV: Tensor, n_MJK: Tensor,
                   h_MNLV: Tensor, dh_MNLV: Tensor, dc_MKV: Tensor, dn_MK: Tensor, options: Options
                   ) -> SpanGrads:  # fmt: skip
-    """Gradients of `span_forward` and `states`; c_MNKV and n_MNK hold N + 1 states. q is already scaled."""
+    """Gradients of `span_forward` and `states`; c_MJKV and n_MJK are what `states` gave. q is already scaled."""
     before, after = slice(None, -1), slice(1, None)
     p_MNLS = (q_MNLK @ k_MNLK.mT).mul_(w.d_MNLS)
     old_MNLK = q_MNLK * w.carry_MNL[..., None]
-    mass_MNL, norm_MNL = mass_and_norm(p_MNLS, old_MNLK, n_MNK[:, before], w, options)
+    mass_MNL, norm_MNL = mass_and_norm(p_MNLS, old_MNLK, n_MJK[:, before], w, options)
     dnum_MNLV = dh_MNLV / norm_MNL[..., None]
     dmass_MNL = torch.zeros_like(mass_MNL)
     if options.normalize:
@@ -164,9 +167,9 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_
     # the states: what each chunk reads from the one before it, and how that reaches back
     read_MNKV, read_MNK = old_MNLK.mT @ dnum_MNLV, (old_MNLK * dmass_MNL[..., None]).sum(-2)
     decay_MN, last_MNL = w.carry_MNL[..., -1], w.d_MNLS[..., -1, :]
-    dc_MNKV, dn_MNK = state_grads(read_MNKV, read_MNK, decay_MN, dc_MKV, dn_MK)
-    dold_MNLK = dnum_MNLV @ c_MNKV[:, before].mT + dmass_MNL[..., None] * n_MNK[:, before, None]
-    dworth_MNLK = v_MNLV @ dc_MNKV[:, after].mT + dn_MNK[:, after, None]
+    dc_MJKV, dn_MJK = state_grads(read_MNKV, read_MNK, decay_MN, dc_MKV, dn_MK)
+    dold_MNLK = dnum_MNLV @ c_MJKV[:, before].mT + dmass_MNL[..., None] * n_MJK[:, before, None]
+    dworth_MNLK = v_MNLV @ dc_MJKV[:, after].mT + dn_MJK[:, after, None]
 
     dp_MNLS = torch.baddbmm(
         dmass_MNL.flatten(0, 1)[..., None], dnum_MNLV.flatten(0, 1), v_MNLV.flatten(0, 1).mT
@@ -174,19 +177,19 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_
     ds_MNLS = dp_MNLS * w.d_MNLS
     dq_MNLK = ds_MNLS @ k_MNLK + dold_MNLK * w.carry_MNL[..., None]
     dk_MNLK = ds_MNLS.mT @ q_MNLK + dworth_MNLK * last_MNL[..., None]
-    dv_MNLV = p_MNLS.mT @ dnum_MNLV + (k_MNLK * last_MNL[..., None]) @ dc_MNKV[:, after]
+    dv_MNLV = p_MNLS.mT @ dnum_MNLV + (k_MNLK * last_MNL[..., None]) @ dc_MJKV[:, after]
 
     # gradients of the exponents: of D (whose last row also weighs the keys of the next state) and of the carry
     de_MNLS = dp_MNLS.mul_(p_MNLS)
     de_MNLS[..., -1, :] += (dworth_MNLK * k_MNLK).sum(-1) * last_MNL
     dcarry_MNL = (dold_MNLK * old_MNLK).sum(-1)
-    kept_MN = (dc_MNKV[:, after] * c_MNKV[:, before]).sum((-1, -2)) + (dn_MNK[:, after] * n_MNK[:, before]).sum(-1)
+    kept_MN = (dc_MJKV[:, after] * c_MJKV[:, before]).sum((-1, -2)) + (dn_MJK[:, after] * n_MJK[:, before]).sum(-1)
     dcarry_MNL[..., -1] += kept_MN * decay_MN
     di_MNL = de_MNLS.sum(-2)
     # log f_j acts on every pair s < j <= t, and on the carry of every t >= j
     earlier_SL = torch.ones_like(de_MNLS[0, 0]).triu(1)
     df_MNL = (de_MNLS @ earlier_SL).tril_().sum(-2) + dcarry_MNL.flip(-1).cumsum(-1).flip(-1)
-    return SpanGrads(dq_MNLK, dk_MNLK, dv_MNLV, di_MNL, df_MNL, dc_MNKV[:, 0], dn_MNK[:, 0])
+    return SpanGrads(dq_MNLK, dk_MNLK, dv_MNLV, di_MNL, df_MNL, dc_MJKV[:, 0], dn_MJK[:, 0])
 
 
 def spans(T: int, chunk_len: int) -> list[tuple[int, int, int]]:
@@ -196,11 +199,11 @@ def spans(T: int, chunk_len: int) -> list[tuple[int, int, int]]:
     return parts + ([(whole, T, T - whole)] if whole < T else [])
 
 
-def cut(x_BTHK: Tensor, start: int, end: int, chunk_len: int) -> Tensor:
-    """A span as [M, N, L, ...], heads merged into the batch."""
-    x_BHTK = x_BTHK[:, start:end].transpose(1, 2)
-    B, H, T = x_BHTK.shape[:3]
-    return x_BHTK.reshape(B * H, T // chunk_len, chunk_len, *x_BHTK.shape[3:])
+def cut(x: Tensor, start: int, end: int, chunk_len: int) -> Tensor:
+    """A span of [B, T, H, ...] as [M, N, L, ...], heads merged into the batch."""
+    B, _, H = x.shape[:3]
+    heads_first = x[:, start:end].transpose(1, 2)
+    return heads_first.reshape(B * H, (end - start) // chunk_len, chunk_len, *x.shape[3:])
 
 
 def cut_reset(reset_BT: Tensor | None, H: int, start: int, end: int, chunk_len: int) -> Tensor | None:
@@ -209,10 +212,10 @@ def cut_reset(reset_BT: Tensor | None, H: int, start: int, end: int, chunk_len: 
     return cut(reset_BT[:, :, None].expand(-1, -1, H), start, end, chunk_len)
 
 
-def paste(x_MNLK: Tensor, B: int) -> Tensor:
+def paste(x: Tensor, B: int) -> Tensor:
     """[M, N, L, ...] back to [B, T, H, ...]."""
-    M, N, L = x_MNLK.shape[:3]
-    return x_MNLK.reshape(B, M // B, N * L, *x_MNLK.shape[3:]).transpose(1, 2)
+    M, N, L = x.shape[:3]
+    return x.reshape(B, M // B, N * L, *x.shape[3:]).transpose(1, 2)
 
 
 class Chunkwise(torch.autograd.Function):
@@ -231,11 +234,11 @@ class Chunkwise(torch.autograd.Function):
             )
             starts += [c_MKV, n_MK, m_M]
             w = weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
-            c_MNKV, n_MNK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
+            c_MJKV, n_MJK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
             q_MNLK = q_MNLK * K**-0.5
-            h.append(paste(span_forward(q_MNLK, k_MNLK, v_MNLV, w, c_MNKV[:, :-1], n_MNK[:, :-1], options), B))
+            h.append(paste(span_forward(q_MNLK, k_MNLK, v_MNLV, w, c_MJKV[:, :-1], n_MJK[:, :-1], options), B))
             # clone: a view would keep the states of every chunk alive for the backward
-            c_MKV, n_MK, m_M = c_MNKV[:, -1].clone(), n_MNK[:, -1].clone(), w.m_M
+            c_MKV, n_MK, m_M = c_MJKV[:, -1].clone(), n_MJK[:, -1].clone(), w.m_M
         h_BTHV = torch.cat(h, dim=1)
         c_BHKV, n_BHK, m_BH = (x.view(B, H, *x.shape[1:]) for x in (c_MKV, n_MK, m_M))
         ctx.save_for_backward(q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, reset_BT, h_BTHV, *starts)
@@ -258,9 +261,9 @@ class Chunkwise(torch.autograd.Function):
                     cut(x, start, end, L) for x in (q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, h_BTHV, dh_BTHV)
                 )
                 w = weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
-                c_MNKV, n_MNK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
+                c_MJKV, n_MJK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
                 grads = span_backward(
-                    q_MNLK * K**-0.5, k_MNLK, v_MNLV, w, c_MNKV, n_MNK, h_MNLV, dh_MNLV, dc_MKV, dn_MK, options
+                    q_MNLK * K**-0.5, k_MNLK, v_MNLV, w, c_MJKV, n_MJK, h_MNLV, dh_MNLV, dc_MKV, dn_MK, options
                 )
                 dc_MKV, dn_MK = grads.c_MKV, grads.n_MK
                 parts.append(tuple(paste(x, B) for x in (grads.q_MNLK * K**-0.5, *grads[1:5])))

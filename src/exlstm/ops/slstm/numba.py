@@ -2,17 +2,21 @@
 
 Only what is truly sequential is in the scans: h_{t-1} R and the gates forward, d(gates) R^T and the gates backward.
 The backward recomputes all pre-activations in one batched GEMM (x + h_prev R, parallel over time), and the gradient
-of R is one batched GEMM after the scan. Rows and heads run in parallel; a head's R stays in a core's cache.
+of R is one batched GEMM after the scan. Every item, a row of the batch in one head, is a scan of its own. Items are
+shared out among plain threads, one piece each: unlike Numba's own parallel loops this may be called from several
+threads at once, and a core that is busy with something else does not stall the others.
 
 B batch  T time  H heads  K, V head width  G gates: i, f, z, o  J all gates of a head (4 V)  Q state parts: h, c, n, m
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from numpy import float32
 from torch import Tensor
 
@@ -41,13 +45,16 @@ def add_product(out_J: Array, x_K: Array, r_KJ: Array) -> None:
             out_J[j] += x0 * r_KJ[k, j]
 
 
-def forward_scan(x_BTHJ: Array, r_HKJ: Array, reset_BT: Array, lengths_B: Array, exp_forget: bool,
-                 states_BTHQV: Array, last_BHQV: Array) -> None:  # fmt: skip
-    """Fills states_BTHQV with (h, c, n, m) after every step; last_BHQV holds the first state and becomes the last."""
+def forward_scan(first: int, last: int, x_BTHJ: Array, r_HKJ: Array, reset_BT: Array, lengths_B: Array,
+                 exp_forget: bool, states_BTHQV: Array, last_BHQV: Array) -> None:  # fmt: skip
+    """Items first to last - 1. Fills states_BTHQV with (h, c, n, m) after every step.
+
+    last_BHQV holds the state before the first step and becomes the one after the last.
+    """
     B, T, H, J = x_BTHJ.shape
     V = J // 4
     mixing = r_HKJ.shape[1] > 0
-    for item in prange(B * H):
+    for item in range(first, last):
         b, head = item % B, item // B
         raw_J = np.empty(J, dtype=np.float32)
         now_QV = last_BHQV[b, head].copy()
@@ -74,16 +81,18 @@ def forward_scan(x_BTHJ: Array, r_HKJ: Array, reset_BT: Array, lengths_B: Array,
         last_BHQV[b, head] = now_QV
 
 
-def backward_scan(raw_BTHJ: Array, rt_HJK: Array, before_BTHQV: Array, reset_BT: Array, lengths_B: Array,
-                  exp_forget: bool, dh_BTHV: Array, draw_BTHJ: Array, dlast_BHQV: Array) -> None:  # fmt: skip
-    """Fills draw_BTHJ, the gradient of the pre-activations; dlast_BHQV holds the last state's and becomes the first's.
+def backward_scan(first: int, last: int, raw_BTHJ: Array, rt_HJK: Array, before_BTHQV: Array, reset_BT: Array,
+                  lengths_B: Array, exp_forget: bool, dh_BTHV: Array, draw_BTHJ: Array,
+                  dlast_BHQV: Array) -> None:  # fmt: skip
+    """Items first to last - 1. Fills draw_BTHJ, the gradient of the pre-activations.
 
-    before_BTHQV is the state before every step (cleared at resets).
+    before_BTHQV is the state before every step, cleared at resets. dlast_BHQV holds the gradient of the state after the
+    last step and becomes that of the state before the first.
     """
     B, T, H, J = raw_BTHJ.shape
     V = J // 4
     mixing = rt_HJK.shape[2] > 0
-    for item in prange(B * H):
+    for item in range(first, last):
         b, head = item % B, item // B
         raw_J, draw_J, dh_V = np.empty(J, np.float32), np.empty(J, np.float32), np.empty(V, np.float32)
         now_QV, d_QV = np.empty((4, V), np.float32), dlast_BHQV[b, head].copy()
@@ -121,17 +130,31 @@ def backward_scan(raw_BTHJ: Array, rt_HJK: Array, before_BTHQV: Array, reset_BT:
 def compiled(function: Any) -> Any:
     """The scan, compiled on first use; kept on disk for the next process where Numba finds a writable place."""
     try:
-        return njit(cache=True, parallel=True, fastmath=FASTMATH, error_model="numpy")(function)
+        return njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
     except RuntimeError:  # no writable place: compile once per process
-        return njit(parallel=True, fastmath=FASTMATH, error_model="numpy")(function)
+        return njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
 
 
 compiled_forward, compiled_backward = compiled(forward_scan), compiled(backward_scan)
 
 
-def match_threads() -> None:
-    """As many Numba threads as torch has been given."""
-    numba.set_num_threads(min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
+@cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for pieces of work; made once for each number of them."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="exlstm-slstm")
+
+
+def share_out(scan: Any, items: int, *arguments: Any) -> None:
+    """Runs `scan` on all items, in as many threads as torch has been given; the caller works on the first piece."""
+    threads = min(torch.get_num_threads(), items)
+    edges = [items * piece // threads for piece in range(threads + 1)]
+    if threads == 1:
+        scan(0, items, *arguments)
+        return
+    others = [pool(threads - 1).submit(scan, *piece, *arguments) for piece in list(pairwise(edges))[1:]]
+    scan(edges[0], edges[1], *arguments)
+    for other in others:
+        other.result()
 
 
 def shifted(states_BTHQV: Tensor, first_BHQV: Tensor, reset_BT: Tensor) -> Tensor:
@@ -155,9 +178,8 @@ class Scan(torch.autograd.Function):
         x_BTHJ, r_HKJ = x_BTHJ.contiguous(), r_HKJ.contiguous()
         first_BHQV = torch.stack([h_BHV, c_BHV, n_BHV, m_BHV], dim=2)
         last_BHQV, states_BTHQV = first_BHQV.clone(), x_BTHJ.new_zeros(B, T, H, 4, J // 4)
-        match_threads()
         arrays = (x.numpy() for x in (x_BTHJ.detach(), r_HKJ.detach(), reset_BT, lengths_B))
-        compiled_forward(*arrays, exp_forget, states_BTHQV.numpy(), last_BHQV.numpy())
+        share_out(compiled_forward, B * H, *arrays, exp_forget, states_BTHQV.numpy(), last_BHQV.numpy())
         ctx.save_for_backward(x_BTHJ, r_HKJ, first_BHQV, states_BTHQV, reset_BT, lengths_B)
         ctx.exp_forget = exp_forget
         last = last_BHQV.unbind(2)
@@ -170,18 +192,16 @@ class Scan(torch.autograd.Function):
         x_BTHJ, r_HKJ, first_BHQV, states_BTHQV, reset_BT, lengths_B = ctx.saved_tensors
         B, T, H, J = x_BTHJ.shape
         before_BTHQV = shifted(states_BTHQV, first_BHQV, reset_BT)
-        past_HMK = heads_first(before_BTHQV[:, :, :, 0])
+        past_HMV = heads_first(before_BTHQV[:, :, :, 0])
         mixing = r_HKJ.shape[1] > 0
         draw_BTHJ = torch.zeros_like(x_BTHJ)
         dlast_BHQV = torch.stack([*dlast[:3], torch.zeros_like(dlast[0])], dim=2)
         with exactly(x_BTHJ):
-            raw_BTHJ = x_BTHJ + (past_HMK @ r_HKJ).view(H, B, T, J).permute(1, 2, 0, 3) if mixing else x_BTHJ
+            raw_BTHJ = x_BTHJ + (past_HMV @ r_HKJ).view(H, B, T, J).permute(1, 2, 0, 3) if mixing else x_BTHJ
             arrays = (x.contiguous().numpy() for x in (raw_BTHJ, r_HKJ.mT, before_BTHQV, reset_BT, lengths_B))
-            match_threads()
-            compiled_backward(
-                *arrays, ctx.exp_forget, dh_BTHV.contiguous().numpy(), draw_BTHJ.numpy(), dlast_BHQV.numpy()
-            )
-            dr_HKJ = past_HMK.mT @ heads_first(draw_BTHJ) if mixing else torch.zeros_like(r_HKJ)
+            outputs = (dh_BTHV.contiguous().numpy(), draw_BTHJ.numpy(), dlast_BHQV.numpy())
+            share_out(compiled_backward, B * H, *arrays, ctx.exp_forget, *outputs)
+            dr_HKJ = past_HMV.mT @ heads_first(draw_BTHJ) if mixing else torch.zeros_like(r_HKJ)
         dfirst = dlast_BHQV.unbind(2)
         return draw_BTHJ, dr_HKJ, *dfirst[:3], None, None, None, None
 

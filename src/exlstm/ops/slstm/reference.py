@@ -76,7 +76,7 @@ def slstm_recurrent(
     forget_gate: ForgetGate = "sigmoid", cell_activation: CellActivation = "tanh",
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """The definition, one step after another, in plain torch. Where valid_BT is False nothing happens and h = 0."""
-    h = []
+    h, state = [], state._replace(m_BHV=state.m_BHV.detach())
     for t, x_BHGV in enumerate(x_BTHGV.unbind(1)):
         if reset_BT is not None:
             state = SLSTMState(*(s.masked_fill(like(reset_BT[:, t], s), 0) for s in state))

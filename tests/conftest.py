@@ -1,0 +1,38 @@
+"""What holds in every test: names tell the truth about shapes, seeds are fixed, unwritten memory is NaN, one thread."""
+
+import os
+import random
+from collections.abc import Generator
+
+# before torch is imported, and for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from shape_names import watch
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "exlstm", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("exlstm")
+
+
+@pytest.fixture(autouse=True)
+def same_start() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    # with this on, torch.empty holds NaN until it is written; on a GPU it would forbid kernels that have no such form
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    with watch() as found:
+        yield
+    if found:
+        pytest.fail("names that do not tell the truth about shapes:\n  " + "\n  ".join(found[:8]), pytrace=False)
