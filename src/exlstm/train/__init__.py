@@ -1,0 +1,1 @@
+"""Floor 4b: from settings to a trained model in a run folder."""

@@ -1,0 +1,151 @@
+"""Everything a training run depends on, as one value: the flags of `exlstm train`, and "train" in config.json."""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+DEFAULT_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    The budget is whichever of `steps`, `minutes` and `tokens` is used up first. The learning rate follows the budget,
+    so with `minutes` it follows the clock: such a run adapts to the machine but cannot be repeated bit for bit, while a
+    run bounded by steps or tokens can. Raises ValueError for a value that cannot work.
+    """
+
+    run: str | None = None  # folder of the run; left out: the first free runs/PRESET-001, -002, ...
+    data: str | None = None  # text file, folder, glob or .jsonl; left out: the source text of Python's standard library
+    tokenizer: str = "bytes"  # "bytes", "bpe:4096" (trained on the data), or the path of a tokenizer.json
+
+    preset: str = "laptop-small"  # name of the model; an unknown name lists them all
+    blocks: str | None = None  # other blocks at the preset's width, such as "mmms" (m mLSTM, s sLSTM, M of xLSTM-7B)
+
+    steps: int | None = None  # budget: optimiser steps (1000 if no budget is given)
+    minutes: float | None = None  # budget: minutes of training, validations included, final evaluation not
+    tokens: int | None = None  # budget: training tokens
+
+    batch: int = 16  # rows that go through the model at once
+    length: int = 256  # tokens per row
+    accumulate: int = 1  # batches per optimiser step
+    carry_state: bool = False  # rows follow on from step to step and keep their state (truncated backpropagation)
+
+    lr: float = 2e-3  # highest learning rate
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # shape after the warm-up; wsd = stable, then a cool-down
+    warmup: float = 0.02  # fraction of the budget in which the learning rate rises
+    cooldown: float = 0.2  # fraction of the budget in which it falls, for wsd
+    final_lr: float = 0.1  # learning rate at the end, as a fraction of the highest
+    weight_decay: float = 0.1  # AdamW's, for weight matrices only (table in exlstm/train/optimiser.py)
+    beta1: float = 0.9  # AdamW's average of gradients
+    beta2: float = 0.95  # AdamW's average of squared gradients
+    eps: float = 1e-8  # AdamW's guard against division by zero
+    clip: float = 1.0  # largest norm of the whole gradient; longer ones are scaled down
+
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 is autocast: weights and optimiser stay float32
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+    workers: int = 0  # CPU threads that share the rows of a batch; 0 is one per core (1 on a GPU or with compile)
+    compile: bool = False  # compile the model with torch.compile (on a CPU it needs a C++ compiler)
+    seed: int = 0  # of the initial weights, the order of the data, and dropout
+
+    validations: int = 10  # times in the run that validation loss is measured; each also saves a checkpoint
+    validation_tokens: int = 32_768  # size of the slice of the validation text used for that
+    samples: int = 4  # times in the run that a sample is generated for the report
+    save_minutes: float = 5.0  # longest time between two checkpoints
+    keep: int = 2  # newest checkpoints to keep; the best one is kept as well
+    log_every: int = 1  # steps per line of metrics.jsonl
+    final_minutes: float = 2.0  # longest time for the evaluation on the whole validation text at the end
+    yardsticks: bool = True  # compare with a trigram model, gzip and xz at the end
+
+    resume: bool = False  # continue the run in `run` from its last checkpoint, with its own settings
+    overwrite: bool = False  # delete the run in `run` first
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "minutes", "tokens"):
+            _require(
+                getattr(self, name) is None or getattr(self, name) > 0, name, self, "leave it out or make it positive"
+            )
+        for name in ("batch", "length", "accumulate", "validation_tokens", "keep", "log_every"):
+            _require(getattr(self, name) >= 1, name, self, "use at least 1")
+        for name in ("lr", "eps", "clip", "save_minutes"):
+            _require(0 < getattr(self, name) < math.inf, name, self, "use a positive number")
+        for name in ("warmup", "cooldown", "final_lr"):
+            _require(0 <= getattr(self, name) <= 1, name, self, "use a fraction between 0 and 1")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, self, "use a number from 0 up to, but not including, 1")
+        for name in ("weight_decay", "validations", "samples", "final_minutes", "seed", "workers"):
+            _require(0 <= getattr(self, name) < math.inf, name, self, "use 0 or more")
+        for name, choices in (("schedule", ("cosine", "wsd", "constant")), ("dtype", ("float32", "bfloat16"))):
+            _require(getattr(self, name) in choices, name, self, f"use one of {', '.join(choices)}")
+        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
+            raise ValueError(
+                f"--warmup {self.warmup} and --cooldown {self.cooldown} are more than the whole run; make one smaller."
+            )
+        if self.workers > self.batch or (self.workers > 1 and self.compile):
+            raise ValueError(
+                f"--workers {self.workers} cannot share a batch of {self.batch}{' with --compile' * self.compile}; "
+                "leave --workers out."
+            )
+        if self.resume and self.overwrite:
+            raise ValueError(
+                "resume and overwrite were both given; --resume continues the run, --overwrite deletes it."
+            )
+        if self.run is None and (self.resume or self.overwrite):
+            raise ValueError("resume and overwrite need the name of a run; add --run FOLDER.")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of one optimiser step."""
+        return self.batch * self.length * self.accumulate
+
+
+# about one invocation, not about the run
+INVOCATION = ("run", "resume", "overwrite")
+BUDGET = ("steps", "minutes", "tokens")
+# may be changed when a run is resumed: none of these touches the numbers of the steps already taken
+CHANGEABLE = (*BUDGET, "device", "save_minutes", "keep", "final_minutes", "yardsticks")
+
+
+def _require(ok: bool, name: str, config: TrainConfig, remedy: str) -> None:
+    if not ok:
+        raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)!r} cannot work; {remedy}.")
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """The settings as plain JSON, without the three that are about one invocation (run, resume, overwrite)."""
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in INVOCATION}
+
+
+def from_json(data: dict[str, Any]) -> TrainConfig:
+    """Inverse of `to_json`. Raises ValueError for a setting that this version does not know."""
+    unknown = sorted(set(data) - {field.name for field in fields(TrainConfig)})
+    if unknown:
+        raise ValueError(
+            f"the run has a setting {unknown[0]!r} that this version of exlstm lacks; use the one that wrote it."
+        )
+    return TrainConfig(**data)
+
+
+def resumed(asked: TrainConfig, saved: TrainConfig) -> TrainConfig:
+    """The settings of a resumed run: the saved ones, with the budget and other harmless ones taken from `asked`.
+
+    A budget that is asked for, of whatever kind, replaces the saved one; the learning rate follows it from then on.
+    Raises ValueError if `asked` differs from both the default and the saved run in a setting that a run cannot change.
+    """
+    default = TrainConfig()
+    changed = [
+        field.name
+        for field in fields(TrainConfig)
+        if field.name not in INVOCATION and getattr(asked, field.name) != getattr(default, field.name)
+    ]
+    for name in changed:
+        if name not in CHANGEABLE and getattr(asked, name) != getattr(saved, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{flag} {getattr(asked, name)!r} differs from the {getattr(saved, name)!r} of the run to resume; "
+                f"leave {flag} out, or start a new run."
+            )
+    kept = {name: getattr(asked, name) for name in changed if name in CHANGEABLE}
+    budget = {name: getattr(asked, name) for name in BUDGET} if any(name in changed for name in BUDGET) else {}
+    return replace(saved, **{**kept, **budget}, run=asked.run, resume=True)

@@ -1,0 +1,140 @@
+"""What a person sees while a run trains: a live bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+_PLAIN_SECONDS = 5.0
+_SPEED_SECONDS = 10.0  # the speed is an average over this time
+_SMOOTHING = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One optimiser step, as shown."""
+
+    step: int
+    fraction: float
+    seconds: float
+    loss: float
+    bits_per_byte: float
+    lr: float
+    tokens: int
+
+
+class Display(Protocol):
+    """Shows steps, and notes between them."""
+
+    def show(self, progress: Progress) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Meter:
+    """Turns steps into the line that is shown: smoothed loss, recent speed, learning rate, memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.recent: deque[tuple[float, int]] = deque()
+        self.loss = self.bits = self.weight = 0.0
+
+    def line(self, progress: Progress, now: float) -> str:
+        self.weight = _SMOOTHING * self.weight + 1 - _SMOOTHING
+        self.loss = _SMOOTHING * self.loss + (1 - _SMOOTHING) * progress.loss
+        self.bits = _SMOOTHING * self.bits + (1 - _SMOOTHING) * progress.bits_per_byte
+        self.recent.append((now, progress.tokens))
+        while len(self.recent) > 2 and now - self.recent[0][0] > _SPEED_SECONDS:
+            self.recent.popleft()
+        (then, before), (_, tokens) = self.recent[0], self.recent[-1]
+        speed = f"{(tokens - before) / (now - then):,.0f}" if now > then else "-"
+        return (
+            f"step {progress.step:,}  loss {self.loss / self.weight:.3f}  {self.bits / self.weight:.3f} bits/byte  "
+            f"{speed} tokens/s  lr {progress.lr:.1e}  {memory(self.device)}"
+        )
+
+
+class PlainDisplay:
+    """Plain lines: for files, pipes and logs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.meter = Meter(device)
+        self.shown = -_PLAIN_SECONDS
+
+    def show(self, progress: Progress) -> None:
+        now = time.monotonic()
+        line = self.meter.line(progress, now)
+        if now - self.shown >= _PLAIN_SECONDS or progress.fraction >= 1:
+            self.shown = now
+            self.note(f"{progress.fraction:4.0%}  {line}  {clock(left(progress))} left")
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class LiveDisplay:
+    """Two lines at the bottom of the terminal that are drawn again and again; notes scroll above them."""
+
+    def __init__(self, device: torch.device) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.meter = Meter(device)
+        self.console = Console(highlight=False)
+        self.live = Live(console=self.console, refresh_per_second=4)
+        self.live.start()
+
+    def show(self, progress: Progress) -> None:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        line = self.meter.line(progress, time.monotonic())
+        top = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=1.0, completed=progress.fraction, width=40)
+        top.add_row(bar, f"{progress.fraction:.0%}", f"{clock(left(progress))} left")
+        self.live.update(Group(top, Text(line, no_wrap=True, overflow="ellipsis")))
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+def open_display(device: torch.device) -> Display:
+    """The display that suits where the output goes."""
+    return LiveDisplay(device) if sys.stdout.isatty() else PlainDisplay(device)
+
+
+def left(progress: Progress) -> float:
+    """Seconds until the budget is used up, at the speed so far."""
+    return progress.seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def memory(device: torch.device) -> str:
+    """Peak memory of the GPU, or of this process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"

@@ -1,0 +1,256 @@
+"""How good a model is on text: loss, perplexity and bits per byte, in memory that does not depend on the length.
+
+B batch  T time
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows_of
+from exlstm.data.text import documents, fingerprint, split_documents
+from exlstm.train.crew import Crew, Forward, default_workers, threads_shared
+from exlstm.train.loss import bits_per_byte, cross_entropy
+from exlstm.train.run_folder import Which, open_run
+
+CONTEXTS = (256, 1024, 4096, 16384)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Sums over predictions; the text that `tokens` predicted tokens stand for has `bytes` bytes."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / max(self.tokens, 1)
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return bits_per_byte(self.nats, max(self.bytes, 1))
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate` found. `whole` carries the state from the first token to the last; `coverage` is the share of the
+    text that it reached in the time it had. `contexts` start from nothing every so many tokens."""
+
+    run: str
+    step: int
+    text: str
+    whole: Score
+    coverage: float
+    contexts: dict[int, Score]
+
+    def table(self) -> str:
+        """For people."""
+        lines = [f"{self.run}, step {self.step:,}, on {self.text}"]
+        lines.append(f"{'context':>16}  {'loss':>7}  {'perplexity':>10}  {'bits/byte':>9}  {'tokens':>10}")
+        rows = [(f"{context:,}", score) for context, score in self.contexts.items()]
+        for name, score in [*rows, ("all, state kept", self.whole)]:
+            numbers = f"{score.loss:7.4f}  {score.perplexity:10.3f}  {score.bits_per_byte:9.4f}  {score.tokens:10,}"
+            lines.append(f"{name:>16}  {numbers}")
+        if self.coverage < 1:
+            lines.append(f"(the time was enough for {self.coverage:.0%} of the text in the last row)")
+        return "\n".join(lines)
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    """The precision of a run: for "bfloat16" matrix products round to bfloat16, weights and gates do not."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a user names; "auto" is a GPU if there is one. Raises ValueError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name!r} is not on this machine; use 'cpu' or 'auto'.") from error
+    return device
+
+
+def score(
+    crew: Crew,
+    batches: Iterable[Batch],
+    byte_lengths: NDArray[np.int64],
+    *,
+    carry: bool,
+    chunk: int,
+    dtype: str = "float32",
+    stop: Callable[[], bool] = lambda: False,
+) -> Score:
+    """Sums over batches. carry: the state goes on from each batch to the next, otherwise each starts from nothing.
+
+    chunk: at most so many steps go through the model at once, the state does the rest; this bounds the memory.
+    stop: asked before each chunk; the sums so far are returned when it says so.
+    """
+    device = crew.models[0].embed.weight.device
+    nats, tokens, size = 0.0, 0, 0
+    states: dict[int, Any] = {}
+
+    def work(forward: Forward, part: slice, number: int, piece: Batch) -> float:
+        inputs_BT, targets_BT, reset_BT, lengths_B = (x[part].to(device) for x in piece)
+        ragged = bool((lengths_B < inputs_BT.shape[1]).any())
+        with torch.inference_mode(), autocast(device, dtype):
+            logits_BTC, states[number] = forward(
+                inputs_BT, states.get(number), reset_BT=reset_BT, lengths_B=lengths_B if ragged else None
+            )
+            return cross_entropy(logits_BTC, targets_BT).item()
+
+    with crew.evaluating():
+        for fresh, piece in _pieces(batches, chunk):
+            if stop():
+                break
+            if fresh and not carry:
+                states.clear()
+            nats += sum(crew.run(partial(work, piece=piece), len(piece.inputs_BT)))
+            counted = piece.targets_BT[piece.targets_BT != IGNORE].numpy()
+            tokens += len(counted)
+            size += int(byte_lengths[counted].sum())
+    return Score(nats=nats, tokens=tokens, bytes=size)
+
+
+def _pieces(batches: Iterable[Batch], chunk: int) -> Iterator[tuple[bool, Batch]]:
+    """Every batch in pieces of at most `chunk` steps, with whether the piece is the first of its batch."""
+    for batch in batches:
+        for start in range(0, batch.inputs_BT.shape[1], chunk):
+            part = slice(start, start + chunk)
+            inputs_BT = batch.inputs_BT[:, part]
+            lengths_B = (batch.lengths_B - start).clamp(0, inputs_BT.shape[1])
+            yield start == 0, Batch(inputs_BT, batch.targets_BT[:, part], batch.reset_BT[:, part], lengths_B)
+
+
+def score_whole(
+    crew: Crew,
+    stream: TokenStream,
+    byte_lengths: NDArray[np.int64],
+    *,
+    batch: int,
+    length: int,
+    minutes: float,
+    dtype: str = "float32",
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Score, float]:
+    """The whole text in `batch` lanes whose state is carried on, and the share of it that the time was enough for.
+
+    The lanes advance together, so a share of the text is an even sample of it.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    first = True
+
+    def over() -> bool:
+        nonlocal first
+        # at least one batch: a number from little text is better than none
+        enough, first = not first and (stop() or time.monotonic() > deadline), False
+        return enough
+
+    text = lanes(stream, batch=batch, length=length)
+    total = score(crew, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
+    return total, total.tokens / (len(stream) - 1)
+
+
+def score_contexts(
+    crew: Crew,
+    stream: TokenStream,
+    byte_lengths: NDArray[np.int64],
+    contexts: Sequence[int],
+    *,
+    tokens: int,
+    batch: int,
+    chunk: int,
+    dtype: str = "float32",
+) -> dict[int, Score]:
+    """For each context length: windows of so many tokens, each from a fresh state, over the same `tokens` tokens."""
+    return {
+        context: score(
+            crew,
+            windows_of(stream, length=context, batch=batch, limit=tokens),
+            byte_lengths,
+            carry=False,
+            chunk=chunk,
+            dtype=dtype,
+        )
+        for context in contexts
+    }
+
+
+def evaluate(
+    run: str,
+    *,
+    data: str | None = None,
+    part: Literal["val", "test"] = "val",
+    context: Sequence[int] | None = None,
+    tokens: int = 131_072,
+    minutes: float = 5.0,
+    checkpoint: Which | int = "best",
+    device: str = "auto",
+) -> Evaluation:
+    """Score the model of a run.
+
+    data: any text (file, folder, glob, .jsonl), all of it; None is the run's own validation (or `part` "test") text.
+    context: lengths to compare on the first `tokens` tokens; None is those of 256, 1024, 4096 and 16384 that fit.
+    minutes: time limit of the pass over the whole text. Memory is that of one training batch.
+    Raises ValueError for a missing run, checkpoint or text, and for a context that is longer than the text.
+    """
+    folder = open_run(run)
+    config = folder.train_config()
+    tokenizer = folder.tokenizer()
+    step = folder.step_of(checkpoint)
+    model = folder.load_model(step, device=str(pick_device(device)))
+    if data is None:
+        corpus = documents(config.data)
+        changed = fingerprint(corpus) != folder.config()["data"]["sha256"]
+        docs = getattr(split_documents(corpus), part)
+        name = f"the {part} part of the run's own data" + (", which has changed since" if changed else "")
+    else:
+        docs, name = documents(data), data
+    stream = pack(docs, tokenizer)
+    fitting = [length for length in CONTEXTS if length < len(stream)]
+    lengths = tokenizer.byte_lengths
+    workers = default_workers(model.embed.weight.device, config.batch)
+    with threads_shared(workers):
+        crew = Crew(model, workers)
+        contexts = score_contexts(
+            crew,
+            stream,
+            lengths,
+            fitting if context is None else context,
+            tokens=tokens,
+            batch=config.batch,
+            chunk=config.length,
+            dtype=config.dtype,
+        )
+        whole, coverage = score_whole(
+            crew, stream, lengths, batch=config.batch, length=config.length, minutes=minutes, dtype=config.dtype
+        )
+    text = f"{name} ({stream.bytes:,} bytes)"
+    return Evaluation(run=run, step=step, text=text, whole=whole, coverage=coverage, contexts=contexts)

@@ -1,0 +1,54 @@
+"""AdamW, and the table that says which parameters decay."""
+
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from exlstm.train.config import TrainConfig
+
+# The first row that matches a parameter's name decides whether weight decay pulls it towards zero. Matrices that mix
+# features decay. What is added, scales, opens gates, looks up or recurs does not: small is not simple there.
+DECAY_TABLE: tuple[tuple[str, bool], ...] = (
+    ("embed.*", False),
+    ("*norm.weight", False),
+    ("*.bias*", False),
+    ("*.b_*", False),
+    ("*.skip", False),
+    ("*.conv.*", False),
+    ("*.r_*", False),  # recurrent weights of the sLSTM
+    ("*.u_*", False),  # recurrent weights of the LSTM
+    ("*.weight*", True),  # includes those of gates and of the head
+    ("*.w_*", True),
+)
+
+
+def decays(name: str) -> bool:
+    """Whether the parameter of this name decays. Raises ValueError if no row of the table matches."""
+    for pattern, decision in DECAY_TABLE:
+        if fnmatchcase(name, pattern):
+            return decision
+    raise ValueError(f"no row of DECAY_TABLE in exlstm/train/optimiser.py matches the parameter {name!r}; add one.")
+
+
+def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the parameters that decay and of those that do not, each in the order of the model."""
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if decays(name)], [name for name in names if not decays(name)]
+
+
+def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """The optimiser of a run: decoupled weight decay (Loshchilov & Hutter 2019) on the first group only."""
+    parameters = dict(model.named_parameters())
+    decaying, others = decay_groups(model)
+    groups = [
+        {"params": [parameters[name] for name in decaying], "weight_decay": config.weight_decay},
+        {"params": [parameters[name] for name in others], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )

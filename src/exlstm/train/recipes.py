@@ -1,0 +1,40 @@
+"""Training runs that are known to work, by name: `exlstm train --recipe NAME`, where other flags change the recipe.
+
+Each is a plain TrainConfig on the source text of Python's standard library, so that nothing is downloaded.
+"""
+
+from exlstm.train.config import TrainConfig
+
+RECIPES: dict[str, TrainConfig] = {
+    # `make demo`: five minutes in all on two cores, set-up, final evaluation and yardsticks included
+    "demo": TrainConfig(
+        run="runs/demo",
+        overwrite=True,
+        preset="laptop-small",
+        tokenizer="bpe:4096",
+        minutes=3.25,
+        batch=8,
+        length=256,
+        final_minutes=0.3,
+        validations=6,
+        samples=3,
+    ),
+    # the recipe of the README: at most 45 minutes in all on two cores
+    "stdlib-45m": TrainConfig(
+        preset="laptop-medium",
+        tokenizer="bpe:4096",
+        minutes=40.0,
+        batch=16,
+        length=256,
+        carry_state=True,
+        validations=20,
+        samples=5,
+    ),
+}
+
+
+def recipe(name: str) -> TrainConfig:
+    """The recipe of that name. Raises ValueError, listing the names, if there is none."""
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; use one of {', '.join(RECIPES)}.")
+    return RECIPES[name]

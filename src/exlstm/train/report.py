@@ -1,0 +1,130 @@
+"""loss.png and report.html of a run. The page is one file: no scripts, nothing loaded from elsewhere."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from exlstm.models.lm import LM
+from exlstm.train.config import TrainConfig, to_json
+from exlstm.train.display import clock
+from exlstm.train.files import write_atomically
+from exlstm.train.picture import loss_picture
+from exlstm.train.run_folder import RunFolder
+from exlstm.train.summary import RunSummary, machine, yardstick_rows
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #d8dce3; --quiet: #667085; --card: #f6f7f9;
+  --bar: #2f6db3; --other: #b6bdc9; }
+@media (prefers-color-scheme: dark) { :root { --line: #3a3f49; --quiet: #9aa3b2; --card: #1e2127; --other: #525a68; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+.quiet { color: var(--quiet); }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0; }
+.tiles div { background: var(--card); border-radius: .5rem; padding: .6rem 1.1rem; }
+.tiles b { display: block; font-size: 1.5rem; }
+img { width: 100%; border-radius: .5rem; background: white; }
+pre { background: var(--card); border-radius: .5rem; padding: 1rem; overflow-x: auto; font-size: .85rem; }
+table { border-collapse: collapse; } td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { display: inline-block; height: .8rem; border-radius: .2rem; background: var(--other); }
+.mine .bar { background: var(--bar); } .mine td { font-weight: 600; }
+"""
+
+
+def write_report(run: RunFolder, config: TrainConfig, model: LM, summary: RunSummary) -> None:
+    """Writes both files from metrics.jsonl and the summary, complete or not."""
+    records = list(run.read_metrics())
+    title = f"{run.path.name}: {summary.parameters / 1e6:.2f} M parameters, {clock(summary.seconds)} of training"
+    picture = loss_picture(records, summary.yardsticks, title)
+    write_atomically(run.path / "loss.png", picture)
+    write_atomically(run.path / "report.html", _page(run, config, model, summary, records, picture))
+
+
+def _page(
+    run: RunFolder,
+    config: TrainConfig,
+    model: LM,
+    summary: RunSummary,
+    records: Sequence[dict[str, Any]],
+    picture: bytes,
+) -> str:
+    name = escape(run.path.name)
+    image = base64.b64encode(picture).decode()
+    data = run.config()["data"]
+    text = (
+        f"{data['documents']:,} documents, {data['train_bytes']:,} bytes to train on, {data['val_bytes']:,} to validate"
+    )
+    parts = [
+        f"<h1>{name}</h1>",
+        f'<p class="quiet">{escape(text)}</p>',
+        _tiles(summary, records),
+        _comparison(summary),
+        "<h2>Loss</h2>",
+        f'<img alt="Bits per byte against training tokens" src="data:image/png;base64,{image}">',
+        _samples(records),
+        f"<h2>Model</h2><pre>{escape(model.summary())}</pre>",
+        "<h2>Settings</h2>",
+        _table((key, str(value)) for key, value in to_json(config).items()),
+        "<h2>Machine</h2>",
+        _table((key, str(value)) for key, value in machine().items()),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _tiles(summary: RunSummary, records: Sequence[dict[str, Any]]) -> str:
+    tiles = []
+    validations = [record for record in records if "validation_bits_per_byte" in record]
+    if summary.final is not None:
+        tiles.append((f"{summary.final.bits_per_byte:.3f}", "bits per byte, validation text"))
+    elif validations:
+        tiles.append((f"{validations[-1]['validation_bits_per_byte']:.3f}", "bits per byte, validation slice"))
+    tiles += [
+        (f"{summary.parameters / 1e6:.2f} M", "parameters"),
+        (f"{summary.tokens / 1e6:.2f} M", f"training tokens in {summary.step:,} steps"),
+        (clock(summary.seconds), "training time"),
+    ]
+    if summary.final is None:
+        tiles.append(("stopped early", "continue with --resume"))
+    return '<div class="tiles">' + "".join(f"<div><b>{big}</b>{small}</div>" for big, small in tiles) + "</div>"
+
+
+def _comparison(summary: RunSummary) -> str:
+    if summary.final is None:
+        return ""
+    rows = [("this model", summary.final.bits_per_byte)]
+    rows += [] if summary.yardsticks is None else yardstick_rows(summary.yardsticks)
+    widest = max(value for _, value in rows)
+    lines = [
+        f'<tr{" class=mine" if name == "this model" else ""}><td>{name}</td><td class="number">{value:.3f}</td>'
+        f'<td><span class="bar" style="width:{16 * value / widest:.2f}rem"></span></td></tr>'
+        for name, value in sorted(rows, key=lambda row: row[1])
+    ]
+    covered = f"{summary.coverage:.0%}" if summary.coverage is not None and summary.coverage < 1 else "all"
+    note = (
+        f"Bits per byte, lower is better. The model (step {summary.final_step:,}) was scored on {covered} of the "
+        f"validation text, {summary.final.bytes:,} bytes, with its state carried on: loss {summary.final.loss:.4f} "
+        f"nats, perplexity {summary.final.perplexity:.3f} per token. The trigram model learnt from the same text."
+    )
+    return f'<h2>Comparison</h2><table>{"".join(lines)}</table><p class="quiet">{note}</p>'
+
+
+def _samples(records: Sequence[dict[str, Any]]) -> str:
+    found = [record for record in records if "sample" in record]
+    blocks = [
+        f'<p class="quiet">after {record["tokens"]:,} tokens</p><pre>{escape(record["sample"])}</pre>'
+        for record in reversed(found)
+    ]
+    return "<h2>Samples</h2>" + "\n".join(blocks) if blocks else ""
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    return (
+        "<table>"
+        + "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in rows)
+        + "</table>"
+    )

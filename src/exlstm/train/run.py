@@ -1,0 +1,102 @@
+"""`train`: one call from settings to a finished run."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+
+from exlstm.data.yardsticks import yardsticks
+from exlstm.models.lm import LMConfig
+from exlstm.train.config import DEFAULT_STEPS, TrainConfig
+from exlstm.train.crew import Crew, threads_shared
+from exlstm.train.display import Display, clock, open_display
+from exlstm.train.evaluate import pick_device, score_whole
+from exlstm.train.files import write_atomically
+from exlstm.train.loop import Sample, Trainer
+from exlstm.train.report import write_report
+from exlstm.train.setup import set_up
+from exlstm.train.signals import stop_requests
+from exlstm.train.summary import RunSummary
+
+
+def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample | None = None) -> RunSummary:
+    """Trains a model, or continues to train one, and leaves a run folder.
+
+    model: another architecture than `config.preset` and `config.blocks` name; its vocabulary must hold the tokenizer's.
+    sample: writes a text with the model, for the report; called a few times in the run.
+    SIGINT or SIGTERM ends it after the step at hand; then, too, everything is saved.
+
+    Raises ValueError, one sentence, for whatever the user can mend: settings, text, run folder, checkpoint, full disk,
+    and (NotFiniteError) a loss that is no number any more. Checkpoints that were there are never damaged.
+    """
+    device = pick_device(config.device)
+    setup = set_up(config, model)
+    shared = threads_shared(setup.config.workers)
+    with shared, closing(open_display(device)) as display, stop_requests() as stop:
+        trainer = Trainer(setup, device, display, sample)
+        _introduce(trainer, display)
+        (setup.run.path / "summary.json").unlink(missing_ok=True)
+        stopped = trainer.run(stop)
+        summary = RunSummary(
+            run=str(setup.run.path),
+            stopped=stopped,
+            step=trainer.position.step,
+            tokens=trainer.tokens(),
+            seconds=trainer.position.seconds,
+            parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+            seed=setup.config.seed,
+        )
+        if stopped == "budget":
+            display.note(f"scoring the whole validation text, for at most {setup.config.final_minutes:g} minutes")
+            summary = _final_numbers(trainer, summary, stop)
+    if summary.final is not None:
+        write_atomically(setup.run.path / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
+    write_report(setup.run, setup.config, trainer.model, summary)
+    print(_closing_words(summary), flush=True)
+    return summary
+
+
+def _introduce(trainer: Trainer, display: Display) -> None:
+    setup, config = trainer.setup, trainer.config
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    budgets = [
+        f"{config.steps:,} steps" if config.steps is not None else "",
+        f"{config.minutes:g} minutes" if config.minutes is not None else "",
+        f"{config.tokens:,} tokens" if config.tokens is not None else "",
+    ]
+    budget = " or ".join(filter(None, budgets)) or f"{DEFAULT_STEPS:,} steps"
+    size = f"{len(setup.model.blocks)} blocks, {parameters:,} parameters"
+    display.note(f"run {setup.run.path}: {size}, {config.dtype} on {trainer.device}")
+    display.note(
+        f"text: {setup.train.bytes:,} bytes to train on ({len(setup.train):,} tokens), {setup.val.bytes:,} to validate"
+    )
+    where = f"from step {trainer.position.step:,} on" if trainer.position.step else "from the beginning"
+    display.note(f"training for {budget}, {config.tokens_per_step:,} tokens per step, {where}; Ctrl-C saves and stops")
+
+
+def _final_numbers(trainer: Trainer, summary: RunSummary, stop: Callable[[], bool]) -> RunSummary:
+    """The best checkpoint on the whole validation text, beside the yardsticks; without them if a signal comes."""
+    setup, config = trainer.setup, trainer.config
+    best = setup.run.step_of("best")
+    last = best == trainer.position.step
+    model = trainer.model if last else setup.run.load_model(best, device=str(trainer.device))
+    final, coverage = score_whole(
+        Crew(model, config.workers),
+        setup.val,
+        setup.tokenizer.byte_lengths,
+        batch=config.batch,
+        length=config.length,
+        minutes=config.final_minutes,
+        dtype=config.dtype,
+        stop=stop,
+    )
+    found = yardsticks(setup.split.train, setup.split.val) if config.yardsticks and not stop() else None
+    if stop():
+        return replace(summary, stopped="signal")
+    return replace(summary, final=final, final_step=best, coverage=coverage, yardsticks=found)
+
+
+def _closing_words(summary: RunSummary) -> str:
+    if summary.final is None:
+        return f"stopped and saved at step {summary.step:,}; continue with: exlstm train --run {summary.run} --resume"
+    return f"{summary.table()}\ntrained for {clock(summary.seconds)}; see {summary.run}/report.html"

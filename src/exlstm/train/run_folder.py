@@ -1,0 +1,193 @@
+"""The folder of a run, as training writes it and everything else reads it.
+
+config.json               {"format": 1, "train": settings, "model": architecture, "data": fingerprint}
+tokenizer.json            the tokenizer
+metrics.jsonl             one JSON object per line: training steps, validations and samples, told apart by their keys
+loss.png, report.html     pictures, rewritten when the run stops
+summary.json              final numbers, present once the run is complete
+checkpoints/step-00001200 exlstm/train/checkpoint.py; checkpoints/best is a link to the best of them
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from exlstm.data.tokenizer import Tokenizer, tokenizer_from_json
+from exlstm.models.lm import LM, LMConfig
+from exlstm.models.saving import config_from_json, config_to_json, load
+from exlstm.train.config import TrainConfig, from_json, to_json
+from exlstm.train.files import reporting_failure, write_atomically
+
+FORMAT = 1
+_OWN = ("config.json", "tokenizer.json", "metrics.jsonl", "loss.png", "report.html", "summary.json", "checkpoints")
+
+Which = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run; `open_run` and `create_run` make one."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def config(self) -> dict[str, Any]:
+        """config.json as it is. Raises ValueError if it is damaged or of another format."""
+        data = _read_json(self.path / "config.json")
+        if data.get("format") != FORMAT or not {"train", "model", "data"} <= set(data):
+            raise ValueError(
+                f"{self.path / 'config.json'} has format {data.get('format')!r}, not {FORMAT}; "
+                "it is not from this version of exlstm train."
+            )
+        return data
+
+    def train_config(self) -> TrainConfig:
+        """The settings of the run."""
+        return from_json(self.config()["train"])
+
+    def model_config(self) -> LMConfig:
+        """The architecture of the run's model."""
+        return config_from_json(self.config()["model"])
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run."""
+        return tokenizer_from_json(_read_json(self.path / "tokenizer.json"))
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        return sorted(int(folder.name.removeprefix("step-")) for folder in self.checkpoints.glob("step-[0-9]*"))
+
+    def checkpoint_at(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def position(self, step: int) -> dict[str, Any]:
+        """trainer.json of a checkpoint. Raises ValueError if it is damaged."""
+        return _read_json(self.checkpoint_at(step) / "trainer.json")
+
+    def step_of(self, which: Which | int) -> int:
+        """The step of a checkpoint: the best one by validation loss, the last one, or the one of a given step.
+
+        Without any validation the last one is the best one. Raises ValueError if there is no such checkpoint.
+        """
+        steps = self.steps()
+        if not steps:
+            raise ValueError(f"{self.path} has no checkpoint yet; let it train until the first one is saved.")
+        if which == "last":
+            return steps[-1]
+        if which == "best":
+            scores = {step: self.position(step).get("validation_bits_per_byte") for step in steps}
+            scored = [step for step in steps if scores[step] is not None]
+            return min(scored, key=lambda step: (scores[step], -step)) if scored else steps[-1]
+        if which not in steps:
+            raise ValueError(f"{self.path} has no checkpoint of step {which!r}; it has {steps}, 'best' and 'last'.")
+        return which
+
+    def load_model(self, which: Which | int = "best", *, device: str = "cpu") -> LM:
+        """The model of a checkpoint, in evaluation mode."""
+        return load(self.checkpoint_at(self.step_of(which)), device=device).eval()
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl. A torn last line, as a killed run may leave, is skipped."""
+        if not self.metrics.exists():
+            return
+        with self.metrics.open("rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):
+                    try:
+                        record = json.loads(line)
+                    except ValueError as error:
+                        raise ValueError(
+                            f"{self.metrics} has a damaged line {line[:60]!r}; remove that line."
+                        ) from error
+                    yield record
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Adds one line to metrics.jsonl."""
+        with (
+            reporting_failure(self.metrics, "free some space and continue with --resume"),
+            self.metrics.open("a") as out,
+        ):
+            out.write(json.dumps(record) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops what was logged after `step`: the steps that a resumed run takes again."""
+        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
+        write_atomically(self.metrics, "".join(kept))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; {path.parent} is incomplete or not what exlstm train writes.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON; it is damaged or not what exlstm train writes.") from error
+    return data if isinstance(data, dict) else {}
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """A run that exists. Raises ValueError if there is none at `path`."""
+    folder = RunFolder(Path(path))
+    if not folder.path.is_dir():
+        raise ValueError(f"there is no run at {path}; name a folder that exlstm train has written.")
+    folder.config()
+    return folder
+
+
+def new_run_path(preset: str) -> Path:
+    """The first free one of runs/PRESET-001, runs/PRESET-002, ..."""
+    number = 1
+    while (path := Path("runs") / f"{preset}-{number:03d}").exists():
+        number += 1
+    return path
+
+
+def create_run(
+    path: Path, config: TrainConfig, model: LMConfig, tokenizer: Tokenizer, fingerprint: dict[str, Any]
+) -> RunFolder:
+    """Makes the folder; config.json comes last, so that a folder that has one is complete.
+
+    Raises ValueError if something else is there already.
+    """
+    folder = RunFolder(path)
+    check_free(path, overwrite=config.overwrite)
+    with reporting_failure(path, "free some space or choose another folder with --run"):
+        _clear(folder)
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / "tokenizer.json", json.dumps(tokenizer.to_json()))
+    content = {"format": FORMAT, "train": to_json(config), "model": config_to_json(model), "data": fingerprint}
+    write_atomically(path / "config.json", json.dumps(content, indent=2))
+    return folder
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Raises ValueError unless a new run may be written to `path`: never over anything that is not a run."""
+    if path.is_dir():
+        there = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        foreign = [name for name in there if name not in _OWN]
+        if there and not overwrite and not foreign:
+            raise ValueError(f"the run {path} exists; continue it with --resume, or delete it with --overwrite.")
+        if foreign:
+            raise ValueError(f"{path} holds {foreign[0]!r}, which no run writes; choose another folder with --run.")
+    elif path.exists():
+        raise ValueError(f"{path} is a file; choose another folder with --run.")
+
+
+def _clear(folder: RunFolder) -> None:
+    # config.json first: a folder without it is not taken for a run if this is interrupted
+    for name in _OWN:
+        entry = folder.path / name
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,111 @@
+"""Everything a run needs before its first step: text, tokenizer, architecture, folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from exlstm.data.packing import TokenStream, batch_at, pack
+from exlstm.data.text import Document, Split, documents, fingerprint, split_documents
+from exlstm.data.tokenizer import Tokenizer, tokenizer_from_spec
+from exlstm.models.lm import LMConfig
+from exlstm.models.pattern import lm_from_pattern
+from exlstm.models.presets import preset
+from exlstm.train.config import TrainConfig, resumed
+from exlstm.train.crew import default_workers
+from exlstm.train.evaluate import pick_device
+from exlstm.train.run_folder import RunFolder, check_free, create_run, new_run_path, open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run that is ready to train."""
+
+    run: RunFolder
+    config: TrainConfig
+    model: LMConfig
+    tokenizer: Tokenizer
+    split: Split
+    train: TokenStream
+    val: TokenStream
+
+
+def set_up(config: TrainConfig, model: LMConfig | None) -> Setup:
+    """Reads the text and makes the folder of a new run, or opens the one to resume.
+
+    Raises ValueError for text, tokenizer, model or folder that cannot be used; nothing has been written then.
+    """
+    return _existing(config, model) if config.resume else _new(config, model)
+
+
+def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
+    path = new_run_path(config.preset) if config.run is None else Path(config.run)
+    check_free(path, overwrite=config.overwrite)
+    if model is None:
+        preset(config.preset)  # an unknown name is told before the text is read
+    docs = documents(config.data)
+    split = split_documents(docs)
+    tokenizer = tokenizer_from_spec(config.tokenizer, [document.data for document in split.train])
+    train, val = pack(split.train, tokenizer), pack(split.val, tokenizer)
+    model = _model_config(config, tokenizer.vocab_size) if model is None else model
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"the model has a vocabulary of {model.vocab_size}, the tokenizer one of {tokenizer.vocab_size}; "
+            f"make it at least {tokenizer.vocab_size}."
+        )
+    # a text that is too short for one batch is told before anything is written
+    batch_at(train, 0, batch=config.batch, length=config.length, seed=config.seed, carry=config.carry_state)
+    if config.workers > 1 and model.dropout > 0:
+        raise ValueError(
+            f"--workers {config.workers} cannot be used with dropout, whose random numbers come in one order only; "
+            "leave --workers out."
+        )
+    if config.workers == 0:
+        alone = config.compile or model.dropout > 0  # dropout draws from one generator, in the order of the calls
+        config = replace(config, workers=default_workers(pick_device(config.device), config.batch, alone=alone))
+    config = replace(config, run=str(path))
+    run = create_run(path, config, model, tokenizer, _describe(docs, train, val))
+    return Setup(run=run, config=config, model=model, tokenizer=tokenizer, split=split, train=train, val=val)
+
+
+def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
+    assert config.run is not None
+    run = open_run(config.run)
+    config = resumed(config, run.train_config())
+    if model is not None and model != run.model_config():
+        raise ValueError(f"the run {run.path} has another architecture than the one given; leave it out to resume.")
+    docs = documents(config.data)
+    split = split_documents(docs)
+    tokenizer = run.tokenizer()
+    if fingerprint(docs) != run.config()["data"]["sha256"]:
+        raise ValueError(
+            f"the text of the run {run.path} has changed since it began, so it cannot be continued; "
+            "restore the text (for the standard library: the same Python), or start a new run."
+        )
+    return Setup(
+        run=run,
+        config=config,
+        model=run.model_config(),
+        tokenizer=tokenizer,
+        split=split,
+        train=pack(split.train, tokenizer),
+        val=pack(split.val, tokenizer),
+    )
+
+
+def _model_config(config: TrainConfig, vocab_size: int) -> LMConfig:
+    base = preset(config.preset, vocab_size=vocab_size)
+    if config.blocks is None:
+        return base
+    return lm_from_pattern(config.blocks, vocab_size=vocab_size, width=base.width)
+
+
+def _describe(docs: Sequence[Document], train: TokenStream, val: TokenStream) -> dict[str, Any]:
+    return {
+        "sha256": fingerprint(docs),
+        "documents": len(docs),
+        "train_bytes": train.bytes,
+        "train_tokens": len(train),
+        "val_bytes": val.bytes,
+        "val_tokens": len(val),
+    }

@@ -1,0 +1,138 @@
+"""Bit for bit: two runs with one seed, and a run that was interrupted, killed or rolled back and then resumed."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import Settings, ctrl_c_at, numbers, optimizer, trainer_json, weights
+
+from exlstm.models.lm import LMConfig
+from exlstm.models.pattern import lm_from_pattern
+from exlstm.train.config import TrainConfig
+from exlstm.train.run import train
+
+# what a resumed step depends on beyond the weights: order of the data, schedule, dropout, carried state
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "carried state": {"carry_state": True, "batch": 3},
+    "accumulated": {"accumulate": 3, "schedule": "wsd", "cooldown": 0.5},
+    "accumulated and carried": {"accumulate": 2, "carry_state": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "tokens": {"steps": None, "tokens": 8 * 2 * 16 - 5},
+}
+
+
+def same(one: str, other: str, step: int = 8) -> None:
+    assert numbers(one) == numbers(other)
+    assert weights(one, step) == weights(other, step)
+    assert optimizer(one, step) == optimizer(other, step)
+    random = [trainer_json(run, step)["random"] for run in (one, other)]
+    assert random[0] == random[1]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_interrupted_and_resumed_is_uninterrupted(
+    name: str, settings: Settings, tiny: LMConfig, tmp_path: Path
+) -> None:
+    tiny = replace(tiny, dropout=0.2)
+    config = settings(**VARIANTS[name], samples=8)
+    train(replace(config, run=str(tmp_path / "whole")), model=tiny, sample=ctrl_c_at(99))
+    stopped = train(config, model=tiny, sample=ctrl_c_at(3))
+    assert (stopped.stopped, stopped.step, stopped.final) == ("signal", 3, None)
+    resumed = train(TrainConfig(run=config.run, resume=True), sample=ctrl_c_at(99))
+    assert (resumed.stopped, resumed.step) == ("budget", 8)
+    same(str(tmp_path / "whole"), resumed.run)
+
+
+def test_workers_share_a_batch_and_stay_in_step(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
+    """Unequal parts, a carried state: bit for bit when resumed, and the numbers of one worker but for rounding."""
+    config = settings(workers=2, batch=3, carry_state=True, accumulate=2, samples=8)
+    alone = train(replace(config, run=str(tmp_path / "alone"), workers=1), model=tiny)
+    train(replace(config, run=str(tmp_path / "whole")), model=tiny, sample=ctrl_c_at(99))
+    train(config, model=tiny, sample=ctrl_c_at(3))
+    resumed = train(TrainConfig(run=config.run, resume=True), sample=ctrl_c_at(99))
+    same(str(tmp_path / "whole"), resumed.run)
+    for key in ("loss", "gradient_norm"):
+        one, two = ([r[key] for r in numbers(run) if key in r] for run in (alone.run, resumed.run))
+        assert one == pytest.approx(two, rel=1e-4), key
+
+
+def test_dropout_and_workers_do_not_go_together(settings: Settings, tiny: LMConfig) -> None:
+    """Threads would draw from one generator in an order that differs from run to run."""
+    with pytest.raises(ValueError, match=r"^--workers 2 cannot be used with dropout, .*; leave --workers out\.$"):
+        train(settings(workers=2), model=replace(tiny, dropout=0.1))
+
+
+def test_all_mixers_resume(settings: Settings, tmp_path: Path) -> None:
+    """With a state of every kind in the checkpoint (attention's grows, so it cannot be carried)."""
+    model = lm_from_pattern("msMl", vocab_size=257, width=16, heads=2)
+    config = settings(steps=4, length=4, carry_state=True, samples=4)
+    train(replace(config, run=str(tmp_path / "whole")), model=model, sample=ctrl_c_at(99))
+    train(config, model=model, sample=ctrl_c_at(1))
+    resumed = train(TrainConfig(run=config.run, resume=True), sample=ctrl_c_at(99))
+    same(str(tmp_path / "whole"), resumed.run, step=4)
+
+
+def test_one_seed_one_run(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(settings(run=str(tmp_path / name)), model=tiny)
+    train(settings(run=str(tmp_path / "c"), seed=1), model=tiny)
+    same(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert numbers(tmp_path / "a")[0]["loss"] != numbers(tmp_path / "c")[0]["loss"]
+
+
+def test_looking_changes_nothing(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
+    """Validations, samples (which draw random numbers) and checkpoints leave the steps as they were."""
+    tiny = replace(tiny, dropout=0.2)
+
+    def draw(model: object, tokenizer: object) -> str:
+        return str(torch.rand(3))
+
+    train(settings(run=str(tmp_path / "a"), validations=0), model=tiny)
+    train(settings(run=str(tmp_path / "b"), validations=8, samples=8, save_minutes=1e-9), model=tiny, sample=draw)
+    steps = [[record for record in numbers(tmp_path / name) if "loss" in record] for name in "ab"]
+    assert len(steps[0]) == 8
+    assert steps[0] == steps[1]
+    assert weights(tmp_path / "a", 8) == weights(tmp_path / "b", 8)
+
+
+def test_lines_after_the_checkpoint_are_taken_again(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
+    """As after a kill: steps were logged that no checkpoint holds, and the last line is torn."""
+    run = tmp_path / "run"
+    train(settings(), model=tiny)
+    shutil.copytree(run, tmp_path / "whole")
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 9, "tok')
+    train(TrainConfig(run=str(run), resume=True))
+    same(str(tmp_path / "whole"), str(run))
+
+
+def test_killed_before_the_first_checkpoint(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(settings(), model=tiny)
+    shutil.copytree(run, tmp_path / "whole")
+    shutil.rmtree(run / "checkpoints")
+    train(TrainConfig(run=str(run), resume=True))
+    same(str(tmp_path / "whole"), str(run))
+
+
+def test_a_finished_run_can_be_given_a_longer_budget(settings: Settings, tiny: LMConfig) -> None:
+    first = train(settings(), model=tiny)
+    again = train(TrainConfig(run=first.run, resume=True))
+    assert again.step == 8
+    assert again.final == first.final
+    longer = train(TrainConfig(run=first.run, resume=True, steps=12))
+    assert longer.step == 12
+    assert [record["step"] for record in numbers(first.run) if "loss" in record] == list(range(1, 13))
+
+
+def test_accumulated_small_batches_are_one_large_batch(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
+    train(settings(run=str(tmp_path / "a"), batch=4), model=tiny)
+    train(settings(run=str(tmp_path / "b"), batch=2, accumulate=2), model=tiny)
+    large, small = ([r for r in numbers(tmp_path / name) if "loss" in r] for name in "ab")
+    for key in ("loss", "bits_per_byte", "gradient_norm", "tokens"):
+        assert [r[key] for r in large] == pytest.approx([r[key] for r in small], rel=1e-4), key

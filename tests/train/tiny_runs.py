@@ -1,0 +1,49 @@
+"""What tests read from the folder of a run."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from exlstm.data.tokenizer import Tokenizer
+from exlstm.models.lm import LM
+from exlstm.train.config import TrainConfig
+from exlstm.train.run_folder import RunFolder
+
+Settings = Callable[..., TrainConfig]  # the fixture `settings`
+
+
+def numbers(run: str | Path) -> list[dict[str, Any]]:
+    """Everything a run has logged, but for the clock."""
+    return [
+        {key: value for key, value in record.items() if key != "seconds"}
+        for record in RunFolder(Path(run)).read_metrics()
+    ]
+
+
+def weights(run: str | Path, step: int) -> bytes:
+    """The model of a checkpoint, byte for byte."""
+    return (RunFolder(Path(run)).checkpoint_at(step) / "model.safetensors").read_bytes()
+
+
+def optimizer(run: str | Path, step: int) -> bytes:
+    """AdamW's averages of a checkpoint, byte for byte."""
+    return (RunFolder(Path(run)).checkpoint_at(step) / "optimizer.safetensors").read_bytes()
+
+
+def trainer_json(run: str | Path, step: int) -> dict[str, Any]:
+    return dict(json.loads((RunFolder(Path(run)).checkpoint_at(step) / "trainer.json").read_bytes()))
+
+
+def ctrl_c_at(sample: int) -> Callable[[LM, Tokenizer], str]:
+    """A sample callback that presses Ctrl-C in the given one of its calls."""
+    calls = []
+
+    def press(model: LM, tokenizer: Tokenizer) -> str:
+        calls.append(None)
+        if len(calls) == sample:
+            signal.raise_signal(signal.SIGINT)
+        return "a sheep"
+
+    return press
