@@ -135,21 +135,28 @@ class LM(nn.Module):
 
     def check(self, tokens: Any, state: Any, reset: Any, lengths: Any) -> None:
         """ValueError, in one sentence, for input that does not fit this model."""
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int32, torch.int64):
             found = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(f"tokens are {found}; pass a tensor of integers, [batch, time].")
-        if tokens.ndim != 2 or tokens.shape[1] < 1:
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; pass [batch, time] with at least one step.")
-        batch, vocab = tokens.shape[0], self.config.vocab_size
+            raise ValueError(f"tokens are {found}; pass a tensor of integers (int32 or int64), [batch, time].")
+        if tokens.ndim != 2 or not tokens.numel():
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; pass [batch, time], both at least 1.")
+        (batch, steps), vocab = tokens.shape, self.config.vocab_size
+        needed = {"reset_BT": (reset, (batch, steps), torch.bool), "lengths_B": (lengths, (batch,), torch.int64)}
+        for name, (x, shape, dtype) in needed.items():
+            if x is not None and (x.dtype != dtype or tuple(x.shape) != shape):
+                raise ValueError(
+                    f"{name} is {x.dtype} of shape {tuple(x.shape)}; with these tokens it must be {dtype} of {shape}."
+                )
         # on other devices this look would wait for the device; there the embedding itself reports it
-        if tokens.device.type == "cpu" and batch and not torch.compiler.is_compiling():
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= vocab:
-                wrong = low if low < 0 else high
-                raise ValueError(f"token {wrong} is outside the vocabulary of {vocab}; use the model's own tokenizer.")
-        for name, x, shape in (("reset_BT", reset, tuple(tokens.shape)), ("lengths_B", lengths, (batch,))):
-            if x is not None and tuple(x.shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(x.shape)}; with these tokens it must be {shape}.")
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            if wrong := [n for n in (int(tokens.min()), int(tokens.max())) if not 0 <= n < vocab]:
+                raise ValueError(
+                    f"token {wrong[0]} is outside the vocabulary of {vocab}; use the model's own tokenizer."
+                )
+            if lengths is not None and (bad := [n for n in lengths.tolist() if not 0 <= n <= steps]):
+                raise ValueError(
+                    f"lengths_B holds {bad[0]}; it must lie between 0 and the {steps} steps of these tokens."
+                )
         if state is not None:
             if not isinstance(state, tuple) or len(state) != len(self.blocks):
                 raise ValueError(

@@ -48,8 +48,9 @@ PRESETS: dict[str, Callable[[], LMConfig]] = {
     "synthetic-0:1": partial(synthetic, "0:1"),
     "synthetic-1:1": partial(synthetic, "1:1"),
     "laptop-tiny": partial(lm_from_pattern, "ms", vocab_size=257, width=32),
-    "laptop-small": partial(lm_from_pattern, "mmms", vocab_size=4096, width=256),
-    "laptop-medium": partial(lm_from_pattern, "mmmsmmmm", vocab_size=8192, width=384),
+    "laptop-small": partial(lm_from_pattern, "mms", vocab_size=2048, width=192),
+    "laptop-medium": partial(lm_from_pattern, "mmsmm", vocab_size=4096, width=256),
+    "laptop-large": partial(lm_from_pattern, "mmmsmmmm", vocab_size=8192, width=384),
 }
 
 

@@ -75,6 +75,7 @@ def save(model: LM, folder: str | os.PathLike[str]) -> None:
         except SafetensorError as error:
             raise OSError(f"cannot write {folder / WEIGHTS}: {error}; free some space and save again.") from error
         config.write_text(json.dumps(config_to_json(model.config), indent=1) + "\n")
+        weights.chmod(config.stat().st_mode)  # safetensors lets only the owner read; the user's umask decides here
         for file in (weights, config):
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())

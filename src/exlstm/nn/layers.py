@@ -52,7 +52,8 @@ class BlockLinear(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         B, T, D = x_BTD.shape
-        x_HMK = x_BTD.reshape(B * T, self.weight_HVK.shape[0], -1).transpose(0, 1)
+        H, V, K = self.weight_HVK.shape
+        x_HMK = x_BTD.reshape(B * T, H, K).transpose(0, 1)
         return (x_HMK @ self.weight_HVK.mT).transpose(0, 1).reshape(B, T, D)
 
 

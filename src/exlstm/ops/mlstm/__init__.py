@@ -46,6 +46,8 @@ def mlstm(
     check_rows("reset_BT", reset_BT, (B, T))
     check_rows("lengths_B", lengths_B, (B,))
     state = zero_state(k_BTHK, v_BTHV) if state is None else state
+    for name, x, shape in zip(state._fields, state, ((B, H, K, v_BTHV.shape[-1]), (B, H, K), (B, H)), strict=True):
+        check_rows(f"{name} of the state", x, shape)
     valid_BT = None if lengths_B is None else inside(lengths_B, T)
     if valid_BT is not None:
         # a step that writes nothing (log i = -inf) and forgets nothing (log f = 0)

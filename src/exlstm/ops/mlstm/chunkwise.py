@@ -82,7 +82,7 @@ def weights(log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M:
     i_MNL, m_M = log_i_MNL.to(exact), m_M.to(exact)
     if options.stabilize:
         flat_reset_MT = None if reset_MNL is None else reset_MNL.reshape(M, N * L)
-        m_MNL = stabiliser(i_MNL.reshape(M, -1), f_MNL.reshape(M, -1), flat_reset_MT, m_M).view(M, N, L)
+        m_MNL = stabiliser(i_MNL.flatten(1), f_MNL.flatten(1), flat_reset_MT, m_M).view(M, N, L)
     else:
         m_MNL = torch.zeros_like(i_MNL)
     m_before_MN = torch.cat([m_M[:, None], m_MNL[:, :-1, -1]], dim=1)

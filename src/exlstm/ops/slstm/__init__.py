@@ -63,14 +63,17 @@ def slstm(
     check_rows("reset_BT", reset_BT, (B, T))
     check_rows("lengths_B", lengths_B, (B,))
     state = zero_state(x_BTHGV) if state is None else state
+    for name, x in state._asdict().items():
+        check_rows(f"{name} of the state", x, (B, H, V))
     name = choose("slstm", backend, [("numba", numba_obstacle(x_BTHGV, cell_activation)), ("recurrent", None)])
     with exactly(x_BTHGV):
         if name == "numba":
             from exlstm.ops.slstm.numba import slstm_numba
 
-            return slstm_numba(
+            h_BTHV, state = slstm_numba(
                 x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp"
             )
+            return h_BTHV, state
         valid_BT = None if lengths_B is None else inside(lengths_B, T)
         if reset_BT is not None and valid_BT is not None:
             reset_BT = reset_BT & valid_BT

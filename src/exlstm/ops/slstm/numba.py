@@ -206,6 +206,8 @@ class Scan(torch.autograd.Function):
         return draw_BTHJ, dr_HKJ, *dfirst[:3], None, None, None, None
 
 
+# torch.compile leaves the scan alone: it is compiled already
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def slstm_numba(
     x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState, /,
     *, reset_BT: Tensor | None, lengths_B: Tensor | None, exp_forget: bool,

@@ -1,0 +1,71 @@
+# The commands of the README. Each sets up what it needs first: .venv, with the versions of requirements.lock.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The first Python on the path that is new enough; override with `make PYTHON=/path/to/python3.12 ...`
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+VENV := .venv
+BIN := $(VENV)/bin
+USE := $(VENV)/.installed-exlstm
+DEV := $(VENV)/.installed-dev
+
+.PHONY: help venv demo test test-slow test-gpu format lint types docs ci lock clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(USE): pyproject.toml requirements.lock
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "exlstm needs Python 3.11 or newer and none is on the path; name one with: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+	elif ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo "exlstm needs Python 3.11 or newer and '$(PYTHON)' is not; name one with: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@echo "setting up $(VENV) with the versions of requirements.lock; the first time takes some minutes"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	@touch $@
+
+$(DEV): $(USE)
+	@echo "adding what tests, lint, types and docs need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev,docs,golden]'
+	@touch $@
+
+venv: $(DEV)  ## .venv with everything for working on exlstm
+
+demo: $(USE)  ## train a small xLSTM on real text and generate from it (about 5 minutes on 2 cores)
+	$(BIN)/exlstm demo
+
+test: $(DEV)  ## the default tests
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(DEV)  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-gpu: $(DEV)  ## the tests that need an NVIDIA GPU
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU: torch.cuda.is_available() is False here, so no test ran.")'
+	$(BIN)/python -m pytest -q -m gpu
+
+format: $(DEV)  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+lint: $(DEV)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)  ## mypy --strict on src
+	$(BIN)/mypy
+
+docs: $(DEV)  ## build the documentation into site/, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+ci: test lint types docs  ## what .ci/run runs
+
+lock: $(DEV)  ## write requirements.lock from what .venv holds now
+	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip list --format=freeze --exclude pip --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:  ## remove what these commands made, except runs/
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,76 @@
+"""The command line: `exlstm COMMAND`. Mistakes cost one sentence on stderr, never a traceback."""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from exlstm import __version__
+from exlstm.cli.commands import COMMANDS
+from exlstm.cli.parse import parse, similar, take_choice
+from exlstm.train.recipes import RECIPES
+
+MISTAKE = 2
+INTERRUPTED = 130  # what shells report for a program that SIGINT ended
+READER_GONE = 141  # and for SIGPIPE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code.
+
+    0 for success, 2 for what the user can put right (one sentence on stderr), 130 after Ctrl-C, 141 when whoever reads
+    the output has gone.
+    """
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end a command
+    try:
+        _dispatch(name, words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes again at exit, and would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        command = f"exlstm {name}" if name in COMMANDS else "exlstm"
+        print(f"{command}: {error}", file=sys.stderr)
+        return MISTAKE
+    return 0
+
+
+def _dispatch(name: str, words: Sequence[str]) -> None:
+    if name in ("-h", "--help"):
+        _overview()
+        return
+    if name in ("-V", "--version"):
+        print(f"exlstm {__version__}")
+        return
+    if name not in COMMANDS:
+        raise ValueError(f"there is no command {name!r}{similar(name, COMMANDS)}; exlstm --help lists them.")
+    command = COMMANDS[name]
+    default = command.default
+    if name == "train":
+        chosen, words = take_choice("--recipe", words, RECIPES)
+        default = chosen or default
+    description = f"{command.help[0].upper()}{command.help[1:]}.\n\n{command.more}".strip()
+    options = parse(command.options, words, program=f"exlstm {name}", description=description, default=default)
+    if options is not None:
+        command.run(options)
+
+
+def _overview() -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    rows = Table.grid(padding=(0, 2))
+    for name, command in COMMANDS.items():
+        rows.add_row(f"[bold]{name}[/bold]", command.help)
+    console = Console(highlight=False)
+    console.print("usage: exlstm COMMAND [OPTIONS]\n\nxLSTM language models: train, evaluate, generate.\n")
+    console.print(Panel(rows, title="commands", title_align="left", border_style="dim"))
+    console.print("exlstm COMMAND --help lists the options of a command.")

@@ -1,0 +1,261 @@
+"""The commands: each is a frozen dataclass of options, whose comments are its help, and a function.
+
+PyTorch is imported inside the functions, so that help and complaints about options come at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from exlstm.cli.parse import similar
+from exlstm.train.config import TrainConfig
+from exlstm.train.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from exlstm.data.tokenizer import Tokenizer
+    from exlstm.models.lm import LM, LMConfig
+    from exlstm.train.run_folder import Which
+
+Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_RUN")]
+
+SAMPLE_PROMPT = "def "
+SAMPLE_TOKENS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Options of `exlstm eval`."""
+
+    run: Run  # folder of the run
+    data: str | None = None  # text file, folder, glob or .jsonl; left out: the run's own held-out text
+    part: Literal["val", "test"] = "val"  # which held-out text of the run
+    context: str | None = None  # context lengths, such as 256,1024,4096,16384; left out: those of these that fit
+    tokens: int = 131_072  # how many tokens the context lengths are compared on
+    minutes: float = 5.0  # longest time for the pass over the whole text
+    checkpoint: str = "best"  # best, last, or the number of a step
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Options of `exlstm generate`."""
+
+    run: Run  # folder of the run
+    prompt: str = ""  # text to continue; left out: the model begins a document
+    max_tokens: int = 256  # most tokens to generate; the model may end the document before
+    temperature: float = 0.8  # 0 always takes the most likely token, 1 samples the model's own distribution
+    top_k: int | None = None  # sample from the k most likely tokens only
+    top_p: float = 0.95  # sample from the most likely tokens that hold this much probability only
+    min_p: float = 0.0  # drop tokens less likely than this fraction of the most likely one
+    repetition_penalty: float = 1.0  # above 1, tokens that have occurred become less likely
+    seed: int = 0  # the same seed gives the same text
+    checkpoint: str = "best"  # best, last, or the number of a step
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    """`exlstm presets` has no options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Options of `exlstm summary`."""
+
+    model: Model  # name of a preset, or folder of a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Options of `exlstm explain`."""
+
+    model: Model = "laptop-small"  # name of a preset, or folder of a run
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+
+
+def train(options: TrainConfig) -> None:
+    """`exlstm train`."""
+    from exlstm.train.run import train as run_training
+
+    run_training(options, sample=_sample)
+
+
+def demo(options: TrainConfig) -> None:
+    """`exlstm demo`: train, then show what came out."""
+    from exlstm.train.run import train as run_training
+
+    summary = run_training(options, sample=_sample)
+    if summary.final is None:
+        return
+    folder = Path(summary.run)
+    print(f"\nA sample, as `exlstm generate {folder} --prompt {SAMPLE_PROMPT!r}` gives it:\n")
+    generate(Generate(run=summary.run, prompt=SAMPLE_PROMPT, device=options.device))
+    print(f"\nThe learning curve is in {folder / 'loss.png'}, the report in {folder / 'report.html'}.")
+
+
+def evaluate(options: Evaluate) -> None:
+    """`exlstm eval`."""
+    from exlstm.train.evaluate import evaluate as run_evaluation
+
+    found = run_evaluation(
+        options.run,
+        data=options.data,
+        part=options.part,
+        context=None if options.context is None else _lengths(options.context),
+        tokens=options.tokens,
+        minutes=options.minutes,
+        checkpoint=_checkpoint(options.checkpoint),
+        device=options.device,
+    )
+    print(found.table())
+
+
+def generate(options: Generate) -> None:
+    """`exlstm generate`: the prompt, then the continuation, piece by piece."""
+    from exlstm.infer.generate import generate_text
+    from exlstm.infer.sampling import SamplingConfig
+    from exlstm.train.evaluate import pick_device
+    from exlstm.train.run_folder import open_run
+
+    sampling = SamplingConfig(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+    )
+    folder = open_run(options.run)
+    model = folder.load_model(_checkpoint(options.checkpoint), device=str(pick_device(options.device)))
+    pieces = generate_text(
+        model, folder.tokenizer(), options.prompt, max_tokens=options.max_tokens, sampling=sampling, seed=options.seed
+    )
+    print(options.prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def presets(options: Presets) -> None:
+    """`exlstm presets`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from exlstm.models.presets import PRESETS, preset
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("preset")
+    for heading in ("parameters", "state bytes per sequence", "blocks"):
+        table.add_column(heading, justify="left" if heading == "blocks" else "right")
+    for name in PRESETS:
+        model = _without_weights(preset(name))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        table.add_row(name, f"{parameters:,}", f"{model.state_bytes():,}", str(len(model.config.blocks)))
+    Console(highlight=False).print(table)
+
+
+def summary(options: Summary) -> None:
+    """`exlstm summary`."""
+    print(_without_weights(_architecture(options.model)).summary())
+
+
+def explain(options: Explain) -> None:
+    """`exlstm explain`."""
+    from exlstm.models.explain import explain as explain_model
+    from exlstm.models.lm import LM
+    from exlstm.train.evaluate import pick_device
+
+    model = LM(_architecture(options.model)).to(pick_device(options.device))
+    print(explain_model(model))
+    print(explain_model(model, length=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a command takes and does. `help` is its line in the overview, `more` what only its own help says."""
+
+    help: str
+    more: str = ""
+    options: type
+    default: Any = None  # None: the defaults of the options
+    run: Callable[[Any], None]
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(
+        help="train a language model on text, or resume a run",
+        more="The budget is whichever of --steps, --minutes and --tokens is used up first. Ctrl-C saves and stops.\n"
+        f"--recipe NAME begins with the settings of a recipe ({', '.join(RECIPES)}), and other options change it.",
+        options=TrainConfig,
+        run=train,
+    ),
+    "eval": Command(
+        help="loss, perplexity, bits per byte of a run by context length",
+        more="Memory is that of one training batch, however long the context is.",
+        options=Evaluate,
+        run=evaluate,
+    ),
+    "generate": Command(help="continue a text with a run; streams as it comes", options=Generate, run=generate),
+    "demo": Command(
+        help="five minutes: train on Python's own source, compare, generate",
+        more="Replaces the former demo in runs/demo. Options change the recipe, as in `exlstm train --recipe demo`.",
+        options=TrainConfig,
+        default=RECIPES["demo"],
+        run=demo,
+    ),
+    "presets": Command(help="the models that have a name, with their sizes", options=Presets, run=presets),
+    "summary": Command(help="blocks, parameters, FLOPs and state of a preset or a run", options=Summary, run=summary),
+    "explain": Command(help="which backend each op of a model runs on here, and why", options=Explain, run=explain),
+}
+
+
+def _lengths(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"--context {text!r} is not a list of lengths; write one such as 256,1024,4096.")
+    return [int(word) for word in words]
+
+
+def _checkpoint(text: str) -> "Which | int":
+    if text == "best":
+        return "best"
+    if text == "last":
+        return "last"
+    if not text.isdecimal():
+        raise ValueError(f"--checkpoint {text!r} cannot work; use best, last, or the number of a step.")
+    return int(text)
+
+
+def _architecture(name: str) -> "LMConfig":
+    """Of a run, if there is a folder of that name, otherwise of a preset."""
+    from exlstm.models.presets import PRESETS, preset
+    from exlstm.train.run_folder import open_run
+
+    if Path(name).is_dir():
+        return open_run(name).model_config()
+    if name not in PRESETS:
+        raise ValueError(f"there is no run and no preset {name!r}{similar(name, PRESETS)}; exlstm presets lists them.")
+    return preset(name)
+
+
+def _without_weights(config: "LMConfig") -> "LM":
+    import torch
+
+    from exlstm.models.lm import LM
+
+    with torch.device("meta"):
+        return LM(config)
+
+
+def _sample(model: "LM", tokenizer: "Tokenizer") -> str:
+    """A text for the report of a training run, always with the same random numbers."""
+    from exlstm.infer.generate import generate_text
+    from exlstm.infer.sampling import SamplingConfig
+
+    sampling = SamplingConfig(temperature=0.8, top_p=0.95)
+    return SAMPLE_PROMPT + "".join(
+        generate_text(model, tokenizer, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, sampling=sampling)
+    )

@@ -1,0 +1,115 @@
+"""From words on the command line to a dataclass of options, or to one sentence that says why not."""
+
+import contextlib
+import difflib
+import io
+import itertools
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+Options = TypeVar("Options")
+
+METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
+
+
+def parse(
+    kind: type[Options], words: Sequence[str], *, program: str, description: str, default: Options | None = None
+) -> Options | None:
+    """The options, or None when only help was asked for, which is then on stdout.
+
+    default: values of the options that are not given; None takes those of the dataclass.
+    Raises ValueError for an unknown option and for a value that does not fit.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options: Options
+            options, unknown = tyro.cli(
+                kind,
+                prog=program,
+                description=description,
+                args=list(words),
+                default=tyro.MISSING_NONPROP if default is None else default,
+                return_unknown_args=True,
+                registry=_registry(),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        # what the dataclass itself has refused is a sentence already
+        reason = stop.__context__ if type(stop.__context__) is ValueError else _first_part(complaint.getvalue())
+        raise ValueError(f"{str(reason).rstrip('.')}; see {program} --help.") from None
+    if unknown:
+        odd = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+        known = ["--" + field.name.replace("_", "-") for field in fields(kind)]  # type: ignore[arg-type]
+        raise ValueError(f"{odd!r} is no option{similar(odd, known)}; see {program} --help.")
+    return options
+
+
+def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options]) -> tuple[Options | None, list[str]]:
+    """Takes `option NAME` out of the words: the choice of that name, None without the option, and the other words."""
+    chosen, rest, ahead = None, [], iter(words)
+    for word in ahead:
+        name, equals, value = word.partition("=")
+        if name != option:
+            rest.append(word)
+            continue
+        value = value if equals else next(ahead, "")
+        if value not in choices:
+            raise ValueError(f"{option} {value!r} is unknown; use one of {', '.join(choices)}.")
+        chosen = choices[value]
+    return chosen, rest
+
+
+def similar(word: str, known: Iterable[str]) -> str:
+    """ ", perhaps you mean ...", or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", perhaps you mean {close[0]}" if close else ""
+
+
+def _registry() -> ConstructorRegistry:
+    """tyro's rules, but an option that may be left out is shown by the type it takes: --steps INT, not {None}|INT."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def number_or_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        union = typing.get_origin(info.type) in (types.UnionType, typing.Union)
+        kinds = typing.get_args(info.type) if union else (info.type,)
+        may_be_none = type(None) in kinds
+        kind = next((kind for kind in kinds if kind in METAVARS), None)
+        if kind is None or len(kinds) != 1 + may_be_none:
+            return None
+
+        def read(words: list[str]) -> Any:
+            if may_be_none and words[0].lower() == "none":
+                return None
+            try:
+                return kind(words[0])
+            except ValueError:
+                raise ValueError(f"{words[0]!r} is not a {'whole ' if kind is int else ''}number") from None
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=METAVARS[kind],
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, kind) or (may_be_none and value is None),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def _first_part(box: str) -> str:
+    """What is wrong, from the box in which tyro says it: a title, this, and other parts behind rules or empty lines."""
+    lines = [line.strip(" │─-╭╮╰╯") for line in box.splitlines()[1:]]
+    part = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
+    text = " ".join(part) or "these options do not fit"
+    text = re.sub(r"^Missing from [^:]*: (\S+).*", r"\1 is missing", text.removeprefix("Error parsing "))
+    return text.replace(". ", "; ")

@@ -1,0 +1,1 @@
+"""Floor 4c: sampling and generation."""

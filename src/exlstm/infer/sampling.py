@@ -1,0 +1,124 @@
+"""From the logits of one position to the next token: pure functions, one row of the batch per sequence.
+
+    logits_BC -> penalise_repeats -> temperature -> keep_top_k -> keep_top_p -> keep_min_p -> one uniform draw per row
+
+Every filter sets what it drops to -inf and keeps at least the most likely token. A row takes exactly one number from
+its own generator per token, so a sequence samples the same tokens alone, in a batch, and after a pause.
+
+B batch (sequences)  C classes (vocabulary)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is chosen; the defaults sample from the model's distribution as it is.
+
+    temperature: divides the logits; 0 always takes the most likely token (greedy).
+    top_k: keep only the k most likely tokens; None keeps all.
+    top_p: keep the smallest set of most likely tokens that holds this much probability (Holtzman et al. 2020,
+        "The Curious Case of Neural Text Degeneration"); 1 keeps all.
+    min_p: drop tokens less likely than this fraction of the most likely one (Nguyen et al. 2024, "Turning Up the Heat:
+        Min-p Sampling"); 0 keeps all.
+    repetition_penalty: above 1, tokens that occur in the prompt or in the text so far become less likely (Keskar et al.
+        2019, "CTRL", section 4.1); 1 changes nothing.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature}.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}; leave it out to keep every token.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}; 1 keeps every token.")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be between 0 and 1, not {self.min_p}; 0 keeps every token.")
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            raise ValueError(
+                f"repetition_penalty must be a positive number, not {self.repetition_penalty}; 1 changes nothing."
+            )
+
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+def penalise_repeats(logits_BC: Tensor, seen_BC: Tensor, penalty: float) -> Tensor:
+    """Make the tokens marked in `seen_BC` (bool) less likely: positive logits / penalty, negative logits * penalty."""
+    penalised_BC = torch.where(logits_BC > 0, logits_BC / penalty, logits_BC * penalty)
+    return torch.where(seen_BC, penalised_BC, logits_BC)
+
+
+def keep_top_k(logits_BC: Tensor, k: int) -> Tensor:
+    """Keep exactly the k largest logits of each row (all of them if the vocabulary is smaller)."""
+    values_BK, index_BK = logits_BC.topk(min(k, logits_BC.shape[-1]), dim=-1)
+    return torch.full_like(logits_BC, -torch.inf).scatter(-1, index_BK, values_BK)
+
+
+def keep_top_p(logits_BC: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of most likely tokens whose probabilities sum to at least p."""
+    sorted_BC, index_BC = logits_BC.sort(dim=-1, descending=True, stable=True)
+    probability_BC = sorted_BC.double().softmax(dim=-1)
+    # a token stays while the mass of the tokens before it is still short of p: the first one always does
+    before_BC = probability_BC.cumsum(dim=-1) - probability_BC
+    kept_BC = sorted_BC.masked_fill(before_BC >= p, -torch.inf)
+    return torch.empty_like(logits_BC).scatter(-1, index_BC, kept_BC)
+
+
+def keep_min_p(logits_BC: Tensor, p: float) -> Tensor:
+    """Keep the tokens that are at least p times as likely as the most likely one."""
+    probability_BC = logits_BC.softmax(dim=-1)
+    return logits_BC.masked_fill(probability_BC < p * probability_BC.amax(dim=-1, keepdim=True), -torch.inf)
+
+
+def filtered_logits(logits_BC: Tensor, config: SamplingConfig, seen_BC: Tensor | None = None) -> Tensor:
+    """The logits that are sampled from: penalty, temperature (unless greedy), top-k, top-p, min-p; dropped is -inf."""
+    if config.repetition_penalty != 1.0 and seen_BC is not None:
+        logits_BC = penalise_repeats(logits_BC, seen_BC, config.repetition_penalty)
+    if config.temperature > 0.0:
+        # shifted first: a tiny temperature must not overflow
+        logits_BC = (logits_BC - logits_BC.amax(dim=-1, keepdim=True)) / config.temperature
+    if config.top_k is not None:
+        logits_BC = keep_top_k(logits_BC, config.top_k)
+    if config.top_p < 1.0:
+        logits_BC = keep_top_p(logits_BC, config.top_p)
+    if config.min_p > 0.0:
+        logits_BC = keep_min_p(logits_BC, config.min_p)
+    return logits_BC
+
+
+def sample(
+    logits_BC: Tensor, config: SamplingConfig, generators: Sequence[Generator], seen_BC: Tensor | None = None
+) -> Tensor:
+    """The next token of every sequence: tokens_B int64, on the device of the logits.
+
+    generators: one CPU generator per row; each gives one number (none if the temperature is 0).
+    seen_BC: boolean, the tokens each sequence holds so far; needed for the repetition penalty only.
+    Raises ValueError if the logits of a row are NaN or infinite.
+    """
+    logits_BC = logits_BC.float()
+    if not logits_BC.amax(dim=-1).isfinite().all():
+        raise ValueError("the model's logits are NaN or infinite, so no token can be chosen; check its weights.")
+    logits_BC = filtered_logits(logits_BC, config, seen_BC)
+    if config.temperature == 0.0:
+        return logits_BC.argmax(dim=-1)
+    draw_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(logits_BC.device)
+    return draw_from(logits_BC.double().softmax(dim=-1), draw_B)
+
+
+def draw_from(probability_BC: Tensor, draw_B: Tensor) -> Tensor:
+    """Inverse of the cumulative distribution at `draw_B` in [0, 1); never returns a token of probability zero."""
+    cumulative_BC = probability_BC.cumsum(dim=-1)
+    # the product stays below the total even for the largest draw, 1 - 2^-53, so that there is always a token above it
+    target_B1 = draw_B[:, None] * cumulative_BC[:, -1:]
+    return torch.searchsorted(cumulative_BC, target_B1, right=True)[:, 0]

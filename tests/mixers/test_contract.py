@@ -1,0 +1,418 @@
+"""Every mixer keeps the contract; a new one is tested by being in MIXERS."""
+
+import json
+from dataclasses import FrozenInstanceError, asdict, fields
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exlstm.mixers import MIXERS
+from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.contract import detach, leaves, map_state, rows, state_nbytes
+from exlstm.mixers.mlstm import MLSTMConfig
+from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.slstm import SLSTMConfig
+
+WIDTH = 32
+CONFIGS = {name: config() for name, config in MIXERS.items()} | {
+    "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid"),
+    "mlstm no normaliser": MLSTMConfig(input_gate="sigmoid", normalize=False),
+    "mlstm conv of 1": MLSTMConfig(conv_width=1, heads=2, qkv_block=8),
+    "mlstm_large no cap": MLSTMLargeConfig(gate_cap=None, key_factor=0.25, value_factor=2.0),
+    "slstm no conv": SLSTMConfig(conv_width=0),
+    "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),
+    "slstm dense": SLSTMConfig(heads=1),
+    "slstm exp forget": SLSTMConfig(forget_gate="exp", forget_bias="zeros", recurrent_init="uniform"),
+    "slstm silu": SLSTMConfig(cell_activation="silu"),
+    "attention window": AttentionConfig(window=5),
+    "attention window of 1": AttentionConfig(window=1),
+    "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
+}
+every = pytest.mark.parametrize("name", CONFIGS)
+# float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
+PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
+precisions = pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+
+
+def build(name, dtype=torch.float64):
+    """The mixer with every parameter away from the zeros and ones it starts from."""
+    torch.manual_seed(1)
+    mixer = CONFIGS[name].build(WIDTH, depth=3, index=1)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return mixer.to(dtype)
+
+
+def inputs(B=3, T=24, *, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(B, T, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def in_pieces(mixer, x, cuts, state=None):
+    """The pieces between the cuts, one call each, the state handed on."""
+    out = []
+    for piece in x.split(cuts, dim=1):
+        y, state = mixer(piece, state)
+        out.append(y)
+    return torch.cat(out, dim=1), state
+
+
+def assert_close(got, want):
+    tolerance = PRECISIONS[want.dtype]
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+def assert_same_memory(mixer, got, want):
+    """Two states that nothing that follows can tell apart."""
+    z = inputs(leaves(want)[0].shape[0], 7, dtype=next(mixer.parameters()).dtype, seed=5)
+    assert_close(mixer(z, got)[0], mixer(z, want)[0])
+
+
+@every
+@precisions
+@pytest.mark.parametrize("cuts", [[1] * 24, [5, 1, 18], [23, 1], [1, 23]], ids=str)
+def test_cutting_time_changes_nothing(name, dtype, cuts):
+    mixer, x = build(name, dtype), inputs(dtype=dtype)
+    y, state = mixer(x)
+    z, after = in_pieces(mixer, x, cuts)
+    assert_close(z, y)
+    for got, want in zip(leaves(after), leaves(state), strict=True):
+        if want.is_floating_point():
+            assert_close(got, want)
+        else:
+            assert torch.equal(got, want)
+
+
+@every
+def test_cutting_time_across_chunks(name):
+    """Longer than a chunk of the mLSTM, and cut off its grid."""
+    mixer, x = build(name), inputs(1, 150)
+    assert_close(in_pieces(mixer, x, [70, 1, 79])[0], mixer(x)[0])
+
+
+@every
+@precisions
+def test_gradients_flow_through_the_cut(name, dtype):
+    """Of the input and of every parameter; and each parameter has one, so that none is there for nothing."""
+    mixer, weights = build(name, dtype), inputs(seed=3, dtype=dtype)
+    gradients = []
+    for cuts in ([24], [9, 1, 14]):
+        x = inputs(dtype=dtype).requires_grad_()
+        mixer.zero_grad()
+        (in_pieces(mixer, x, cuts)[0] * weights).sum().backward()
+        gradients.append({"x": x.grad} | {key: p.grad.clone() for key, p in mixer.named_parameters()})
+    largest = max(want.abs().max() for want in gradients[0].values())
+    for key, want in gradients[0].items():
+        # with one step to look at, neither query nor key decides anything
+        assert want.abs().max() > 1e-9 * largest or (name == "attention window of 1" and key[0] in "qk"), key
+        # rounding is as large as the terms of a sum, which in a gradient of gates nearly cancel
+        size = want.abs().max() if dtype == torch.float64 else want.abs().max() + 0.1 * largest
+        assert (gradients[1][key] - want).abs().max() <= PRECISIONS[dtype] * size + 1e-12 * largest, key
+
+
+@every
+@precisions
+def test_causal(name, dtype):
+    mixer, x = build(name, dtype), inputs(2, 20, dtype=dtype)
+    y, _ = mixer(x)
+    other = x.clone()
+    other[:, 12:] += 10.0
+    assert torch.equal(mixer(other)[0][:, :12], y[:, :12])
+    x.requires_grad_()
+    mixer(x)[0][:, 11].sum().backward()
+    assert not x.grad[:, 12:].any()
+    assert x.grad[:, 11].any(-1).all()
+
+
+@every
+def test_what_was_seen_matters(name):
+    """A mixer that forgot its state would pass everything about causality. A window of one step has no past."""
+    mixer, x = build(name), inputs(2, 6)
+    other = x.clone()
+    other[:, 3] += 1.0
+    assert torch.equal(mixer(other)[0][:, 5], mixer(x)[0][:, 5]) == (name == "attention window of 1")
+
+
+@every
+@precisions
+def test_rows_are_independent_and_states_batch_first(name, dtype):
+    mixer, x = build(name, dtype), inputs(4, 12, dtype=dtype)
+    _, state = mixer(x[:, :8])
+    picked = torch.tensor([2, 0, 2])
+    y, _ = mixer(x[picked, 8:], rows(state, picked))
+    assert_close(y, mixer(x)[0][picked, 8:])
+    loud = x.clone()
+    loud[1] *= 100
+    assert_close(mixer(loud)[0][[0, 2, 3]], mixer(x)[0][[0, 2, 3]])
+
+
+@every
+@precisions
+def test_nothing_is_changed_in_place(name, dtype):
+    """Neither inputs, nor the state that went in, nor the one that came out, by later steps or a backward."""
+    mixer, x = build(name, dtype), inputs(2, 12, dtype=dtype)
+    reset, lengths = torch.rand(2, 12) < 0.3, torch.tensor([9, 12])
+    weights = [p.detach().clone() for p in mixer.parameters()]
+    _, state = mixer(x)
+    kept = [x, reset, lengths, *leaves(state)]
+    before = [t.detach().clone() for t in kept]
+    for options in ({}, {"reset_BT": reset}, {"lengths_B": lengths}, {"reset_BT": reset, "lengths_B": lengths}):
+        y, after = mixer(x, detach(state), **options)
+        one, _ = mixer(x[:, :1], after)
+        (y.sum() + one.sum()).backward()
+    assert all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(mixer.parameters(), weights, strict=True))
+
+
+@every
+@precisions
+def test_resets_are_separate_sequences(name, dtype):
+    """Documents packed into one row, in one batch with others, give what each gives alone."""
+    mixer, x = build(name, dtype), inputs(dtype=dtype)
+    reset = torch.rand(3, 24, generator=torch.Generator().manual_seed(2)) < 0.15
+    reset[0, 0] = reset[1, 23] = reset[2, 3] = reset[2, 4] = True
+    _, before = mixer(inputs(seed=8, dtype=dtype))
+    y, state = mixer(x, before, reset_BT=reset)
+    for row in range(3):
+        alone = None if reset[row, 0] else rows(before, torch.tensor([row]))
+        starts = [0, *(t for t in range(1, 24) if reset[row, t]), 24]
+        for start, end in zip(starts[:-1], starts[1:], strict=True):
+            alone = None if start else alone
+            z, alone = mixer(x[row : row + 1, start:end], alone)
+            assert_close(y[row : row + 1, start:end], z)
+        assert_same_memory(mixer, rows(state, torch.tensor([row])), alone)
+
+
+@every
+@precisions
+def test_padding_changes_nothing(name, dtype):
+    """Ragged rows in one batch give what each gives alone, and y = 0 beyond their ends."""
+    mixer, x = build(name, dtype), inputs(4, dtype=dtype)
+    lengths = [24, 0, 1, 7]
+    reset = torch.rand(4, 24, generator=torch.Generator().manual_seed(2)) < 0.1
+    for row, length in enumerate(lengths):
+        x[row, length:] = 100.0
+        reset[row, length:] = True
+    _, before = mixer(inputs(4, seed=8, dtype=dtype))
+    y, state = mixer(x, before, reset_BT=reset, lengths_B=torch.tensor(lengths))
+    for row, length in enumerate(lengths):
+        alone = rows(before, torch.tensor([row]))
+        assert not y[row, length:].any()
+        if length:
+            z, alone = mixer(x[row : row + 1, :length], alone, reset_BT=reset[row : row + 1, :length])
+            assert_close(y[row : row + 1, :length], z)
+        assert_same_memory(mixer, rows(state, torch.tensor([row])), alone)
+
+
+@every
+@settings(max_examples=12)
+@given(
+    cut=st.integers(1, 9), seed=st.integers(0, 2**31), share=st.sampled_from([0.0, 0.2, 1.0]),
+    lengths=st.lists(st.integers(0, 10), min_size=2, max_size=2),
+)  # fmt: skip
+def test_resets_lengths_and_cuts_together(name, cut, seed, share, lengths):
+    """A ragged batch that is cut anywhere, with resets anywhere, some rows already over."""
+    mixer, x, ends = build(name), inputs(2, 10, seed=seed), torch.tensor(lengths)
+    reset = torch.rand(2, 10, generator=torch.Generator().manual_seed(seed)) < share
+    y, state = mixer(x, reset_BT=reset, lengths_B=ends)
+    y1, middle = mixer(x[:, :cut], reset_BT=reset[:, :cut], lengths_B=ends.clamp(max=cut))
+    y2, after = mixer(x[:, cut:], middle, reset_BT=reset[:, cut:], lengths_B=(ends - cut).clamp(min=0))
+    assert_close(torch.cat([y1, y2], dim=1), y)
+    assert_same_memory(mixer, after, state)
+
+
+@every
+@precisions
+def test_a_reset_at_the_first_step_is_a_fresh_start(name, dtype):
+    mixer, x = build(name, dtype), inputs(2, 9, dtype=dtype)
+    reset = torch.zeros(2, 9, dtype=torch.bool)
+    reset[:, 0] = True
+    _, state = mixer(100 * x)
+    y, after = mixer(x, state, reset_BT=reset)
+    z, fresh = mixer(x)
+    assert_close(y, z)
+    assert_same_memory(mixer, after, fresh)
+
+
+@every
+@precisions
+@pytest.mark.parametrize("T", [1, 24])
+def test_no_state_means_the_zero_state(name, dtype, T):
+    mixer, x = build(name, dtype), inputs(2, T, dtype=dtype)
+    zero = mixer.zero_state(2)
+    y, state = mixer(x, zero)
+    assert_close(y, mixer(x)[0])
+    assert type(zero) is type(state)
+    for a, b, there in zip(leaves(zero), leaves(state), leaves(mixer.zero_state(2, torch.device("meta"))), strict=True):
+        assert a.dtype == b.dtype == there.dtype
+        assert a.shape == there.shape
+        assert there.device.type == "meta"
+        assert a.shape[0] == b.shape[0] == 2
+        assert not a.any()
+
+
+@every
+@pytest.mark.parametrize("T", [1, 3, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_state_bytes_are_the_real_ones(name, dtype, T):
+    mixer = build(name, dtype)
+    _, state = mixer(inputs(2, T, dtype=dtype))
+    assert state_nbytes(state) == 2 * mixer.state_bytes(T)
+    for _ in range(3):
+        _, state = mixer(inputs(2, 1, dtype=dtype), state)
+    assert state_nbytes(state) == 2 * mixer.state_bytes(T + 3)
+    assert mixer.state_bytes() == mixer.state_bytes(0)
+
+
+def float_dtypes(state):
+    return {t.dtype for t in leaves(state) if t.is_floating_point()}
+
+
+@every
+def test_states_are_float32_or_wider(name):
+    """Under every precision, but for the cache of attention, which holds what it was given as it was given."""
+    keeps = name.startswith("attention")
+    mixer = build(name, torch.float32)
+    assert float_dtypes(mixer(inputs(dtype=torch.float32))[1]) == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = mixer(inputs(dtype=torch.float32))
+        z, again = mixer(inputs(dtype=torch.float32), state)
+    assert float_dtypes(state) == float_dtypes(again) == {torch.bfloat16 if keeps else torch.float32}
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(z).all()
+    mixer = build(name, torch.bfloat16)
+    y, state = mixer(inputs(dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16
+    assert float_dtypes(state) == {torch.bfloat16 if keeps else torch.float32}
+    assert float_dtypes(build(name)(inputs())[1]) == {torch.float64}
+
+
+@every
+@pytest.mark.parametrize("mode", ["bfloat16", "autocast"])
+def test_half_the_bits_give_about_the_same(name, mode):
+    """Forward and gradients stay near those of float64; a gate computed in bfloat16 would not, over 60 steps."""
+    exact, x = build(name), inputs(2, 60)
+    want, _ = exact(x)
+    want.sum().backward()
+    mixer = build(name, torch.bfloat16 if mode == "bfloat16" else torch.float32)
+    if mode == "bfloat16":
+        y, _ = mixer(x.bfloat16())
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, _ = mixer(x.float())
+    y.sum().backward()
+    assert (y - want).norm() <= 0.03 * want.norm()
+    largest = max(p.grad.norm() for p in exact.parameters())
+    for (key, a), b in zip(exact.named_parameters(), mixer.parameters(), strict=True):
+        assert (b.grad - a.grad).norm() <= 0.05 * a.grad.norm() + 0.01 * largest, key
+
+
+@every
+def test_detach_stops_gradients(name):
+    mixer, x = build(name), inputs(2, 6).requires_grad_()
+    _, state = mixer(x)
+    y, _ = mixer(inputs(2, 3, seed=4), detach(state))
+    y.sum().backward()
+    assert x.grad is None
+    if name != "attention window of 1":
+        y, _ = mixer(inputs(2, 3, seed=4), state)
+        y.sum().backward()
+        assert x.grad.any()
+
+
+BACKENDS = {
+    "MLSTM": ["chunkwise", "recurrent"],
+    "MLSTMLarge": ["chunkwise", "recurrent"],
+    "SLSTM": ["numba", "recurrent"],
+}
+
+
+@every
+def test_backends_agree(name):
+    """float32: the one dtype that all of them take."""
+    mixer, x = build(name, torch.float32), inputs(3, 70, dtype=torch.float32)
+    names = BACKENDS.get(type(mixer).__name__)
+    if names is None:
+        assert not hasattr(mixer, "backend")
+        return
+    if name == "slstm silu":
+        names = ["recurrent"]
+    assert mixer.backend == "auto"
+    reset, lengths = torch.rand(3, 70) < 0.05, torch.tensor([70, 41, 0])
+    runs = []
+    for backend in ["auto", *names]:
+        mixer.backend = backend
+        mixer.zero_grad()
+        y, state = mixer(x, reset_BT=reset, lengths_B=lengths)
+        y.sum().backward()
+        runs.append([y, *leaves(state), *(p.grad for p in mixer.parameters())])
+    largest = max(t.norm() for t in runs[0])
+    for run in runs[1:]:
+        for got, want in zip(run, runs[0], strict=True):
+            assert (got - want).norm() <= 1e-3 * want.norm() + 1e-6 * largest
+    mixer.backend = "cuda"
+    with pytest.raises(ValueError, match="no backend 'cuda'"):
+        mixer(x)
+
+
+def test_the_backend_is_no_part_of_what_is_saved():
+    for name in CONFIGS:
+        assert not any("backend" in key for key in build(name).state_dict())
+
+
+@every
+def test_configs_are_frozen_plain_values(name):
+    config = CONFIGS[name]
+    assert type(config)(**json.loads(json.dumps(asdict(config)))) == config
+    assert hash(config) == hash(type(config)(**asdict(config)))
+    with pytest.raises(FrozenInstanceError):
+        setattr(config, fields(config)[0].name, 1)
+    with pytest.raises(TypeError):
+        type(config)(3)
+
+
+@every
+def test_costs_are_counted(name):
+    """A constant state costs the same at any length; attention pays for what it can see."""
+    mixer = build(name)
+    for mode in ("prefill", "decode"):
+        assert mixer.cell_flops(mode, 100) > 0
+    grows = name.startswith("attention") and CONFIGS[name].window is None
+    assert (mixer.cell_flops("decode", 5000) > mixer.cell_flops("decode", 1000)) == grows
+    assert (mixer.state_bytes(5000) > mixer.state_bytes(1000)) == grows
+
+
+def test_map_state_keeps_the_structure():
+    state = build("mlstm").zero_state(2)
+    doubled = map_state(lambda t: t + 2, (state, state))
+    assert type(doubled) is tuple
+    assert type(doubled[0]) is type(state)
+    assert type(doubled[0].conv) is type(state.conv)
+    assert all((t == 2).all() for t in leaves(doubled))
+    assert len(leaves(doubled)) == 2 * len(leaves(state)) == 8
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "message"),
+    [
+        (MLSTMConfig(heads=5), 32, "heads is 5; it must divide the inner width 64"),
+        (MLSTMConfig(heads=0), 32, "heads is 0; it must divide the inner width 64"),
+        (MLSTMConfig(qkv_block=3), 32, "qkv_block is 3; it must divide the inner width 64"),
+        (MLSTMConfig(conv_width=0), 32, "conv_width is 0; it must be at least 1"),
+        (MLSTMLargeConfig(heads=3), 32, "heads is 3; it must divide the width 16 of the keys"),
+        (MLSTMLargeConfig(heads=16, value_factor=0.75), 32, "heads is 16; it must divide the width 24 of the values"),
+        (MLSTMLargeConfig(key_factor=0.0), 32, "heads is 4; it must divide the width 0 of the keys"),
+        (SLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (SLSTMConfig(heads=0), 32, "heads is 0; it must divide the width 32"),
+        (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
+        (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
+        (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),
+        (AttentionConfig(window=0), 32, "window is 0; it must be at least 1, or None"),
+    ],
+)
+def test_errors(config, width, message):
+    with pytest.raises(ValueError, match=message):
+        config.build(width)

@@ -1,0 +1,115 @@
+"""What a new mixer holds, parameter by parameter, against the published initialisation."""
+
+import pytest
+import torch
+
+from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mlstm import MLSTMConfig
+from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.slstm import SLSTMConfig
+
+WIDTH, DEPTH = 256, 6
+SMALL, WANG = (2 / (5 * WIDTH)) ** 0.5, 2 / (DEPTH * WIDTH**0.5)
+
+
+def assert_normal(x, deviation):
+    assert abs(x.mean()) < 5 * deviation / x.numel() ** 0.5
+    assert abs(x.std() / deviation - 1) < 5 / x.numel() ** 0.5
+    assert x.abs().max() > 2.5 * deviation  # not uniform
+
+
+def assert_uniform(x, bound):
+    assert x.abs().max() <= bound
+    assert abs(x.std() * 3**0.5 / bound - 1) < 5 / x.numel() ** 0.5
+
+
+def build(config, index=2):
+    return dict(config.build(WIDTH, depth=DEPTH, index=index).named_parameters())
+
+
+def test_mlstm():
+    p = build(MLSTMConfig())
+    for name in ("up.weight", "q.weight_HVK", "k.weight_HVK", "v.weight_HVK"):
+        assert_normal(p.pop(name), SMALL)
+    assert_normal(p.pop("down.weight"), WANG)
+    for name in ("conv.weight_DW", "conv.bias_D"):
+        assert_uniform(p.pop(name), 0.5)  # as torch's Conv1d of one channel and four taps
+    assert not p.pop("i.weight").any()
+    assert not p.pop("f.weight").any()
+    assert 0 < p.pop("i.bias").abs().max() < 0.5  # N(0, 0.1^2)
+    torch.testing.assert_close(p.pop("f.bias"), torch.tensor([3.0, 4.0, 5.0, 6.0]), check_dtype=True)
+    assert (p.pop("norm.weight") == 1).all()
+    assert (p.pop("skip") == 1).all()
+    assert not p
+
+
+def test_the_input_gates_bias_is_small_and_random():
+    assert_normal(torch.cat([build(MLSTMConfig(heads=64))["i.bias"] for _ in range(10)]), 0.1)
+
+
+def test_mlstm_large():
+    p = build(MLSTMLargeConfig())
+    for name in ("q.weight", "k.weight", "v.weight"):
+        assert_normal(p.pop(name), SMALL)
+    assert_normal(p.pop("out.weight"), WANG)
+    for name in ("o.weight", "i.weight", "f.weight"):
+        assert not p.pop(name).any()
+    assert p.pop("i.bias").tolist() == [-10] * 4
+    assert p.pop("f.bias").tolist() == [3, 4, 5, 6]
+    assert (p.pop("norm.weight") == 1).all()
+    assert not p
+
+
+def test_slstm():
+    p = build(SLSTMConfig(), index=2)
+    assert_normal(p.pop("w_HGVK"), SMALL)
+    assert not p.pop("r_HKGV").any()
+    for name in ("conv.weight_DW", "conv.bias_D"):
+        assert_uniform(p.pop(name), 0.5)
+    b_HGV = p.pop("b_HGV")
+    assert not b_HGV[:, [0, 2, 3]].any()
+    share = torch.arange(64) / 63
+    want = (5 - 12 * share ** (0.3 + 1.3 * 2 / 5)).expand(4, -1)
+    torch.testing.assert_close(b_HGV[:, 1].detach(), want, rtol=1e-5, atol=1e-5)
+    assert (p.pop("norm.weight") == 1).all()
+    assert not p
+
+
+@pytest.mark.parametrize(("forget_bias", "first", "last"), [("power_law", 5, -7), ("linspace", 3, 6), ("zeros", 0, 0)])
+def test_slstm_forget_bias(forget_bias, first, last):
+    f_HV = build(SLSTMConfig(forget_bias=forget_bias))["b_HGV"][:, 1]
+    assert (f_HV[:, 0] == first).all()
+    assert (f_HV[:, -1] == last).all()
+
+
+def test_slstm_recurrent_weights():
+    assert_uniform(build(SLSTMConfig(recurrent_init="uniform"))["r_HKGV"], WIDTH**-0.5)
+    assert "r_HKGV" not in build(SLSTMConfig(recurrence="none"))
+    assert "conv.weight_DW" not in build(SLSTMConfig(conv_width=0))
+
+
+def test_later_blocks_keep_more():
+    """The power law bends with the block's index: more channels of later blocks have large forget biases."""
+    shares = [(build(SLSTMConfig(), index=index)["b_HGV"][:, 1] > 0).float().mean() for index in range(DEPTH)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.1
+    assert shares[-1] > 0.5
+
+
+def test_attention():
+    p = build(AttentionConfig())
+    for name in ("q.weight", "k.weight", "v.weight"):
+        assert_normal(p.pop(name), SMALL)
+    assert_normal(p.pop("out.weight"), WANG)
+    assert not p
+
+
+def test_lstm():
+    p = build(LSTMConfig(forget_bias=2.0))
+    assert_uniform(p.pop("w_GD"), WIDTH**-0.5)
+    assert_uniform(p.pop("u_GV"), WIDTH**-0.5)
+    b_G = p.pop("b_G").view(4, WIDTH)
+    assert (b_G[1] == 2).all()
+    assert not b_G[[0, 2, 3]].any()
+    assert not p

@@ -1,0 +1,152 @@
+"""Named models and patterns: the published ones to the parameter."""
+
+import pytest
+import torch
+
+from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mlstm import MLSTMConfig
+from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
+from exlstm.models.presets import PRESETS, preset
+
+
+def count(name):
+    """Parameters, counted without memory for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in LM(preset(name)).parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("xlstm-125m-1:0", 163.8),
+        ("xlstm-125m-7:1", 163.7),
+        ("xlstm-350m-1:0", 409.3),
+        ("xlstm-350m-7:1", 408.4),
+        ("xlstm-760m-1:0", 840.4),
+        ("xlstm-760m-7:1", 839.7),
+        ("xlstm-1.3b-1:0", 1422.6),
+        ("xlstm-1.3b-7:1", 1420.1),
+    ],
+)
+def test_the_counts_that_the_paper_prints(name, millions):
+    assert round(count(name) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("xlstm-7b", 6_865_424_896),
+        ("synthetic-1:0", 56_132),
+        ("synthetic-0:1", 116_672),
+        ("synthetic-1:1", 86_402),
+    ],
+)
+def test_exact_counts(name, parameters):
+    assert count(name) == parameters
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name):
+    config = preset(name)
+    with torch.device("meta"):
+        model = LM(config)
+    assert len(model.blocks) == len(config.blocks)
+    assert preset(name, vocab_size=11) == LMConfig(**{**vars(config), "vocab_size": 11})
+    assert "\n" in model.summary()
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("laptop")])
+def test_laptop_presets_run_on_a_laptop(name):
+    model = LM(preset(name))
+    logits, _ = model(torch.randint(model.config.vocab_size, (1, 5)))
+    assert torch.isfinite(logits).all()
+    assert sum(p.numel() for p in model.parameters()) < 50e6
+
+
+def test_where_the_papers_models_have_their_slstm():
+    def places(name):
+        return [n for n, block in enumerate(preset(name).blocks) if isinstance(block.mixer, SLSTMConfig)]
+
+    assert places("xlstm-125m-7:1") == [3, 20]
+    for size in ("350m", "760m", "1.3b"):
+        assert places(f"xlstm-{size}-7:1") == [3, 5, 7, 40, 42, 44]
+        assert places(f"xlstm-{size}-1:0") == []
+    assert len(places("xlstm-2.7b-7:1")) == 8
+    assert [len(preset(f"synthetic-{ratio}").blocks) for ratio in ("1:0", "0:1", "1:1")] == [2, 2, 2]
+    assert places("synthetic-1:1") == [1]
+    assert places("synthetic-0:1") == [0, 1]
+
+
+def test_the_7b():
+    config = preset("xlstm-7b")
+    assert set(config.blocks) == {
+        BlockConfig(
+            mixer=MLSTMLargeConfig(heads=8, key_factor=0.5, value_factor=1.0, gate_cap=15.0, norm_eps=1e-6),
+            mlp=MLPConfig(hidden=10_944, activation="silu"),
+        )
+    }
+    assert (config.width, len(config.blocks), config.vocab_size) == (4096, 32, 50_304)
+    assert (config.norm, config.norm_eps, config.logit_cap, config.tie_embeddings) == ("rms", 1e-6, 30.0, False)
+    with torch.device("meta"):
+        assert LM(config).state_bytes(10**6) == 32 * 4 * (8 * 256 * 512 + 8 * 256 + 8)
+
+
+def test_an_unknown_preset():
+    with pytest.raises(
+        ValueError, match=r"^there is no preset 'xlstm-8b'; choose one of xlstm-125m-1:0, .*laptop-tiny"
+    ):
+        preset("xlstm-8b")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "depth", "slstm_at", "want"),
+    [
+        ("7:1", 8, None, "mmmmmmms"),
+        ("7:1", 10, None, "mmmmmmmsmm"),
+        ("1:0", 3, None, "mmm"),
+        ("0:1", 3, None, "sss"),
+        ("1:1", 4, None, "msms"),
+        ("2:3", 7, None, "mmsssmm"),
+        ("7:1", 4, (1, 3), "msms"),
+        ("7:1", 4, (), "mmmm"),
+    ],
+)
+def test_xlstm_pattern(ratio, depth, slstm_at, want):
+    assert xlstm_pattern(ratio, depth, slstm_at=slstm_at) == want
+
+
+@pytest.mark.parametrize("ratio", ["7", "7:1:1", "a:b", "", "-1:2", "0:0", "7:"])
+def test_a_ratio_that_is_none(ratio):
+    with pytest.raises(ValueError, match="is not of the form a:b; write e.g. 7:1"):
+        xlstm_pattern(ratio, 8)
+
+
+def test_a_place_outside_the_stack():
+    for place in (4, -1):
+        with pytest.raises(ValueError, match=f"slstm_at names block {place}, but the 4 blocks are numbered 0 to 3"):
+            xlstm_pattern("7:1", 4, slstm_at=(1, place))
+
+
+def test_patterns():
+    """Each letter is a mixer and its MLP; norms are RMS where every block comes from the family that has them."""
+    config = lm_from_pattern("msMal", vocab_size=7, width=96, heads=2)
+    assert [type(block.mixer) for block in config.blocks] == [
+        MLSTMConfig, SLSTMConfig, MLSTMLargeConfig, AttentionConfig, LSTMConfig,
+    ]  # fmt: skip
+    gated, swiglu = MLPConfig(hidden=128, activation="gelu"), MLPConfig(hidden=320, activation="silu")
+    assert [block.mlp for block in config.blocks] == [None, gated, swiglu, swiglu, gated]
+    assert all(block.mixer.heads == 2 for block in config.blocks[:4])
+    assert (config.norm, config.norm_eps) == ("layer", 1e-5)
+    for pattern in ("MM", "Ma", "aa"):
+        config = lm_from_pattern(pattern, vocab_size=7, width=64)
+        assert (config.norm, config.norm_eps) == ("rms", 1e-6)
+
+
+@pytest.mark.parametrize("pattern", ["mxm", "", "m m", "m,s"])
+def test_a_pattern_that_is_none(pattern):
+    with pytest.raises(ValueError, match=r"the block pattern .* is not made of the letters msMal; write e.g. mmms"):
+        lm_from_pattern(pattern, vocab_size=7, width=64)

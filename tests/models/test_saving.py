@@ -1,0 +1,225 @@
+"""Saving and loading: bit for bit, and nothing lost when something is wrong."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from exlstm.mixers import MIXERS
+from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.pattern import lm_from_pattern
+from exlstm.models.presets import PRESETS, preset
+from exlstm.models.saving import config_from_json, config_to_json, load, save
+
+
+def build(pattern="msMal", dtype=torch.float32, **options):
+    config = lm_from_pattern(pattern, vocab_size=11, width=32)
+    return LM(LMConfig(**{**vars(config), **options})).to(dtype)
+
+
+def assert_equal(one, two):
+    assert one.config == two.config
+    a, b = one.state_dict(), two.state_dict()
+    assert a.keys() == b.keys()
+    for name, x in a.items():
+        assert x.dtype == b[name].dtype, name
+        assert torch.equal(x, b[name]), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_round_trip(tmp_path, dtype, tied):
+    model = build(dtype=dtype, tie_embeddings=tied)
+    save(model, tmp_path / "new" / "folder")
+    again = load(tmp_path / "new" / "folder")
+    assert_equal(again, model)
+    assert (again.head.weight is again.embed.weight) == tied
+    assert all(p.requires_grad for p in again.parameters())
+    x = torch.randint(11, (1, 5))
+    assert torch.equal(again(x)[0], model(x)[0])
+    again(x)[0].sum().backward()
+    stored = load_file(tmp_path / "new" / "folder" / "model.safetensors")
+    assert ("head.weight" in stored) == (not tied)
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["config.json", "model.safetensors"]
+
+
+def test_loading_as_another_dtype(tmp_path):
+    model = build(tie_embeddings=True)
+    save(model, tmp_path)
+    again = load(tmp_path, dtype=torch.bfloat16)
+    assert_equal(again, model.to(torch.bfloat16))
+    assert again.head.weight is again.embed.weight
+
+
+def test_saving_over_an_older_model(tmp_path):
+    save(build("m"), tmp_path)
+    newer = build("sM")
+    save(newer, str(tmp_path))
+    assert_equal(load(str(tmp_path)), newer)
+
+
+def test_a_loaded_file_may_be_replaced(tmp_path):
+    """Weights are read, not mapped for good: saving over the folder a model came from does not change it."""
+    save(build("m"), tmp_path)
+    model = load(tmp_path)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    save(build("m"), tmp_path)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configs_survive_json(name):
+    config = preset(name)
+    data = json.loads(json.dumps(config_to_json(config)))
+    assert config_from_json(data) == config
+    assert (data["format"], data["model_type"]) == (1, "exlstm")
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_is_saved_by_its_name(name):
+    config = LMConfig(vocab_size=3, width=32, blocks=(BlockConfig(mixer=MIXERS[name]()),))
+    data = config_to_json(config)
+    assert data["blocks"][0]["mixer"]["kind"] == name
+    assert config_from_json(data) == config
+
+
+def test_the_format_is_what_it_was():
+    """What version 1 of the format looks like. A change here is a change for every saved model."""
+    assert config_to_json(lm_from_pattern("s", vocab_size=5, width=32)) == {
+        "format": 1, "model_type": "exlstm", "vocab_size": 5, "width": 32, "norm": "layer", "norm_eps": 1e-5,
+        "tie_embeddings": False, "logit_cap": None, "dropout": 0.0,
+        "blocks": [{
+            "mixer": {
+                "kind": "slstm", "heads": 4, "conv_width": 4, "forget_gate": "sigmoid", "cell_activation": "tanh",
+                "recurrence": "block", "recurrent_init": "zeros", "forget_bias": "power_law", "norm_eps": 1e-5,
+            },
+            "mlp": {"hidden": 64, "activation": "gelu"},
+        }],
+    }  # fmt: skip
+
+
+def test_the_names_of_weights_are_what_they_were(tmp_path):
+    """A renamed parameter makes every saved model unreadable."""
+    save(build("msMal"), tmp_path)
+    names = sorted(name.removeprefix("blocks.") for name in load_file(tmp_path / "model.safetensors"))
+    mlp = ["mlp.down.weight", "mlp.up.weight", "mlp_norm.weight"]
+    want = {
+        0: ["mixer.conv.bias_D", "mixer.conv.weight_DW", "mixer.down.weight", "mixer.f.bias", "mixer.f.weight",
+            "mixer.i.bias", "mixer.i.weight", "mixer.k.weight_HVK", "mixer.norm.weight", "mixer.q.weight_HVK",
+            "mixer.skip", "mixer.up.weight", "mixer.v.weight_HVK", "mixer_norm.weight"],
+        1: ["mixer.b_HGV", "mixer.conv.bias_D", "mixer.conv.weight_DW", "mixer.norm.weight", "mixer.r_HKGV",
+            "mixer.w_HGVK", "mixer_norm.weight", *mlp],
+        2: ["mixer.f.bias", "mixer.f.weight", "mixer.i.bias", "mixer.i.weight", "mixer.k.weight", "mixer.norm.weight",
+            "mixer.o.weight", "mixer.out.weight", "mixer.q.weight", "mixer.v.weight", "mixer_norm.weight", *mlp],
+        3: ["mixer.k.weight", "mixer.out.weight", "mixer.q.weight", "mixer.v.weight", "mixer_norm.weight", *mlp],
+        4: ["mixer.b_G", "mixer.u_GV", "mixer.w_GD", "mixer_norm.weight", *mlp],
+    }  # fmt: skip
+    blocks = [f"{index}.{name}" for index, group in want.items() for name in group]
+    assert names == sorted([*blocks, "embed.weight", "head.weight", "norm.weight"])
+
+
+def no_room(*args, **kwargs):
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def no_room_for_json(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("target", "failure"),
+    [("exlstm.models.saving.save_file", no_room), ("exlstm.models.saving.save_file", no_room_for_json),
+     ("pathlib.Path.write_text", no_room_for_json), ("os.fsync", no_room_for_json)],
+)  # fmt: skip
+def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch, target, failure):
+    old = build("ms")
+    save(old, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(target, failure)
+        with pytest.raises(OSError, match="No space left on device"):
+            save(build("MM"), tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert_equal(load(tmp_path), old)
+
+
+def test_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("exlstm.models.saving.save_file", no_room)
+    with pytest.raises(OSError, match=r"^cannot write .*model.safetensors: .*; free some space and save again\.$"):
+        save(build("m"), tmp_path)
+
+
+def change_json(**changes):
+    def damage(folder):
+        data = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**data, **changes}))
+
+    return damage
+
+
+def change_mixer(**changes):
+    def damage(folder):
+        data = json.loads((folder / "config.json").read_text())
+        data["blocks"][0]["mixer"].update(changes)
+        (folder / "config.json").write_text(json.dumps(data))
+
+    return damage
+
+
+def cut_off(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def cut_in_the_header(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def change_tensors(change):
+    def damage(folder):
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+
+    return damage
+
+
+DAMAGE = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), r"has no config.json; pass a folder that exlstm"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"has no model.safetensors; pass a folder"),
+    "cut off": (cut_off, r"model.safetensors cannot be read \(.*\); it may be cut off: save it again"),
+    "cut in the header": (cut_in_the_header, r"model.safetensors cannot be read"),
+    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), r"model.safetensors cannot be read"),
+    "not JSON": (lambda folder: (folder / "config.json").write_text("{'a': 1"), r"config.json is not JSON \(.*\); save"),
+    "not UTF-8": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{"), r"config.json is not JSON"),
+    "a JSON list": (lambda folder: (folder / "config.json").write_text("[1]"), r"type None, format None; this version"),
+    "another type": (change_json(model_type="llama"), r"the config is of type 'llama', format 1; this version reads"),
+    "another format": (change_json(format=2), r"the config is of type 'exlstm', format 2; this version reads 'exlstm'"),
+    "an unknown field": (change_json(colour="red"), r"the config does not fit format 1 \(.*colour.*\); write it with"),
+    "an unknown kind": (change_mixer(kind="rwkv"), r"a mixer of kind 'rwkv'; known are mlstm, mlstm_large, slstm"),
+    "an unknown mixer field": (change_mixer(depth=3), r"does not fit format 1 \(.*depth.*\)"),
+    "no blocks": (change_json(blocks=None), r"the config does not fit format 1"),
+    "another width": (change_json(width=64), r"does not fit its config: .* has shape .*, the config needs .*; save"),
+    "a tensor too few": (change_tensors(lambda t: t.pop("norm.weight")), r"norm.weight has shape None, the config needs"),
+    "a tensor too many": (change_tensors(lambda t: t.update(x=torch.ones(1))), r"x has shape \(1,\), the config needs N"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_cannot_be_loaded(tmp_path, case):
+    damage, message = DAMAGE[case]
+    save(build("ms"), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere has no config.json; pass a folder that exlstm.save wrote"):
+        load(tmp_path / "nowhere")

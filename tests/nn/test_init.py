@@ -1,0 +1,66 @@
+"""Initialisers: what they draw, and that nothing is left to chance."""
+
+import pytest
+import torch
+from torch import nn
+
+from exlstm.nn import init
+
+
+def filled(fill, *shape):
+    x = torch.empty(*shape)
+    fill(x)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("fill", "deviation"),
+    [
+        (init.normal(0.1), 0.1),
+        (init.small(64), (2 / (5 * 64)) ** 0.5),
+        (init.wang(64, 12), 2 / (12 * 64**0.5)),
+        (init.uniform(0.5), 0.5 / 3**0.5),
+    ],
+)
+def test_random_ones(fill, deviation):
+    x = filled(fill, 400, 400)
+    assert abs(x.mean()) < 0.02 * deviation
+    assert abs(x.std() / deviation - 1) < 0.02
+
+
+def test_uniform_stays_within_its_bound():
+    x = filled(init.uniform(0.5), 1000)
+    assert 0.49 < x.abs().max() <= 0.5
+
+
+def test_constant_ones():
+    assert (filled(init.zeros, 2, 3) == 0).all()
+    assert (filled(init.ones, 2, 3) == 1).all()
+    assert (filled(init.constant(-10), 2, 3) == -10).all()
+    assert filled(init.linspace(3, 6), 2, 4).tolist() == [[3, 4, 5, 6]] * 2
+
+
+@pytest.mark.parametrize(("index", "depth", "exponent"), [(0, 4, 0.3), (3, 4, 1.6), (1, 4, 0.3 + 1.3 / 3), (0, 1, 0.3)])
+def test_power_law(index, depth, exponent):
+    """5 - 12 (j / (V - 1))^(0.3 + 1.3 index / (depth - 1)), in every head alike."""
+    x = filled(init.power_law(index, depth), 2, 5)
+    want = [5 - 12 * (j / 4) ** exponent for j in range(5)]
+    torch.testing.assert_close(x, torch.tensor([want] * 2), rtol=1e-6, atol=1e-6)
+    assert x[0, 0] == 5
+    assert x[0, -1] == -7
+
+
+def test_power_law_of_one_channel_is_a_number():
+    """Where j / (V - 1) would be 0 / 0."""
+    assert filled(init.power_law(1, 2), 3, 1).tolist() == [[5]] * 3
+
+
+def test_a_table_fits_its_module_exactly():
+    layer = nn.Linear(2, 3)
+    init.fill(layer, {"weight": init.ones, "bias": init.constant(7)})
+    assert (layer.weight == 1).all()
+    assert (layer.bias == 7).all()
+    with pytest.raises(AssertionError, match="bias"):
+        init.fill(layer, {"weight": init.ones})
+    with pytest.raises(AssertionError, match="gain"):
+        init.fill(layer, {"weight": init.ones, "bias": init.zeros, "gain": init.ones})

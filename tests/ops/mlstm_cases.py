@@ -1,0 +1,65 @@
+"""Inputs for the mLSTM tests, and a call whose every number, gradients included, can be compared.
+
+An input is a list of eight tensors: q, k, v, i, f and the state C, n, m.
+"""
+
+import torch
+
+from exlstm.ops.mlstm import MLSTMState, mlstm
+
+NAMES = ("q", "k", "v", "i", "f", "c", "n", "m")
+
+
+def make(B=2, T=40, H=2, K=4, V=3, *, seed=0, gate=1.0, dtype=torch.float64, positive=False):
+    """Normal numbers, gates with standard deviation `gate`; the state is never narrower than float32.
+
+    positive: q, k and n are, so that the mass n.q does not cancel to almost nothing, which no form divides by well.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, scale=1.0):
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = [normal(B, T, H, K), normal(B, T, H, K), normal(B, T, H, V), normal(B, T, H, scale=gate),
+         normal(B, T, H, scale=gate)]  # fmt: skip
+    state = [normal(B, H, K, V), normal(B, H, K), normal(B, H)]
+    if positive:
+        x[0], x[1], state[1] = x[0].abs(), x[1].abs(), state[1].abs()
+    wide = torch.promote_types(dtype, torch.float32)
+    return [t.to(dtype) for t in x] + [t.to(wide) for t in state]
+
+
+def resets(B, T, *, seed=0, share=0.2):
+    """Each step is a reset with this probability."""
+    return torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def call(*x, **options):
+    """`mlstm` on the eight tensors."""
+    return mlstm(*x[:5], MLSTMState(*x[5:]), **options)
+
+
+def everything(x, run):
+    """{name: tensor} of output, state and all gradients of `run(*x) -> (h, state)`; m has none."""
+    x = [t.detach().clone().requires_grad_(n < 7) for n, t in enumerate(x)]
+    h, state = run(*x)
+    generator = torch.Generator().manual_seed(9)
+    parts = [t * torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in (h, state.c_BHKV, state.n_BHK)]
+    sum(part.sum() for part in parts).backward()
+    found = {"h": h, "c": state.c_BHKV, "n": state.n_BHK, "m": state.m_BH}
+    found |= {
+        f"gradient of {name}": torch.zeros_like(t) if t.grad is None else t.grad
+        for name, t in zip(NAMES[:7], x, strict=False)
+    }
+    return {name: t.detach() for name, t in found.items()}
+
+
+def assert_same(got, want, *, tolerance):
+    """Every tensor to within `tolerance` of its largest element."""
+    assert got.keys() == want.keys()
+    for name, exact in want.items():
+        assert got[name].shape == exact.shape, name
+        assert torch.isfinite(got[name]).all(), f"{name} is not finite"
+        if exact.numel():
+            error, size = (got[name] - exact).abs().max(), exact.abs().max()
+            assert error <= tolerance * size + 1e-300, f"{name}: error {error:.2e} of {size:.2e}"

@@ -1,0 +1,195 @@
+"""The building plan, enforced: imports go down, mixers do not know each other, files stay readable, import is free."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+PACKAGE = SRC / "exlstm"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# ground floor first; a file may import its own floor and those below
+FLOORS = {"ops": 0, "nn": 1, "mixers": 2, "models": 3, "data": 4.0, "train": 4.1, "infer": 4.2, "cli": 6}
+# both read tokens; neither needs the other
+APART = {("infer", "train")}
+# who may import which third party; what is not listed and not the standard library may be imported by nobody
+OUTSIDE = {
+    "torch": set(FLOORS),
+    "numpy": {"ops", "data", "train"},
+    "safetensors": {"models", "train"},
+    "triton": {"ops"},
+    "numba": {"ops"},
+    "llvmlite": {"ops"},
+    "tokenizers": {"data"},
+    "matplotlib": {"train", "cli"},
+    "rich": {"train", "cli"},
+    "tyro": {"cli"},
+}
+# what `import exlstm` may not cost: imported inside the function that needs it
+HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro", "transformers", "datasets"}
+AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}}
+MAX_FILE, MAX_FUNCTION = 400, 60
+
+
+def part(path):
+    """The floor a file stands on: its folder or, for cli.py, its name; '' for the package's own __init__."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return {"__init__": "", "__main__": "cli"}.get(name, name)
+
+
+def imports(tree):
+    """Every import of a file, at any depth: (module, is it executed on import of the file)."""
+    inside = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_type_checking(node)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) not in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "write imports in full, from the package root"
+            # `from exlstm.mixers import lstm` imports the sibling as much as `import exlstm.mixers.lstm`
+            yield from ((f"{node.module}.{alias.name}", id(node) not in inside) for alias in node.names)
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def is_kernel_page(parts):
+    """ops/**/numba*.py and triton*.py hold kernels: they import their compiler, so others import them when they run."""
+    return parts[0] == "ops" and any(name.startswith(("numba", "triton")) for name in parts)
+
+
+def problems(path, source):
+    """What the plan has against this file."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    here = part(path)
+    for module, at_top in imports(ast.parse(source)):
+        top, *rest = module.split(".")
+        if top == "exlstm":
+            yield from problems_inside(here, parts, rest, at_top)
+        elif top in sys.stdlib_module_names:
+            continue
+        elif here and here not in OUTSIDE.get(top, set()):
+            yield f"{here} may not import {top}"
+        elif top in HEAVY and at_top and here not in AT_TOP.get(top, set()) and not is_kernel_page(parts):
+            yield f"import {top} inside the function that needs it"
+
+
+def problems_inside(here, parts, there, at_top):
+    if not there or there[0] not in FLOORS:
+        return
+    if here and (FLOORS[there[0]] > FLOORS[here] or (here, there[0]) in APART):
+        yield f"{here} may not import {there[0]}"
+    if here == there[0] == "mixers" and parts[1] != "__init__" and there[1] not in {"contract", parts[1]}:
+        yield f"mixers.{parts[1]} may not import its sibling mixers.{there[1]}"
+    if at_top and is_kernel_page(there) and not is_kernel_page(parts):
+        yield f"import {'.'.join(there)} inside the function that needs it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_floors(path):
+    assert part(path) in {"", *FLOORS}, f"{path.name} stands on no floor of the plan"
+    assert list(problems(path, path.read_text())) == []
+
+
+def test_every_folder_is_a_package():
+    """Without its __init__ a folder works from a checkout and is missing from the wheel."""
+    folders = {path.parent for path in FILES}
+    assert [f for f in folders if not (f / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_size(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= MAX_FILE, "split this file"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= MAX_FUNCTION, f"{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize(
+    ("place", "line", "problem"),
+    [
+        ("ops/conv.py", "from exlstm.nn.norm import RMSNorm", "ops may not import nn"),
+        ("ops/conv.py", "import numba", "import numba inside the function that needs it"),
+        ("ops/conv.py", "from exlstm.ops.numba_math import exp", "import ops.numba_math.exp inside the function"),
+        ("ops/slstm/__init__.py", "from exlstm.ops.slstm.numba import scan", "inside the function that needs it"),
+        ("__init__.py", "import tokenizers", "import tokenizers inside the function"),
+        ("nn/norm.py", "def f():\n    import numba", "nn may not import numba"),
+        ("mixers/lstm.py", "from exlstm.mixers import attention", "sibling mixers.attention"),
+        ("mixers/lstm.py", "from exlstm.mixers.attention import AttentionConfig", "sibling mixers.attention"),
+        ("models/lm.py", "import exlstm.data.text", "models may not import data"),
+        ("infer/generate.py", "def f():\n    from exlstm.train.loop import train", "infer may not import train"),
+        ("models/lm.py", "import transformers", "models may not import transformers"),
+        ("data/text.py", "from rich.progress import track", "data may not import rich"),
+    ],
+)
+def test_planted_imports_are_found(place, line, problem):
+    found = list(problems(PACKAGE / place, line))
+    assert any(problem in text for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("mixers/lstm.py", "from exlstm.mixers.contract import rows\nfrom exlstm.ops.conv import causal_conv"),
+        ("mixers/__init__.py", "from exlstm.mixers.lstm import LSTMConfig"),
+        ("ops/slstm/numba.py", "import numba\nfrom exlstm.ops.numba_math import exp"),
+        ("ops/slstm/__init__.py", "def f():\n    from exlstm.ops.slstm.numba import scan"),
+        ("infer/generate.py", "from exlstm.data.tokenizer import Decoder"),
+        ("train/loop.py", "from exlstm.data.text import documents\ndef f():\n    import matplotlib.pyplot as plt"),
+        ("cli.py", "import tyro\nfrom exlstm.train.loop import train"),
+    ],
+)
+def test_allowed_imports_pass(place, line):
+    assert list(problems(PACKAGE / place, line)) == []
+
+
+IMPORT = """
+import json, os, socket, sys
+import torch, numpy, safetensors
+asked = []
+class Environment(dict):
+    def __getitem__(self, key): asked.append(key); return super().__getitem__(key)
+    def get(self, key, default=None): asked.append(key); return super().get(key, default)
+    def __contains__(self, key): asked.append(key); return super().__contains__(key)
+os.environ = Environment(os.environ)
+def refuse(*args, **kwargs): raise AssertionError("import exlstm opened a socket")
+socket.socket = refuse
+before = set(sys.modules)
+import exlstm
+for name in exlstm.__all__:
+    getattr(exlstm, name)
+print(json.dumps({
+    "modules": sorted({name.split(".")[0] for name in set(sys.modules) - before}),
+    "asked": asked,
+    "cuda": torch.cuda.is_initialized(),
+    "threads": torch.get_num_threads(),
+}))
+"""
+
+
+def test_import_does_no_work():
+    """In a fresh interpreter: no kernel compiler, no plotting, no environment variable, no socket, no CUDA."""
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    after = json.loads(done.stdout)
+    assert set(after["modules"]).isdisjoint(HEAVY)
+    assert after["asked"] == []
+    assert after["cuda"] is False
+    assert after["threads"] == 1  # what OMP_NUM_THREADS of the tests says: importing changes no setting of torch
+
+
+def test_no_environment_variables_in_the_source():
+    for path in FILES:
+        for word in ("os.environ", "getenv"):
+            assert word not in path.read_text(), f"{path.name} reads the environment"

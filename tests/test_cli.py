@@ -1,0 +1,397 @@
+"""The command line: every command on a small run; every mistake costs one sentence on stderr and exit code 2."""
+
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+
+import exlstm
+from exlstm.cli import main
+from exlstm.cli.commands import COMMANDS
+from exlstm.cli.parse import parse, take_choice
+from exlstm.train.config import TrainConfig
+from exlstm.train.recipes import RECIPES, recipe
+
+TINY = ("--preset", "laptop-tiny", "--batch", "4", "--length", "32", "--validations", "1", "--no-yardsticks")
+
+
+def write_text(path, lines=2000):
+    words = ["the cat", "sat on", "a mat", "while two dogs", "ran over", "green hills", "and far", "away"]
+    rng = random.Random(0)
+    path.write_text("\n".join(" ".join(rng.choices(words, k=5)) for _ in range(lines)))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with text.txt and a run of a few steps in it; tests that change a run copy it."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_text(folder / "text.txt")
+    done = in_process_of_its_own("train", "--data", "text.txt", "--run", "run", "--steps", "40", *TINY, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def in_process_of_its_own(*words, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "exlstm", *words],
+        cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command here; returns what it wrote to stdout."""
+
+    def run(*words):
+        code = main(words)
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, ""), err
+        return out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must fail; returns the one sentence that it wrote to stderr."""
+
+    def refused(*words):
+        code = main(words)
+        out, err = capsys.readouterr()
+        assert code == 2, (code, out)
+        assert re.fullmatch(r"exlstm[^:\n]*: [^\n]+\.\n", err), err
+        assert "Traceback" not in err
+        return err.strip()
+
+    return refused
+
+
+# ----------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_as_a_program():
+    done = in_process_of_its_own("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(re.search(rf"\b{name}\b", done.stdout) for name in COMMANDS)
+    assert in_process_of_its_own().stdout == done.stdout
+    assert in_process_of_its_own("--version").stdout == f"exlstm {exlstm.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_option(name, run):
+    out = run(name, "--help")
+    for field in fields(COMMANDS[name].options):
+        flag = field.name.replace("_", "-")
+        assert f"--{flag}" in out or field.name in ("run", "model"), flag
+    assert "{None}" not in out
+
+
+def test_help_of_train_names_the_recipes(run):
+    assert all(name in run("train", "--help") for name in ("--recipe", *RECIPES))
+
+
+# ----------------------------------------------------------------------------------------------------- the commands
+
+
+def test_train_leaves_a_run(here):
+    names = {path.name for path in (here / "run").iterdir()}
+    expected = {
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "loss.png",
+        "report.html",
+        "summary.json",
+        "checkpoints",
+    }
+    assert names >= expected
+    records = [json.loads(line) for line in (here / "run/metrics.jsonl").read_text().splitlines()]
+    samples = [record["sample"] for record in records if "sample" in record]
+    assert samples
+    assert all(sample.startswith("def ") for sample in samples)
+
+
+def test_generate_is_decided_by_its_seed(here, run):
+    options = ("run", "--prompt", "the cat", "--max-tokens", "40", "--temperature", "1")
+    first, again, other = (run("generate", *options, "--seed", seed) for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert first.startswith("the cat")
+    assert first.endswith("\n")
+    assert run("generate", *options, "--checkpoint", "40", "--seed", "1") == first
+
+
+def test_generate_passes_every_setting_on(here, run):
+    options = ("generate", "run", "--prompt", "the ", "--max-tokens", "30")
+    greedy = run(*options, "--temperature", "0")
+    assert run(*options, "--temperature", "5", "--top-k", "1") == greedy
+    assert run(*options, "--temperature", "5", "--top-p", "1e-9") == greedy
+    assert run(*options, "--temperature", "5", "--top-p", "1", "--min-p", "1") == greedy
+    assert run(*options, "--temperature", "0", "--repetition-penalty", "9") != greedy
+    assert len(run(*options, "--temperature", "0", "--max-tokens", "3")) < len(greedy)
+
+
+def test_generate_without_a_prompt_begins_a_document(here, run):
+    assert run("generate", "run", "--max-tokens", "20").strip() != ""
+
+
+def test_eval_compares_context_lengths(here, run):
+    out = run("eval", "run", "--context", "16,64,256", "--tokens", "512")
+    assert re.findall(r"^ +(16|64|256)  ", out, re.MULTILINE) == ["16", "64", "256"]
+    assert "bits/byte" in out
+    assert "step 40" in out
+    (here / "other.txt").write_text("a mat on the cat\n" * 100)
+    assert "other.txt" in run("eval", "run", "--data", "other.txt", "--context", "32")
+    assert "test part" in run("eval", "run", "--part", "test", "--context", "32", "--checkpoint", "last")
+
+
+def test_presets_lists_sizes(run):
+    out = run("presets")
+    assert all(name in out for name in exlstm.PRESETS)
+    assert "6,865,424,896" in out
+
+
+def test_summary_takes_a_preset_or_a_run(here, run):
+    assert "6,865,424,896" in run("summary", "xlstm-7b")
+    assert run("summary", "run") == run("summary", "laptop-tiny")
+
+
+def test_explain_shows_prefill_and_decoding(here, run):
+    out = run("explain", "run")
+    assert "128 steps" in out
+    assert "1 steps" in out
+    assert "mlstm: " in out
+    assert "slstm: " in out
+
+
+def test_demo_trains_generates_and_says_where_things_are(here, run):
+    options = ("--run", "demo", "--data", "text.txt", "--tokenizer", "bytes", "--steps", "3", "--no-carry-state", *TINY)
+    for _ in range(2):  # the second one replaces the first
+        out = run("demo", *options, "--yardsticks")
+        for words in ("trigram", "gzip -9", "xz -9", "def ", "loss.png", "report.html"):
+            assert words in out
+
+
+def test_recipes_are_the_defaults_that_other_options_change(monkeypatch):
+    seen = []
+    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], run=seen.append))
+    monkeypatch.setitem(COMMANDS, "demo", replace(COMMANDS["demo"], run=seen.append))
+    assert main(["train"]) == main(["demo"]) == main(["demo", "--minutes", "none", "--seed", "7"]) == 0
+    assert main(["train", "--recipe", "demo", "--lr", "1e-4"]) == main(["train", "--lr=1e-4", "--recipe=demo"]) == 0
+    demo = recipe("demo")
+    assert seen == [
+        TrainConfig(), demo, replace(demo, minutes=None, seed=7), replace(demo, lr=1e-4), replace(demo, lr=1e-4)
+    ]  # fmt: skip
+
+
+def test_recipes_keep_their_promises():
+    assert recipe("demo").minutes <= 3.5  # of the five minutes of `make demo`
+    assert recipe("stdlib-45m").minutes + recipe("stdlib-45m").final_minutes <= 44
+    assert all(one.data is None for one in RECIPES.values())  # the standard library: nothing to download
+    for one in RECIPES.values():
+        exlstm.preset(one.preset)
+
+
+# ----------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["trin"], ["'trin'", "perhaps you mean train", "exlstm --help"]),
+        (["--foo"], ["'--foo'", "exlstm --help"]),
+        (["train", "--stps", "3"], ["'--stps'", "perhaps you mean --steps", "exlstm train --help"]),
+        (["train", "--minutess=3"], ["'--minutess'", "perhaps you mean --minutes"]),
+        (["train", "text.txt"], ["'text.txt' is no option"]),
+        (["train", "--steps", "many"], ["--steps", "'many' is not a whole number"]),
+        (["train", "--steps", "2.5"], ["--steps", "'2.5' is not a whole number"]),
+        (["train", "--lr", "high"], ["--lr", "'high' is not a number"]),
+        (["train", "--steps"], ["--steps"]),
+        (["train", "--lr", "-1"], ["--lr -1.0", "positive number"]),
+        (["train", "--schedule", "linear"], ["--schedule", "'linear'", "cosine"]),
+        (["train", "--recipe", "nope"], ["'nope'", "demo"]),
+        (["train", "--recipe"], ["--recipe", "demo"]),
+        (["train", "--resume"], ["--run"]),
+        (["train", "--preset", "huge"], ["'huge'", "laptop-small"]),
+        (["train", "--data", "nowhere.txt"], ["'nowhere.txt'"]),
+        (["train", "--data", "empty.txt"], ["empty.txt"]),
+        (["train", "--data", "text.txt", "--blocks", "mxs"], ["'mxs'"]),
+        (["train", "--data", "text.txt", "--tokenizer", "words"], ["'words'", "bpe:4096"]),
+        (["train", "--data", "text.txt", "--device", "cuda:77"], ["'cuda:77'", "cpu"]),
+        (["train", "--data", "text.txt", "--run", "run"], ["--resume", "--overwrite"]),
+        (["train", "--data", "text.txt", "--run", "text.txt"], ["text.txt is a file"]),
+        (["train", "--data", "text.txt", "--run", "mine", "--overwrite"], ["keep.me", "--run"]),
+        (["train", "--data", "short.txt", "--length", "5000", "--run", "new"], ["5000"]),
+        (["eval"], ["RUN is missing", "exlstm eval --help"]),
+        (["eval", "nowhere"], ["nowhere"]),
+        (["eval", "mine"], ["config.json"]),
+        (["eval", "run", "--context", "long"], ["'long'", "256,1024"]),
+        (["eval", "run", "--context", "0"], ["'0'"]),
+        (["eval", "run", "--context", "100000000"], ["100000000"]),
+        (["eval", "run", "--part", "train"], ["--part", "'train'", "val"]),
+        (["eval", "run", "--data", "nowhere"], ["'nowhere'"]),
+        (["generate"], ["RUN is missing"]),
+        (["generate", "nowhere"], ["nowhere"]),
+        (["generate", "run", "--temperature", "-1"], ["temperature", "-1"]),
+        (["generate", "run", "--top-p", "0"], ["top_p", "0"]),
+        (["generate", "run", "--top-k", "0"], ["top_k", "0"]),
+        (["generate", "run", "--max-tokens", "-1"], ["max_tokens", "-1"]),
+        (["generate", "run", "--checkpoint", "newest"], ["'newest'", "best, last"]),
+        (["generate", "run", "--checkpoint", "41"], ["41", "best"]),
+        (["generate", "run", "--device", "tpu9"], ["'tpu9'", "cpu"]),
+        (["summary"], ["PRESET_OR_RUN is missing"]),
+        (["summary", "laptop-smal"], ["'laptop-smal'", "perhaps you mean laptop-small"]),
+        (["explain", "nowhere"], ["'nowhere'", "exlstm presets"]),
+        (["presets", "--all"], ["'--all'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_costs_one_sentence(words, fragments, here, refused):
+    (here / "empty.txt").touch()
+    (here / "short.txt").write_text("a few words\n" * 30)
+    (here / "mine").mkdir(exist_ok=True)
+    (here / "mine/keep.me").touch()
+    before = sorted(path for path in here.rglob("*") if path.is_file())
+    sentence = refused(*words)
+    assert all(fragment in sentence for fragment in fragments), sentence
+    assert sorted(path for path in here.rglob("*") if path.is_file()) == before, "a mistake must not leave files behind"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "checkpoints/step-00000040/model.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])
+@pytest.mark.parametrize("command", ["generate", "eval"])
+def test_a_damaged_run_is_named(name, damage, command, here, tmp_path, refused):
+    copy = tmp_path / "copy"
+    shutil.copytree(here / "run", copy, symlinks=True)
+    file = copy / name
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif damage == "foreign":
+        file.write_bytes(b'{"something": "else"}')
+    else:
+        file.unlink()
+    assert refused(command, str(copy)) != ""
+
+
+# tyro draws its boxes with other characters where the output is not UTF-8
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["generate"], "exlstm generate: RUN is missing; see exlstm generate --help."),
+        (["train", "--steps", "x"], "exlstm train: --steps: 'x' is not a whole number; see exlstm train --help."),
+        (
+            ["generate", "nowhere"],
+            "exlstm generate: there is no run at nowhere; name a folder that exlstm train has written.",
+        ),
+    ],
+)
+def test_the_same_sentence_in_a_process(words, sentence, encoding):
+    done = in_process_of_its_own(*words, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence + "\n")
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    def broken(options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setitem(COMMANDS, "presets", replace(COMMANDS["presets"], run=broken))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["presets"])
+
+
+def test_parse_takes_none_where_an_option_may_be_left_out():
+    options = parse(
+        TrainConfig, ["--minutes", "none", "--data", "None"], program="x", description="", default=recipe("demo")
+    )
+    assert (options.minutes, options.data) == (None, None)
+    with pytest.raises(ValueError, match="--lr: 'none' is not a number; see x --help"):
+        parse(TrainConfig, ["--lr", "none"], program="x", description="")
+
+
+def test_take_choice_leaves_the_other_words():
+    assert take_choice("--pick", ["a", "--pick", "one", "b"], {"one": 1}) == (1, ["a", "b"])
+    assert take_choice("--pick", ["a", "--picked=one"], {"one": 1}) == (None, ["a", "--picked=one"])
+
+
+# ------------------------------------------------------------------------------------ pipes, signals, terminals
+
+
+def start(folder, *words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "exlstm", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+ENDLESS = ("generate", "run", "--prompt", "the ", "--temperature", "0", "--max-tokens", "1000000")
+
+
+def test_text_streams_and_a_reader_that_leaves_ends_it(trained):
+    with start(trained, *ENDLESS) as process:
+        assert process.stdout.read(12).startswith(b"the ")  # comes although the command has not ended
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == b""
+
+
+def test_every_piece_is_shown_at_once(here, monkeypatch):
+    class Screen(io.StringIO):
+        shown = ""
+
+        def flush(self):
+            self.shown = self.getvalue()
+
+    def pieces(*args, **options):
+        for piece in ("one", "two", "three"):
+            yield piece
+            assert screen.shown.endswith(piece)
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr("exlstm.infer.generate.generate_text", pieces)
+    assert main(["generate", "run", "--prompt", "zero"]) == 0
+    assert screen.getvalue() == "zeroonetwothree\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_ends_generation_without_a_traceback(trained):
+    with start(trained, *ENDLESS) as process:
+        process.stdout.read(12)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read() == b"\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_in_training_saves(trained, tmp_path, run):
+    folder = str(tmp_path / "stopped")
+    with start(trained, "train", "--data", "text.txt", "--run", folder, "--steps", "1000000", *TINY) as process:
+        while b"step 1 " not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == b""
+    assert b"--resume" in rest
+    assert run("generate", folder, "--prompt", "the", "--max-tokens", "3").startswith("the")
+
+
+def test_a_terminal_without_the_characters_gets_question_marks(trained):
+    words = ("generate", "run", "--prompt", "é😀", "--max-tokens", "3")
+    done = in_process_of_its_own(*words, cwd=trained, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("??")

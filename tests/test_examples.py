@@ -1,0 +1,36 @@
+"""Every example runs as a program of its own, says something, warns of nothing, and leaves nothing behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+SAYS = {
+    "01_forward_and_state": "after any number of tokens",
+    "02_train_tiny_lm": "held out:",
+    "03_generate": "greedy:",
+    "04_packed_documents": "without the reset the second document sees the first",
+    "05_hybrid_blocks": "parameters without a gradient: []",
+    "06_mixer_in_your_model": "stream of 20,000 bits: 100.00% right",
+}
+
+
+def test_every_example_is_here():
+    assert [path.stem for path in EXAMPLES] == list(SAYS)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", path], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert SAYS[path.stem] in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short(path):
+    assert len(path.read_text().splitlines()) < 60

@@ -1,0 +1,140 @@
+"""What the package promises by name. A change here is a change that users notice: CHANGELOG.md has to say it."""
+
+import inspect
+import re
+
+import pytest
+
+import exlstm
+from exlstm.ops import attention, conv, lstm, mlstm, norm, rope, slstm
+
+MODULES_AND_VALUES = ["MIXERS", "PRESETS", "__version__", "mixers", "ops"]
+SURFACE = {
+    # models
+    "LM": "(config: LMConfig) -> None",
+    "LM.forward": "(self, tokens_BT: Tensor, state: tuple[Any, ...] | None = None, *, "
+    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None) -> tuple[Tensor, tuple[Any, ...]]",
+    "LM.zero_state": "(self, batch: int) -> tuple[Any, ...]",
+    "LM.state_bytes": "(self, length: int = 0) -> int",
+    "LM.summary": "(self, length: int = 2048) -> str",
+    "LMConfig": "(*, vocab_size: int, width: int, blocks: tuple[BlockConfig, ...], norm: Literal['layer', 'rms'] = 'layer', "
+    "norm_eps: float = 1e-05, tie_embeddings: bool = False, logit_cap: float | None = None, dropout: float = 0.0) -> None",
+    "BlockConfig": "(*, mixer: MixerConfig, mlp: MLPConfig | None = None) -> None",
+    "MLPConfig": "(*, hidden: int, activation: Literal['gelu', 'silu'] = 'gelu') -> None",
+    "preset": "(name: str, *, vocab_size: int | None = None) -> LMConfig",
+    "xlstm_pattern": "(ratio: str, depth: int, *, slstm_at: tuple[int, ...] | None = None) -> str",
+    "lm_from_pattern": "(pattern: str, *, vocab_size: int, width: int, heads: int = 4) -> LMConfig",
+    "load": "(path: str | PathLike[str], *, dtype: dtype | None = None, device: str | device = 'cpu') -> LM",
+    "save": "(model: LM, folder: str | PathLike[str]) -> None",
+    "explain": "(model: Module, batch: int = 1, length: int = 128) -> str",
+    # states
+    "rows": "(state: Any, index: Tensor) -> Any",
+    "detach": "(state: Any) -> Any",
+    # mixers
+    "MLSTMConfig": "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, "
+    "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-05) -> None",
+    "MLSTMLargeConfig": "(*, heads: int = 4, key_factor: float = 0.5, value_factor: float = 1.0, gate_cap: float | None = 15.0, "
+    "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-06) -> None",
+    "SLSTMConfig": "(*, heads: int = 4, conv_width: int = 4, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
+    "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', "
+    "recurrence: Literal['block', 'none'] = 'block', recurrent_init: Literal['zeros', 'uniform'] = 'zeros', "
+    "forget_bias: Literal['power_law', 'linspace', 'zeros'] = 'power_law', norm_eps: float = 1e-05) -> None",
+    "AttentionConfig": "(*, heads: int = 4, kv_heads: int | None = None, window: int | None = None, "
+    "rope_base: float = 10000.0) -> None",
+    "LSTMConfig": "(*, forget_bias: float = 1.0) -> None",
+    # ops
+    "ops.mlstm.mlstm": "(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, "
+    "state: MLSTMState | None = None, /, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, "
+    "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, eps: float = 1e-06, chunk_len: int = 64, "
+    "backend: str = 'auto') -> tuple[Tensor, MLSTMState]",
+    "ops.mlstm.zero_state": "(k_BTHK: Tensor, v_BTHV: Tensor, /) -> MLSTMState",
+    "ops.mlstm.MLSTMState": "(c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor)",
+    "ops.slstm.slstm": "(x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState | None = None, /, *, "
+    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
+    "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', backend: str = 'auto') "
+    "-> tuple[Tensor, SLSTMState]",
+    "ops.slstm.zero_state": "(x_BTHGV: Tensor, /) -> SLSTMState",
+    "ops.slstm.SLSTMState": "(h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor)",
+    "ops.attention.attention": "(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState | None = None, /, *, "
+    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None, "
+    "rope_base: float = 10000.0) -> tuple[Tensor, AttentionState]",
+    "ops.attention.AttentionState": "(k_BSGK: Tensor, v_BSGK: Tensor, position_BS: Tensor, next_B: Tensor)",
+    "ops.lstm.lstm": "(x_BTD: Tensor, w_GD: Tensor, u_GV: Tensor, b_G: Tensor, state: LSTMState, /, *, "
+    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None) -> tuple[Tensor, LSTMState]",
+    "ops.lstm.LSTMState": "(h_BV: Tensor, c_BV: Tensor)",
+    "ops.conv.causal_conv": "(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /, *, "
+    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None) -> tuple[Tensor, ConvState]",
+    "ops.conv.ConvState": "(past_BSD: Tensor)",
+    "ops.rope.rope": "(x_BTHK: Tensor, position_BT: Tensor, *, base: float = 10000.0) -> Tensor",
+    "ops.norm.layer_norm": "(x: Tensor, gain_D: Tensor, eps: float) -> Tensor",
+    "ops.norm.rms_norm": "(x: Tensor, gain_D: Tensor, eps: float) -> Tensor",
+    "ops.norm.head_norm": "(x_BTHV: Tensor, gain_HV: Tensor, eps: float) -> Tensor",
+}
+OPS = {
+    "attention": attention,
+    "conv": conv,
+    "lstm": lstm,
+    "mlstm": mlstm,
+    "norm": norm,
+    "rope": rope,
+    "slstm": slstm,
+}
+
+
+def named(path):
+    """The object of a dotted name below `exlstm`."""
+    first, *rest = path.split(".")
+    found = OPS[rest.pop(0)] if first == "ops" else getattr(exlstm, first)
+    for name in rest:
+        found = getattr(found, name)
+    return found
+
+
+def signature(thing):
+    """As Python prints it, without the modules of the types."""
+    if isinstance(thing, type) and hasattr(thing, "_fields"):
+        thing = thing.__new__
+        text = str(inspect.signature(thing)).replace("(_cls, ", "(")
+    else:
+        text = str(inspect.signature(thing))
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", text)
+
+
+def test_the_names():
+    top = [name for name in SURFACE if "." not in name]
+    assert sorted(exlstm.__all__) == sorted([*top, *MODULES_AND_VALUES])
+    assert len(set(exlstm.__all__)) == len(exlstm.__all__)
+
+
+@pytest.mark.parametrize("path", SURFACE)
+def test_the_signatures(path):
+    assert signature(named(path)) == SURFACE[path]
+
+
+@pytest.mark.parametrize("path", SURFACE)
+def test_everything_public_says_what_it_is(path):
+    thing = named(path)
+    assert thing.__doc__
+    assert not thing.__doc__.startswith(f"{thing.__name__}("), "this is what Python writes when nobody did"
+
+
+def test_the_mixers_have_these_names():
+    """Saved models hold them."""
+    assert {name: config.__name__ for name, config in exlstm.MIXERS.items()} == {
+        "mlstm": "MLSTMConfig",
+        "mlstm_large": "MLSTMLargeConfig",
+        "slstm": "SLSTMConfig",
+        "attention": "AttentionConfig",
+        "lstm": "LSTMConfig",
+    }
+
+
+def test_the_presets_have_these_names():
+    papers = [f"xlstm-{size}-{ratio}" for size in ("125m", "350m", "760m", "1.3b", "2.7b") for ratio in ("1:0", "7:1")]
+    synthetic = [f"synthetic-{ratio}" for ratio in ("1:0", "0:1", "1:1")]
+    laptop = [f"laptop-{size}" for size in ("tiny", "small", "medium", "large")]
+    assert sorted(exlstm.PRESETS) == sorted([*papers, "xlstm-7b", *synthetic, *laptop])
+
+
+def test_the_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", exlstm.__version__)
