@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from exlstm.models.lm import LM
+from exlstm.models.summary import Table
 from exlstm.ops.choose import recorded
 
 
-def explain(model: nn.Module, batch: int = 1, length: int = 128) -> str:
+def explain(model: nn.Module, batch: int = 1, length: int = 128) -> Table:
     """Runs `model` once on `batch` sequences of `length` and says which backend each op took, and why.
 
     No gradients are computed and nothing is changed. Raises TypeError for anything but an LM.
@@ -22,4 +23,4 @@ def explain(model: nn.Module, batch: int = 1, length: int = 128) -> str:
     for choice in choices:
         counted[choice] = counted.get(choice, 0) + 1
     lines += [f"{op}: {backend} in {count} blocks ({why})" for (op, backend, why), count in counted.items()]
-    return "\n".join(lines)
+    return Table("\n".join(lines))

@@ -46,7 +46,14 @@ def block_line(model: "LM", index: int) -> str:
     return f"{index:>5}  {kind + mlp:<34} {parameters(block):>14,} {state:>14,}"
 
 
-def summary(model: "LM", length: int) -> str:
+class Table(str):
+    """Text that a prompt or a notebook shows as it is, without quotes and escapes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def summary(model: "LM", length: int) -> Table:
     """The table behind `LM.summary`; runs of equal blocks are folded into one line."""
     config = model.config
     lines = [f"{'block':>5}  {'mixer':<34} {'parameters':>14} {'state bytes':>14}"]
@@ -67,4 +74,4 @@ def summary(model: "LM", length: int) -> str:
         f"FLOPs per token at {length:,} tokens of context: {', '.join(costs)}",
         f"state bytes per sequence: {now:,} after {length:,} tokens, {later:,} after {16 * length:,}",
     ]
-    return "\n".join(lines)
+    return Table("\n".join(lines))

@@ -16,7 +16,7 @@ from exlstm.train.loop import Sample, Trainer
 from exlstm.train.report import write_report
 from exlstm.train.setup import set_up
 from exlstm.train.signals import stop_requests
-from exlstm.train.summary import RunSummary
+from exlstm.train.summary import RunSummary, commit
 
 
 def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample | None = None) -> RunSummary:
@@ -30,6 +30,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     and (NotFiniteError) a loss that is no number any more. Checkpoints that were there are never damaged.
     """
     device = pick_device(config.device)
+    code = commit()  # now: a long run may outlive the checkout's state
     setup = set_up(config, model)
     shared = threads_shared(setup.config.workers)
     with shared, closing(open_display(device)) as display, stop_requests() as stop:
@@ -45,6 +46,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
             seconds=trainer.position.seconds,
             parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
             seed=setup.config.seed,
+            commit=code,
         )
         if stopped == "budget":
             display.note(f"scoring the whole validation text, for at most {setup.config.final_minutes:g} minutes")

@@ -25,6 +25,7 @@ class RunSummary:
     seconds: float  # of training, over all sessions of the run
     parameters: int
     seed: int
+    commit: str | None = None  # of exlstm, when this session of the run began
     final: Score | None = None  # on the whole validation text, state carried
     final_step: int | None = None  # the checkpoint that was scored: the best one
     coverage: float | None = None  # share of the validation text that the time was enough for
@@ -44,7 +45,7 @@ class RunSummary:
             "validation": self.final and {**self.final.to_json(), "coverage": self.coverage, "step": self.final_step},
             "yardsticks_bits_per_byte": self.yardsticks and asdict(self.yardsticks),
             "machine": machine(),
-            "commit": commit(),
+            "commit": self.commit,
         }
 
     def table(self) -> str:
