@@ -1,6 +1,7 @@
 """Thin holders of parameters: each keeps its weights and calls one op.
 
-B batch  T time  D width  H heads  K input and V output width per head  W window  F hidden width of an MLP
+B batch  T time  M both  D width  H blocks or heads  K input and V output width of each  W window
+N blocks taken together  G groups of these, I input and J output width of each  F hidden width of an MLP
 """
 
 from typing import Literal
@@ -42,19 +43,32 @@ class HeadNorm(nn.Module):
         return head_norm(x_BTHV, self.weight.view(self.heads, -1), self.eps).flatten(2)
 
 
+MERGED_WIDTH = 16  # a vector register of float32: narrower matrices leave most of it empty
+
+
 class BlockLinear(nn.Module):
     """A block-diagonal linear map: `blocks` small matrices side by side, no bias."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
-        self.weight_HVK = nn.Parameter(torch.empty(blocks, width // blocks, width // blocks))
+        size = width // blocks
+        self.weight_HVK = nn.Parameter(torch.empty(blocks, size, size))
+        # the most blocks that divide all of them and fit: products of 4 x 4 blocks are three times faster by fours
+        self.together = max(n for n in range(1, blocks + 1) if blocks % n == 0 and (n == 1 or n * size <= MERGED_WIDTH))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         B, T, D = x_BTD.shape
+        w_GJI = self.merged()
+        x_GMI = x_BTD.reshape(B * T, w_GJI.shape[0], -1).transpose(0, 1)
+        return (x_GMI @ w_GJI.mT).transpose(0, 1).reshape(B, T, D)
+
+    def merged(self) -> Tensor:
+        """The same map with `together` blocks on the diagonal of each larger matrix: [H / n, n V, n K]."""
+        n = self.together
         H, V, K = self.weight_HVK.shape
-        x_HMK = x_BTD.reshape(B * T, H, K).transpose(0, 1)
-        return (x_HMK @ self.weight_HVK.mT).transpose(0, 1).reshape(B, T, D)
+        place_1N1N1 = torch.eye(n, dtype=self.weight_HVK.dtype, device=self.weight_HVK.device)[None, :, None, :, None]
+        return (self.weight_HVK.view(H // n, n, V, 1, K) * place_1N1N1).reshape(H // n, n * V, n * K)
 
 
 class CausalConv(nn.Module):
