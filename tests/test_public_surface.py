@@ -12,13 +12,18 @@ MODULES_AND_VALUES = ["MIXERS", "PRESETS", "__version__", "mixers", "ops"]
 SURFACE = {
     # models
     "LM": "(config: LMConfig) -> None",
-    "LM.forward": "(self, tokens_BT: Tensor, state: tuple[Any, ...] | None = None, *, "
-    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None) -> tuple[Tensor, tuple[Any, ...]]",
+    "LM.forward": (
+        "(self, tokens_BT: Tensor, state: tuple[Any, ...] | None = None, *, reset_BT: Tensor | None = None, "
+        "lengths_B: Tensor | None = None) -> tuple[Tensor, tuple[Any, ...]]"
+    ),
     "LM.zero_state": "(self, batch: int) -> tuple[Any, ...]",
     "LM.state_bytes": "(self, length: int = 0) -> int",
     "LM.summary": "(self, length: int = 2048) -> str",
-    "LMConfig": "(*, vocab_size: int, width: int, blocks: tuple[BlockConfig, ...], norm: Literal['layer', 'rms'] = 'layer', "
-    "norm_eps: float = 1e-05, tie_embeddings: bool = False, logit_cap: float | None = None, dropout: float = 0.0) -> None",
+    "LMConfig": (
+        "(*, vocab_size: int, width: int, blocks: tuple[BlockConfig, ...], norm: Literal['layer', 'rms'] = 'layer', "
+        "norm_eps: float = 1e-05, tie_embeddings: bool = False, logit_cap: float | None = None, dropout: float = "
+        "0.0) -> None"
+    ),
     "BlockConfig": "(*, mixer: MixerConfig, mlp: MLPConfig | None = None) -> None",
     "MLPConfig": "(*, hidden: int, activation: Literal['gelu', 'silu'] = 'gelu') -> None",
     "preset": "(name: str, *, vocab_size: int | None = None) -> LMConfig",
@@ -31,39 +36,57 @@ SURFACE = {
     "rows": "(state: Any, index: Tensor) -> Any",
     "detach": "(state: Any) -> Any",
     # mixers
-    "MLSTMConfig": "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, "
-    "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-05) -> None",
-    "MLSTMLargeConfig": "(*, heads: int = 4, key_factor: float = 0.5, value_factor: float = 1.0, gate_cap: float | None = 15.0, "
-    "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-06) -> None",
-    "SLSTMConfig": "(*, heads: int = 4, conv_width: int = 4, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
-    "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', "
-    "recurrence: Literal['block', 'none'] = 'block', recurrent_init: Literal['zeros', 'uniform'] = 'zeros', "
-    "forget_bias: Literal['power_law', 'linspace', 'zeros'] = 'power_law', norm_eps: float = 1e-05) -> None",
-    "AttentionConfig": "(*, heads: int = 4, kv_heads: int | None = None, window: int | None = None, "
-    "rope_base: float = 10000.0) -> None",
+    "MLSTMConfig": (
+        "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, input_gate: "
+        "Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-05) -> None"
+    ),
+    "MLSTMLargeConfig": (
+        "(*, heads: int = 4, key_factor: float = 0.5, value_factor: float = 1.0, gate_cap: float | None = 15.0, "
+        "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-06) -> None"
+    ),
+    "SLSTMConfig": (
+        "(*, heads: int = 4, conv_width: int = 4, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
+        "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', recurrence: "
+        "Literal['block', 'none'] = 'block', recurrent_init: Literal['zeros', 'uniform'] = 'zeros', forget_bias: "
+        "Literal['power_law', 'linspace', 'zeros'] = 'power_law', norm_eps: float = 1e-05) -> None"
+    ),
+    "AttentionConfig": (
+        "(*, heads: int = 4, kv_heads: int | None = None, window: int | None = None, rope_base: float = 10000.0) -> "
+        "None"
+    ),
     "LSTMConfig": "(*, forget_bias: float = 1.0) -> None",
     # ops
-    "ops.mlstm.mlstm": "(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, "
-    "state: MLSTMState | None = None, /, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, "
-    "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, eps: float = 1e-06, chunk_len: int = 64, "
-    "backend: str = 'auto') -> tuple[Tensor, MLSTMState]",
+    "ops.mlstm.mlstm": (
+        "(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState | None = "
+        "None, /, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, input_gate: Literal['exp', "
+        "'sigmoid'] = 'exp', normalize: bool = True, eps: float = 1e-06, chunk_len: int = 64, backend: str = "
+        "'auto') -> tuple[Tensor, MLSTMState]"
+    ),
     "ops.mlstm.zero_state": "(k_BTHK: Tensor, v_BTHV: Tensor, /) -> MLSTMState",
     "ops.mlstm.MLSTMState": "(c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor)",
-    "ops.slstm.slstm": "(x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState | None = None, /, *, "
-    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
-    "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', backend: str = 'auto') "
-    "-> tuple[Tensor, SLSTMState]",
+    "ops.slstm.slstm": (
+        "(x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState | None = None, /, *, reset_BT: Tensor | None = "
+        "None, lengths_B: Tensor | None = None, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
+        "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', backend: str = "
+        "'auto') -> tuple[Tensor, SLSTMState]"
+    ),
     "ops.slstm.zero_state": "(x_BTHGV: Tensor, /) -> SLSTMState",
     "ops.slstm.SLSTMState": "(h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor)",
-    "ops.attention.attention": "(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState | None = None, /, *, "
-    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None, "
-    "rope_base: float = 10000.0) -> tuple[Tensor, AttentionState]",
+    "ops.attention.attention": (
+        "(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState | None = None, /, *, reset_BT: "
+        "Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None, rope_base: float = "
+        "10000.0) -> tuple[Tensor, AttentionState]"
+    ),
     "ops.attention.AttentionState": "(k_BSGK: Tensor, v_BSGK: Tensor, position_BS: Tensor, next_B: Tensor)",
-    "ops.lstm.lstm": "(x_BTD: Tensor, w_GD: Tensor, u_GV: Tensor, b_G: Tensor, state: LSTMState, /, *, "
-    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None) -> tuple[Tensor, LSTMState]",
+    "ops.lstm.lstm": (
+        "(x_BTD: Tensor, w_GD: Tensor, u_GV: Tensor, b_G: Tensor, state: LSTMState, /, *, reset_BT: Tensor | None = "
+        "None, lengths_B: Tensor | None = None) -> tuple[Tensor, LSTMState]"
+    ),
     "ops.lstm.LSTMState": "(h_BV: Tensor, c_BV: Tensor)",
-    "ops.conv.causal_conv": "(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /, *, "
-    "reset_BT: Tensor | None = None, lengths_B: Tensor | None = None) -> tuple[Tensor, ConvState]",
+    "ops.conv.causal_conv": (
+        "(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /, *, reset_BT: Tensor | None = None, "
+        "lengths_B: Tensor | None = None) -> tuple[Tensor, ConvState]"
+    ),
     "ops.conv.ConvState": "(past_BSD: Tensor)",
     "ops.rope.rope": "(x_BTHK: Tensor, position_BT: Tensor, *, base: float = 10000.0) -> Tensor",
     "ops.norm.layer_norm": "(x: Tensor, gain_D: Tensor, eps: float) -> Tensor",

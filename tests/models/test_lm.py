@@ -263,7 +263,7 @@ BAD = {
     "short state": (lambda m: m(tokens(), m(tokens())[1][:3]), "the state has 3 entries for 5 blocks"),
     "no state": (lambda m: m(tokens(), torch.zeros(1)), "the state has Tensor entries for 5 blocks"),
     "batch": (lambda m: m(tokens(3), m(tokens())[1]), r"past_BSD in the state of block 0 has shape \(2, 3, 64\)"),
-    "order": (lambda m: m(tokens(), m(tokens())[1][::-1]), "the state of block 0 is a LSTMState, not a MLSTMLayerState"),
+    "order": (lambda m: m(tokens(), m(tokens())[1][::-1]), "the state of block 0 is a LSTMState, not a MLSTMLay"),
     "width": (
         lambda m: m(tokens(), build_wide()(tokens())[1]),
         r"past_BSD in the state of block 0 has shape \(2, 3, 128\), and this model and batch need \(2, 3, 64\)",

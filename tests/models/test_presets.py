@@ -121,7 +121,7 @@ def test_xlstm_pattern(ratio, depth, slstm_at, want):
 
 @pytest.mark.parametrize("ratio", ["7", "7:1:1", "a:b", "", "-1:2", "0:0", "7:"])
 def test_a_ratio_that_is_none(ratio):
-    with pytest.raises(ValueError, match="is not of the form a:b; write e.g. 7:1"):
+    with pytest.raises(ValueError, match=r"is not of the form a:b; write e\.g\. 7:1"):
         xlstm_pattern(ratio, 8)
 
 

@@ -194,7 +194,7 @@ DAMAGE = {
     "cut off": (cut_off, r"model.safetensors cannot be read \(.*\); it may be cut off: save it again"),
     "cut in the header": (cut_in_the_header, r"model.safetensors cannot be read"),
     "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), r"model.safetensors cannot be read"),
-    "not JSON": (lambda folder: (folder / "config.json").write_text("{'a': 1"), r"config.json is not JSON \(.*\); save"),
+    "not JSON": (lambda folder: (folder / "config.json").write_text("{'a': 1"), r"config.json is not JSON \(.*\); sa"),
     "not UTF-8": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{"), r"config.json is not JSON"),
     "a JSON list": (lambda folder: (folder / "config.json").write_text("[1]"), r"type None, format None; this version"),
     "another type": (change_json(model_type="llama"), r"the config is of type 'llama', format 1; this version reads"),
@@ -204,8 +204,8 @@ DAMAGE = {
     "an unknown mixer field": (change_mixer(depth=3), r"does not fit format 1 \(.*depth.*\)"),
     "no blocks": (change_json(blocks=None), r"the config does not fit format 1"),
     "another width": (change_json(width=64), r"does not fit its config: .* has shape .*, the config needs .*; save"),
-    "a tensor too few": (change_tensors(lambda t: t.pop("norm.weight")), r"norm.weight has shape None, the config needs"),
-    "a tensor too many": (change_tensors(lambda t: t.update(x=torch.ones(1))), r"x has shape \(1,\), the config needs N"),
+    "a tensor too few": (change_tensors(lambda t: t.pop("norm.weight")), r"norm.weight has shape None, the config"),
+    "a tensor too many": (change_tensors(lambda t: t.update(x=torch.ones(1))), r"x has shape \(1,\), the config need"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The accuracy rule for inputs on which the error is mostly that of one ill-conditioned element, and so a matter of luck."""
+"""The accuracy rule where the error is mostly that of one ill-conditioned element, and so a matter of luck."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,5 +1,7 @@
 """Attention against a plain loop over rows, steps and heads that keeps its memory in Python lists."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -50,7 +52,7 @@ def test_against_the_loop(T, window, share, lengths, cuts, seed):
     want = by_loop(*x, reset, ends, window)
     borders = sorted({0, T, *(cut for cut in cuts if cut < T)})
     state, h = None, []
-    for start, end in zip(borders[:-1], borders[1:], strict=True):
+    for start, end in itertools.pairwise(borders):
         piece = slice(start, end)
         part, state = attention(
             *(t[:, piece] for t in x), state,

@@ -1,5 +1,7 @@
 """The causal convolution against torch's Conv1d on a padded input."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,7 +68,7 @@ def test_resets_and_lengths_are_separate_sequences(lengths, W, seed, share):
     for row, length in enumerate(lengths):
         past = state.past_BSD[row : row + 1]
         borders = [0, *(t for t in range(1, length) if reset_BT[row, t]), length]
-        for start, end in zip(borders[:-1], borders[1:], strict=True):
+        for start, end in itertools.pairwise(borders):
             if end > start:
                 piece = x[row : row + 1, start:end]
                 past = past * 0 if reset_BT[row, start] else past

@@ -1,5 +1,7 @@
 """The LSTM against torch.nn.LSTM, one sequence at a time."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ def test_resets_and_lengths_are_separate_sequences(lengths, share, seed):
         assert not y[row, length:].any()
         starts = [t for t in range(1, length) if reset is not None and reset[row, t]]
         borders = [0, *starts, length]
-        for start, end in zip(borders[:-1], borders[1:], strict=True):
+        for start, end in itertools.pairwise(borders):
             if end > start:
                 if reset is not None and reset[row, start]:
                     one = LSTMState(*(torch.zeros_like(t) for t in one))

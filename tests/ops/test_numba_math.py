@@ -41,7 +41,7 @@ def compiled():
 
 
 def grid(first, last):
-    """Many numbers of one range, evenly spaced and, near zero, evenly spaced in their logarithm; of both signs there."""
+    """Many numbers of one range, evenly spaced and, near zero and with both signs, also in their logarithm."""
     even = np.linspace(first, last, 200_001)
     small = np.exp(np.linspace(np.log(1e-30), 0, 20_001))
     x = np.concatenate([even, small[small <= last], -small[-small >= first], [0.0]])
