@@ -31,7 +31,7 @@ SURFACE = {
     "lm_from_pattern": "(pattern: str, *, vocab_size: int, width: int, heads: int = 4) -> LMConfig",
     "load": "(path: str | PathLike[str], *, dtype: dtype | None = None, device: str | device = 'cpu') -> LM",
     "save": "(model: LM, folder: str | PathLike[str]) -> None",
-    "explain": "(model: Module, batch: int = 1, length: int = 128) -> str",
+    "explain": "(model: Module, batch: int = 1, length: int = 128) -> Table",
     # states
     "rows": "(state: Any, index: Tensor) -> Any",
     "detach": "(state: Any) -> Any",

@@ -42,7 +42,7 @@ def loss_picture(records: Sequence[dict[str, Any]], found: Yardsticks | None, ti
     axes.grid(axis="y", color="#e5e7eb")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="upper right")
     target = io.BytesIO()
     figure.savefig(target, format="png")
     return target.getvalue()
