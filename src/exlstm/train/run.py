@@ -31,6 +31,8 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     """
     device = pick_device(config.device)
     code = commit()  # now: a long run may outlive the checkout's state
+    learns = config.tokenizer.startswith("bpe:") and not config.resume
+    print(f"reading the text{f' and training the tokenizer {config.tokenizer}' * learns} ...", flush=True)
     setup = set_up(config, model)
     shared = threads_shared(setup.config.workers)
     with shared, closing(open_display(device)) as display, stop_requests() as stop:
