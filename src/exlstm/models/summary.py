@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 
 def weight_flops(module: nn.Module) -> float:
-    """2 per weight of every matrix: a multiplication and an addition per token. Vectors are not counted."""
-    return 2.0 * sum(p.numel() for p in module.parameters() if p.ndim >= 2)
+    """2 per weight of every matrix: a multiplication and an addition per token. Vectors and biases are not counted."""
+    matrices = (p for name, p in module.named_parameters() if p.ndim >= 2 and not name.endswith("b_HGV"))
+    return 2.0 * sum(p.numel() for p in matrices)
 
 
 def flops_per_token(model: "LM", mode: str, length: int) -> float:
