@@ -52,19 +52,3 @@ def everything(x, run):
         for name, t in zip(NAMES[:7], x, strict=False)
     }
     return {name: t.detach() for name, t in found.items()}
-
-
-def assert_same(got, want, *, tolerance):
-    """Every tensor to within `tolerance` of its largest element.
-
-    A gradient may be nothing but what is left of terms that cancel: then it is measured by the largest gradient.
-    """
-    assert got.keys() == want.keys()
-    sizes = {name: exact.abs().max() if exact.numel() else torch.tensor(0.0) for name, exact in want.items()}
-    largest = max(size for name, size in sizes.items() if name.startswith("gradient"))
-    for name, exact in want.items():
-        assert got[name].shape == exact.shape, name
-        assert torch.isfinite(got[name]).all(), f"{name} is not finite"
-        size = max(sizes[name], 0.01 * largest) if name.startswith("gradient") else sizes[name]
-        error = (got[name] - exact).abs().max() if exact.numel() else 0
-        assert error <= tolerance * size, f"{name}: error {error:.2e} of {sizes[name]:.2e}"

@@ -7,7 +7,8 @@ import torch
 from draws import assert_as_accurate_in_the_middle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slstm_cases import NAMES, assert_same, call, everything, make, resets
+from same import assert_same
+from slstm_cases import NAMES, call, everything, make, resets
 
 from accuracy import assert_as_accurate
 from exlstm.ops.choose import recorded
