@@ -158,6 +158,20 @@ def test_eval_compares_context_lengths(here, run):
     assert "test part" in run("eval", "run", "--part", "test", "--context", "32", "--checkpoint", "last")
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4", "bfloat16"])
+def test_eval_compares_weights(here, run, weights):
+    out = run("eval", "run", "--context", "32", "--tokens", "512", "--weights", weights)
+    assert f"With {weights} weights:" in out
+    before, after = map(float, re.search(r"^bits per byte ([\d.]+) -> ([\d.]+) ", out, re.MULTILINE).groups())
+    assert before != after
+    assert after == pytest.approx(before, rel=0.05)
+
+
+def test_generate_with_fewer_bits(here, run):
+    options = ("generate", "run", "--prompt", "the ", "--max-tokens", "20")
+    assert run(*options, "--weights", "int8").startswith("the ")
+
+
 def test_presets_lists_sizes(run):
     out = run("presets")
     assert all(name in out for name in exlstm.PRESETS)
@@ -169,12 +183,17 @@ def test_summary_takes_a_preset_or_a_run(here, run):
     assert run("summary", "run") == run("summary", "laptop-tiny")
 
 
-def test_explain_shows_prefill_and_decoding(here, run):
-    out = run("explain", "run")
-    assert "128 steps" in out
-    assert "1 steps" in out
-    assert "mlstm: " in out
-    assert "slstm: " in out
+def test_explain_shows_training_prefill_and_decoding(here, run):
+    out = run("explain", "run", "--batch", "2", "--length", "16")
+    for words in (
+        "batch 2, 16 tokens",
+        "training, T = 16",
+        "prefill, T = 16",
+        "decoding, T = 1",
+        "  mlstm  ",
+        "  slstm  ",
+    ):
+        assert words in out
 
 
 def test_demo_trains_generates_and_says_where_things_are(here, run):
@@ -255,6 +274,7 @@ def test_recipes_keep_their_promises():
         (["summary"], ["PRESET_OR_RUN is missing"]),
         (["summary", "laptop-smal"], ["'laptop-smal'", "perhaps you mean laptop-small"]),
         (["explain", "nowhere"], ["'nowhere'", "exlstm presets"]),
+        (["explain", "--batch", "0"], ["batch is 0", "from 1 on"]),
         (["presets", "--all"], ["'--all'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

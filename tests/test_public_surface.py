@@ -6,7 +6,7 @@ import re
 import pytest
 
 import exlstm
-from exlstm.ops import attention, conv, lstm, mlstm, norm, rope, slstm
+from exlstm.ops import attention, conv, linear, lstm, mlstm, norm, rope, slstm
 
 MODULES_AND_VALUES = ["MIXERS", "PRESETS", "__version__", "mixers", "ops"]
 SURFACE = {
@@ -31,6 +31,7 @@ SURFACE = {
     "lm_from_pattern": "(pattern: str, *, vocab_size: int, width: int, heads: int = 4) -> LMConfig",
     "load": "(path: str | PathLike[str], *, dtype: dtype | None = None, device: str | device = 'cpu') -> LM",
     "save": "(model: LM, folder: str | PathLike[str]) -> None",
+    "quantize": "(model: LM, weights: Literal['int8', 'int4']) -> LM",
     "explain": "(model: Module, batch: int = 1, length: int = 128) -> Table",
     # states
     "rows": "(state: Any, index: Tensor) -> Any",
@@ -85,9 +86,14 @@ SURFACE = {
     "ops.lstm.LSTMState": "(h_BV: Tensor, c_BV: Tensor)",
     "ops.conv.causal_conv": (
         "(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /, *, reset_BT: Tensor | None = None, "
-        "lengths_B: Tensor | None = None) -> tuple[Tensor, ConvState]"
+        "lengths_B: Tensor | None = None, activation: Literal['none', 'silu'] = 'none', backend: str = 'auto') -> "
+        "tuple[Tensor, ConvState]"
     ),
     "ops.conv.ConvState": "(past_BSD: Tensor)",
+    "ops.linear.linear": (
+        "(x: Tensor, weight: Tensor | Int8Weight | Int4Weight, bias: Tensor | None = None, /, *, backend: str = "
+        "'auto') -> Tensor"
+    ),
     "ops.rope.rope": "(x_BTHK: Tensor, position_BT: Tensor, *, base: float = 10000.0) -> Tensor",
     "ops.norm.layer_norm": "(x: Tensor, gain_D: Tensor, eps: float) -> Tensor",
     "ops.norm.rms_norm": "(x: Tensor, gain_D: Tensor, eps: float) -> Tensor",
@@ -96,6 +102,7 @@ SURFACE = {
 OPS = {
     "attention": attention,
     "conv": conv,
+    "linear": linear,
     "lstm": lstm,
     "mlstm": mlstm,
     "norm": norm,

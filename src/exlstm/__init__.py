@@ -8,6 +8,7 @@ Importing does no work: no device is touched, and kernels compile when they firs
 """
 
 from exlstm import mixers, ops
+from exlstm.infer.quantize import quantize
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import detach, rows
@@ -42,6 +43,7 @@ __all__ = [
     "mixers",
     "ops",
     "preset",
+    "quantize",
     "rows",
     "save",
     "xlstm_pattern",

@@ -8,43 +8,9 @@ from xlstm.xlstm_large.model import xLSTMLarge, xLSTMLargeConfig
 
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from peers import from_large
 
 WIDTH, HEADS, BLOCKS, VOCAB, FFN = 128, 4, 2, 50, 384
-NAMES = {
-    "embedding.weight": "embed.weight",
-    "backbone.embeddings.weight": "embed.weight",
-    "lm_head.weight": "head.weight",
-    "backbone.out_norm.weight": "norm.weight",
-    "norm_mlstm.weight": "mixer_norm.weight",
-    "mlstm_layer.q.weight": "mixer.q.weight",
-    "mlstm_layer.k.weight": "mixer.k.weight",
-    "mlstm_layer.v.weight": "mixer.v.weight",
-    "mlstm_layer.ogate_preact.weight": "mixer.o.weight",
-    "mlstm_layer.igate_preact.weight": "mixer.i.weight",
-    "mlstm_layer.igate_preact.bias": "mixer.i.bias",
-    "mlstm_layer.fgate_preact.weight": "mixer.f.weight",
-    "mlstm_layer.fgate_preact.bias": "mixer.f.bias",
-    "mlstm_layer.multihead_norm.weight": "mixer.norm.weight",
-    "mlstm_layer.out_proj.weight": "mixer.out.weight",
-    "norm_ffn.weight": "mlp_norm.weight",
-    "ffn.proj_down.weight": "mlp.down.weight",
-}
-
-
-def translated(tensors):
-    """Official names to ours; gate and up are one matrix here, the gate first."""
-    ours, halves = {}, {}
-    for name, x in tensors.items():
-        rest = name.removeprefix("backbone.blocks.")
-        index, _, leaf = rest.partition(".") if rest != name else ("", "", name)
-        place = f"blocks.{index}." if index else ""
-        if leaf in ("ffn.proj_up_gate.weight", "ffn.proj_up.weight"):
-            halves.setdefault(place, {})[leaf] = x
-        else:
-            ours[place + NAMES[leaf]] = x
-    for place, parts in halves.items():
-        ours[place + "mlp.up.weight"] = torch.cat([parts["ffn.proj_up_gate.weight"], parts["ffn.proj_up.weight"]])
-    return ours
 
 
 def shaken(model):
@@ -61,7 +27,7 @@ def ours(model, dtype):
         vocab_size=VOCAB, width=WIDTH, blocks=(block,) * BLOCKS, norm="rms", norm_eps=1e-6, logit_cap=30.0
     )
     copy = LM(config).to(dtype)
-    copy.load_state_dict(translated(model.state_dict()))
+    copy.load_state_dict(from_large(model.state_dict()))
     return copy
 
 
@@ -91,7 +57,7 @@ def test_logits_states_and_every_gradient():
             torch.testing.assert_close(x, y.view_as(x), rtol=1e-9, atol=1e-9)
     for logits in (want, got):
         cross_entropy(logits.flatten(0, 1), tokens().roll(-1, 1).flatten()).backward()
-    gradients = translated({name: p.grad for name, p in model.named_parameters()})
+    gradients = from_large({name: p.grad for name, p in model.named_parameters()})
     parameters = dict(copy.named_parameters())
     assert gradients.keys() == parameters.keys()
     for name, parameter in parameters.items():

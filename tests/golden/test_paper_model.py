@@ -5,91 +5,19 @@ from functools import partial
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from xlstm import (
-    FeedForwardConfig,
-    mLSTMBlockConfig,
-    mLSTMLayerConfig,
-    sLSTMBlockConfig,
-    sLSTMLayerConfig,
-    xLSTMLMModel,
-    xLSTMLMModelConfig,
-)
 from xlstm.blocks.mlstm.backends import parallel_stabilized_simple
 
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.ops.mlstm import mlstm
+from peers import from_paper, paper_model
 
 WIDTH, VOCAB, T = 64, 50, 24
-# what the official layers call, and where it goes; norms hold the gain less one
-PLAIN = {
-    "token_embedding.weight": "embed.weight",
-    "lm_head.weight": "head.weight",
-    "xlstm.learnable_skip": "mixer.skip",
-    "xlstm.proj_up.weight": "mixer.up.weight",
-    "xlstm.proj_down.weight": "mixer.down.weight",
-    "xlstm.q_proj.weight": "mixer.q.weight_HVK",
-    "xlstm.k_proj.weight": "mixer.k.weight_HVK",
-    "xlstm.v_proj.weight": "mixer.v.weight_HVK",
-    "xlstm.conv1d.conv.bias": "mixer.conv.bias_D",
-    "xlstm.mlstm_cell.igate.weight": "mixer.i.weight",
-    "xlstm.mlstm_cell.igate.bias": "mixer.i.bias",
-    "xlstm.mlstm_cell.fgate.weight": "mixer.f.weight",
-    "xlstm.mlstm_cell.fgate.bias": "mixer.f.bias",
-    "ffn.proj_up.weight": "mlp.up.weight",
-    "ffn.proj_down.weight": "mlp.down.weight",
-}
-GAINS = {
-    "xlstm_block_stack.post_blocks_norm.weight": "norm.weight",
-    "xlstm_norm.weight": "mixer_norm.weight",
-    "ffn_norm.weight": "mlp_norm.weight",
-    "xlstm.mlstm_cell.outnorm.weight": "mixer.norm.weight",
-    "xlstm.group_norm.weight": "mixer.norm.weight",
-}
-
-
-def translated(tensors, gain):
-    """Official names and layouts to ours; `gain` is what is added to a norm's weight: 1, or 0 for gradients."""
-    ours, gates = {}, {}
-    for name, x in tensors.items():
-        rest = name.removeprefix("xlstm_block_stack.blocks.")
-        index, _, leaf = rest.partition(".") if rest != name else ("", "", name)
-        place = f"blocks.{index}." if index else ""
-        if leaf in PLAIN:
-            ours[place + PLAIN[leaf]] = x
-        elif leaf in GAINS:
-            ours[place + GAINS[leaf]] = x + gain
-        elif leaf == "xlstm.conv1d.conv.weight":
-            ours[place + "mixer.conv.weight_DW"] = x[:, 0]
-        elif leaf == "xlstm.slstm_cell._bias_":
-            ours[place + "mixer.b_HGV"] = x.view(4, 4, -1).transpose(0, 1)  # [gate, head, channel]
-        elif leaf == "xlstm.slstm_cell._recurrent_kernel_":
-            H, _, K = x.shape  # [head, (gate, to), from]
-            ours[place + "mixer.r_HKGV"] = x.view(H, 4, K, K).permute(0, 3, 1, 2)
-        else:
-            # the official names are swapped: fgate feeds the input gate and igate the forget gate
-            gate = {"fgate": 0, "igate": 1, "zgate": 2, "ogate": 3}[leaf.split(".")[1]]
-            gates.setdefault(place, {})[gate] = x
-    for place, parts in gates.items():
-        ours[place + "mixer.w_HGVK"] = torch.stack([parts[gate] for gate in range(4)], dim=1)
-    return ours
 
 
 def official(slstm_at, blocks=3):
     torch.manual_seed(0)
-    config = xLSTMLMModelConfig(
-        vocab_size=VOCAB,
-        context_length=T,
-        num_blocks=blocks,
-        embedding_dim=WIDTH,
-        slstm_at=slstm_at,
-        mlstm_block=mLSTMBlockConfig(mlstm=mLSTMLayerConfig(num_heads=4)),
-        slstm_block=sLSTMBlockConfig(
-            slstm=sLSTMLayerConfig(num_heads=4, backend="vanilla"), feedforward=FeedForwardConfig()
-        ),
-    )
-    model = xLSTMLMModel(config).double()
-    model.reset_parameters()
+    model = paper_model(vocab_size=VOCAB, width=WIDTH, length=T, blocks=blocks, slstm_at=slstm_at).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.15 * torch.randn_like(parameter)
@@ -99,7 +27,7 @@ def official(slstm_at, blocks=3):
 def ours(model, slstm_at, blocks=3):
     pattern = "".join("s" if index in slstm_at else "m" for index in range(blocks))
     copy = LM(lm_from_pattern(pattern, vocab_size=VOCAB, width=WIDTH)).double()
-    copy.load_state_dict(translated(model.state_dict(), gain=1))
+    copy.load_state_dict(from_paper(model.state_dict(), gain=1))
     return copy
 
 
@@ -136,7 +64,7 @@ def test_logits_and_every_gradient_to_the_last_digits(pair, monkeypatch):
     targets = tokens().roll(-1, 1).flatten()
     for logits in (want, got):
         cross_entropy(logits.flatten(0, 1), targets).backward()
-    gradients = translated({name: p.grad for name, p in model.named_parameters()}, gain=0)
+    gradients = from_paper({name: p.grad for name, p in model.named_parameters()}, gain=0)
     parameters = dict(copy.named_parameters())
     assert gradients.keys() == parameters.keys()
     for name, parameter in parameters.items():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from exlstm.infer.sampling import (
     GREEDY,
+    NUCLEUS,
     SamplingConfig,
     draw_from,
     filtered_logits,
@@ -61,6 +62,33 @@ def test_top_p_keeps_the_smallest_set_with_that_mass(logits_BC, p):
         assert mass >= p - 1e-9
         assert mass - row_C[keep_C].min() < p + 1e-9, "one token fewer would have been enough"
         assert keep_C.all() or row_C[keep_C].min() >= row_C[~keep_C].max()
+
+
+def by_sorting(logits_C, p):
+    """What top-p keeps, the simple way: from the most likely on, of equals the first, until p is reached."""
+    probability_C = logits_C.double().softmax(0).tolist()
+    mass, keep = 0.0, set()
+    for index in sorted(range(len(probability_C)), key=lambda index: (-logits_C[index].item(), index)):
+        if mass >= p:
+            break
+        keep.add(index)
+        mass += probability_C[index]
+    return keep
+
+
+@pytest.mark.parametrize("scale", [0.01, 2.0, 30.0])
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("C", [30, 8 * NUCLEUS + 1])
+def test_top_p_of_small_and_large_vocabularies(C, coarse, scale):
+    """Coarse logits, as of a model in bfloat16, have many equals; of these the first are kept, alone and in a batch."""
+    logits_BC = random_logits(3, C, seed=1, scale=scale)
+    logits_BC = (4 * logits_BC).round() / 4 if coarse else logits_BC
+    logits_BC[2, : C // 2] = -torch.inf
+    for p in (0.123, 0.51, 0.95):
+        keep_BC = kept(keep_top_p(logits_BC, p))
+        for row_C, keep_C in zip(logits_BC, keep_BC, strict=True):
+            assert set(keep_C.nonzero()[:, 0].tolist()) == by_sorting(row_C, p)
+            assert torch.equal(kept(keep_top_p(row_C[None], p))[0], keep_C)
 
 
 def test_top_p_known_case():

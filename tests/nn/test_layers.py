@@ -13,8 +13,8 @@ from exlstm.nn.layers import (
     WidthNorm,
     round_up,
     soft_cap,
-    wide_linear,
 )
+from exlstm.nn.linear import wide_linear
 from exlstm.ops.conv import ConvState, causal_conv
 from exlstm.ops.norm import head_norm, layer_norm, rms_norm
 

@@ -1,4 +1,4 @@
-"""The causal convolution against torch's Conv1d on a padded input."""
+"""The causal convolution against torch's Conv1d on a padded input; `test_conv_numba` has what is the kernel's alone."""
 
 import itertools
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import conv1d, pad
+from torch.nn.functional import conv1d, pad, silu
 
+from exlstm.ops.choose import recorded
 from exlstm.ops.conv import ConvState, causal_conv
 
 
@@ -92,11 +93,91 @@ def test_dtypes(dtype):
     assert torch.equal(causal_conv(x[:, 6:], w, b, middle)[0], y[:, 6:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("options", [{}, {"reset_BT": torch.ones(2, 10, dtype=torch.bool)}])
-def test_inputs_are_left_as_they_were(options):
-    x, w, b, state = make()
+def test_inputs_are_left_as_they_were(options, dtype):
+    x, w, b, state = make(dtype=dtype)
     before = [t.clone() for t in (x, w, b, *state)]
     y, after = causal_conv(x, w, b, state, **options)
     y.fill_(7.0)
     assert all(torch.equal(a, c) for a, c in zip((x, w, b, *state), before, strict=True))
     assert not (after.past_BSD == 7).any()
+
+
+@pytest.mark.parametrize("T", [1, 10])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_activation(dtype, T):
+    """silu of the output, rounded to its dtype before and after, and of nothing else."""
+    x, w, b, state = make(T=T, dtype=dtype)
+    plain, after = causal_conv(x, w, b, state)
+    y, same = causal_conv(x, w, b, state, activation="silu")
+    assert torch.equal(y, silu(plain))
+    assert torch.equal(same.past_BSD, after.past_BSD)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nan_in_padding_stays_there(dtype):
+    """Steps beyond the end give zero and get no gradient; nothing else knows what is there."""
+    x, w, b, state = make(dtype=dtype)
+    lengths_B, dy = torch.tensor([6, 0]), torch.randn(2, 10, 3, dtype=dtype)
+    found = []
+    for padding in (0.0, torch.nan):
+        inputs = [t.clone().requires_grad_() for t in (x, w, b, state.past_BSD)]
+        with torch.no_grad():
+            inputs[0][0, 6:], inputs[0][1] = padding, padding
+        y, after = causal_conv(*inputs[:3], ConvState(inputs[3]), lengths_B=lengths_B, activation="silu")
+        assert (y[0, 6:] == 0).all()
+        assert (y[1] == 0).all()
+        found.append(
+            [y, after.past_BSD, *torch.autograd.grad([y, after.past_BSD], inputs, [dy, torch.ones(2, 3, 3).to(dtype)])]
+        )
+    for got, want in zip(*found, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_a_reset_cuts_off_may_be_anything(dtype):
+    x, w, b, state = make(dtype=dtype)
+    reset_BT = torch.zeros(2, 10, dtype=torch.bool).index_fill(1, torch.tensor([8]), True)
+    want, end = causal_conv(x, w, b, state, reset_BT=reset_BT)
+    x[:, :8] = torch.inf
+    got, same = causal_conv(x, w, b, state, reset_BT=reset_BT)
+    assert torch.equal(got[:, 8:], want[:, 8:])
+    assert torch.equal(same.past_BSD, end.past_BSD)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w": (4, 4)}, r"w has shape \(4, 4\); it must be \(3, 4\)"),
+        ({"b": (1,)}, r"b has shape \(1,\); it must be \(3,\)"),
+        ({"past": (2, 2, 3)}, r"past of the state has shape \(2, 2, 3\); it must be \(2, 3, 3\)"),
+        ({"reset_BT": (2, 9)}, r"reset_BT has shape \(2, 9\); it must be \(2, 10\)"),
+        ({"lengths_B": (1,)}, r"lengths_B has shape \(1,\); it must be \(2,\)"),
+    ],
+)
+def test_shapes_that_do_not_fit(change, message):
+    """The kernel goes by addresses: what is too small would be read beyond its end."""
+    shapes = {"w": (3, 4), "b": (3,), "past": (2, 3, 3)} | change
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    w, b, past = (tensors.pop(name) for name in ("w", "b", "past"))
+    with pytest.raises(ValueError, match=message):
+        causal_conv(torch.zeros(2, 10, 3), w, b, ConvState(past), **tensors)
+
+
+def test_an_activation_there_is_not():
+    with pytest.raises(ValueError, match=r"^activation is 'gelu'; it must be 'none' or 'silu'\.$"):
+        causal_conv(*make(), activation="gelu")
+
+
+def test_backends():
+    """Float32 on a CPU goes to Numba, with and without gradients, and all else to torch, which says why."""
+    with recorded() as choices:
+        for dtype in (torch.float32, torch.bfloat16):
+            causal_conv(*make(dtype=dtype))
+    assert [(c.op, c.backend) for c in choices] == [("conv", "numba"), ("conv", "torch")]
+    assert choices[1].why == "numba: it computes in float32 and there is bfloat16 in the input"
+    with pytest.raises(ValueError, match="'numba' of conv cannot run: it computes in float32 and there is float64"):
+        causal_conv(*make(), backend="numba")
+    with pytest.raises(ValueError, match="conv has no backend 'triton'"):
+        causal_conv(*make(), backend="triton")

@@ -76,40 +76,53 @@ def test_spans_cover_every_step_once(T, chunk_len):
     assert all(length == chunk_len for _, _, length in parts[:-1])
 
 
+FAST = pytest.mark.parametrize("backend", ["numba", "chunkwise"])
 NARROW = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
+@FAST
 @NARROW
 @pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
 @pytest.mark.parametrize(("chunk_len", "K", "V"), [(1, 8, 8), (16, 16, 8), (64, 16, 16), (130, 8, 16)])
-def test_accuracy(dtype, gate, chunk_len, K, V):
+def test_accuracy(backend, dtype, gate, chunk_len, K, V):
     x = make(2, 130, 2, K, V, gate=gate, dtype=dtype, positive=True)
-    assert_as_accurate(partial(call, chunk_len=chunk_len), partial(call, backend="recurrent"), x, names=NAMES)
+    assert_as_accurate(
+        partial(call, backend=backend, chunk_len=chunk_len), partial(call, backend="recurrent"), x, names=NAMES
+    )
 
 
+@FAST
 @NARROW
 @pytest.mark.parametrize(
     "options", [{"input_gate": "sigmoid"}, {"normalize": False}, {"input_gate": "sigmoid", "normalize": False}], ids=str
 )
-def test_accuracy_of_the_variants(dtype, options):
+def test_accuracy_of_the_variants(backend, dtype, options):
     x = make(2, 130, 2, 16, 8, dtype=dtype, positive=options.get("normalize", True))
-    definition, fast = partial(call, backend="recurrent", **options), partial(call, chunk_len=32, **options)
+    definition, fast = (
+        partial(call, backend="recurrent", **options),
+        partial(call, backend=backend, chunk_len=32, **options),
+    )
     assert_as_accurate(fast, definition, x, names=NAMES)
 
 
+@FAST
 @NARROW
 @pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
-def test_accuracy_with_resets_and_lengths(dtype, gate):
+def test_accuracy_with_resets_and_lengths(backend, dtype, gate):
     options = {"reset_BT": resets(3, 130, share=0.05), "lengths_B": torch.tensor([130, 77, 0])}
-    definition, fast = partial(call, backend="recurrent", **options), partial(call, chunk_len=32, **options)
+    definition, fast = (
+        partial(call, backend="recurrent", **options),
+        partial(call, backend=backend, chunk_len=32, **options),
+    )
     assert_as_accurate(fast, definition, make(3, 130, 2, 8, 8, gate=gate, dtype=dtype, positive=True), names=NAMES)
 
 
+@FAST
 @pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
-def test_accuracy_where_the_mass_cancels(gate):
+def test_accuracy_where_the_mass_cancels(backend, gate):
     """Some n.q is almost zero, and dividing by it magnifies its rounding."""
     draws = (make(2, 64, 2, 8, 8, gate=gate, dtype=torch.float32, seed=seed) for seed in range(9))
-    fast = partial(call, chunk_len=32)
+    fast = partial(call, backend=backend, chunk_len=32)
     assert_as_accurate_in_the_middle(fast, partial(call, backend="recurrent"), draws, names=NAMES)
 
 
@@ -453,7 +466,7 @@ def test_eps_is_added_after_the_maximum_in_the_unit_m():
         ({}, {"input_gate": "relu"}, r"input_gate is 'relu'; it must be 'exp' or 'sigmoid'"),
         ({}, {"reset_BT": torch.zeros(40, dtype=torch.bool)}, r"reset_BT has shape \(40,\); it must be \(2, 40\)"),
         ({}, {"lengths_B": torch.tensor([1, 2, 3])}, r"lengths_B has shape \(3,\); it must be \(2,\)"),
-        ({}, {"backend": "cuda"}, r"mlstm has no backend 'cuda'; use one of \['auto', 'chunkwise', 'recurrent'\]"),
+        ({}, {"backend": "cuda"}, r"no backend 'cuda'; use one of \['auto', 'numba', 'chunkwise', 'recurrent'\]"),
     ],
 )  # fmt: skip
 def test_errors(change, options, message):

@@ -5,6 +5,7 @@ PyTorch is imported inside the functions, so that help and complaints about opti
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from exlstm.models.lm import LM, LMConfig
     from exlstm.train.run_folder import Which
 
+Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]
 Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_RUN")]
 
@@ -37,6 +39,7 @@ class Evaluate:
     tokens: int = 131_072  # how many tokens the context lengths are compared on
     minutes: float = 5.0  # longest time for the pass over the whole text
     checkpoint: str = "best"  # best, last, or the number of a step
+    weights: Weights = "as-saved"  # compare with the weights in another precision
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
 
@@ -54,6 +57,7 @@ class Generate:
     repetition_penalty: float = 1.0  # above 1, tokens that have occurred become less likely
     seed: int = 0  # the same seed gives the same text
     checkpoint: str = "best"  # best, last, or the number of a step
+    weights: Weights = "as-saved"  # in another precision; int8 and int4 decode faster on a CPU
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
 
@@ -74,6 +78,8 @@ class Explain:
     """Options of `exlstm explain`."""
 
     model: Model = "laptop-small"  # name of a preset, or folder of a run
+    batch: int = 1  # sequences at a time
+    length: int = 128  # tokens of each in training and in reading a prompt
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
 
@@ -98,10 +104,12 @@ def demo(options: TrainConfig) -> None:
 
 
 def evaluate(options: Evaluate) -> None:
-    """`exlstm eval`."""
+    """`exlstm eval`: the model as it was saved and, where asked for, with other weights."""
+    from exlstm.infer.quantize import with_weights
     from exlstm.train.evaluate import evaluate as run_evaluation
 
-    found = run_evaluation(
+    run = partial(
+        run_evaluation,
         options.run,
         data=options.data,
         part=options.part,
@@ -111,12 +119,23 @@ def evaluate(options: Evaluate) -> None:
         checkpoint=_checkpoint(options.checkpoint),
         device=options.device,
     )
-    print(found.table())
+    saved = run()
+    print(saved.table())
+    if options.weights != "as-saved":
+        other = run(change=partial(with_weights, weights=options.weights))
+        print(f"\nWith {options.weights} weights:\n{other.table()}")
+        before, after = saved.whole, other.whole
+        print(
+            f"bits per byte {before.bits_per_byte:.4f} -> {after.bits_per_byte:.4f} "
+            f"({after.bits_per_byte / before.bits_per_byte - 1:+.2%}), "
+            f"perplexity {before.perplexity:.3f} -> {after.perplexity:.3f}"
+        )
 
 
 def generate(options: Generate) -> None:
     """`exlstm generate`: the prompt, then the continuation, piece by piece."""
     from exlstm.infer.generate import generate_text
+    from exlstm.infer.quantize import with_weights
     from exlstm.infer.sampling import SamplingConfig
     from exlstm.train.evaluate import pick_device
     from exlstm.train.run_folder import open_run
@@ -130,6 +149,7 @@ def generate(options: Generate) -> None:
     )
     folder = open_run(options.run)
     model = folder.load_model(_checkpoint(options.checkpoint), device=str(pick_device(options.device)))
+    model = with_weights(model, options.weights)
     pieces = generate_text(
         model, folder.tokenizer(), options.prompt, max_tokens=options.max_tokens, sampling=sampling, seed=options.seed
     )
@@ -169,8 +189,7 @@ def explain(options: Explain) -> None:
     from exlstm.train.evaluate import pick_device
 
     model = LM(_architecture(options.model)).to(pick_device(options.device))
-    print(explain_model(model))
-    print(explain_model(model, length=1))
+    print(explain_model(model, options.batch, options.length))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ class SamplingConfig:
             )
 
 
+NUCLEUS = 512  # tokens that hold nearly all the mass, mostly: to sort a large vocabulary for it takes milliseconds
 GREEDY = SamplingConfig(temperature=0.0)
 
 
@@ -66,13 +67,26 @@ def keep_top_k(logits_BC: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits_BC: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of most likely tokens whose probabilities sum to at least p."""
+    """Keep the smallest set of most likely tokens whose probabilities sum to at least p; of equals, the first."""
+    C = logits_BC.shape[-1]
+    if C > 8 * NUCLEUS:
+        total_B1 = logits_BC.double().logsumexp(dim=-1, keepdim=True)
+        top_BK = logits_BC.topk(NUCLEUS, dim=-1).values
+        kept_BK = short_of((top_BK.double() - total_B1).exp(), p)
+        if not kept_BK[:, -1].any():
+            least_B1 = top_BK.masked_fill(~kept_BK, torch.inf).amin(dim=-1, keepdim=True)
+            left_B1 = (kept_BK & (top_BK == least_B1)).sum(dim=-1, keepdim=True)
+            equal_BC = logits_BC == least_B1
+            kept_BC = (logits_BC > least_B1) | (equal_BC & (equal_BC.cumsum(dim=-1) <= left_B1))
+            return logits_BC.masked_fill(~kept_BC, -torch.inf)
     sorted_BC, index_BC = logits_BC.sort(dim=-1, descending=True, stable=True)
-    probability_BC = sorted_BC.double().softmax(dim=-1)
-    # a token stays while the mass of the tokens before it is still short of p: the first one always does
-    before_BC = probability_BC.cumsum(dim=-1) - probability_BC
-    kept_BC = sorted_BC.masked_fill(before_BC >= p, -torch.inf)
-    return torch.empty_like(logits_BC).scatter(-1, index_BC, kept_BC)
+    kept_BC = short_of(sorted_BC.double().softmax(dim=-1), p)
+    return torch.empty_like(logits_BC).scatter(-1, index_BC, sorted_BC.masked_fill(~kept_BC, -torch.inf))
+
+
+def short_of(probability_BK: Tensor, p: float) -> Tensor:
+    """Where the mass of the tokens before, the most likely first, is still short of p: always for the first."""
+    return probability_BK.cumsum(dim=-1) - probability_BK < p
 
 
 def keep_min_p(logits_BC: Tensor, p: float) -> Tensor:

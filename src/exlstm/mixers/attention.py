@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import mask_tail
 from exlstm.nn import init
+from exlstm.nn.linear import Linear, linears
 from exlstm.ops.attention import AttentionState, attention
 
 
@@ -41,10 +42,10 @@ class Attention(nn.Module):
         if config.window is not None and config.window < 1:
             raise ValueError(f"window is {config.window}; it must be at least 1, or None for no window.")
         self.config, self.head_width, self.kv_heads = config, width // H, G
-        self.q = nn.Linear(width, width, bias=False)
-        self.k = nn.Linear(width, G * self.head_width, bias=False)
-        self.v = nn.Linear(width, G * self.head_width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.q = Linear(width, width, bias=False)
+        self.k = Linear(width, G * self.head_width, bias=False)
+        self.v = Linear(width, G * self.head_width, bias=False)
+        self.out = Linear(width, width, bias=False)
         init.fill(
             self,
             {
@@ -60,7 +61,9 @@ class Attention(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:  # fmt: skip
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
-        q_BTHK, k_BTGK, v_BTGK = (f(x_BTD).unflatten(-1, (-1, self.head_width)) for f in (self.q, self.k, self.v))
+        q_BTHK, k_BTGK, v_BTGK = (
+            x_BTM.view(*x_BTM.shape[:2], -1, self.head_width) for x_BTM in linears(x_BTD, (self.q, self.k, self.v))
+        )
         h_BTHK, state = attention(
             q_BTHK, k_BTGK, v_BTGK, state,
             reset_BT=reset_BT, lengths_B=lengths_B, window=self.config.window, rope_base=self.config.rope_base,
@@ -69,15 +72,15 @@ class Attention(nn.Module):
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> AttentionState:
         """Nothing seen yet, on the device of the weights or on another."""
-        device = device or self.k.weight.device
-        empty_BSGK = torch.zeros(batch, 0, self.kv_heads, self.head_width, dtype=self.k.weight.dtype, device=device)
+        device = device or self.k.like.device
+        empty_BSGK = torch.zeros(batch, 0, self.kv_heads, self.head_width, dtype=self.k.like.dtype, device=device)
         counts = partial(torch.zeros, dtype=torch.long, device=device)
         return AttentionState(empty_BSGK, empty_BSGK, counts(batch, 0), counts(batch))
 
     def state_bytes(self, length: int = 0, /) -> int:
         """Bytes of one sequence's state: a key, a value and a position per step that can still be seen."""
         kept = length if self.config.window is None else min(length, self.config.window - 1)
-        return kept * (2 * self.kv_heads * self.head_width * self.k.weight.element_size() + 8) + 8
+        return kept * (2 * self.kv_heads * self.head_width * self.k.like.element_size() + 8) + 8
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """Products with every key and value seen: `length` of them in decoding, half that on average in prefill."""

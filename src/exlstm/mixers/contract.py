@@ -92,6 +92,8 @@ def check_state(state: State, expected: State, where: str) -> None:
         if not isinstance(y, Tensor):
             check_state(x, y, where)
             continue
+        if x.shape == y.shape:
+            continue
         letters = name.rsplit("_", 1)[1]
         same = [a == b or (c == "S" and "past" not in name) for a, b, c in zip(x.shape, y.shape, letters, strict=True)]
         if not all(same):

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
-from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up, wide_linear
+from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up
+from exlstm.nn.linear import Linear, linears
 from exlstm.ops.conv import ConvState
+from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.mlstm import InputGate, MLSTMState, mlstm
 
 
@@ -58,16 +59,16 @@ class MLSTM(nn.Module):
         if config.conv_width < 1:
             raise ValueError(f"conv_width is {config.conv_width}; it must be at least 1.")
         self.config, self.inner, self.backend = config, inner, "auto"
-        self.up = nn.Linear(width, 2 * inner, bias=False)
+        self.up = Linear(width, 2 * inner, bias=False)
         self.conv = CausalConv(inner, config.conv_width)
         self.q = BlockLinear(inner, inner // config.qkv_block)
         self.k = BlockLinear(inner, inner // config.qkv_block)
         self.v = BlockLinear(inner, inner // config.qkv_block)
-        self.i = nn.Linear(3 * inner, config.heads)
-        self.f = nn.Linear(3 * inner, config.heads)
+        self.i = Linear(3 * inner, config.heads)
+        self.f = Linear(3 * inner, config.heads)
         self.norm = HeadNorm(config.heads, inner // config.heads, config.norm_eps)
         self.skip = nn.Parameter(torch.empty(inner))
-        self.down = nn.Linear(inner, width, bias=False)
+        self.down = Linear(inner, width, bias=False)
         conv_bound = config.conv_width**-0.5  # as torch's Conv1d
         init.fill(
             self,
@@ -96,19 +97,19 @@ class MLSTM(nn.Module):
         H = self.config.heads
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         a_BTE, z_BTE = self.up(x_BTD).chunk(2, dim=-1)
-        c_BTE, conv = self.conv(a_BTE, state.conv, reset_BT=reset_BT, lengths_B=lengths_B)
-        c_BTE = silu(c_BTE)
+        c_BTE, conv = self.conv(a_BTE, state.conv, reset_BT=reset_BT, lengths_B=lengths_B, activation="silu")
         q_BTE, k_BTE, v_BTE = self.q(c_BTE), self.k(c_BTE), self.v(a_BTE)
         qkv_BTJ = torch.cat([q_BTE, k_BTE, v_BTE], dim=-1)
         q_BTHV, k_BTHV, v_BTHV = (x_BTE.unflatten(-1, (H, -1)) for x_BTE in (q_BTE, k_BTE, v_BTE))
+        i_BTH, f_BTH = linears(qkv_BTJ, (), wide=(self.i, self.f))
         h_BTHV, cell = mlstm(
             q_BTHV, k_BTHV, v_BTHV,
-            wide_linear(self.i, qkv_BTJ), wide_linear(self.f, qkv_BTJ), state.cell,
+            i_BTH, f_BTH, state.cell,
             reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
             normalize=self.config.normalize, backend=self.backend,
         )  # fmt: skip
-        h_BTE = self.norm(h_BTHV)
-        y_BTD = self.down(torch.addcmul(h_BTE, self.skip.to(h_BTE.dtype), c_BTE) * silu(z_BTE))
+        y_BTE = gated_norm(h_BTHV, self.norm.weight, z_BTE, skip_E=self.skip, c_BTE=c_BTE, eps=self.norm.eps)
+        y_BTD = self.down(y_BTE)
         return mask_tail(y_BTD, lengths_B), MLSTMLayerState(conv, cell)
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMLayerState:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
-from exlstm.nn.layers import HeadNorm, soft_cap, wide_linear
+from exlstm.nn.layers import HeadNorm, soft_cap
+from exlstm.nn.linear import Linear, linears
+from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.mlstm import InputGate, MLSTMState, mlstm
 
 
@@ -45,14 +47,14 @@ class MLSTMLarge(nn.Module):
                 raise ValueError(f"heads is {config.heads}; it must divide the width {size} of the {name}.")
         self.config, self.backend = config, "auto"
         self.key_width, self.value_width = keys // config.heads, values // config.heads
-        self.q = nn.Linear(width, keys, bias=False)
-        self.k = nn.Linear(width, keys, bias=False)
-        self.v = nn.Linear(width, values, bias=False)
-        self.o = nn.Linear(width, values, bias=False)
-        self.i = nn.Linear(width, config.heads)
-        self.f = nn.Linear(width, config.heads)
+        self.q = Linear(width, keys, bias=False)
+        self.k = Linear(width, keys, bias=False)
+        self.v = Linear(width, values, bias=False)
+        self.o = Linear(width, values, bias=False)
+        self.i = Linear(width, config.heads)
+        self.f = Linear(width, config.heads)
         self.norm = HeadNorm(config.heads, self.value_width, config.norm_eps)
-        self.out = nn.Linear(values, width, bias=False)
+        self.out = Linear(values, width, bias=False)
         init.fill(
             self,
             {
@@ -76,14 +78,16 @@ class MLSTMLarge(nn.Module):
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
         H, cap = self.config.heads, self.config.gate_cap
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
-        q_BTHK, k_BTHK, v_BTHV = (layer(x_BTD).unflatten(-1, (H, -1)) for layer in (self.q, self.k, self.v))
+        *qkv, o_BTM, i_BTH, f_BTH = linears(x_BTD, (self.q, self.k, self.v, self.o), wide=(self.i, self.f))
+        q_BTHK, k_BTHK, v_BTHV = (x_BTM.view(*x_BTM.shape[:2], H, -1) for x_BTM in qkv)
         h_BTHV, state = mlstm(
             q_BTHK, k_BTHK, v_BTHV,
-            soft_cap(wide_linear(self.i, x_BTD), cap), soft_cap(wide_linear(self.f, x_BTD), cap), state,
+            soft_cap(i_BTH, cap), soft_cap(f_BTH, cap), state,
             reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
             normalize=self.config.normalize, backend=self.backend,
         )  # fmt: skip
-        y_BTD = self.out(torch.sigmoid(self.o(x_BTD)) * self.norm(h_BTHV))
+        y_BTM = gated_norm(h_BTHV, self.norm.weight, o_BTM, activation="sigmoid", eps=self.norm.eps)
+        y_BTD = self.out(y_BTM)
         return mask_tail(y_BTD, lengths_B), state
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMState:

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
@@ -92,8 +91,7 @@ class SLSTM(nn.Module):
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         c_BTD, conv = x_BTD, state.conv
         if self.conv is not None:
-            c_BTD, conv = self.conv(x_BTD, conv, reset_BT=reset_BT, lengths_B=lengths_B)
-            c_BTD = silu(c_BTD)
+            c_BTD, conv = self.conv(x_BTD, conv, reset_BT=reset_BT, lengths_B=lengths_B, activation="silu")
         raw_BTHGV = torch.cat([self.project(c_BTD, slice(0, 2)), self.project(x_BTD, slice(2, 4))], dim=3)
         raw_BTHGV = raw_BTHGV.to(wide_dtype(raw_BTHGV.dtype)) + self.b_HGV
         h_BTHV, cell = slstm(

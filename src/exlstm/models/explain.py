@@ -1,26 +1,59 @@
 """Which backend each op of a model runs on, found by running it."""
 
+from collections import Counter
+
 import torch
 from torch import nn
 
 from exlstm.models.lm import LM
 from exlstm.models.summary import Table
-from exlstm.ops.choose import recorded
+from exlstm.ops.choose import Choice, recorded
+
+HEADINGS = ("pass", "op", "calls", "backend", "why")
 
 
 def explain(model: nn.Module, batch: int = 1, length: int = 128) -> Table:
-    """Runs `model` once on `batch` sequences of `length` and says which backend each op took, and why.
+    """Which backend each op takes, and why: in training, in reading a prompt, and in decoding the next token.
 
-    No gradients are computed and nothing is changed. Raises TypeError for anything but an LM.
+    Runs the model forward three times: on `batch` sequences of `length` tokens with gradients and without, and on one
+    more token without. Nothing is changed. Raises ValueError for less than one sequence or token, TypeError for
+    anything but an LM.
     """
     if not isinstance(model, LM):
         raise TypeError(f"explain takes an LM, not a {type(model).__name__}; build one with exlstm.LM(config).")
-    lines = [f"batch {batch}, {length} steps, weights {model.head.weight.dtype} on {model.head.weight.device}"]
-    tokens_BT = torch.zeros(batch, length, dtype=torch.long, device=model.head.weight.device)
-    counted: dict[tuple[str, str, str], int] = {}
-    with torch.no_grad(), recorded() as choices:
-        model(tokens_BT)
-    for choice in choices:
-        counted[choice] = counted.get(choice, 0) + 1
-    lines += [f"{op}: {backend} in {count} blocks ({why})" for (op, backend, why), count in counted.items()]
-    return Table("\n".join(lines))
+    for name, value in {"batch": batch, "length": length}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; there is something to explain from 1 on.")
+    weight = model.embed.weight
+    tokens_BT = torch.zeros(batch, length, dtype=torch.long, device=weight.device)
+    devices = [weight.device] if weight.device.type == "cuda" else []
+    rows: list[tuple[str, ...]] = [HEADINGS]
+    # dropout may draw numbers, and whoever trains this model should not miss them
+    with torch.random.fork_rng(devices):
+        with torch.enable_grad(), recorded() as choices:
+            model(tokens_BT)
+        rows += table_rows(f"training, T = {length}", choices)
+        with torch.no_grad(), recorded() as choices:
+            _, state = model(tokens_BT)
+        rows += table_rows(f"prefill, T = {length}", choices)
+        with torch.no_grad(), recorded() as choices:
+            model(tokens_BT[:, :1], state)
+        rows += table_rows("decoding, T = 1", choices)
+    title = f"batch {batch}, {length} tokens, weights {weight.dtype} on {weight.device}"
+    return Table("\n".join([title, *aligned(rows)]))
+
+
+def table_rows(where: str, choices: list[Choice]) -> list[tuple[str, ...]]:
+    """One row for every different choice, in the order of their first calls; the pass is named in the first."""
+    counted = Counter(choices)
+    names = [where, *[""] * (len(counted) - 1)]
+    return [
+        (name, choice.op, str(count), choice.backend, choice.why)
+        for name, (choice, count) in zip(names, counted.items(), strict=bool(counted))
+    ]
+
+
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines with every column as wide as its widest entry."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -17,6 +17,7 @@ from torch.nn import functional
 from exlstm.mixers.contract import Mixer, MixerConfig, State, check_state
 from exlstm.nn import init
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
+from exlstm.nn.linear import Linear
 
 LMState = tuple[State, ...]
 
@@ -82,10 +83,14 @@ class Block(nn.Module):
     ) -> tuple[Tensor, State]:
         """[B, T, D] -> [B, T, D] and the mixer's state."""
         y_BTD, state = self.mixer(self.mixer_norm(x_BTD), state, reset_BT=reset_BT, lengths_B=lengths_B)
-        x_BTD = x_BTD + functional.dropout(y_BTD, self.dropout, self.training)
+        x_BTD = x_BTD + self.drop(y_BTD)
         if self.mlp is not None and self.mlp_norm is not None:
-            x_BTD = x_BTD + functional.dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, self.training)
+            x_BTD = x_BTD + self.drop(self.mlp(self.mlp_norm(x_BTD)))
         return x_BTD, state
+
+    def drop(self, y_BTD: Tensor) -> Tensor:
+        """Dropout, where there is any to do."""
+        return functional.dropout(y_BTD, self.dropout) if self.dropout and self.training else y_BTD
 
 
 class LM(nn.Module):
@@ -100,10 +105,11 @@ class LM(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
+        self.shapes_kept: tuple[int, LMState] | None = None
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
         self.norm = WidthNorm(config.width, config.norm, config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size, bias=False)
         for matrix in (self.embed, self.head):
             init.fill(matrix, {"weight": init.small(config.width)})
         if config.tie_embeddings:
@@ -149,7 +155,7 @@ class LM(nn.Module):
                 )
         # on other devices this look would wait for the device; there the embedding itself reports it
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-            if wrong := [n for n in (int(tokens.min()), int(tokens.max())) if not 0 <= n < vocab]:
+            if wrong := [int(n) for n in tokens.aminmax() if not 0 <= n < vocab]:
                 raise ValueError(
                     f"token {wrong[0]} is outside the vocabulary of {vocab}; use the model's own tokenizer."
                 )
@@ -163,8 +169,17 @@ class LM(nn.Module):
                     f"the state has {len(state) if isinstance(state, tuple) else type(state).__name__} entries for "
                     f"{len(self.blocks)} blocks; pass the state that this model returned, or None."
                 )
-            for index, (given, mixer) in enumerate(zip(state, self.mixers, strict=True)):
-                check_state(given, mixer.zero_state(batch, torch.device("meta")), f"block {index}")
+            for index, (given, expected) in enumerate(zip(state, self.shapes(batch), strict=True)):
+                check_state(given, expected, f"block {index}")
+
+    def shapes(self, batch: int) -> LMState:
+        """States of the right structure and shapes, without numbers; those asked for last are kept, for decoding."""
+        if self.shapes_kept is not None and self.shapes_kept[0] == batch:
+            return self.shapes_kept[1]
+        shapes = tuple(mixer.zero_state(batch, torch.device("meta")) for mixer in self.mixers)
+        if not torch.compiler.is_compiling():
+            self.shapes_kept = batch, shapes
+        return shapes
 
     @property
     def mixers(self) -> list[Mixer]:

@@ -19,7 +19,7 @@ def flops_per_token(model: "LM", mode: str, length: int) -> float:
 
     Counts the embedding look-up as nothing and the head once per token, also in prefill.
     """
-    forward = 2.0 * model.head.weight.numel()
+    forward = 2.0 * model.head.in_features * model.head.out_features
     for block, mixer in zip(model.blocks, model.mixers, strict=True):
         forward += weight_flops(block) + mixer.cell_flops("decode" if mode == "decode" else "prefill", length)
     return 3 * forward if mode == "train" else forward

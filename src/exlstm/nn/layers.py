@@ -1,7 +1,6 @@
 """Thin holders of parameters: each keeps its weights and calls one op.
 
-B batch  T time  M both  D width  H blocks or heads  K input and V output width of each  W window
-N blocks taken together  G groups of these, I input and J output width of each  F hidden width of an MLP
+B batch  T time  D width  H blocks or heads  K input and V output width of each  W window  F hidden width of an MLP
 """
 
 from typing import Literal
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exlstm.ops.conv import ConvState, causal_conv
+from exlstm.nn.linear import Linear
+from exlstm.ops.block_linear import block_linear
+from exlstm.ops.conv import ConvActivation, ConvState, causal_conv
 from exlstm.ops.norm import head_norm, layer_norm, rms_norm
 
 Norm = Literal["layer", "rms"]
@@ -43,32 +44,19 @@ class HeadNorm(nn.Module):
         return head_norm(x_BTHV, self.weight.view(self.heads, -1), self.eps).flatten(2)
 
 
-MERGED_WIDTH = 16  # a vector register of float32: narrower matrices leave most of it empty
-
-
 class BlockLinear(nn.Module):
     """A block-diagonal linear map: `blocks` small matrices side by side, no bias."""
+
+    backend = "auto"
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
         size = width // blocks
         self.weight_HVK = nn.Parameter(torch.empty(blocks, size, size))
-        # the most blocks that divide all of them and fit: products of 4 x 4 blocks are three times faster by fours
-        self.together = max(n for n in range(1, blocks + 1) if blocks % n == 0 and (n == 1 or n * size <= MERGED_WIDTH))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        B, T, D = x_BTD.shape
-        w_GJI = self.merged()
-        x_GMI = x_BTD.reshape(B * T, w_GJI.shape[0], -1).transpose(0, 1)
-        return (x_GMI @ w_GJI.mT).transpose(0, 1).reshape(B, T, D)
-
-    def merged(self) -> Tensor:
-        """The same map with `together` blocks on the diagonal of each larger matrix: [H / n, n V, n K]."""
-        n = self.together
-        H, V, K = self.weight_HVK.shape
-        place_1N1N1 = torch.eye(n, dtype=self.weight_HVK.dtype, device=self.weight_HVK.device)[None, :, None, :, None]
-        return (self.weight_HVK.view(H // n, n, V, 1, K) * place_1N1N1).reshape(H // n, n * V, n * K)
+        return block_linear(x_BTD, self.weight_HVK, backend=self.backend)
 
 
 class CausalConv(nn.Module):
@@ -79,11 +67,13 @@ class CausalConv(nn.Module):
         self.weight_DW = nn.Parameter(torch.empty(width, window))
         self.bias_D = nn.Parameter(torch.empty(width))
 
-    def forward(self, x_BTD: Tensor, state: ConvState, *, reset_BT: Tensor | None, lengths_B: Tensor | None
-                ) -> tuple[Tensor, ConvState]:  # fmt: skip
+    def forward(
+        self, x_BTD: Tensor, state: ConvState, *,
+        reset_BT: Tensor | None, lengths_B: Tensor | None, activation: ConvActivation = "none",
+    ) -> tuple[Tensor, ConvState]:  # fmt: skip
         """[B, T, D] -> [B, T, D]; see `causal_conv`."""
         w_DW, b_D = self.weight_DW.to(x_BTD.dtype), self.bias_D.to(x_BTD.dtype)
-        return causal_conv(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B)
+        return causal_conv(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B, activation=activation)
 
 
 class GatedMLP(nn.Module):
@@ -91,8 +81,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
-        self.up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up = Linear(width, 2 * hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
         self.activation = activation
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -101,14 +91,6 @@ class GatedMLP(nn.Module):
         act = functional.gelu if self.activation == "gelu" else functional.silu
         y_BTD: Tensor = self.down(act(gate_BTF) * value_BTF)
         return y_BTD
-
-
-def wide_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)` in float32 or wider, also under autocast: for the pre-activations of gates."""
-    dtype = torch.promote_types(torch.promote_types(x.dtype, layer.weight.dtype), torch.float32)
-    bias = None if layer.bias is None else layer.bias.to(dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return functional.linear(x.to(dtype), layer.weight.to(dtype), bias)
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:

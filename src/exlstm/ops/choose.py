@@ -7,6 +7,7 @@ Every op lists its candidates, best first, each with the reason why it cannot ru
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import takewhile
 from typing import NamedTuple
 
 
@@ -29,9 +30,12 @@ def choose(op: str, backend: str, candidates: Sequence[tuple[str, str | None]]) 
     """
     obstacles = dict(candidates)
     if backend == "auto":
-        picked = next(name for name, obstacle in candidates if obstacle is None)
-        passed_over = [f"{name}: {obstacle}" for name, obstacle in candidates if obstacle is not None]
-        why = "; ".join(passed_over) or "the fastest that there is for this device and dtype"
+        passed_over = list(takewhile(lambda candidate: candidate[1] is not None, candidates))
+        picked = candidates[len(passed_over)][0]
+        why = (
+            "; ".join(f"{name}: {obstacle}" for name, obstacle in passed_over)
+            or "the fastest that there is for this device and dtype"
+        )
     elif backend not in obstacles:
         raise ValueError(f"{op} has no backend {backend!r}; use one of {['auto', *obstacles]}.")
     elif obstacles[backend] is not None:

@@ -1,16 +1,21 @@
 """Causal depthwise convolution over time: y_t = b + sum_j w_j x_{t-W+1+j}, j = 0 .. W-1, one filter per channel.
 
-Written as W shifted multiply-adds: on a CPU the backward of a grouped Conv1d is about ten times slower.
+In torch it is W shifted multiply-adds: on a CPU the backward of a grouped Conv1d is about ten times slower.
+`numba_conv` is one pass over the inputs.
 
 B batch  T time  S past (W - 1 steps)  A all steps (S + T)  D channels  W window
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from exlstm.ops.shared import wide
+from exlstm.ops.choose import choose
+from exlstm.ops.shared import check_rows, has_numba, inside, wide
+
+ConvActivation = Literal["none", "silu"]
 
 
 class ConvState(NamedTuple):
@@ -19,16 +24,63 @@ class ConvState(NamedTuple):
     past_BSD: Tensor
 
 
+def numba_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
+    """Why the Numba form cannot run on these x, w, b and past, or None."""
+    for x in tensors:
+        if x.device.type != "cpu":
+            return f"the tensors are on {x.device.type}, Numba runs on the CPU"
+        if x.dtype is not torch.float32:
+            return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
+    return None if has_numba() else "Numba is not installed"
+
+
 def causal_conv(
     x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /,
-    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, activation: ConvActivation = "none",
+    backend: str = "auto",
 ) -> tuple[Tensor, ConvState]:  # fmt: skip
-    """Any T >= 1, also one step. reset_BT: inputs before that step count as zero from there on.
+    """Any T >= 1, also one step; returns y [B, T, D] and the inputs to go on with, float32 or wider.
 
-    lengths_B: the state is that after lengths_B[b] steps; outputs beyond are not to be used.
+    reset_BT (bool): inputs before that step count as zero from there on. lengths_B (int): steps at or beyond a row's
+    length leave its state alone and give y = 0, whatever is there. activation: "silu" gives silu(y).
+    backend: "auto", "numba" (float32 on a CPU, with a hand-written backward) or "torch".
+    Raises ValueError for shapes that do not fit and for a backend that cannot run.
     """
+    (B, T, D), W = x_BTD.shape, w_DW.shape[-1]
+    check_rows("w", w_DW, (D, W))
+    check_rows("b", b_D, (D,))
+    check_rows("past of the state", state.past_BSD, (B, W - 1, D))
+    check_rows("reset_BT", reset_BT, (B, T))
+    check_rows("lengths_B", lengths_B, (B,))
+    if activation not in ("none", "silu"):
+        raise ValueError(f"activation is {activation!r}; it must be 'none' or 'silu'.")
+    obstacle = numba_obstacle((x_BTD, w_DW, b_D, state.past_BSD))
+    if choose("conv", backend, [("numba", obstacle), ("torch", None)]) == "numba":
+        from exlstm.ops.numba_conv import causal_conv_numba
+
+        y_BTD, state = causal_conv_numba(
+            x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B, silu=activation == "silu"
+        )
+        return y_BTD, state
+    y_BTD, state = causal_conv_torch(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B)
+    return functional.silu(y_BTD) if activation == "silu" else y_BTD, state
+
+
+def causal_conv_torch(
+    x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /,
+    *, reset_BT: Tensor | None, lengths_B: Tensor | None,
+) -> tuple[Tensor, ConvState]:  # fmt: skip
+    """The definition, before any activation."""
     T, S = x_BTD.shape[1], w_DW.shape[1] - 1
+    after_BT1 = None if lengths_B is None else ~inside(lengths_B, T)[..., None]
+    if after_BT1 is not None:
+        # whatever is there, perhaps NaN, meets nothing else in a product
+        x_BTD = x_BTD.masked_fill(after_BT1, 0)
     seen_BAD = torch.cat([state.past_BSD.to(x_BTD.dtype), x_BTD], dim=1)
+    if T == 1 and reset_BT is None and lengths_B is None:
+        # the whole window at once: two small operations in place of two for every tap
+        y_B1D = (seen_BAD * w_DW.mT).sum(1, keepdim=True) + b_D
+        return y_B1D, ConvState(wide(seen_BAD[:, 1:]))
     segment_BA = None
     if reset_BT is not None:
         segment_BA = torch.nn.functional.pad(reset_BT.long().cumsum(1), (S, 0))
@@ -36,8 +88,11 @@ def causal_conv(
     for tap in range(S):
         shifted_BTD = seen_BAD[:, tap : tap + T]
         if segment_BA is not None:
-            shifted_BTD = shifted_BTD * (segment_BA[:, tap : tap + T] == segment_BA[:, S:])[..., None]
+            cut_BT = segment_BA[:, tap : tap + T] != segment_BA[:, S:]
+            shifted_BTD = shifted_BTD.masked_fill(cut_BT[..., None], 0)
         y_BTD = torch.addcmul(y_BTD, shifted_BTD, w_DW[:, tap])
+    if after_BT1 is not None:
+        y_BTD = y_BTD.masked_fill(after_BT1, 0)
     return y_BTD, ConvState(wide(last_steps(seen_BAD, segment_BA, S, lengths_B)))
 
 
@@ -53,4 +108,4 @@ def last_steps(seen_BAD: Tensor, segment_BA: Tensor | None, S: int, lengths_B: T
         return past_BSD
     # the step before the end is entry S - 1 + lengths of the padded time axis; with length 0 it lies in the old past
     last_B1 = segment_BA.gather(1, (ends_B + S - 1).clamp(min=0)[:, None])
-    return past_BSD * (segment_BA.gather(1, index_BS) == last_B1)[..., None]
+    return past_BSD.masked_fill((segment_BA.gather(1, index_BS) != last_B1)[..., None], 0)

@@ -3,6 +3,10 @@
 B batch  T time
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -22,9 +26,17 @@ def inside(lengths_B: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=lengths_B.device) < lengths_B[:, None]
 
 
-def exactly(x: Tensor) -> torch.autocast:
+def exactly(x: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast does not narrow what an op computes wide on purpose."""
-    return torch.autocast(x.device.type, enabled=False)
+    # to switch off what is off takes as long as an op on a small model's token
+    off = not torch.is_autocast_enabled(x.device.type)
+    return nullcontext() if off else torch.autocast(x.device.type, enabled=False)
+
+
+@cache
+def has_numba() -> bool:
+    """Whether Numba is installed; looked up once, for the search takes longer than a small op."""
+    return find_spec("numba") is not None
 
 
 def like(mask: Tensor, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows_of
 from exlstm.data.text import documents, fingerprint, split_documents
+from exlstm.models.lm import LM
 from exlstm.train.crew import Crew, Forward, default_workers, threads_shared
 from exlstm.train.loss import bits_per_byte, cross_entropy
 from exlstm.train.run_folder import Which, open_run
@@ -79,6 +80,11 @@ class Evaluation:
         if self.coverage < 1:
             lines.append(f"(the time was enough for {self.coverage:.0%} of the text in the last row)")
         return "\n".join(lines)
+
+
+def slow_bfloat16(device: torch.device, dtype: str) -> bool:
+    """Whether products in bfloat16 are emulated: on a CPU without instructions for them, several times slower."""
+    return dtype == "bfloat16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
@@ -213,10 +219,12 @@ def evaluate(
     minutes: float = 5.0,
     checkpoint: Which | int = "best",
     device: str = "auto",
+    change: Callable[[LM], LM] | None = None,
 ) -> Evaluation:
     """Score the model of a run.
 
     data: any text (file, folder, glob, .jsonl), all of it; None is the run's own validation (or `part` "test") text.
+    change: what is done to the model first, such as quantising it.
     context: lengths to compare on the first `tokens` tokens; None is those of 256, 1024, 4096 and 16384 that fit.
     minutes: time limit of the pass over the whole text. Memory is that of one training batch.
     Raises ValueError for a missing run, checkpoint or text, and for a context that is longer than the text.
@@ -226,6 +234,8 @@ def evaluate(
     tokenizer = folder.tokenizer()
     step = folder.step_of(checkpoint)
     model = folder.load_model(step, device=str(pick_device(device)))
+    if change is not None:
+        model = change(model)
     if data is None:
         corpus = documents(config.data)
         changed = fingerprint(corpus) != folder.config()["data"]["sha256"]

@@ -10,7 +10,7 @@ from exlstm.models.lm import LMConfig
 from exlstm.train.config import DEFAULT_STEPS, TrainConfig
 from exlstm.train.crew import Crew, threads_shared
 from exlstm.train.display import Display, clock, open_display
-from exlstm.train.evaluate import pick_device, score_whole
+from exlstm.train.evaluate import pick_device, score_whole, slow_bfloat16
 from exlstm.train.files import write_atomically
 from exlstm.train.loop import Sample, Trainer
 from exlstm.train.report import write_report
@@ -71,6 +71,8 @@ def _introduce(trainer: Trainer, display: Display) -> None:
     budget = " or ".join(filter(None, budgets)) or f"{DEFAULT_STEPS:,} steps"
     size = f"{len(setup.model.blocks)} blocks, {parameters:,} parameters"
     display.note(f"run {setup.run.path}: {size}, {config.dtype} on {trainer.device}")
+    if slow_bfloat16(trainer.device, config.dtype):
+        display.note("this CPU has no instructions for bfloat16: float32 would train several times faster")
     display.note(
         f"text: {setup.train.bytes:,} bytes to train on ({len(setup.train):,} tokens), {setup.val.bytes:,} to validate"
     )

@@ -1,5 +1,6 @@
 """mLSTM: the matrix memory of xLSTM. `reference` defines it, the other pages compute the same numbers faster."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,9 +9,45 @@ from torch import Tensor
 from exlstm.ops.choose import choose
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, mlstm_recurrent, mlstm_step, zero_state
-from exlstm.ops.shared import check_rows, exactly, inside
+from exlstm.ops.shared import check_rows, exactly, has_numba, inside
 
 __all__ = ["InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state"]
+
+
+def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
+    """Why the Numba forms cannot run on these q, k, v, i, f, C, n, m, or None. One step needs no matrix products."""
+    device = tensors[0].device.type
+    if device != "cpu":
+        return f"the tensors are on {device}, Numba runs on the CPU"
+    if any(x.dtype is torch.float64 for x in tensors):
+        return "it computes in float32 and there is float64 in the input"
+    if not has_numba():
+        return "Numba is not installed"
+    if one_step:
+        return None
+    from exlstm.ops.numba_blas import obstacle
+
+    return obstacle()
+
+
+def pick(tensors: tuple[Tensor, ...], backend: str, chunk_len: int) -> Callable[..., tuple[Tensor, MLSTMState]]:
+    """The form that runs on these q, k, v, i, f, C, n, m."""
+    T = tensors[0].shape[1]
+    one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
+    candidates = [("numba", numba_obstacle(tensors, one_step)), ("chunkwise", no_chunk), ("recurrent", None)]
+    name = choose("mlstm", backend, candidates)
+    if name == "recurrent":
+        return mlstm_recurrent
+    if name == "chunkwise":
+        return partial(mlstm_chunkwise, chunk_len=chunk_len)
+    if one_step:
+        from exlstm.ops.mlstm.numba_step import mlstm_numba_step
+
+        return mlstm_numba_step
+    from exlstm.ops.mlstm.numba_chunkwise import mlstm_numba
+
+    return partial(mlstm_numba, chunk_len=chunk_len)
 
 
 def mlstm(
@@ -26,7 +63,8 @@ def mlstm(
     length leave its state alone and give h = 0.
     input_gate: "exp", or "sigmoid" (mLSTMsig). normalize: divide by max(|n.q|, exp(-m)) + eps.
     chunk_len: how many steps the chunkwise form takes at once; changes speed, not numbers.
-    backend: "auto", "chunkwise" (hand-written backward, memory linear in T) or "recurrent" (the definition).
+    backend: "auto", "numba" (float32 on a CPU), "chunkwise" (any device and dtype), both with a hand-written backward
+    and memory linear in T, or "recurrent" (the definition).
 
     Returns h [B, T, H, V] in q's dtype and the state after the last step, float32 or wider. The state's m carries
     no gradient (see `reference`); C and n do, in both directions.
@@ -53,10 +91,10 @@ def mlstm(
         # a step that writes nothing (log i = -inf) and forgets nothing (log f = 0)
         i_BTH = i_BTH.masked_fill(~valid_BT[..., None], -torch.inf)
         f_BTH = f_BTH.masked_fill(~valid_BT[..., None], torch.inf)
+        # and whatever is there, perhaps NaN, meets nothing else in a product
+        q_BTHK, k_BTHK, v_BTHV = (x.masked_fill(~valid_BT[..., None, None], 0) for x in (q_BTHK, k_BTHK, v_BTHV))
         reset_BT = None if reset_BT is None else reset_BT & valid_BT
-    one_step = "a single step needs no chunk" if T == 1 else None
-    name = choose("mlstm", backend, [("chunkwise", one_step if backend == "auto" else None), ("recurrent", None)])
-    run = partial(mlstm_chunkwise, chunk_len=chunk_len) if name == "chunkwise" else mlstm_recurrent
+    run = pick((q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, *state), backend, chunk_len)
     with exactly(q_BTHK):
         h_BTHV, state = run(
             q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, state,

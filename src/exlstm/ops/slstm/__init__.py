@@ -1,12 +1,10 @@
 """sLSTM: the scalar memory of xLSTM, with memory mixing. `reference` defines it, `numba` runs it fast on a CPU."""
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import check_rows, exactly, inside, wide_dtype
+from exlstm.ops.shared import check_rows, exactly, has_numba, inside, wide_dtype
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -28,7 +26,7 @@ def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
         return f"it computes in float32 and the input is {x.dtype}"
     if cell_activation != "tanh":
         return f"it has the cell-input activation tanh, not {cell_activation}"
-    if find_spec("numba") is None:
+    if not has_numba():
         return "Numba is not installed"
     return None
 

@@ -1,0 +1,159 @@
+"""Linear layers whose products with few rows run on our own kernels, and their quantised forms.
+
+K inputs  N outputs  G groups of 128 inputs  P bytes of a group
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from exlstm.ops import linear as op
+
+
+class Linear(nn.Linear):
+    """torch's Linear: the same parameters, initial values and numbers. Without gradients, few rows are faster.
+
+    backend: see `exlstm.ops.linear.linear`; not saved.
+    """
+
+    backend = "auto"
+
+    @property
+    def like(self) -> Tensor:
+        """Has the dtype and the device of results."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., K] -> [..., N]."""
+        weight, bias = self.weight, self.bias
+        if x.dtype != weight.dtype or x.shape[-1:] != weight.shape[1:]:
+            return functional.linear(x, weight, bias)  # which says what is wrong
+        return op.linear(x, weight, bias, backend=self.backend)
+
+
+class QuantizedLinear(nn.Module):
+    """A linear map with weights of fewer bits, in buffers. Made from a Linear; there are no gradients for it.
+
+    The bias stays as it was. Many rows, and other devices, expand the weights to x's dtype for torch's product.
+    """
+
+    bias: Tensor | None
+    like: Tensor  # has the dtype and the device of what the layer was
+    backend = "auto"
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        self.register_buffer("like", layer.weight.detach().new_empty(0), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`to`, `half` and their like move scales, and never round them."""
+        kept = {name: x for name, x in self.named_buffers(recurse=False) if name not in ("bias", "like")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, x in kept.items():
+            if getattr(self, name).dtype != x.dtype:
+                setattr(self, name, x.to(getattr(self, name).device))
+        return self
+
+    def packed(self) -> op.Weight:
+        """The weights as the op takes them."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., K] -> [..., N] in x's dtype."""
+        return op.linear(x, self.packed(), self.bias, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """Shown by print(model)."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Int8Linear(QuantizedLinear):
+    """One byte per weight, one scale per output."""
+
+    weight_NK: Tensor
+    scale_N: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        q_NK, scale_N = op.to_int8(layer.weight)
+        self.register_buffer("weight_NK", q_NK)
+        self.register_buffer("scale_N", scale_N)
+
+    def packed(self) -> op.Weight:
+        """[N, K]."""
+        return op.Int8Weight(self.weight_NK, self.scale_N)
+
+
+class Int4Linear(QuantizedLinear):
+    """Half a byte per weight, a scale and an offset per group of 128 inputs."""
+
+    weight_NGP: Tensor
+    scale_NG: Tensor
+    offset_NG: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        q_NGP, scale_NG, offset_NG, _ = op.to_int4(layer.weight)
+        self.register_buffer("weight_NGP", q_NGP)
+        self.register_buffer("scale_NG", scale_NG)
+        self.register_buffer("offset_NG", offset_NG)
+
+    def packed(self) -> op.Weight:
+        """[N, K]."""
+        return op.Int4Weight(self.weight_NGP, self.scale_NG, self.offset_NG, self.in_features)
+
+
+AnyLinear = Linear | QuantizedLinear
+
+
+def linears(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = ()) -> list[Tensor]:
+    """[layer(x) for every layer], then `wide_linear` of x for every layer in `wide`; in decoding all of it as one job.
+
+    Several projections of one x, such as q, k, v and the gates, are then as fast as one large matrix.
+    """
+    every = [*layers, *wide]
+    plain = all(type(layer) in (Linear, Int8Linear, Int4Linear) and layer.backend == "auto" for layer in every)
+    dtypes = {layer.weight.dtype for layer in every if isinstance(layer, Linear)}
+    # hooks see the calls of their layer
+    if not plain or dtypes - {x.dtype} or torch.is_grad_enabled() or any(map(hooked, every)):
+        return [*(layer(x) for layer in layers), *wide_linears(wide, x)]
+    outputs = [*([x.dtype] * len(layers)), *([torch.promote_types(x.dtype, torch.float32)] * len(wide))]
+    maps = [(weight_of(layer), layer.bias, dtype) for layer, dtype in zip(every, outputs, strict=True)]
+    return op.linears(x, maps)
+
+
+def hooked(layer: nn.Module) -> bool:
+    """Whether somebody watches the calls of this layer."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def weight_of(layer: AnyLinear) -> op.Weight:
+    """What the op takes."""
+    return layer.packed() if isinstance(layer, QuantizedLinear) else layer.weight
+
+
+def wide_linears(layers: Sequence[AnyLinear], x: Tensor) -> list[Tensor]:
+    """`wide_linear` of x for every layer. Gates have few outputs: as one product x is read once, and so is its gradient
+    written."""  # fmt: skip
+    weights = [layer.weight for layer in layers if isinstance(layer, Linear) and not hooked(layer)]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if len(layers) < 2 or not len(weights) == len(biases) == len(layers):
+        return [wide_linear(layer, x) for layer in layers]
+    dtype = torch.promote_types(torch.promote_types(x.dtype, weights[0].dtype), torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        y = functional.linear(x.to(dtype), torch.cat(weights).to(dtype), torch.cat(biases).to(dtype))
+    return list(torch.split(y, [len(bias) for bias in biases], dim=-1))
+
+
+def wide_linear(layer: AnyLinear, x: Tensor) -> Tensor:
+    """`layer(x)` in float32 or wider, also under autocast: for the pre-activations of gates."""
+    weight = weight_of(layer)
+    stored = weight if isinstance(weight, Tensor) else weight[1]
+    dtype = torch.promote_types(torch.promote_types(x.dtype, stored.dtype), torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return op.linears(x, [(weight, layer.bias, dtype)])[0]

@@ -1,0 +1,72 @@
+"""How an mLSTM layer ends: every head is normalised, and what comes out is gated (Beck et al. 2024, Figure 11).
+
+    n = (h - mean) / sqrt(variance + eps)       over each head
+    y = (g n + s c) a(z)                        a = silu, or sigmoid as in xLSTM-7B; s c is the skip, if there is one
+
+B batch  T time  H heads  V head width  E heads merged (H V)
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from exlstm.ops.choose import choose
+from exlstm.ops.norm import head_norm
+from exlstm.ops.shared import has_numba
+
+GateActivation = Literal["silu", "sigmoid"]
+
+
+def numba_obstacle(tensors: tuple[Tensor | None, ...]) -> str | None:
+    """Why the Numba form cannot run on these, or None."""
+    for x in tensors:
+        if x is None:
+            continue
+        if not x.is_cpu:
+            return f"the tensors are on {x.device.type}, Numba runs on the CPU"
+        if x.dtype is not torch.float32:
+            return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
+    return None if has_numba() else "Numba is not installed"
+
+
+def gated_norm(
+    h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, /, *, skip_E: Tensor | None = None, c_BTE: Tensor | None = None,
+    activation: GateActivation = "silu", eps: float = 1e-5, backend: str = "auto",
+) -> Tensor:  # fmt: skip
+    """(head_norm(h) * gain + skip * c) * activation(z).
+
+    h: [B, T, H, V] output of the cell. gain: [H V]. z: [B, T, H V] pre-activations of the gate. skip: [H V] and
+    c: [B, T, H V], or None for both: nothing passes by the cell.
+    backend: "auto", "numba" (float32 on a CPU: one pass forward and one backward) or "torch" (any device and dtype).
+
+    Returns y [B, T, H V]. Statistics are float32 or wider.
+    Raises ValueError for shapes that do not fit, an unknown activation and a backend that cannot run.
+    """
+    B, T, H, V = h_BTHV.shape
+    if (skip_E is None) != (c_BTE is None):
+        raise ValueError("skip and c come together: give both or neither.")
+    for name, x, shape in (
+        ("gain", gain_E, (H * V,)), ("z", z_BTE, (B, T, H * V)), ("skip", skip_E, (H * V,)), ("c", c_BTE, (B, T, H * V))
+    ):  # fmt: skip
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; with h {tuple(h_BTHV.shape)} it must be {shape}.")
+    if activation not in ("silu", "sigmoid"):
+        raise ValueError(f"activation is {activation!r}; it must be 'silu' or 'sigmoid'.")
+    obstacle = numba_obstacle((h_BTHV, gain_E, z_BTE, skip_E, c_BTE))
+    run = gated_norm_torch
+    if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)]) == "numba":
+        from exlstm.ops.numba_gated_norm import gated_norm_numba as run
+    return run(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, activation, eps)
+
+
+def gated_norm_torch(
+    h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
+    activation: GateActivation, eps: float,
+) -> Tensor:  # fmt: skip
+    """The definition."""
+    y_BTE = head_norm(h_BTHV, gain_E.view(h_BTHV.shape[2:]), eps).flatten(2)
+    if skip_E is not None and c_BTE is not None:
+        y_BTE = torch.addcmul(y_BTE, skip_E.to(y_BTE.dtype), c_BTE)
+    return y_BTE * (silu if activation == "silu" else torch.sigmoid)(z_BTE)

@@ -1,0 +1,113 @@
+"""Up to how many rows of x our kernels beat torch's: measured once on a machine, and kept in the user's cache folder.
+
+With one row both read W once and ours does so faster. With many, torch's matrix product is better; in between it
+depends on the processor (and for bfloat16 on whether it has instructions for it). A decision takes some 50 ms, is made
+once for each kind of weights and number of threads, and holds for the process even where it cannot be written down.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from threading import Lock
+
+import torch
+
+ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+SIZE = 1024  # outputs and inputs of the matrix that is tried
+REPEATS = 3
+lock = Lock()
+
+
+def most_rows(kind: str, threads: int) -> int:
+    """Up to so many rows of x the Numba kernels are faster. kind: float32, bfloat16, int8 or int4."""
+    with lock:
+        return decided(kind, threads)
+
+
+@cache
+def decided(kind: str, threads: int) -> int:
+    """From the file, or measured and written there."""
+    key = f"{kind}, {threads} threads, {machine()}"
+    found = remembered().get(key)
+    if isinstance(found, int) and (found == 1 or found in ROWS):
+        return found
+    most = measured(kind)
+    remember(key, most)
+    return most
+
+
+@cache
+def machine() -> str:
+    """What a decision depends on besides the kind of weights."""
+    from llvmlite import binding  # type: ignore[import-untyped]
+    from numba import __version__ as numba_version
+
+    return f"{binding.get_host_cpu_name()}, torch {torch.__version__}, Numba {numba_version}"
+
+
+@torch.inference_mode()
+def measured(kind: str) -> int:
+    """Tries more and more rows until torch wins."""
+    from exlstm.ops import linear
+    from exlstm.ops.linear.numba import linears_numba
+
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    w_NK = torch.full((SIZE, SIZE), 0.5, dtype=dtype)
+    weight: linear.Weight = w_NK
+    if kind in ("int8", "int4"):
+        weight = linear.to_int8(w_NK) if kind == "int8" else linear.to_int4(w_NK)
+    most = 1
+    for rows in ROWS:
+        x_MK = torch.full((rows, SIZE), 0.5, dtype=dtype)
+        ours = seconds(lambda: linears_numba(x_MK, [(weight, None, dtype)]))  # noqa: B023 - called here
+        theirs = seconds(lambda: linear.linear_torch(x_MK, weight, None, dtype))  # noqa: B023
+        if theirs < ours:
+            break
+        most = rows
+    return most
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The shortest of some calls after a first one."""
+    work()
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def folder() -> Path:
+    """Where this user's caches belong."""
+    if sys.platform == "win32":
+        return Path.home() / "AppData" / "Local" / "exlstm"
+    return Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache") / "exlstm"
+
+
+def remembered() -> dict[str, object]:
+    """What the file says; nothing if there is none or it is damaged."""
+    # RuntimeError: a user without a home
+    with suppress(OSError, ValueError, RuntimeError):
+        found = json.loads((folder() / "linear.json").read_text())
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def remember(key: str, most: int) -> None:
+    """Adds a decision to the file, where that can be done."""
+    with suppress(OSError, RuntimeError):
+        folder().mkdir(parents=True, exist_ok=True)
+        beside = folder() / f"linear.{os.getpid()}.new"
+        try:
+            beside.write_text(json.dumps({**remembered(), key: most}, indent=1) + "\n")
+            beside.replace(folder() / "linear.json")
+        finally:
+            beside.unlink(missing_ok=True)

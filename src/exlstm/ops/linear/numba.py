@@ -1,0 +1,312 @@
+"""y = x W^T + b for a few rows of x on a CPU, with the weights as they are stored: read once, shared out to a `Team`.
+
+Products are summed in float32 and rounded once. Several maps of the same x are one job. A job is a row of int64, which
+threads get by its address:
+
+    rows of x, columns, x, x for int4, sums of x in groups, number of maps;
+    then per map: kind, rows of W, rows per piece, first piece, W, scales, offsets, bias, its kind, y, its kind
+
+M rows of x  K columns  N rows of W  G groups of 128 columns
+"""
+
+import threading
+from array import array
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+from numpy import float32, int32
+from torch import Tensor
+
+from exlstm.ops.linear.formats import GROUP, Int4Weight, Int8Weight, Weight
+from exlstm.ops.linear.numba_tiles import STEPS, tile
+from exlstm.ops.numba_jit import compiled
+from exlstm.ops.numba_math import bits_of_float, float_of_bits
+from exlstm.ops.numba_team import address_of, alone, team
+
+NONE, FLOAT32, BFLOAT16, INT8, INT4 = range(5)
+KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+HEAD, MAP = 6, 11  # numbers in a job before the maps, and per map
+PIECE_BYTES = 32 << 10, 256 << 10  # a piece takes 2 to 20 us
+ALONE_BYTES = 64 << 10  # less than this is not worth a second thread
+
+float32_4x1, float32_2x2, float32_1x4 = tile("float32", 4, 1), tile("float32", 2, 2), tile("float32", 1, 4)
+float32_1x1, float32_1x2 = tile("float32", 1, 1), tile("float32", 1, 2)
+bfloat16_4x1, bfloat16_2x2, bfloat16_1x4 = tile("bfloat16", 4, 1), tile("bfloat16", 2, 2), tile("bfloat16", 1, 4)
+bfloat16_1x1, bfloat16_1x2 = tile("bfloat16", 1, 1), tile("bfloat16", 1, 2)
+int8_4x1, int8_2x2, int8_1x4 = tile("int8", 4, 1), tile("int8", 2, 2), tile("int8", 1, 4)
+int8_1x1, int8_1x2 = tile("int8", 1, 1), tile("int8", 1, 2)
+int4_2x1, int4_1x1, int4_1x2 = tile("int4", 2, 1), tile("int4", 1, 1), tile("int4", 1, 2)
+STEP_FLOAT32, STEP_BFLOAT16, STEP_INT8 = STEPS["float32"], STEPS["bfloat16"], STEPS["int8"]
+
+
+def _at(kind: Any, result: Any) -> Any:
+    """A function that reads a number of this kind at an address."""
+
+    def plain(_context: Any, _address: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
+
+        return result(types.int64), generate
+
+    return intrinsic(plain)
+
+
+def _put(kind: Any, given: Any) -> Any:
+    """A function that writes a number of this kind to an address."""
+
+    def plain(_context: Any, _address: Any, _value: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            builder.store(arguments[1], builder.inttoptr(arguments[0], kind.as_pointer()))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, given), generate
+
+    return intrinsic(plain)
+
+
+float_at, short_at = _at(ir.FloatType(), types.float32), _at(ir.IntType(16), types.uint16)
+byte_at, long_at = _at(ir.IntType(8), types.int8), _at(ir.IntType(64), types.int64)
+put_float, put_short = _put(ir.FloatType(), types.float32), _put(ir.IntType(16), types.uint16)
+
+
+def _number(kind: int, address: int, index: int) -> Any:
+    """Element `index` of an array of this kind, as float32."""
+    if kind == FLOAT32:
+        return float_at(address + 4 * index)
+    if kind == BFLOAT16:
+        return float_of_bits(int32(int32(short_at(address + 2 * index)) << int32(16)))
+    return float32(byte_at(address + index))
+
+
+def _write(kind: int, address: int, index: int, x: Any) -> None:
+    """x as element `index` of an array of float32 or, rounded to the nearest even, of bfloat16."""
+    if kind == FLOAT32:
+        put_float(address + 4 * index, x)
+        return
+    bits = np.uint32(bits_of_float(x))
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    put_short(address + 2 * index, np.uint16((bits >> np.uint32(16)) if nan else rounded))
+
+
+def _sums(kind: int, rows: int, batch: int, w: int, w_stride: int, x: int, x_stride: int, scale: int,
+          scale_stride: int, lines: int, out: int) -> None:  # fmt: skip
+    """Runs the tile of this kind and size."""
+    a, b, c, d, e, f = w, w_stride, x, x_stride, scale, scale_stride
+    if kind == FLOAT32:
+        if batch == 4:
+            float32_1x4(a, b, c, d, e, f, lines, out)
+        elif batch == 2:
+            float32_2x2(a, b, c, d, e, f, lines, out) if rows == 2 else float32_1x2(a, b, c, d, e, f, lines, out)
+        else:
+            float32_4x1(a, b, c, d, e, f, lines, out) if rows == 4 else float32_1x1(a, b, c, d, e, f, lines, out)
+    elif kind == BFLOAT16:
+        if batch == 4:
+            bfloat16_1x4(a, b, c, d, e, f, lines, out)
+        elif batch == 2:
+            bfloat16_2x2(a, b, c, d, e, f, lines, out) if rows == 2 else bfloat16_1x2(a, b, c, d, e, f, lines, out)
+        else:
+            bfloat16_4x1(a, b, c, d, e, f, lines, out) if rows == 4 else bfloat16_1x1(a, b, c, d, e, f, lines, out)
+    elif kind == INT8:
+        if batch == 4:
+            int8_1x4(a, b, c, d, e, f, lines, out)
+        elif batch == 2:
+            int8_2x2(a, b, c, d, e, f, lines, out) if rows == 2 else int8_1x2(a, b, c, d, e, f, lines, out)
+        else:
+            int8_4x1(a, b, c, d, e, f, lines, out) if rows == 4 else int8_1x1(a, b, c, d, e, f, lines, out)
+    elif batch == 2:
+        int4_1x2(a, b, c, d, e, f, lines, out)
+    else:
+        int4_2x1(a, b, c, d, e, f, lines, out) if rows == 2 else int4_1x1(a, b, c, d, e, f, lines, out)
+
+
+number, write, sums = compiled(_number), compiled(_write), compiled(_sums)
+
+
+def _block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, first: int, rows: int, x: int,
+           x_stride: int, grouped: int, batch: int, lines: int, done: int, K: int, out: int) -> None:  # fmt: skip
+    """out[batch, rows]: products of `rows` rows of W from `first` on with `batch` rows of x."""
+    start = w + first * w_stride
+    if lines > 0:
+        sums(kind, rows, batch, start, w_stride, x, x_stride, scale + 4 * G * first, 4 * G, lines, out)
+    else:
+        for i in range(batch * rows):
+            put_float(out + 4 * i, float32(0.0))
+    if kind == INT4:
+        for i in range(batch):
+            for n in range(rows):
+                total = float32(0.0)
+                for g in range(G):
+                    total += float_at(offset + 4 * ((first + n) * G + g)) * float_at(grouped + 4 * (i * G + g))
+                at = out + 4 * (i * rows + n)
+                put_float(at, float_at(at) + total)
+        return
+    for i in range(batch):
+        for n in range(rows):
+            at = out + 4 * (i * rows + n)
+            total = float_at(at)
+            for k in range(done, K):
+                total += number(kind, start + n * w_stride, k) * float_at(x + i * x_stride + 4 * k)
+            put_float(at, total * float_at(scale + 4 * (first + n)) if kind == INT8 else total)
+
+
+block = compiled(_block)
+
+
+def _piece(job: int, index: int) -> None:
+    """One piece of a job: some rows of one W with all rows of x."""
+    at = job + 8 * (HEAD + MAP * (long_at(job + 40) - 1))
+    while long_at(at + 24) > index:
+        at -= 8 * MAP
+    M, K, x, grouped = long_at(job), long_at(job + 8), long_at(job + 16), long_at(job + 32)
+    kind, N, per_piece = long_at(at), long_at(at + 8), long_at(at + 16)
+    w, scale, offset, bias = long_at(at + 32), long_at(at + 40), long_at(at + 48), long_at(at + 56)
+    bias_kind, y, y_kind = long_at(at + 64), long_at(at + 72), long_at(at + 80)
+    G = (K + GROUP - 1) // GROUP
+    x_stride, w_stride, step = 4 * K, K, STEP_INT8
+    if kind == FLOAT32:
+        step, w_stride = STEP_FLOAT32, 4 * K
+    elif kind == BFLOAT16:
+        step, w_stride = STEP_BFLOAT16, 2 * K
+    lines = K // step
+    if kind == INT4:
+        x, x_stride, w_stride, lines = long_at(job + 24), 4 * G * GROUP, 64 * G, G
+    n = (index - long_at(at + 24)) * per_piece
+    last = min(N, n + per_piece)
+    room = np.empty(16, np.float32)
+    out = room.ctypes.data
+    while n < last:
+        # four rows of W stay near while all rows of x pass by; a result does not depend on what shares its tile
+        end, m = min(n + 4, last), 0
+        while m < M:
+            batch = 4 if M - m >= 4 and kind != INT4 else (2 if M - m >= 2 else 1)
+            most = 4 // batch if kind != INT4 else 2 // batch
+            row = n
+            while row < end:
+                rows = most if end - row >= most else 1
+                block(kind, w, w_stride, scale, offset, G, row, rows, x + m * x_stride, x_stride,
+                      grouped + 4 * m * G, batch, lines, lines * step, K, out)  # fmt: skip
+                for i in range(batch):
+                    for j in range(rows):
+                        total = float_at(out + 4 * (i * rows + j))
+                        if bias_kind != NONE:
+                            total += number(bias_kind, bias, row + j)
+                        write(y_kind, y, (m + i) * N + row + j, total)
+                row += rows
+            m += batch
+        n = end
+
+
+def _spread(x: int, M: int, K: int, scaled: int, grouped: int) -> None:
+    """x for int4: divided by 16^j where it meets number j of a word, zeros at the end, and its sums in groups."""
+    G = (K + GROUP - 1) // GROUP
+    for m in range(M):
+        for g in range(G):
+            total, factor = float32(0.0), float32(1.0)
+            for j in range(8):
+                if j == 7:
+                    factor = float32(1.0)
+                for lane in range(16):
+                    k = GROUP * g + 16 * j + lane
+                    value = float_at(x + 4 * (m * K + k)) if k < K else float32(0.0)
+                    total += value
+                    put_float(scaled + 4 * (m * G * GROUP + k), value * factor)
+                factor *= float32(0.0625)
+            put_float(grouped + 4 * (m * G + g), total)
+
+
+def _widen(x: int, count: int, wide: int) -> None:
+    """bfloat16 to float32."""
+    for k in range(count):
+        put_float(wide + 4 * k, number(BFLOAT16, x, k))
+
+
+spread, widen, piece_body = compiled(_spread), compiled(_widen), compiled(_piece)
+
+
+def run_piece(job: int, index: int) -> None:
+    """What threads call."""
+    piece_body(job, index)
+
+
+@cache
+def piece_address() -> int:
+    """Where `run_piece` is."""
+    return address_of(run_piece)
+
+
+class Scratch(threading.local):
+    """Memory for x in the form that kernels read, of each thread that calls: used within a call only."""
+
+    def __init__(self) -> None:
+        self.memory, self.address = np.empty(0, np.float32), 0
+
+    def take(self, count: int) -> int:
+        """Address of so many float32."""
+        if count > len(self.memory):
+            self.memory = np.empty(2 * count, np.float32)
+            self.address = self.memory.ctypes.data
+        return self.address
+
+
+scratch = Scratch()
+
+
+def described(weight: Weight) -> tuple[list[int], int]:
+    """Of one map: kind, rows, two numbers left open, three addresses; and the bytes of a row."""
+    if type(weight) is Int8Weight:
+        q_NK = weight.q_NK
+        N, K = q_NK.shape
+        return [INT8, N, 0, 0, q_NK.data_ptr(), weight.scale_N.data_ptr(), 0], K
+    if type(weight) is Int4Weight:
+        N, G = weight.scale_NG.shape
+        pointers = (weight.q_NGP.data_ptr(), weight.scale_NG.data_ptr(), weight.offset_NG.data_ptr())
+        return [INT4, N, 0, 0, *pointers], 72 * G
+    w_NK = cast("Tensor", weight)
+    N, K = w_NK.shape
+    return [KINDS[w_NK.dtype], N, 0, 0, w_NK.data_ptr(), 0, 0], K * w_NK.itemsize
+
+
+def linears_numba(x: Tensor, maps: Sequence[tuple[Weight, Tensor | None, torch.dtype]]) -> list[Tensor]:
+    """x W^T + b for every map (W, b, dtype of the result), as one job. x: [..., K], float32 or bfloat16, contiguous."""
+    *outer, K = x.shape
+    M = x.numel() // K
+    outputs, parts, total, groups = [], [], 0, 0
+    for weight, bias, dtype in maps:
+        numbers, row_bytes = described(weight)
+        y = torch.empty((*outer, numbers[1]), dtype=dtype)
+        outputs.append(y)
+        numbers += (0, NONE) if bias is None else (bias.data_ptr(), KINDS[bias.dtype])
+        numbers += (y.data_ptr(), KINDS[dtype])
+        parts.append((numbers, row_bytes))
+        total += row_bytes * numbers[1]
+        if numbers[0] == INT4:
+            groups = -(-K // GROUP)
+    threads = torch.get_num_threads() if total * M > ALONE_BYTES else 1
+    share, pieces = min(max(total // (8 * threads), PIECE_BYTES[0]), PIECE_BYTES[1]), 0
+    address = x.data_ptr()
+    if groups or x.dtype != torch.float32:
+        room = scratch.take(M * (K + groups * (GROUP + 1)))
+        if x.dtype != torch.float32:
+            widen(address, M * K, room)
+            address = room
+    job = array("q", (M, K, address, 0, 0, len(maps)))
+    if groups:
+        job[3] = room + 4 * M * K
+        job[4] = job[3] + 4 * M * groups * GROUP
+        spread(address, M, K, job[3], job[4])
+    for numbers, row_bytes in parts:
+        N = numbers[1]
+        numbers[2] = max(4, share // row_bytes // 4 * 4) if threads > 1 else N
+        numbers[3] = pieces
+        pieces += -(-N // numbers[2])
+        job.extend(numbers)
+    run = team(threads).run if threads > 1 else alone
+    run(piece_address(), job.buffer_info()[0], pieces)
+    return outputs

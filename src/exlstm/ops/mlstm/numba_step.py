@@ -1,0 +1,100 @@
+"""One time step of the mLSTM on a CPU, for decoding: one pass over the memory, compiled by Numba.
+
+The old C is read once and the new one written once; the read-out is summed on the way. The gates, of which there are
+few, are worked out in float64, everything else in float32. A small model spends its time on the way into a kernel, not
+inside: so tensors are handed over as addresses, which cost a tenth of arrays.
+
+B batch  T time (one step)  H heads  M rows and heads merged  K key width  V value width
+"""
+
+from math import exp, log1p
+
+import numpy as np
+import torch
+from numpy import float32, float64
+from torch import Tensor
+
+from exlstm.ops.mlstm.reference import InputGate, MLSTMState
+from exlstm.ops.numba_jit import compiled, tensor_at, untraced
+from exlstm.ops.threads import share_out
+
+TOGETHER = 16  # rows of C whose read-outs are summed before they join the others: two short sums round less than one
+THREAD_BYTES = 8 << 20  # so much memory to step through takes a thread longer than waking another
+
+
+@compiled
+def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, i: int, f: int, reset: int,
+         c0: int, n0: int, m0: int, c1: int, n1: int, m1: int, h: int, exp_gate: bool, normalize: bool, eps: float,
+         ) -> None:  # fmt: skip
+    """Heads first to last - 1 of all rows. Every other argument in small letters is the address of a tensor.
+
+    float32, contiguous; reset: of bools, one per row, or 0. Fills c1, n1, m1, the state afterwards, and h.
+    """
+    M, scale = last, float32(1.0 / np.sqrt(float64(K)))
+    q_MK, k_MK, v_MV = tensor_at(q, (M, K), float32), tensor_at(k, (M, K), float32), tensor_at(v, (M, V), float32)
+    i_M, f_M, reset_B = tensor_at(i, M, float32), tensor_at(f, M, float32), tensor_at(reset, -(-M // H), np.bool_)
+    c0_MKV, n0_MK = tensor_at(c0, (M, K, V), float32), tensor_at(n0, (M, K), float32)
+    c_MKV, n_MK = tensor_at(c1, (M, K, V), float32), tensor_at(n1, (M, K), float32)
+    m0_M, m_M, h_MV = tensor_at(m0, M, float32), tensor_at(m1, M, float32), tensor_at(h, (M, V), float32)
+    part_V = np.empty(V, float32)
+    for item in range(first, last):
+        fresh = reset != 0 and reset_B[item // H]
+        v_V, h_V, c_KV, old_KV = v_MV[item], h_MV[item], c_MKV[item], c0_MKV[item]
+        if fresh:
+            # what is forgotten may be infinite, so it is not multiplied by zero
+            c_KV[:] = float32(0.0)
+            old_KV = c_KV
+        # m is the larger of these two and is kept as a float32; so they are rounded first, and one weight is exactly 1
+        raw_i, raw_f, before = float64(i_M[item]), float64(f_M[item]), 0.0 if fresh else float64(m0_M[item])
+        kept = float64(float32(min(raw_f, 0.0) - log1p(exp(-abs(raw_f))) + before))
+        log_i = float64(float32(raw_i if exp_gate else min(raw_i, 0.0) - log1p(exp(-abs(raw_i)))))
+        m = np.maximum(kept, log_i) if exp_gate else 0.0
+        decay, write, mass = float32(exp(kept - m)), float32(exp(log_i - m)), 0.0
+        h_V[:] = float32(0.0)
+        for start in range(0, K, TOGETHER):
+            part_V[:] = float32(0.0)
+            for row in range(start, min(start + TOGETHER, K)):
+                written, read = write * k_MK[item, row], scale * q_MK[item, row]
+                n = (float32(0.0) if fresh else decay * n0_MK[item, row]) + written
+                n_MK[item, row] = n
+                mass += float64(read) * float64(n)
+                for j in range(V):
+                    c = decay * old_KV[row, j] + written * v_V[j]
+                    c_KV[row, j] = c
+                    part_V[j] += read * c
+            for j in range(V):
+                h_V[j] += part_V[j]
+        floor = exp(-m)
+        norm = float32(np.maximum(abs(mass), floor) + eps if normalize else floor)
+        for j in range(V):
+            h_V[j] /= norm
+        m_M[item] = float32(m)
+
+
+def plain(x: Tensor) -> Tensor:
+    """`x` in float32, one number after another."""
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
+
+
+@untraced
+def mlstm_numba_step(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
+    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
+) -> tuple[Tensor, MLSTMState]:  # fmt: skip
+    """The numbers of `mlstm_recurrent` for T = 1, without gradients, in float32; h is returned in the dtype of q."""
+    B, H, K, V = state.c_BHKV.shape
+    q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, dtype = *map(plain, (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH)), q_BTHK.dtype
+    c0_BHKV, n0_BHK, m0_BH = map(plain, state)
+    c_BHKV, n_BHK, m_BH, h_BTHV = map(torch.empty_like, (c0_BHKV, n0_BHK, m0_BH, v_BTHV))
+    reset_BT = None if reset_BT is None else reset_BT.contiguous()
+    arguments = (
+        B * H, H, K, V, q_BTHK.data_ptr(), k_BTHK.data_ptr(), v_BTHV.data_ptr(), i_BTH.data_ptr(), f_BTH.data_ptr(),
+        0 if reset_BT is None else reset_BT.data_ptr(), c0_BHKV.data_ptr(), n0_BHK.data_ptr(), m0_BH.data_ptr(),
+        c_BHKV.data_ptr(), n_BHK.data_ptr(), m_BH.data_ptr(), h_BTHV.data_ptr(), input_gate == "exp", normalize, eps,
+    )  # fmt: skip
+    threads = 1 + 4 * B * H * K * V // THREAD_BYTES
+    if threads == 1:
+        step(0, *arguments)
+    else:
+        share_out(step, *arguments, threads=threads)
+    return h_BTHV if dtype is torch.float32 else h_BTHV.to(dtype), MLSTMState(c_BHKV, n_BHK, m_BH)

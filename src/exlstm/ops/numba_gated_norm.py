@@ -1,0 +1,256 @@
+"""`gated_norm` on a CPU in one pass forward and one backward, compiled by Numba.
+
+A head of one step at a time stays in a core's first cache while short loops go over it; each of them touches few
+arrays, so that LLVM can tell these apart. The backward keeps nothing but the inputs. Tensors are handed over as
+addresses, with the distance of their rows where these may be part of longer ones: a call costs a few microseconds.
+
+B batch  T time  M both  H heads  V head width  E heads merged (H V)  N tiles of rows  P vectors with a gradient: g, s
+"""
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy import float32, float64
+from torch import Tensor
+
+from exlstm.ops.gated_norm import GateActivation
+from exlstm.ops.numba_jit import compiled, tensor_at, untraced
+from exlstm.ops.numba_math import FASTMATH, sigmoid
+from exlstm.ops.threads import share_out
+
+Array = Any  # a float32 NumPy array inside Numba
+Number = Any  # a float32
+REORDER = FASTMATH | {"reassoc"}  # sums in any order, so that they vectorise; never where there is an `exp`
+TILE = 32  # rows whose gradients of g and s are summed before they join the others: the same for any number of threads
+THREAD_NUMBERS = 1 << 16  # so much of h takes a thread longer than waking another
+
+
+@njit(fastmath=REORDER)
+def total(x_V: Array) -> Number:
+    """The sum of x."""
+    result = float32(0.0)
+    for j in range(x_V.size):
+        result += x_V[j]
+    return result
+
+
+@njit(fastmath=REORDER)
+def dot(x_V: Array, y_V: Array) -> Number:
+    """The sum of x * y."""
+    result = float32(0.0)
+    for j in range(x_V.size):
+        result += x_V[j] * y_V[j]
+    return result
+
+
+@njit(fastmath=FASTMATH)
+def shift(x_V: Array, by: Number, factor: Number, out_V: Array) -> None:
+    """out = (x - by) factor; the difference comes first, for it is nearly exact."""
+    for j in range(x_V.size):
+        out_V[j] = (x_V[j] - by) * factor
+
+
+@njit(fastmath=FASTMATH)
+def multiply(x_V: Array, y_V: Array, out_V: Array) -> None:
+    """out = x y"""
+    for j in range(x_V.size):
+        out_V[j] = x_V[j] * y_V[j]
+
+
+@njit(fastmath=FASTMATH)
+def add_product(x_V: Array, y_V: Array, out_V: Array) -> None:
+    """out += x y"""
+    for j in range(x_V.size):
+        out_V[j] += x_V[j] * y_V[j]
+
+
+@njit(fastmath=FASTMATH)
+def standardise(h_V: Array, eps: float, n_V: Array) -> Number:
+    """n = (h - mean) / sqrt(variance + eps); returns the factor."""
+    one, width = float32(1.0), float32(h_V.size)
+    shift(h_V, total(h_V) / width, one, n_V)
+    # of a large mean the last digit is wrong; the mean of the differences is what is missing
+    missing = total(n_V) / width
+    variance = float64(dot(n_V, n_V)) / float64(h_V.size) - float64(missing) * float64(missing)
+    factor = float32(1.0 / sqrt((0.0 if variance < 0.0 else variance) + eps))
+    shift(n_V, missing, factor, n_V)
+    return factor
+
+
+@njit(fastmath=FASTMATH)
+def gate(z_V: Array, silu: bool, y_V: Array) -> None:
+    """y *= a(z)"""
+    if silu:
+        for j in range(z_V.size):
+            y_V[j] *= z_V[j] * sigmoid(z_V[j])
+    else:
+        for j in range(z_V.size):
+            y_V[j] *= sigmoid(z_V[j])
+
+
+@njit(fastmath=FASTMATH)
+def gate_backward(z_V: Array, silu: bool, dy_V: Array, p_V: Array, dz_V: Array) -> None:
+    """y = p a(z): fills dz, and p becomes its own gradient."""
+    one = float32(1.0)
+    if silu:
+        for j in range(z_V.size):
+            s = sigmoid(z_V[j])
+            a = z_V[j] * s
+            dz_V[j] = dy_V[j] * p_V[j] * (s + a * (one - s))
+            p_V[j] = dy_V[j] * a
+    else:
+        for j in range(z_V.size):
+            s = sigmoid(z_V[j])
+            dz_V[j] = dy_V[j] * p_V[j] * (s * (one - s))
+            p_V[j] = dy_V[j] * s
+
+
+@njit(fastmath=FASTMATH)
+def norm_backward(n_V: Array, factor: Number, dn_V: Array, dh_V: Array) -> None:
+    """dh = factor (dn - mean(dn) - n mean(n dn))"""
+    width = float32(n_V.size)
+    mean, along = total(dn_V) / width, dot(dn_V, n_V) / width
+    for j in range(n_V.size):
+        dh_V[j] = (dn_V[j] - mean - n_V[j] * along) * factor
+
+
+@compiled
+def forward_rows(first: int, last: int, H: int, V: int, h: int, g: int, s: int, c: int, c_step: int, z: int,
+                 z_step: int, y: int, silu: bool, eps: float) -> None:  # fmt: skip
+    """Rows first to last - 1 of y. Single letters in small are addresses, of float32; s, c: 0 for no skip.
+
+    A row of c and z begins c_step and z_step numbers after the one before it; those of h and y follow each other.
+    """
+    E = H * V
+    for m in range(first, last):
+        for e in range(0, E, V):
+            y_V = tensor_at(y + 4 * (m * E + e), V, float32)
+            standardise(tensor_at(h + 4 * (m * E + e), V, float32), eps, y_V)
+            multiply(y_V, tensor_at(g + 4 * e, V, float32), y_V)
+            if s != 0:
+                c_V = tensor_at(c + 4 * (m * c_step + e), V, float32)
+                add_product(tensor_at(s + 4 * e, V, float32), c_V, y_V)
+            gate(tensor_at(z + 4 * (m * z_step + e), V, float32), silu, y_V)
+
+
+@compiled
+def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int, s: int, c: int, c_step: int, z: int,
+                  z_step: int, dy: int, dy_step: int, dh: int, dz: int, dc: int, dgs: int, silu: bool, eps: float
+                  ) -> None:  # fmt: skip
+    """Tiles first to last - 1 of the gradients; addresses as in `forward_rows`. dgs: of g and s, for each tile."""
+    E = H * V
+    n_V, p_V = np.empty(V, float32), np.empty(V, float32)
+    for tile in range(first, last):
+        dg, ds = dgs + 8 * tile * E, dgs + 4 * (2 * tile + 1) * E
+        tensor_at(dg, 2 * E, float32)[:] = float32(0.0)
+        for m in range(tile * TILE, min((tile + 1) * TILE, M)):
+            for e in range(0, E, V):
+                here = 4 * (m * E + e)
+                g_V, s_V = tensor_at(g + 4 * e, V, float32), tensor_at(s + 4 * e, V, float32)
+                c_V = tensor_at(c + 4 * (m * c_step + e), V, float32)
+                z_V = tensor_at(z + 4 * (m * z_step + e), V, float32)
+                factor = standardise(tensor_at(h + here, V, float32), eps, n_V)
+                multiply(n_V, g_V, p_V)
+                if s != 0:
+                    add_product(s_V, c_V, p_V)
+                dy_V = tensor_at(dy + 4 * (m * dy_step + e), V, float32)
+                gate_backward(z_V, silu, dy_V, p_V, tensor_at(dz + here, V, float32))
+                add_product(p_V, n_V, tensor_at(dg + 4 * e, V, float32))
+                if s != 0:
+                    add_product(p_V, c_V, tensor_at(ds + 4 * e, V, float32))
+                    multiply(p_V, s_V, tensor_at(dc + here, V, float32))
+                multiply(p_V, g_V, p_V)
+                norm_backward(n_V, factor, p_V, tensor_at(dh + here, V, float32))
+
+
+def address(x: Tensor | None) -> int:
+    """Where a contiguous tensor begins; 0 for none."""
+    return 0 if x is None else x.data_ptr()
+
+
+def in_rows(x_BTE: Tensor) -> tuple[Tensor, int]:
+    """`x` and how many numbers apart its rows are; a copy of it if they are not at equal distances."""
+    T = x_BTE.shape[1]
+    to_row, step, to_number = x_BTE.stride()
+    if to_number == 1 and (to_row == T * step or x_BTE.shape[0] == 1):
+        return x_BTE, step
+    return x_BTE.contiguous(), x_BTE.shape[2]
+
+
+def skip_in_rows(skip_E: Tensor | None, c_BTE: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
+    """The same for c; the vector in order. None, None, 0 if there are none."""
+    if skip_E is None or c_BTE is None:
+        return None, None, 0
+    return skip_E.contiguous(), *in_rows(c_BTE)
+
+
+def threads_for(numbers: int) -> int:
+    """How many threads so many numbers are worth."""
+    return 1 + numbers // THREAD_NUMBERS
+
+
+def forward(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None, silu: bool,
+            eps: float) -> Tensor:  # fmt: skip
+    """y, without a graph."""
+    B, T, H, V = h_BTHV.shape
+    h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), in_rows(z_BTE)
+    skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
+    y_BTE = torch.empty((B, T, H * V), dtype=torch.float32)
+    arguments = (
+        H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), address(skip_E), address(c_BTE), c_step, z_BTE.data_ptr(), z_step,
+        y_BTE.data_ptr(), silu, eps,
+    )  # fmt: skip
+    threads = threads_for(B * T * H * V)
+    if threads == 1:
+        forward_rows(0, B * T, *arguments)
+    else:
+        share_out(forward_rows, B * T, *arguments, threads=threads)
+    return y_BTE
+
+
+class GatedNorm(torch.autograd.Function):
+    """`forward` with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
+                silu: bool, eps: float) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE)
+        ctx.silu, ctx.eps = silu, eps
+        return forward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, silu, eps)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy_BTE: Tensor) -> tuple[Tensor | None, ...]:
+        h_BTHV, gain_E, z_BTE, skip_E, c_BTE = ctx.saved_tensors
+        B, T, H, V = h_BTHV.shape
+        E, N = H * V, -(-B * T // TILE)
+        h_BTHV, gain_E = h_BTHV.contiguous(), gain_E.contiguous()
+        (z_BTE, z_step), (dy_BTE, dy_step) = in_rows(z_BTE), in_rows(dy_BTE)
+        skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
+        dh_BTHV, dz_BTE = torch.empty_like(h_BTHV), torch.empty((B, T, E), dtype=torch.float32)
+        dc_BTE = None if c_BTE is None else torch.empty_like(dz_BTE)
+        dgs_NPE = torch.empty((N, 2, E), dtype=torch.float32)
+        share_out(
+            backward_rows, N, B * T, H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), address(skip_E), address(c_BTE),
+            c_step, z_BTE.data_ptr(), z_step, dy_BTE.data_ptr(), dy_step, dh_BTHV.data_ptr(), dz_BTE.data_ptr(),
+            address(dc_BTE), dgs_NPE.data_ptr(), ctx.silu, ctx.eps, threads=threads_for(B * T * E),
+        )  # fmt: skip
+        dgain_E, dskip_E = dgs_NPE.sum(0)
+        return dh_BTHV, dgain_E, dz_BTE, None if skip_E is None else dskip_E, dc_BTE, None, None
+
+
+@untraced
+def gated_norm_numba(
+    h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
+    activation: GateActivation, eps: float,
+) -> Tensor:  # fmt: skip
+    """The numbers of `gated_norm_torch`, in float32."""
+    arguments = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE)
+    silu = activation == "silu"
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments):
+        y_BTE: Tensor = GatedNorm.apply(*arguments, silu, eps)  # type: ignore[no-untyped-call]
+        return y_BTE
+    return forward(*arguments, silu, eps)

@@ -1,0 +1,261 @@
+"""A team of threads that stays awake between two pieces of work, for decoding: a hundred short jobs per token.
+
+Handing work to a thread that sleeps costs about 100 us, as long as a whole layer takes. Here the threads wait by
+looking at one number in memory, which costs about 1 us, and go to sleep after a millisecond without a job. The caller
+works too and takes whatever nobody else has begun, so a thread that sleeps or has lost its core is waited for only if
+it is in the middle of a piece. Nobody needs the interpreter lock while working, and nothing starts before the first
+job.
+
+A job is a compiled function (its address), the address of its arguments, and a number of pieces. The control block is a
+few numbers in memory, each group in a cache line of its own:
+
+    word          ticket of the job, how many pieces it has, and which is next, in one number; taking a piece is
+                  one compare-and-swap of it, which also proves that the arguments read before belong to the job
+    done          pieces that are finished
+    stop          not zero: threads leave
+"""
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from exlstm.ops.numba_jit import KernelCache, compiled
+
+WORD, FUNCTION, ARGUMENTS, DONE, STOP = 0, 64, 72, 128, 192  # bytes from the start of the control block
+CONTROL_BYTES, LINE = 256, 64
+BITS = 20  # of the word for each of: next piece, number of pieces
+MOST = (1 << BITS) - 1
+AWAKE_SECONDS = 1e-3
+# Who waits a tenth of that at the end of a job waits for a thread that has lost its core to another process. The next
+# jobs are then done alone: two threads on a core and a half would be slower than one.
+REST = 20
+
+LONG = ir.IntType(64)
+
+
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, LONG.as_pointer())
+
+
+def _load(_context: Any, _address: Any) -> Any:
+    """The int64 at an address, never from before a later load or store (sequentially consistent)."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(_pointer(builder, arguments[0]), "seq_cst", 8)
+
+    return types.int64(types.int64), generate
+
+
+def _store(_context: Any, _address: Any, _value: Any) -> Any:
+    """Writes an int64 after everything written before."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def _add(_context: Any, _address: Any, _value: Any) -> Any:
+    """Adds to an int64 in one step; returns what it was."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+def _swap(_context: Any, _address: Any, _expected: Any, _value: Any) -> Any:
+    """Replaces an int64 if it is what is expected; whether it was."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address, expected, value = arguments
+        found = builder.cmpxchg(_pointer(builder, address), expected, value, "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+def _call(_context: Any, _function: Any, _job: Any, _piece: Any) -> Any:
+    """Calls a compiled `void(int64 job, int64 piece)` by its address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [LONG, LONG])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _relax(_context: Any) -> Any:
+    """Lets the core breathe while it waits."""
+    machine = binding.get_default_triple().split("-")[0]
+
+    def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        if machine == "x86_64":
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), kind), [])
+        elif machine in ("aarch64", "arm64"):
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            builder.call(builder.module.declare_intrinsic("llvm.aarch64.hint", (), kind), [ir.IntType(32)(1)])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+load: Any = intrinsic(_load)
+store: Any = intrinsic(_store)
+add: Any = intrinsic(_add)
+swap: Any = intrinsic(_swap)
+call: Any = intrinsic(_call)
+relax: Any = intrinsic(_relax)
+
+
+def address_of(function: Callable[[int, int], None]) -> int:
+    """Address of `function(arguments, piece)`, compiled for `Team.run`; it is kept on disk as kernels are."""
+    kernel: Any = CFunc(function, ((types.int64, types.int64), types.void), {}, {"error_model": "numpy"})
+    kernel._cache = KernelCache(function)
+    kernel.compile()
+    KEPT.append(kernel)
+    return int(kernel.address)
+
+
+KEPT: list[Any] = []  # compiled functions that live as long as the process
+
+
+def _take(control: int) -> bool:
+    """Takes and does one piece, if there is one."""
+    word = load(control + WORD)
+    if (word & MOST) >= ((word >> BITS) & MOST):
+        return False
+    function, arguments = load(control + FUNCTION), load(control + ARGUMENTS)
+    if swap(control + WORD, word, word + 1):
+        call(function, arguments, word & MOST)
+        add(control + DONE, 1)
+    return True
+
+
+take = compiled(_take)
+
+
+def _together(control: int, function: int, arguments: int, pieces: int) -> int:
+    """One job from beginning to end: how many looks it was waited for others. Only one caller at a time may do this."""
+    store(control + FUNCTION, function)
+    store(control + ARGUMENTS, arguments)
+    store(control + DONE, 0)
+    ticket = (load(control + WORD) >> (2 * BITS)) + 1
+    store(control + WORD, (((ticket << BITS) | pieces) << BITS))
+    while take(control):
+        pass
+    waited = 0
+    while load(control + DONE) < pieces:
+        waited += 1
+        relax()
+    return waited
+
+
+def _alone(function: int, arguments: int, pieces: int) -> None:
+    """One job by the caller alone."""
+    for piece in range(pieces):
+        call(function, arguments, piece)
+
+
+def _serve(control: int, patience: int) -> None:
+    """Does pieces of whatever comes, until nothing has come for `patience` looks."""
+    idle = 0
+    while idle < patience and load(control + STOP) == 0:
+        if take(control):
+            idle = 0
+        else:
+            idle += 1
+            relax()
+
+
+together, alone, serve = compiled(_together), compiled(_alone), compiled(_serve)
+
+
+class Team:
+    """The caller and `threads` - 1 more. Any thread may call `run`; whoever finds the team busy works alone."""
+
+    def __init__(self, threads: int) -> None:
+        memory = np.zeros(CONTROL_BYTES + LINE, np.uint8)
+        self.memory, self.control = memory, memory.ctypes.data + -memory.ctypes.data % LINE
+        self.busy, self.bell, self.sleepers, self.rest = threading.Lock(), threading.Condition(), 0, 0
+        serve(self.control, 1)  # compiled here, so that the threads do not wait for each other
+        began = time.perf_counter()
+        serve(self.control, 10_000)
+        self.patience = max(100, int(10_000 * AWAKE_SECONDS / (time.perf_counter() - began)))
+        self.threads = [
+            threading.Thread(target=self.live, name=f"exlstm-team-{n}", daemon=True) for n in range(1, threads)
+        ]
+        for thread in self.threads:
+            thread.start()
+        atexit.register(self.dismiss)
+
+    def live(self) -> None:
+        """What each thread of the team does."""
+        stop = self.memory[self.control - self.memory.ctypes.data + STOP :]
+        while not stop[0]:
+            serve(self.control, self.patience)
+            with self.bell:
+                if not stop[0]:
+                    self.sleepers += 1
+                    self.bell.wait()
+                    self.sleepers -= 1
+
+    def run(self, function: int, arguments: int, pieces: int) -> None:
+        """Calls the compiled `function(arguments, piece)` for every piece, in any order, and returns when all are done.
+
+        pieces: at most 2^20 - 1.
+        """
+        if not self.busy.acquire(blocking=False):
+            alone(function, arguments, pieces)
+            return
+        try:
+            if self.rest:
+                self.rest -= 1
+                alone(function, arguments, pieces)
+                return
+            if self.sleepers:
+                with self.bell:
+                    self.bell.notify_all()
+            if together(self.control, function, arguments, pieces) > self.patience // 10:
+                self.rest = REST
+        finally:
+            self.busy.release()
+
+    def dismiss(self) -> None:
+        """The threads leave; `run` goes on working, alone."""
+        store_number(self.control + STOP, 1)
+        with self.bell:
+            self.bell.notify_all()
+        for thread in self.threads:
+            thread.join(1.0)
+
+
+def _store_number(address: int, value: int) -> None:
+    store(address, value)
+
+
+store_number = compiled(_store_number)
+
+
+@cache
+def team(threads: int) -> Team:
+    """The team of this size; made when it is first needed."""
+    return Team(threads)
+
+
+if hasattr(os, "register_at_fork"):
+    # a forked child has the record of the team and none of its threads
+    os.register_at_fork(after_in_child=team.cache_clear)

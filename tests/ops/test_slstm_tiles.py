@@ -1,0 +1,193 @@
+"""The Numba scan at the edges of its tiles: rows by four, units by sixteen, several tiles of a head, and threads."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+from same import assert_same
+from slstm_cases import call, everything, make, resets
+
+from exlstm.ops.numba_math import FASTMATH
+from exlstm.ops.slstm import SLSTMState, slstm
+from exlstm.ops.slstm import numba as scan
+from exlstm.ops.slstm.numba_tile import LANES, PANEL, WIDE, four_rows, one_row, one_row_narrow, product, rows_by_four
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def against_the_definition(x, **options):
+    want = everything([t.double() for t in x], partial(call, backend="recurrent", **options))
+    assert_same(everything(x, partial(call, backend="numba", **options)), want, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("V", [1, 15, 16, 17, 33, 80])
+@pytest.mark.parametrize("B", [1, 2, 3, 4, 5, 6, 9])
+def test_rows_and_units(B, V):
+    """Every remainder of both, with rows that end early and rows that start again."""
+    lengths = torch.arange(B).flip(0) * 7 % 8
+    x = make(B, 7, 2, V, seed=B, dtype=torch.float32)
+    against_the_definition(x, reset_BT=resets(B, 7, seed=V), lengths_B=lengths)
+
+
+@pytest.mark.parametrize("B", [scan.MOST_ROWS - 1, scan.MOST_ROWS + 1, 2 * scan.MOST_ROWS + 5])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_several_tiles_of_a_head(threads, monkeypatch, B, count):
+    monkeypatch.setattr(scan, "THREAD_WORTH", 1e-3)
+    threads(count)
+    assert (scan.plan(B, 5, 3, 5).items > 3) == (B > scan.MOST_ROWS or count == 2)
+    lengths = torch.arange(B) % 6
+    against_the_definition(make(B, 5, 3, 5, dtype=torch.float32), reset_BT=resets(B, 5), lengths_B=lengths)
+
+
+@pytest.mark.parametrize("B", [1, 2, 3, 8])
+@pytest.mark.parametrize("V", [1, 7, 8, 16, 20])
+def test_step_by_step(B, V):
+    """One step at a time, as in decoding, is the sequence: R is then read where it lies for a few rows."""
+    x = make(B, 6, 2, V, dtype=torch.float32)
+    want, last = call(*x, backend="numba")
+    state, h = SLSTMState(*x[2:]), []
+    for t in range(6):
+        h_1, state = slstm(x[0][:, t : t + 1], x[1], state, backend="numba")
+        h.append(h_1)
+    torch.testing.assert_close(torch.cat(h, dim=1), want, rtol=1e-5, atol=1e-6)
+    for got, expected in zip(state, last, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert not scan.plan(min(B, 5), 1, 2, V).packed
+    assert scan.plan(B, 6, 2, V).packed
+
+
+@settings(max_examples=200)
+@given(B=st.integers(1, 200), H=st.integers(1, 9), V=st.integers(1, 300), count=st.integers(1, 40))
+def test_the_plan_covers_every_row_once(B, H, V, count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        items, rows, threads, _ = scan.plan(B, 256, H, V)
+    finally:
+        torch.set_num_threads(before)
+    assert items == H * -(-B // rows)
+    assert 4 <= rows <= max(4, scan.MOST_ROWS)
+    assert 1 <= threads <= count
+
+
+@njit(fastmath=FASTMATH)
+def run_product(out, out_stride, out_block, x, x_stride, rows, p, steps, panels):
+    product(out, out_stride, out_block, x, x_stride, rows, p, steps, panels)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9])
+@pytest.mark.parametrize(("steps", "panels"), [(1, 1), (3, 2), (16, 4), (20, 5), (7, 11)])
+def test_product(rows, steps, panels):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((rows_by_four(rows), steps)).astype(np.float32)
+    p = generator.standard_normal((panels, steps, PANEL)).astype(np.float32)
+    blocks = -(-panels // 4)
+    out = np.full((rows_by_four(rows), blocks, 5 * PANEL), np.nan, np.float32)
+    run_product(out, blocks * 5 * PANEL, 5 * PANEL, x, steps, rows, p, steps, panels)
+    assert np.isnan(out[:, :, 4 * PANEL :]).all()  # what lies between the blocks is left alone
+    got = out[:rows, :, : 4 * PANEL].reshape(rows, -1)
+    np.testing.assert_allclose(got[:, : panels * PANEL], x[:rows] @ np.hstack(p), rtol=1e-4, atol=1e-5)
+    assert np.isnan(got[:, panels * PANEL :]).all()
+
+
+def test_tiles_are_in_registers():
+    """One pass over k with all sums in vector registers: no loads or stores of sums inside the loop."""
+
+    @njit
+    def run(out, x, p, steps):
+        four_rows(out, 0, 64, x, 0, steps, p, 0, steps)
+        one_row(out, 0, 64, x, 0, steps, p, 0, steps)
+        one_row_narrow(out, 0, 64, x, 0, steps, p, 0, steps)
+
+    out, x, p = np.zeros((4, 64), np.float32), np.ones((4, 3), np.float32), np.ones((4, 3, PANEL), np.float32)
+    run(out, x, p, 3)
+    np.testing.assert_array_equal(out[:, : PANEL * WIDE], 3)
+    (code,) = run.inspect_llvm().values()
+    assert f"phi <{LANES} x float>" in code
+    assert f"alloca <{LANES} x float>" not in code
+
+
+def test_not_a_number_stays_in_its_row():
+    """In the state, the input or the gradient of one row, it reaches no other row of the tile."""
+    x = make(5, 6, 2, 20, dtype=torch.float32, fresh=0.0)
+    want, last = call(*x, backend="numba")
+    for place in (0, 2, 3, 4, 5):
+        loud = [t.clone() for t in x]
+        loud[place][1, 0] = torch.nan
+        h_BTHV, state = call(*loud, backend="numba")
+        others = torch.tensor([0, 2, 3, 4])
+        assert torch.equal(h_BTHV[others], want[others])
+        assert all(torch.equal(a[others], b[others]) for a, b in zip(state, last, strict=True))
+        assert torch.isnan(h_BTHV[1]).any()
+
+
+def test_a_reset_clears_what_is_not_a_number():
+    x, reset_BT = make(2, 6, 2, 20, dtype=torch.float32), torch.zeros(2, 6, dtype=torch.bool)
+    for part in x[2:]:
+        part[1] = torch.nan
+    reset_BT[1, 0] = True
+    x = [t.requires_grad_(n < 5) for n, t in enumerate(x)]
+    h_BTHV, state = call(*x, reset_BT=reset_BT, backend="numba")
+    (h_BTHV.sum() + state.c_BHV.sum()).backward()
+    for t in (h_BTHV, *state, *(t.grad for t in x[:5])):
+        assert torch.isfinite(t).all()
+    assert not x[2].grad[1].any()
+
+
+def test_padding_may_hold_anything():
+    """NaN in the input beyond a row's length, and in the gradient that comes back for those steps."""
+    x = make(3, 6, 2, 20, dtype=torch.float32)
+    lengths = torch.tensor([6, 0, 3])
+    clean, loud = ([t.clone().requires_grad_(n < 5) for n, t in enumerate(x)] for _ in range(2))
+    for inputs, filler in ((clean, 0.0), (loud, torch.nan)):
+        generator = torch.Generator().manual_seed(1)
+        dh = torch.randn(3, 6, 2, 20, generator=generator)
+        for b, length in enumerate(lengths):
+            inputs[0].data[b, length:] = filler
+            dh[b, length:] = filler
+        h_BTHV, state = call(*inputs, lengths_B=lengths, backend="numba")
+        torch.autograd.backward([h_BTHV, state.n_BHV], [dh, torch.ones_like(state.n_BHV)])
+    for a, b in zip(clean[:5], loud[:5], strict=True):
+        assert torch.equal(a.grad, b.grad)
+        assert not torch.isnan(b.grad).any()
+
+
+@pytest.mark.parametrize("needed", range(5))
+def test_gradients_that_are_asked_for(needed):
+    """One input at a time: what is not asked for is not in the way."""
+    x = make(2, 6, 2, 5, dtype=torch.float32)
+    want = list(everything(x, partial(call, backend="numba")).values())[-5:]
+    x = [t.clone().requires_grad_(n == needed) for n, t in enumerate(x)]
+    h_BTHV, state = call(*x, backend="numba")
+    generator = torch.Generator().manual_seed(9)
+    parts = [h_BTHV, state.h_BHV, state.c_BHV, state.n_BHV]
+    sum((t * torch.randn(t.shape, generator=generator, dtype=torch.float64)).sum() for t in parts).backward()
+    torch.testing.assert_close(x[needed].grad, want[needed], rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_kept_without_gradients():
+    x = make(2, 6, dtype=torch.float32)
+    x[1].requires_grad_()
+    with torch.no_grad():
+        assert call(*x, backend="numba")[0].grad_fn is None
+    assert call(*x, backend="numba")[0].grad_fn is not None
+
+
+def test_inputs_in_any_order_of_memory():
+    x = make(2, 6, 2, 5, dtype=torch.float32)
+    want = everything(x, partial(call, backend="numba"))
+    turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in x]
+    assert not turned[0].is_contiguous()
+    assert_same(everything(turned, partial(call, backend="numba")), want, tolerance=1e-6)
+    h_BTHV, _ = slstm(x[0].requires_grad_(), x[1], backend="numba")
+    h_BTHV.sum().backward()  # its gradient is one number, expanded
+    assert torch.isfinite(x[0].grad).all()
