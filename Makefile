@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 USE := $(VENV)/.installed-exlstm
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help venv demo test test-slow test-gpu format lint types docs ci lock clean
+.PHONY: help venv demo test test-slow test-gpu bench-cpu format lint types docs ci lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test-gpu: $(DEV)  ## the tests that need an NVIDIA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU: torch.cuda.is_available() is False here, so no test ran.")'
 	$(BIN)/python -m pytest -q -m gpu
 
+bench-cpu: $(DEV)  ## speed and memory next to other software, then docs/results/cpu.md (about 40 minutes, quiet machine)
+	@code=0; $(BIN)/python -m benchmarks cpu || code=$$?; $(BIN)/python -m benchmarks report; exit $$code
+
 format: $(DEV)  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
@@ -68,4 +71,4 @@ lock: $(DEV)  ## write requirements.lock from what .venv holds now
 
 clean:  ## remove what these commands made, except runs/
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,12 @@
+"""The cases on a CPU: one file per question, each with `run(bench)`, in the order in which they are measured."""
+
+CASES = (
+    "startup",
+    "memory",
+    "slstm_op",
+    "mlstm_op",
+    "train_step",
+    "train_llama",
+    "decode",
+    "contention",
+)

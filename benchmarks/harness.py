@@ -1,0 +1,97 @@
+"""The variants of one measurement run in turn, a b c a b c ..., in one process with the same number of threads.
+
+What the machine does besides then falls on all of them alike. Judged are medians; the ratio is given twice, of the
+medians and as the median of the rounds' own ratios: where the two differ, the machine was not quiet.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from statistics import geometric_mean, median
+from typing import Any, NamedTuple
+
+Run = Callable[[], object]
+OURS = "exlstm"  # the names of our variants begin with this; all others are peers
+
+
+class Timing(NamedTuple):
+    """Seconds per call, one value per round; each is the mean of `calls` calls in a row."""
+
+    rounds: tuple[float, ...]
+    calls: int
+
+    @property
+    def median(self) -> float:
+        return median(self.rounds)
+
+    def to_json(self) -> dict[str, Any]:
+        """In milliseconds."""
+        values = {"median": self.median, "low": min(self.rounds), "high": max(self.rounds)}
+        return {name: rounded(1e3 * value) for name, value in values.items()} | {"calls": self.calls}
+
+
+def side_by_side(
+    runs: Mapping[str, Run], *, repeats: int = 7, warmup: int = 2, shortest: float = 0.02
+) -> dict[str, Timing]:
+    """Times every variant `repeats` times, in turn, after `warmup` calls of each.
+
+    shortest: seconds that one timing lasts at least; quick variants are called several times for it.
+    """
+    calls = {name: max(1, round(shortest / seconds)) for name, seconds in warm_up(runs, warmup).items()}
+    rounds: dict[str, list[float]] = {name: [] for name in runs}
+    with without_garbage_collection():
+        for _ in range(repeats):
+            for name, run in runs.items():
+                rounds[name].append(seconds_per_call(run, calls[name]))
+    return {name: Timing(tuple(rounds[name]), calls[name]) for name in runs}
+
+
+def warm_up(runs: Mapping[str, Run], warmup: int) -> dict[str, float]:
+    """Seconds of the last of `warmup` calls of each."""
+    return {name: [max(seconds_per_call(run, 1), 1e-7) for _ in range(warmup)][-1] for name, run in runs.items()}
+
+
+def seconds_per_call(run: Run, calls: int) -> float:
+    """The mean over some calls in a row."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - began) / calls
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """A collection in the middle of a measurement would be charged to whoever is measured."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def ratios(timings: Mapping[str, Timing]) -> dict[str, dict[str, dict[str, float]]]:
+    """Speed of each of ours over each peer's: {ours: {peer: {"of_medians", "of_rounds"}}}; above 1 we are faster."""
+    ours = {name: timing for name, timing in timings.items() if name.startswith(OURS)}
+    peers = {name: timing for name, timing in timings.items() if not name.startswith(OURS)}
+    return {
+        name: {
+            peer: {
+                "of_medians": rounded(theirs.median / mine.median),
+                "of_rounds": rounded(median(b / a for a, b in zip(mine.rounds, theirs.rounds, strict=True))),
+            }
+            for peer, theirs in peers.items()
+        }
+        for name, mine in ours.items()
+    }
+
+
+def mean_ratio(values: list[float]) -> float:
+    """Ratios are averaged geometrically: twice as fast and half as fast is as fast."""
+    return geometric_mean(values)
+
+
+def rounded(value: float) -> float:
+    """Four digits: more than a timing has."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,48 @@
+"""Results on disk: one JSON file per case, written after every measurement, so that nothing is lost."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "cpu"
+FORMAT = 1
+# of a machine, what has to be equal for two measurements to stand in one table
+SAME = ("cpu", "cores", "threads", "instructions", "torch", "versions")
+Record = dict[str, Any]
+Results = dict[str, dict[str, Record]]  # case -> measurement -> record
+
+
+class Store:
+    """The file of one case."""
+
+    def __init__(self, folder: Path, case: str, machine: dict[str, Any]) -> None:
+        self.path, self.machine = folder / f"{case}.json", machine
+        before = json.loads(self.path.read_text()) if self.path.exists() else {}
+        was = before.get("machine", {})
+        self.other_machine = bool(was) and any(was.get(name) != machine.get(name) for name in SAME)
+        # numbers of two machines are not compared: the file begins anew
+        self.measured: dict[str, Record] = {} if self.other_machine else before.get("measured", {})
+
+    def has(self, name: str, commit: str | None) -> bool:
+        """Whether this was measured, and passed, with the same code."""
+        record = self.measured.get(name, {})
+        return record.get("commit") == commit and commit is not None and "red" not in record
+
+    def put(self, name: str, record: Record) -> None:
+        """Adds or replaces one measurement; the others stay."""
+        self.measured[name] = record
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        content = {"format": FORMAT, "machine": self.machine, "measured": self.measured}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, self.path)
+
+
+def load(folder: Path = RESULTS) -> tuple[Results, dict[str, dict[str, Any]]]:
+    """Everything measured, and the machine of each case."""
+    files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return (
+        {case: content["measured"] for case, content in files.items()},
+        {case: content["machine"] for case, content in files.items()},
+    )

@@ -1,0 +1,202 @@
+"""What must be reached on a CPU, and how each number is found in the results. Ratios are speed, ours over the peer's.
+
+What limits a number that is not reached is written by hand in `limits.md`, under the target's key.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.cpu.training import PLAIN, ROWS
+from benchmarks.harness import mean_ratio
+from benchmarks.store import Record, Results
+
+LIMITS = Path(__file__).parent / "limits.md"
+Find = Callable[[Results], float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One line of the table. unit "x" is a ratio, "%" a share, "s" seconds; at_most: smaller is better."""
+
+    key: str
+    work: str
+    bound: float
+    find: Find
+    unit: str = "x"
+    at_most: bool = False
+
+    def reached(self, value: float) -> bool:
+        return value <= self.bound if self.at_most else value >= self.bound
+
+    def margin(self, value: float) -> float:
+        """How many times better than asked; below 1 it is not reached."""
+        return self.bound / value if self.at_most else value / self.bound
+
+    def shown(self, value: float) -> str:
+        if self.unit == "%":
+            return f"{100 * value:.0f} %"
+        digits = 2 if value < 10 else 1
+        return f"{value:.{digits}f}{' s' if self.unit == 's' else 'x'}"
+
+    @property
+    def goal(self) -> str:
+        bound = f"{100 * self.bound:g} %" if self.unit == "%" else f"{self.bound:g}{' s' if self.unit == 's' else 'x'}"
+        return f"{'≤' if self.at_most else '≥'} {bound}"
+
+
+def record(results: Results, case: str, name: str) -> Record | None:
+    """A measurement that was not refused."""
+    found = results.get(case, {}).get(name)
+    return None if found is None or "red" in found else found
+
+
+def records(results: Results, case: str, ending: str = "", beginning: str = "") -> list[Record]:
+    """The measurements whose names are like this; none at all if one was refused: the rest alone would flatter."""
+    found = [x for name, x in results.get(case, {}).items() if name.endswith(ending) and name.startswith(beginning)]
+    return [] if any("red" in x for x in found) else found
+
+
+def ratio(case: str, name: str, ours: str, peer: str) -> Find:
+    def find(results: Results) -> float | None:
+        found = record(results, case, name)
+        return None if found is None or ours not in found["ratios"] else found["ratios"][ours][peer]["of_medians"]
+
+    return find
+
+
+def ratios(case: str, ending: str, ours: str, peer: str, fold: Callable[[list[float]], float]) -> Find:
+    """Over all measurements of a case whose name ends like this."""
+
+    def find(results: Results) -> float | None:
+        values = [x["ratios"][ours][peer]["of_medians"] for x in records(results, case, ending)]
+        return fold(values) if values else None
+
+    return find
+
+
+def derived(case: str, ending: str, fold: Callable[[list[float]], float], *path: str) -> Find:
+    """A derived number of all measurements of a case whose name ends like this."""
+
+    def find(results: Results) -> float | None:
+        values = []
+        for value in records(results, case, ending):
+            for step in ("derived", *path):
+                value = value[step]
+            values.append(value)
+        return fold(values) if values else None
+
+    return find
+
+
+def decode_over(peer: str, shortest: int = 0) -> Find:
+    """The smallest ratio over sizes, dtypes and those of the peer's contexts that are long enough, ours at the same."""
+
+    def find(results: Results) -> float | None:
+        values = []
+        for dtype in ("float32", "bfloat16"):
+            for found in records(results, "decode", dtype):
+                for ours, peers in found["ratios"].items():
+                    context = ours.partition("@")[2]
+                    if int(context) >= shortest:
+                        same = peer if peer in peers else f"{peer} @{context}"
+                        values += [peers[same]["of_medians"]] if same in peers else []
+        return min(values, default=None)
+
+    return find
+
+
+def int8_over_bf16(results: Results) -> float | None:
+    values = [x["ratios"]["exlstm int8"]["bfloat16"]["of_medians"] for x in records(results, "decode", "int8")]
+    return min(values, default=None)
+
+
+def longest_over_shortest(results: Results) -> float | None:
+    values = [x["derived"]["longest_over_shortest_context"] for x in records(results, "decode") if "derived" in x]
+    return max(values, default=None)
+
+
+def memory_growth(results: Results) -> float | None:
+    """Of our models; Llama is there for comparison."""
+    names = [name for name in results.get("memory", {}) if name != "llama"]
+    values = [found["largest_over_shortest"] for name in names if (found := record(results, "memory", name))]
+    return max(values, default=None)
+
+
+def import_over_torch(results: Results) -> float | None:
+    found = record(results, "startup", "import")
+    return None if found is None else found["over_torch"]
+
+
+def slowest_first_use(results: Results) -> float | None:
+    return max((found["seconds"]["cached"] for found in records(results, "startup", beginning="first_")), default=None)
+
+
+def train_targets() -> Iterator[Target]:
+    """Each step as a plain loop and as the trainer does it."""
+    ways = {"plain": (PLAIN, "plain loop"), "rows": (ROWS, "rows on threads")}
+    mixes = {
+        "mlstm": ("4 mLSTM blocks", 2.0),
+        "one_slstm": ("one sLSTM block of four", 5.0),
+        "all_slstm": ("4 sLSTM blocks", 12.0),
+    }
+    for way, (ours, told) in ways.items():
+        for mix, (blocks, bound) in mixes.items():
+            yield Target(
+                key=f"train-{mix}-{way}", bound=bound, find=ratio("train_step", f"{mix}_float32", ours, "xlstm"),
+                work=f"train step, {blocks}, float32, {told}, vs xlstm",
+            )  # fmt: skip
+        yield Target(
+            key=f"train-bf16-{way}", bound=3.0,
+            find=ratio("train_step", "mlstm_bfloat16", f"{ours}, bfloat16", "xlstm"),
+            work=f"train step, 4 mLSTM blocks, bfloat16 products, {told}, vs xlstm in float32",
+        )  # fmt: skip
+    for T, bound in ((512, 1.0), (2048, 2.0), (8192, 4.0)):
+        yield Target(key=f"llama-{T}", bound=bound, find=ratio("train_llama", f"t{T}", PLAIN, "Llama"),
+                     work=f"train step at T = {T}, float32, plain loop, vs Llama of equal size")  # fmt: skip
+
+
+def op_targets() -> Iterator[Target]:
+    """Both directions of both ops; "nowhere less" is judged at the worst size."""
+    for ending, told in {"forward": "forward", "forward_backward": "forward + backward"}.items():
+        over = partial(ratios, "slstm_op", f"_{ending}", "exlstm", "nn.LSTM")
+        work = f"sLSTM with its input projection vs nn.LSTM, {told}"
+        yield Target(key=f"slstm-{ending}-mean", bound=2.0, find=over(mean_ratio), work=f"{work}, geometric mean")
+        yield Target(key=f"slstm-{ending}-min", bound=1.0, find=over(min), work=f"{work}, worst size")
+    for ending, told in {"forward": "forward", "forward_backward": "forward + backward"}.items():
+        over = partial(ratios, "mlstm_op", f"_{ending}", "exlstm", "mlstm_kernels")
+        work = f"mLSTM op vs the fastest of mlstm_kernels, {told}"
+        yield Target(key=f"mlstm-{ending}-mean", bound=1.5, find=over(mean_ratio), work=f"{work}, geometric mean")
+        yield Target(key=f"mlstm-{ending}-min", bound=1.5, find=over(min), work=f"{work}, worst size")
+        yield Target(
+            key=f"mlstm-{ending}-sgemm", bound=0.5, unit="%",
+            find=derived("mlstm_op", f"_{ending}", min, "share_of_sgemm", "exlstm"),
+            work=f"mLSTM op, useful FLOPs over sgemm, {told}, worst size",
+        )  # fmt: skip
+
+
+TARGETS: tuple[Target, ...] = (
+    *train_targets(),
+    *op_targets(),
+    Target(key="decode-context", work="decode, time per token at 64k over that at 16, worst", bound=1.05, at_most=True,
+           find=longest_over_shortest),
+    Target(key="decode-bandwidth", work="decode in bfloat16, share of the stream bandwidth, worst size", bound=0.6,
+           unit="%", find=derived("decode", "bfloat16", min, "share_of_stream")),
+    Target(key="decode-int8", work="decode, int8 weights vs bfloat16, worst size", bound=1.6, find=int8_over_bf16),
+    Target(key="decode-transformers", work="decode vs transformers' xLSTM, worst of sizes and dtypes", bound=3.0,
+           find=decode_over("transformers xLSTM")),
+    Target(key="decode-llama", work="decode vs Llama of equal size, contexts from 1k on, worst", bound=1.0,
+           find=decode_over("Llama", 1024)),
+    Target(key="memory", work="memory of a training step, T 512 to 8192 at equal tokens, largest over that at 512",
+           bound=1.1, at_most=True, find=memory_growth),
+    Target(key="import", work="import exlstm over import torch", bound=1.3, at_most=True, find=import_over_torch),
+    Target(key="first-use", work="first use of a kernel that is on disk, slowest", bound=1.0, unit="s", at_most=True,
+           find=slowest_first_use),
+)  # fmt: skip
+
+
+def limits() -> dict[str, str]:
+    """What limits a number, by key: the paragraphs under `## key` of limits.md, on one line each."""
+    sections = LIMITS.read_text().split("\n## ")[1:]
+    return {key.strip(): " ".join(text.split()) for key, _, text in (section.partition("\n") for section in sections)}
