@@ -11,7 +11,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from exlstm.ops.numba_jit import compiled
+from exlstm.ops.numba_jit import compiled, untraced
 from exlstm.ops.numba_math import FASTMATH
 from exlstm.ops.threads import share_out
 
@@ -102,8 +102,7 @@ class BlockLinear(torch.autograd.Function):
         return dx_BTD, dw_HVK
 
 
-# torch.compile leaves the passes alone: they are compiled already
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@untraced
 def block_linear_numba(x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
     """The same numbers as `block_linear_torch`, for blocks of 4 x 4 in float32 on a CPU."""
     y_BTD: Tensor = BlockLinear.apply(x_BTD, w_HVK)  # type: ignore[no-untyped-call]

@@ -30,7 +30,7 @@ from exlstm.ops.mlstm.numba_rows import (
 )
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
 from exlstm.ops.numba_blas import product
-from exlstm.ops.numba_jit import compiled
+from exlstm.ops.numba_jit import compiled, untraced
 from exlstm.ops.numba_math import FASTMATH
 from exlstm.ops.shared import wide
 from exlstm.ops.threads import share_out
@@ -279,8 +279,7 @@ class Chunkwise(torch.autograd.Function):
         return *grads[3:], *grads[:3], *dstate, None, None, None, None, None
 
 
-# torch.compile leaves the scans alone: they are compiled already
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@untraced
 def mlstm_numba(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
     *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
