@@ -18,7 +18,15 @@ from exlstm.train.summary import machine as processor
 PACKAGES = ("numpy", "numba", "xlstm", "mlstm_kernels", "transformers")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 # what decides a number: changes elsewhere, such as new results, do not make a measurement another one
-CODE = ("src", "benchmarks", "tests/accuracy.py", "tests/peers.py", "pyproject.toml", ":!benchmarks/results")
+CODE = (
+    "src",
+    "benchmarks",
+    "tests/accuracy.py",
+    "tests/peers.py",
+    "pyproject.toml",
+    ":!benchmarks/results",
+    ":!benchmarks/limits.md",
+)
 
 
 def machine() -> dict[str, Any]:
