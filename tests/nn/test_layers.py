@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import gelu, linear, silu
 
 from exlstm.nn.layers import (
@@ -14,7 +13,7 @@ from exlstm.nn.layers import (
     round_up,
     soft_cap,
 )
-from exlstm.nn.linear import wide_linear
+from exlstm.nn.linear import Linear, wide_linear
 from exlstm.ops.conv import ConvState, causal_conv
 from exlstm.ops.norm import head_norm, layer_norm, rms_norm
 
@@ -79,7 +78,7 @@ def test_causal_conv_runs_in_the_dtype_of_its_input():
 )
 def test_wide_linear(weights, inputs, result, bias):
     """Gates are computed in float32 or wider, also under autocast."""
-    layer, x = random(nn.Linear(64, 3, bias=bias)).to(weights), torch.randn(2, 64).to(inputs)
+    layer, x = random(Linear(64, 3, bias=bias)).to(weights), torch.randn(2, 64).to(inputs)
     want = linear(x.to(result), layer.weight.to(result), layer.bias.to(result) if bias else None)
     assert torch.equal(wide_linear(layer, x), want)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,13 +1,14 @@
 """Linear layers: torch's in all but speed, and their quantised forms."""
 
 import copy
+import gc
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from exlstm.nn.linear import Int4Linear, Int8Linear, Linear, linears, wide_linear
+from exlstm.nn.linear import Int4Linear, Int8Linear, Linear, linears, prepared, wide_linear
 from exlstm.ops.choose import recorded
 from exlstm.ops.linear import dequantised
 
@@ -94,6 +95,88 @@ def test_several_layers_as_one_job():
     narrow = [layer.bfloat16() for layer in layers[:1]]
     found = linears(x.bfloat16(), narrow, wide=[gate.bfloat16() for gate in gates])
     assert [y.dtype for y in found] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+def shrink(layer):
+    layer.weight.data = layer.weight.data[:4]
+    layer.bias.data = layer.bias.data[:4]
+
+
+def turn(layer):
+    layer.weight.data = layer.weight.data.T
+
+
+def narrow(layer):
+    layer.bfloat16()
+
+
+CHANGES = {
+    "in place": lambda layer: layer.weight.mul_(2),
+    "another parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(20, 20))),
+    "other memory": lambda layer: setattr(layer.weight, "data", torch.randn(20, 20)),
+    "fewer outputs in the same memory": shrink,
+    "transposed in the same memory": turn,
+    "another bias": lambda layer: setattr(layer, "bias", nn.Parameter(torch.randn(20))),
+    "loaded": lambda layer: layer.load_state_dict(Linear(20, 20).state_dict()),
+    "narrower": narrow,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_prepared_is_prepared_again_when_a_weight_changes(change):
+    layers, x = [Linear(20, 9), Linear(20, 20)], torch.randn(1, 20)
+    linears(x, layers), layers[1](x)
+    CHANGES[change](layers[1])
+    if change == "narrower":
+        x = x.bfloat16()
+        layers[0].bfloat16()
+    for got in (linears(x, layers)[1], layers[1](x)):
+        assert got.dtype == x.dtype
+        torch.testing.assert_close(got, functional.linear(x, layers[1].weight, layers[1].bias))
+
+
+@torch.no_grad()
+def test_quantised_weights_may_change_too():
+    layer, x = Int8Linear(Linear(20, 9)), torch.randn(1, 20)
+    y = layer(x)
+    layer.scale_N.mul_(2)
+    torch.testing.assert_close(layer(x) - layer.bias, 2 * (y - layer.bias))
+    layer.load_state_dict(Int8Linear(Linear(20, 9)).state_dict(), assign=True)
+    torch.testing.assert_close(layer(x), functional.linear(x, dequantised(layer.packed()), layer.bias))
+
+
+@torch.no_grad()
+def test_copies_and_dead_layers_leave_nothing_behind():
+    layer, x = Linear(20, 9), torch.randn(1, 20)
+    layer(x)
+    twin, kept = copy.deepcopy(layer), len(prepared)
+    twin.weight.zero_()
+    assert torch.equal(twin(x)[0], twin.bias)
+    assert not torch.equal(layer(x)[0], layer.bias)
+    del twin
+    gc.collect()
+    assert len(prepared) == kept
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_emulated_bfloat16_is_bfloat16(gradient, monkeypatch):
+    """Inputs and the result are rounded, the sum is not; in parts as at once; under autocast as without."""
+    monkeypatch.setattr("exlstm.ops.linear.bfloat16_is_emulated", lambda: True)
+    monkeypatch.setattr("exlstm.ops.linear.PART", 500)
+    layer, x = Linear(64, 30), torch.randn(100, 64)
+    want = functional.linear(x.bfloat16().double(), layer.weight.bfloat16().double(), layer.bias.bfloat16().double())
+    with torch.set_grad_enabled(gradient):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            wide = layer(x)
+        narrow = copy.deepcopy(layer).bfloat16()(x.bfloat16())
+    for y in (wide, narrow):
+        assert y.dtype == torch.bfloat16
+        assert y.requires_grad == gradient
+        torch.testing.assert_close(y.double(), want, rtol=2**-8, atol=1e-6)
+    if gradient:
+        wide.sum().backward()
+        torch.testing.assert_close(layer.weight.grad, x.bfloat16().float().sum(0).expand(30, 64), rtol=2**-7, atol=0.2)
 
 
 def test_several_layers_with_gradients():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from exlstm.ops.norm import head_norm, layer_norm, rms_norm
+from accuracy import compare
+from exlstm.ops.norm import FEW, few, head_norm, layer_norm, rms_norm
 
 
 def centred(x):
@@ -46,3 +47,61 @@ def test_statistics_are_wide(function):
     assert torch.equal(y, function(x.float(), gain.float(), 1e-5).bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(function(x, gain, 1e-5), y)
+
+
+@pytest.mark.parametrize("function", [layer_norm, rms_norm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("scale", "offset"), [(1e-3, 0.0), (1.0, 0.0), (1.0, 100.0), (1e3, 0.0)])
+def test_a_few_rows_are_as_accurate_as_many(function, dtype, scale, offset):
+    """A few numbers without gradients go through one kernel, others through torch."""
+    x, gain = (scale * torch.randn(3, 1, 77) + offset).to(dtype), torch.randn(77).to(dtype)
+    assert few(x, gain)
+    exact = function(x.double(), gain.double(), 1e-5)
+    plain = function(x, gain.clone().requires_grad_(), 1e-5).detach()
+    compare(function.__name__, exact, plain, function(x, gain, 1e-5), 2.0)
+
+
+def test_a_few_rows_that_are_not_numbers():
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(3, 8, dtype=dtype)
+        x[1, 2] = torch.nan
+        for function in (layer_norm, rms_norm):
+            y = function(x, torch.ones(8, dtype=dtype), 1e-5)
+            assert y.isnan().all(-1).tolist() == [False, True, False]
+
+
+def test_few_asks_for_what_the_kernel_can_read():
+    x, gain = torch.randn(4, 8), torch.randn(8)
+    assert few(x, gain)
+    assert not few(x.requires_grad_(), gain)
+    with torch.no_grad():
+        assert few(x, gain)
+        assert not few(x.detach().mT.contiguous().mT, gain)
+        assert not few(x.detach(), gain.bfloat16())
+        assert not few(x.detach().double(), gain.double())
+        assert not few(torch.randn(FEW // 8 + 1, 8), gain)
+
+
+def test_only_a_few_plain_numbers_go_that_way():
+    x, gain = torch.randn(1, 1, 64), torch.randn(64)
+    assert few(x, gain)
+    assert not few(torch.randn(1, 1 + FEW // 64, 64), gain)
+    assert not few(x.clone().requires_grad_(), gain)
+    assert not few(x, gain.double())
+    assert not few(x.double(), gain.double())
+    assert not few(torch.randn(64, 2).T, gain)
+    assert not few(x[:0], gain)
+    assert not few(x, torch.randn(32))
+    assert not few(x.to("meta"), gain)
+    assert not torch.vmap(lambda one: torch.as_tensor(few(one, gain)), out_dims=None)(torch.randn(2, 64))
+
+
+@pytest.mark.parametrize("function", [layer_norm, rms_norm])
+def test_nothing_is_lost_on_the_way(function):
+    """What is not finite, and zeros; and bfloat16 is rounded once, at the end, as torch rounds."""
+    x, gain = torch.randn(4, 16), torch.rand(16) + 0.5
+    x[0, 3], x[1, 5], x[2] = torch.nan, torch.inf, 0.0
+    plain = function(x, gain.clone().requires_grad_(), 1e-5).detach()
+    torch.testing.assert_close(function(x, gain, 1e-5), plain, equal_nan=True)
+    short, gain = torch.randn(8, 1000).bfloat16(), torch.randn(1000).bfloat16()
+    assert torch.equal(function(short, gain, 1e-5), function(short.float(), gain.float(), 1e-5).bfloat16())

@@ -95,7 +95,10 @@ class GatedMLP(nn.Module):
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): x, held within (-cap, cap). None: x."""
-    return x if cap is None else cap * torch.tanh(x / cap)
+    if cap is None:
+        return x
+    # without a graph there is nobody who needs what lies between
+    return torch.tanh(x / cap) * cap if torch.is_grad_enabled() else (x / cap).tanh_().mul_(cap)
 
 
 def round_up(x: float, multiple: int) -> int:

@@ -5,6 +5,7 @@ K inputs  N outputs  G groups of 128 inputs  P bytes of a group
 
 from collections.abc import Callable, Sequence
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,23 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., K] -> [..., N]."""
         weight, bias = self.weight, self.bias
-        if x.dtype != weight.dtype or x.shape[-1:] != weight.shape[1:]:
+        fits = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
+        if not fits or x.shape[-1:] != weight.shape[1:]:
             return functional.linear(x, weight, bias)  # which says what is wrong
+        if self.backend == "auto" and not torch.is_grad_enabled():
+            return without_gradients(x, (self,))[0]
         return op.linear(x, weight, bias, backend=self.backend)
+
+    def stored(self) -> tuple[Tensor | None, ...]:
+        """What the layer consists of."""
+        held = self._parameters
+        if "weight" in held and "bias" in held:
+            return held["weight"], held["bias"]  # faster than asking for attributes
+        return self.weight, self.bias  # some tools of torch put another tensor in a parameter's place
+
+    def packed(self) -> op.Weight:
+        """The weights as the op takes them."""
+        return self.weight
 
 
 class QuantizedLinear(nn.Module):
@@ -63,8 +78,14 @@ class QuantizedLinear(nn.Module):
         """The weights as the op takes them."""
         raise NotImplementedError
 
+    def stored(self) -> tuple[Tensor | None, ...]:
+        """What the layer consists of."""
+        return tuple(self._buffers.values())
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., K] -> [..., N] in x's dtype."""
+        if self.backend == "auto" and not torch.is_grad_enabled():
+            return without_gradients(x, (self,))[0]
         return op.linear(x, self.packed(), self.bias, backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -109,6 +130,9 @@ class Int4Linear(QuantizedLinear):
 
 
 AnyLinear = Linear | QuantizedLinear
+KNOWN = (Linear, Int8Linear, Int4Linear)
+# what is worked out once for layers without gradients, under the first of them
+prepared: WeakKeyDictionary[nn.Module, op.Prepared] = WeakKeyDictionary()
 
 
 def linears(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = ()) -> list[Tensor]:
@@ -116,25 +140,33 @@ def linears(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = 
 
     Several projections of one x, such as q, k, v and the gates, are then as fast as one large matrix.
     """
-    every = [*layers, *wide]
-    plain = all(type(layer) in (Linear, Int8Linear, Int4Linear) and layer.backend == "auto" for layer in every)
-    dtypes = {layer.weight.dtype for layer in every if isinstance(layer, Linear)}
-    # hooks see the calls of their layer
-    if not plain or dtypes - {x.dtype} or torch.is_grad_enabled() or any(map(hooked, every)):
+    if torch.is_grad_enabled() or not all(map(unwatched, (*layers, *wide))):
         return [*(layer(x) for layer in layers), *wide_linears(wide, x)]
-    outputs = [*([x.dtype] * len(layers)), *([torch.promote_types(x.dtype, torch.float32)] * len(wide))]
-    maps = [(weight_of(layer), layer.bias, dtype) for layer, dtype in zip(every, outputs, strict=True)]
-    return op.linears(x, maps)
+    return without_gradients(x, layers, wide)
+
+
+def without_gradients(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = ()) -> list[Tensor]:
+    """`linears`, prepared at the first call and whenever something is not what it was."""
+    every = (*layers, *wide)
+    tensors = [tensor for layer in every for tensor in layer.stored()]
+    found = prepared.get(every[0])
+    if found is None or found.maps[0][2] != x.dtype or not found.current(tensors):
+        if any(isinstance(layer, Linear) and layer.weight.dtype != x.dtype for layer in every):
+            return [*(layer(x) for layer in layers), *wide_linears(wide, x)]
+        outputs = [*([x.dtype] * len(layers)), *([torch.promote_types(x.dtype, torch.float32)] * len(wide))]
+        maps = [(layer.packed(), layer.bias, dtype) for layer, dtype in zip(every, outputs, strict=True)]
+        found = prepared[every[0]] = op.Prepared(maps, tensors)
+    return found(x)
+
+
+def unwatched(layer: nn.Module) -> bool:
+    """Whether nobody would notice that the layer's own forward is passed by."""
+    return type(layer) in KNOWN and layer.backend == "auto" and not hooked(layer)
 
 
 def hooked(layer: nn.Module) -> bool:
     """Whether somebody watches the calls of this layer."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
-
-
-def weight_of(layer: AnyLinear) -> op.Weight:
-    """What the op takes."""
-    return layer.packed() if isinstance(layer, QuantizedLinear) else layer.weight
 
 
 def wide_linears(layers: Sequence[AnyLinear], x: Tensor) -> list[Tensor]:
@@ -152,7 +184,7 @@ def wide_linears(layers: Sequence[AnyLinear], x: Tensor) -> list[Tensor]:
 
 def wide_linear(layer: AnyLinear, x: Tensor) -> Tensor:
     """`layer(x)` in float32 or wider, also under autocast: for the pre-activations of gates."""
-    weight = weight_of(layer)
+    weight = layer.packed()
     stored = weight if isinstance(weight, Tensor) else weight[1]
     dtype = torch.promote_types(torch.promote_types(x.dtype, stored.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):

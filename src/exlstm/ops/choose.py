@@ -19,6 +19,7 @@ class Choice(NamedTuple):
     why: str
 
 
+FASTEST = "the fastest that there is for this device and dtype"
 _record: ContextVar[list[Choice] | None] = ContextVar("exlstm_backend_choices", default=None)
 
 
@@ -28,15 +29,13 @@ def choose(op: str, backend: str, candidates: Sequence[tuple[str, str | None]]) 
     backend: "auto" or a candidate's name. candidates: (name, obstacle or None), best first.
     Raises ValueError for an unknown name and for a named backend with an obstacle.
     """
-    obstacles = dict(candidates)
-    if backend == "auto":
+    if backend == "auto" and candidates[0][1] is None:
+        picked, why = candidates[0][0], FASTEST
+    elif backend == "auto":
         passed_over = list(takewhile(lambda candidate: candidate[1] is not None, candidates))
         picked = candidates[len(passed_over)][0]
-        why = (
-            "; ".join(f"{name}: {obstacle}" for name, obstacle in passed_over)
-            or "the fastest that there is for this device and dtype"
-        )
-    elif backend not in obstacles:
+        why = "; ".join(f"{name}: {obstacle}" for name, obstacle in passed_over)
+    elif backend not in (obstacles := dict(candidates)):
         raise ValueError(f"{op} has no backend {backend!r}; use one of {['auto', *obstacles]}.")
     elif obstacles[backend] is not None:
         raise ValueError(f"backend {backend!r} of {op} cannot run: {obstacles[backend]}; use backend='auto'.")

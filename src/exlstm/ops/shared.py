@@ -39,6 +39,23 @@ def has_numba() -> bool:
     return find_spec("numba") is not None
 
 
+def watched() -> bool:
+    """Whether somebody traces, transforms, counts or narrows what torch computes: our kernels would be invisible."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+@cache
+def bfloat16_is_emulated() -> bool:
+    """Whether this CPU has no instructions for products in bfloat16; torch then takes about a hundred times as long."""
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def like(mask: Tensor, x: Tensor) -> Tensor:
     """`mask` with trailing axes of size one, so that it broadcasts against `x` from the left."""
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))

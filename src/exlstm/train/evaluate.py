@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows_of
 from exlstm.data.text import documents, fingerprint, split_documents
 from exlstm.models.lm import LM
+from exlstm.ops.shared import bfloat16_is_emulated
 from exlstm.train.crew import Crew, Forward, default_workers, threads_shared
 from exlstm.train.loss import bits_per_byte, cross_entropy
 from exlstm.train.run_folder import Which, open_run
@@ -83,8 +84,8 @@ class Evaluation:
 
 
 def slow_bfloat16(device: torch.device, dtype: str) -> bool:
-    """Whether products in bfloat16 are emulated: on a CPU without instructions for them, several times slower."""
-    return dtype == "bfloat16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether products in bfloat16 are emulated, so that they take longer than those in float32."""
+    return dtype == "bfloat16" and device.type == "cpu" and bfloat16_is_emulated()
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:

@@ -3,9 +3,9 @@
 With many rows, under autograd and on other devices it is torch's own. Weights may be quantised; see `formats`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from torch.nn import Parameter, functional
 from exlstm.ops.choose import choose
 from exlstm.ops.linear.cutover import most_rows
 from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, to_int4, to_int8
+from exlstm.ops.shared import bfloat16_is_emulated, has_numba, watched
 
-__all__ = ["Int4Weight", "Int8Weight", "Weight", "dequantised", "linear", "linears", "to_int4", "to_int8"]
+if TYPE_CHECKING:
+    from exlstm.ops.linear.numba import Plan
+
+__all__ = ["Int4Weight", "Int8Weight", "Prepared", "Weight", "dequantised", "linear", "linears", "to_int4", "to_int8"]
 
 Map = tuple[Weight, Tensor | None, torch.dtype]  # W [N, K], b [N], dtype of the result
 DTYPES = (torch.float32, torch.bfloat16)
@@ -36,12 +40,50 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, /, *, backend:
 def linears(x: Tensor, maps: Sequence[Map], /, *, backend: str = "auto") -> list[Tensor]:
     """Several maps of the same x, as one job where that is faster. See `linear`."""
     check_shapes(x, maps)
-    obstacle = numba_obstacle(x, maps)
+    obstacle = input_obstacle(x) or weights_obstacle(maps, torch.is_grad_enabled())
     if obstacle is None and backend == "auto":
         obstacle = too_many_rows(x, maps)
     if choose("linear", backend, candidates(obstacle)) == "torch":
         return [linear_torch(x, *each) for each in maps]
-    return kernels()(x if x.is_contiguous() else x.contiguous(), maps)
+    return kernels()(maps).run(x if x.is_contiguous() else x.contiguous())
+
+
+class Prepared:
+    """Maps that meet many x, as a layer's do in decoding: what does not depend on x is worked out once.
+
+    For use without gradients, as long as `current`.
+    """
+
+    def __init__(self, maps: Sequence[Map], tensors: Sequence[Tensor | None]) -> None:
+        self.maps, self.tensors, self.columns = maps, tensors, maps[0][0].shape[1]
+        self.places = [x if x is None else place(x) for x in tensors]
+        self.obstacle = weights_obstacle(maps, gradient=False)
+        self.plan: Plan | None = None
+
+    def current(self, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether these are the tensors that the maps were made of, and still where and what they were."""
+        if len(tensors) != len(self.tensors):
+            return False
+        for x, y, before in zip(tensors, self.tensors, self.places, strict=True):
+            if x is not y or (x is not None and place(x) != before):
+                return False
+        return True
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """`linears(x, maps)`"""
+        if x.shape[-1:] != (self.columns,) or self.plan is None:
+            check_shapes(x, self.maps)
+        obstacle = self.obstacle or input_obstacle(x) or too_many_rows(x, self.maps)
+        if choose("linear", "auto", candidates(obstacle)) == "torch":
+            return [linear_torch(x, *each) for each in self.maps]
+        if self.plan is None:
+            self.plan = kernels()(self.maps)
+        return self.plan.run(x if x.is_contiguous() else x.contiguous())
+
+
+def place(x: Tensor) -> tuple[object, ...]:
+    """What has to stay the same if a kernel is to find x."""
+    return x.data_ptr(), x.dtype, x.shape, x.is_contiguous()
 
 
 def check_shapes(x: Tensor, maps: Sequence[Map]) -> None:
@@ -57,11 +99,11 @@ def check_shapes(x: Tensor, maps: Sequence[Map]) -> None:
 
 
 @cache
-def kernels() -> Callable[[Tensor, Sequence[Map]], list[Tensor]]:
-    """The function that runs our kernels, imported when it is first needed."""
-    from exlstm.ops.linear.numba import linears_numba
+def kernels() -> "type[Plan]":
+    """What runs our kernels, imported when it is first needed."""
+    from exlstm.ops.linear.numba import Plan
 
-    return linears_numba
+    return Plan
 
 
 @cache
@@ -72,21 +114,40 @@ def candidates(obstacle: str | None) -> list[tuple[str, str | None]]:
 
 def linear_torch(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """torch's own, in `dtype` from the beginning; quantised weights are expanded first."""
+    computed = torch.get_autocast_dtype("cpu") if x.is_cpu and torch.is_autocast_enabled("cpu") else dtype
+    if computed is torch.bfloat16 and x.is_cpu and bfloat16_is_emulated():
+        return linear_emulated(x, weight, bias)
     w_NK = dequantised(weight, dtype)
     return functional.linear(x.to(dtype), w_NK, None if bias is None else bias.to(dtype))
 
 
-def numba_obstacle(x: Tensor, maps: Sequence[Map]) -> str | None:
-    """Why the Numba kernels cannot compute this, or None. Asked a hundred times per token: cheap questions first."""
+PART = 1 << 24  # weights that are widened at a time
+
+
+def linear_emulated(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """What a CPU with instructions for bfloat16 would return, which has inputs and the result rounded to it and sums in
+    float32, through a product in float32: without them it is much faster than torch's own emulation."""  # fmt: skip
+    x, w_NK, rows = x.bfloat16().float(), dequantised(weight), max(1, PART // weight.shape[1])
+    with torch.autocast("cpu", enabled=False):
+        # a large matrix in parts: widened as a whole it might not fit
+        parts = [functional.linear(x, part.bfloat16().float()) for part in torch.split(w_NK, rows)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return (y if bias is None else y + bias.bfloat16().float()).bfloat16()
+
+
+def input_obstacle(x: Tensor) -> str | None:
+    """Why the Numba kernels cannot compute with this x, or None. Asked a hundred times per token."""
     if (type(x) is not Tensor and type(x) is not Parameter) or not x.is_cpu or watched():
         return "it takes plain tensors on a CPU, outside of tracing, transforms and autocast"
     if x.dtype not in DTYPES:
         return f"it computes with float32 and bfloat16, and the input is {x.dtype}"
     if x.numel() == 0:
         return "there is nothing to compute"
-    gradient = torch.is_grad_enabled()
-    if gradient and x.requires_grad:
-        return "gradients are needed"
+    return "gradients are needed" if x.requires_grad and torch.is_grad_enabled() else None
+
+
+def weights_obstacle(maps: Sequence[Map], gradient: bool) -> str | None:
+    """Why the Numba kernels cannot compute these maps, or None."""
     for weight, bias, dtype in maps:
         if dtype not in DTYPES:
             return f"it computes with float32 and bfloat16, and the result is {dtype}"
@@ -109,23 +170,6 @@ def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
         if gradient and x.requires_grad:
             return "gradients are needed"
     return None
-
-
-def watched() -> bool:
-    """Whether somebody traces, transforms, counts or narrows what torch computes: our kernels would be invisible."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
-@cache
-def has_numba() -> bool:
-    """Whether Numba is installed."""
-    return find_spec("numba") is not None
 
 
 def too_many_rows(x: Tensor, maps: Sequence[Map]) -> str | None:

@@ -1,11 +1,12 @@
 """Up to how many rows of x our kernels beat torch's: measured once on a machine, and kept in the user's cache folder.
 
 With one row both read W once and ours does so faster. With many, torch's matrix product is better; in between it
-depends on the processor (and for bfloat16 on whether it has instructions for it). A decision takes some 50 ms, is made
+depends on the processor (and for bfloat16 on whether it has instructions for it). A decision takes some 100 ms, is made
 once for each kind of weights and number of threads, and holds for the process even where it cannot be written down.
 """
 
 import json
+import math
 import os
 import platform
 import sys
@@ -20,7 +21,8 @@ import torch
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SIZE = 1024  # outputs and inputs of the matrix that is tried
-REPEATS = 3
+REPEATS = 7
+EDITION = 2  # counts up when one side becomes faster, so that every machine measures again
 lock = Lock()
 
 
@@ -33,7 +35,7 @@ def most_rows(kind: str, threads: int) -> int:
 @cache
 def decided(kind: str, threads: int) -> int:
     """From the file, or measured and written there."""
-    key = f"{kind}, {threads} threads, {machine()}"
+    key = f"{kind}, {threads} threads, {machine()}, edition {EDITION}"
     found = remembered().get(key)
     if isinstance(found, int) and (found == 1 or found in ROWS):
         return found
@@ -55,7 +57,7 @@ def machine() -> str:
 def measured(kind: str) -> int:
     """Tries more and more rows until torch wins."""
     from exlstm.ops import linear
-    from exlstm.ops.linear.numba import linears_numba
+    from exlstm.ops.linear.numba import Plan
 
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     w_NK = torch.full((SIZE, SIZE), 0.5, dtype=dtype)
@@ -65,23 +67,27 @@ def measured(kind: str) -> int:
     most = 1
     for rows in ROWS:
         x_MK = torch.full((rows, SIZE), 0.5, dtype=dtype)
-        ours = seconds(lambda: linears_numba(x_MK, [(weight, None, dtype)]))  # noqa: B023 - called here
-        theirs = seconds(lambda: linear.linear_torch(x_MK, weight, None, dtype))  # noqa: B023
+        ours, theirs = shortest(
+            lambda: Plan([(weight, None, dtype)]).run(x_MK),  # noqa: B023 - called here
+            lambda: linear.linear_torch(x_MK, weight, None, dtype),  # noqa: B023
+        )
         if theirs < ours:
             break
         most = rows
     return most
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """The shortest of some calls after a first one."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
+def shortest(*works: Callable[[], object]) -> list[float]:
+    """The shortest time of each after a first call. In turn, for what disturbs a machine disturbs whoever runs then."""
+    for work in works:
         work()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    best = [math.inf] * len(works)
+    for _ in range(REPEATS):
+        for number, work in enumerate(works):
+            began = time.perf_counter()
+            work()
+            best[number] = min(best[number], time.perf_counter() - began)
+    return best
 
 
 def folder() -> Path:

@@ -273,40 +273,74 @@ def described(weight: Weight) -> tuple[list[int], int]:
     return [KINDS[w_NK.dtype], N, 0, 0, w_NK.data_ptr(), 0, 0], K * w_NK.itemsize
 
 
-def linears_numba(x: Tensor, maps: Sequence[tuple[Weight, Tensor | None, torch.dtype]]) -> list[Tensor]:
-    """x W^T + b for every map (W, b, dtype of the result), as one job. x: [..., K], float32 or bfloat16, contiguous."""
-    *outer, K = x.shape
-    M = x.numel() // K
-    outputs, parts, total, groups = [], [], 0, 0
-    for weight, bias, dtype in maps:
-        numbers, row_bytes = described(weight)
-        y = torch.empty((*outer, numbers[1]), dtype=dtype)
-        outputs.append(y)
-        numbers += (0, NONE) if bias is None else (bias.data_ptr(), KINDS[bias.dtype])
-        numbers += (y.data_ptr(), KINDS[dtype])
-        parts.append((numbers, row_bytes))
-        total += row_bytes * numbers[1]
-        if numbers[0] == INT4:
-            groups = -(-K // GROUP)
-    threads = torch.get_num_threads() if total * M > ALONE_BYTES else 1
-    share, pieces = min(max(total // (8 * threads), PIECE_BYTES[0]), PIECE_BYTES[1]), 0
-    address = x.data_ptr()
-    if groups or x.dtype != torch.float32:
-        room = scratch.take(M * (K + groups * (GROUP + 1)))
-        if x.dtype != torch.float32:
-            widen(address, M * K, room)
-            address = room
-    job = array("q", (M, K, address, 0, 0, len(maps)))
-    if groups:
-        job[3] = room + 4 * M * K
-        job[4] = job[3] + 4 * M * groups * GROUP
-        spread(address, M, K, job[3], job[4])
-    for numbers, row_bytes in parts:
-        N = numbers[1]
-        numbers[2] = max(4, share // row_bytes // 4 * 4) if threads > 1 else N
-        numbers[3] = pieces
-        pieces += -(-N // numbers[2])
-        job.extend(numbers)
-    run = team(threads).run if threads > 1 else alone
-    run(piece_address(), job.buffer_info()[0], pieces)
-    return outputs
+class Plan:
+    """x W^T + b for every map (W, b, dtype of the result), as one job: all of it that does not depend on x.
+
+    Holds addresses: whoever keeps a plan keeps the tensors, where they are.
+    """
+
+    def __init__(self, maps: Sequence[tuple[Weight, Tensor | None, torch.dtype]]) -> None:
+        self.parts: list[tuple[list[int], int]] = []
+        self.sizes: dict[torch.dtype, list[int]] = {}  # rows of the maps, by dtype of the result
+        self.dtypes = [dtype for _, _, dtype in maps]
+        for weight, bias, dtype in maps:
+            numbers, row_bytes = described(weight)
+            numbers += (0, NONE) if bias is None else (bias.data_ptr(), KINDS[bias.dtype])
+            numbers += (0, KINDS[dtype])
+            self.parts.append((numbers, row_bytes))
+            self.sizes.setdefault(dtype, []).append(numbers[1])
+        self.bytes = sum(numbers[1] * row_bytes for numbers, row_bytes in self.parts)
+        self.columns = maps[0][0].shape[1]
+        self.groups = -(-self.columns // GROUP) if any(numbers[0] == INT4 for numbers, _ in self.parts) else 0
+        self.jobs: dict[int, tuple[Any, int]] = {}
+
+    def job(self, threads: int) -> tuple[Any, int]:
+        """The job for so many threads, without what depends on x; and how many pieces it has."""
+        if threads not in self.jobs:
+            share, pieces = min(max(self.bytes // (8 * threads), PIECE_BYTES[0]), PIECE_BYTES[1]), 0
+            job = array("q", (0, self.columns, 0, 0, 0, len(self.parts)))
+            for numbers, row_bytes in self.parts:
+                per_piece = max(4, share // row_bytes // 4 * 4) if threads > 1 else numbers[1]
+                job.extend((*numbers[:2], per_piece, pieces, *numbers[4:]))
+                pieces += -(-numbers[1] // per_piece)
+            self.jobs[threads] = job, pieces
+        return self.jobs[threads]
+
+    def outputs(self, outer: Sequence[int], M: int) -> list[Tensor]:
+        """A tensor for every result. For one row they are cut from one piece of memory, which is faster to get."""
+        if M > 1 or len(self.parts) == 1:
+            return [
+                torch.empty((*outer, numbers[1]), dtype=dtype)
+                for (numbers, _), dtype in zip(self.parts, self.dtypes, strict=True)
+            ]
+        cut = {
+            dtype: iter(torch.split(torch.empty((*outer, sum(sizes)), dtype=dtype), sizes, -1))
+            for dtype, sizes in self.sizes.items()
+        }
+        return [next(cut[dtype]) for dtype in self.dtypes]
+
+    def run(self, x: Tensor) -> list[Tensor]:
+        """The results. x: [..., K], float32 or bfloat16, contiguous."""
+        *outer, K = x.shape
+        M = x.numel() // K
+        threads = torch.get_num_threads() if self.bytes * M > ALONE_BYTES else 1
+        template, pieces = self.job(threads)
+        job, outputs, address, groups = array("q", template), self.outputs(outer, M), x.data_ptr(), self.groups
+        narrow = x.dtype != torch.float32
+        if groups or narrow:
+            room = scratch.take(M * (K + groups * (GROUP + 1)))
+            if narrow:
+                widen(address, M * K, room)
+                address = room
+            if groups:
+                job[3] = room + 4 * M * K
+                job[4] = job[3] + 4 * M * groups * GROUP
+                spread(address, M, K, job[3], job[4])
+        job[0], job[2] = M, address
+        at = HEAD + 9
+        for y in outputs:
+            job[at] = y.data_ptr()
+            at += MAP
+        run = alone if threads == 1 else team(threads).run
+        run(piece_address(), job.buffer_info()[0], pieces)
+        return outputs

@@ -70,13 +70,11 @@ def mlstm(
     no gradient (see `reference`); C and n do, in both directions.
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
     """
-    B, T, H, K = q_BTHK.shape
-    expected = {"k": (B, T, H, K), "v": (B, T, H, v_BTHV.shape[-1]), "i": (B, T, H), "f": (B, T, H)}
-    for name, x in zip(expected, (k_BTHK, v_BTHV, i_BTH, f_BTH), strict=True):
-        if tuple(x.shape) != expected[name]:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; with q {tuple(q_BTHK.shape)} it must be {expected[name]}."
-            )
+    (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
+    given, needed = (k_BTHK, v_BTHV, i_BTH, f_BTH), ((B, T, H, K), (B, T, H, V), (B, T, H), (B, T, H))
+    for name, x, shape in zip("kvif", given, needed, strict=True):
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; with q {tuple(q_BTHK.shape)} it must be {shape}.")
     if T < 1 or chunk_len < 1:
         raise ValueError(f"the sequence has {T} steps and chunk_len is {chunk_len}; both must be at least 1.")
     if input_gate not in ("exp", "sigmoid"):
@@ -84,8 +82,9 @@ def mlstm(
     check_rows("reset_BT", reset_BT, (B, T))
     check_rows("lengths_B", lengths_B, (B,))
     state = zero_state(k_BTHK, v_BTHV) if state is None else state
-    for name, x, shape in zip(state._fields, state, ((B, H, K, v_BTHV.shape[-1]), (B, H, K), (B, H)), strict=True):
-        check_rows(f"{name} of the state", x, shape)
+    for name, x, shape in zip(state._fields, state, ((B, H, K, V), (B, H, K), (B, H)), strict=True):
+        if x.shape != shape:
+            check_rows(f"{name} of the state", x, shape)
     valid_BT = None if lengths_B is None else inside(lengths_B, T)
     if valid_BT is not None:
         # a step that writes nothing (log i = -inf) and forgets nothing (log f = 0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState
 from exlstm.ops.numba_jit import compiled, tensor_at, untraced
+from exlstm.ops.numba_norm import read_numbers, write_numbers
 from exlstm.ops.threads import share_out
 
 TOGETHER = 16  # rows of C whose read-outs are summed before they join the others: two short sums round less than one
@@ -24,22 +25,26 @@ THREAD_BYTES = 8 << 20  # so much memory to step through takes a thread longer t
 
 @compiled
 def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, i: int, f: int, reset: int,
-         c0: int, n0: int, m0: int, c1: int, n1: int, m1: int, h: int, exp_gate: bool, normalize: bool, eps: float,
-         ) -> None:  # fmt: skip
+         c0: int, n0: int, m0: int, c1: int, n1: int, m1: int, h: int, short: bool, exp_gate: bool, normalize: bool,
+         eps: float) -> None:  # fmt: skip
     """Heads first to last - 1 of all rows. Every other argument in small letters is the address of a tensor.
 
-    float32, contiguous; reset: of bools, one per row, or 0. Fills c1, n1, m1, the state afterwards, and h.
+    float32, contiguous; q, k, v and h are bfloat16 if `short`; reset: of bools, one per row, or 0. Fills c1, n1, m1,
+    the state afterwards, and h.
     """
     M, scale = last, float32(1.0 / np.sqrt(float64(K)))
-    q_MK, k_MK, v_MV = tensor_at(q, (M, K), float32), tensor_at(k, (M, K), float32), tensor_at(v, (M, V), float32)
     i_M, f_M, reset_B = tensor_at(i, M, float32), tensor_at(f, M, float32), tensor_at(reset, -(-M // H), np.bool_)
     c0_MKV, n0_MK = tensor_at(c0, (M, K, V), float32), tensor_at(n0, (M, K), float32)
     c_MKV, n_MK = tensor_at(c1, (M, K, V), float32), tensor_at(n1, (M, K), float32)
-    m0_M, m_M, h_MV = tensor_at(m0, M, float32), tensor_at(m1, M, float32), tensor_at(h, (M, V), float32)
-    part_V = np.empty(V, float32)
+    m0_M, m_M = tensor_at(m0, M, float32), tensor_at(m1, M, float32)
+    q_K, k_K, v_V = np.empty(K, float32), np.empty(K, float32), np.empty(V, float32)
+    h_V, part_V = np.empty(V, float32), np.empty(V, float32)
     for item in range(first, last):
         fresh = reset != 0 and reset_B[item // H]
-        v_V, h_V, c_KV, old_KV = v_MV[item], h_MV[item], c_MKV[item], c0_MKV[item]
+        c_KV, old_KV = c_MKV[item], c0_MKV[item]
+        read_numbers(q, item, short, q_K)
+        read_numbers(k, item, short, k_K)
+        read_numbers(v, item, short, v_V)
         if fresh:
             # what is forgotten may be infinite, so it is not multiplied by zero
             c_KV[:] = float32(0.0)
@@ -54,7 +59,7 @@ def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, 
         for start in range(0, K, TOGETHER):
             part_V[:] = float32(0.0)
             for row in range(start, min(start + TOGETHER, K)):
-                written, read = write * k_MK[item, row], scale * q_MK[item, row]
+                written, read = write * k_K[row], scale * q_K[row]
                 n = (float32(0.0) if fresh else decay * n0_MK[item, row]) + written
                 n_MK[item, row] = n
                 mass += float64(read) * float64(n)
@@ -68,12 +73,18 @@ def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, 
         norm = float32(np.maximum(abs(mass), floor) + eps if normalize else floor)
         for j in range(V):
             h_V[j] /= norm
+        write_numbers(h_V, h, item, short)
         m_M[item] = float32(m)
 
 
 def plain(x: Tensor) -> Tensor:
     """`x` in float32, one number after another."""
     return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
+
+
+def all_short(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether the kernel can read these as the bfloat16 that they are."""
+    return all(x.dtype is torch.bfloat16 and x.is_contiguous() for x in tensors)
 
 
 @untraced
@@ -83,18 +94,22 @@ def mlstm_numba_step(
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The numbers of `mlstm_recurrent` for T = 1, without gradients, in float32; h is returned in the dtype of q."""
     B, H, K, V = state.c_BHKV.shape
-    q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, dtype = *map(plain, (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH)), q_BTHK.dtype
+    short, dtype = all_short((q_BTHK, k_BTHK, v_BTHV)), q_BTHK.dtype
+    if not short:
+        q_BTHK, k_BTHK, v_BTHV = plain(q_BTHK), plain(k_BTHK), plain(v_BTHV)
+    i_BTH, f_BTH = plain(i_BTH), plain(f_BTH)
     c0_BHKV, n0_BHK, m0_BH = map(plain, state)
     c_BHKV, n_BHK, m_BH, h_BTHV = map(torch.empty_like, (c0_BHKV, n0_BHK, m0_BH, v_BTHV))
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     arguments = (
         B * H, H, K, V, q_BTHK.data_ptr(), k_BTHK.data_ptr(), v_BTHV.data_ptr(), i_BTH.data_ptr(), f_BTH.data_ptr(),
         0 if reset_BT is None else reset_BT.data_ptr(), c0_BHKV.data_ptr(), n0_BHK.data_ptr(), m0_BH.data_ptr(),
-        c_BHKV.data_ptr(), n_BHK.data_ptr(), m_BH.data_ptr(), h_BTHV.data_ptr(), input_gate == "exp", normalize, eps,
+        c_BHKV.data_ptr(), n_BHK.data_ptr(), m_BH.data_ptr(), h_BTHV.data_ptr(), short, input_gate == "exp", normalize,
+        eps,
     )  # fmt: skip
     threads = 1 + 4 * B * H * K * V // THREAD_BYTES
     if threads == 1:
         step(0, *arguments)
     else:
         share_out(step, *arguments, threads=threads)
-    return h_BTHV if dtype is torch.float32 else h_BTHV.to(dtype), MLSTMState(c_BHKV, n_BHK, m_BH)
+    return h_BTHV if h_BTHV.dtype is dtype else h_BTHV.to(dtype), MLSTMState(c_BHKV, n_BHK, m_BH)
