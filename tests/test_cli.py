@@ -172,6 +172,25 @@ def test_generate_with_fewer_bits(here, run):
     assert run(*options, "--weights", "int8").startswith("the ")
 
 
+def test_a_run_whose_checkpoint_is_quantised(here, tmp_path, run, refused):
+    copy = tmp_path / "copy"
+    shutil.copytree(here / "run", copy, symlinks=True)
+    checkpoint = copy / "checkpoints/step-00000040"
+    exlstm.save(exlstm.quantize(exlstm.load(checkpoint), "int8"), checkpoint)
+    options = ("--context", "32", "--tokens", "512")
+    compared = run("eval", "run", *options, "--weights", "int8")
+    assert re.search(r"^.*all, state kept.*$", compared.partition("With int8")[2], re.MULTILINE)[0] in run(
+        "eval", str(copy), *options
+    )
+    words = ("--prompt", "the ", "--max-tokens", "20")
+    assert run("generate", str(copy), *words) == run("generate", "run", *words, "--weights", "int8")
+    for command in ("eval", "generate"):
+        for weights in ("int8", "int4"):
+            assert "quantised already" in refused(command, str(copy), "--weights", weights)
+    (checkpoint / "config.json").unlink()
+    assert "config.json" in refused("eval", str(copy), "--weights", "int8")
+
+
 def test_presets_lists_sizes(run):
     out = run("presets")
     assert all(name in out for name in exlstm.PRESETS)
@@ -194,6 +213,25 @@ def test_explain_shows_training_prefill_and_decoding(here, run):
         "  slstm  ",
     ):
         assert words in out
+
+
+PEAK = """
+import resource, sys
+from exlstm.cli import main
+code = main(["explain", "xlstm-7b", "--length", "1"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say how much memory was used")
+def test_explain_needs_no_memory_for_weights():
+    """xlstm-7b has 27 GB of them, the largest 0.8 GB."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *table, peak = done.stdout.splitlines()
+    assert re.search(r"^training, T = 1 +linear +225 ", "\n".join(table), re.MULTILINE), done.stdout
+    assert int(peak) < 2.5e9
 
 
 def test_demo_trains_generates_and_says_where_things_are(here, run):

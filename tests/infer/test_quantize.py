@@ -1,5 +1,6 @@
 """Quantised models: what is replaced, what is not, and how much worse they are."""
 
+import json
 import math
 import re
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import exlstm
 from exlstm.infer.quantize import with_weights
@@ -93,6 +95,171 @@ def test_state_dict_round_trip(weights):
     fresh.load_state_dict(found.state_dict())
     tokens_BT = torch.randint(50, (2, 9))
     assert torch.equal(found(tokens_BT)[0], fresh(tokens_BT)[0])
+
+
+def assert_saved(model, folder):
+    """Loaded again it is the same model, to the last bit, in prefill and in decoding."""
+    exlstm.save(model, folder)
+    again = exlstm.load(folder)
+    assert {name: type(m) for name, m in again.named_modules()} == {name: type(m) for name, m in model.named_modules()}
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(x.dtype == after[name].dtype and torch.equal(x, after[name]) for name, x in before.items())
+    assert [x.dtype for x in again.buffers()] == [x.dtype for x in model.buffers()]
+    tokens_BT = torch.randint(50, (2, 40))
+    for T in (40, 1):
+        (logits_BTC, state), (again_BTC, again_state) = (m(tokens_BT[:, :T]) for m in (model, again))
+        assert torch.equal(logits_BTC, again_BTC)
+        assert torch.equal(model(tokens_BT[:, :1], state)[0], again(tokens_BT[:, :1], again_state)[0])
+    assert model.state_bytes(10) == again.state_bytes(10)
+    return again
+
+
+@bits
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_saving(tmp_path, weights, tie, dtype):
+    model = exlstm.quantize(build(tie=tie).to(dtype), weights)
+    again = assert_saved(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["weights"] == weights
+    assert all(p.requires_grad for p in again.parameters())
+    assert {p.dtype for p in again.parameters()} == {dtype}
+    assert_saved(again, tmp_path)
+
+
+def test_plain_models_are_saved_as_ever(tmp_path):
+    exlstm.save(build(), tmp_path)
+    assert "weights" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@bits
+@torch.no_grad()
+def test_saving_what_was_converted_later(tmp_path, weights):
+    """Scales were made from float32 and stay so; the rest is bfloat16."""
+    assert_saved(exlstm.quantize(build(), weights).to(torch.bfloat16), tmp_path)
+
+
+@bits
+@pytest.mark.parametrize("tie", [True, False])
+@torch.no_grad()
+def test_saving_with_only_some_layers_quantised(tmp_path, weights, tie):
+    model = build(tie=tie)
+    for name in ("blocks.0.mixer.v", "blocks.2.mlp.down", "blocks.3.mixer.k", "blocks.1.mixer.f"):
+        model.set_submodule(name, LAYERS[weights](model.get_submodule(name)))
+    again = assert_saved(model, tmp_path)
+    assert (again.head.weight is again.embed.weight) == tie
+
+
+@bits
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_loading_as_another_dtype_rounds_no_scale(tmp_path, weights, dtype):
+    model = exlstm.quantize(build(), weights)
+    exlstm.save(model, tmp_path)
+    again, tokens_BT = exlstm.load(tmp_path, dtype=dtype), torch.randint(50, (2, 9))
+    model = model.to(dtype)
+    assert again.embed.weight.dtype == again(tokens_BT)[0].dtype == dtype
+    assert again.state_bytes(10) == model.state_bytes(10)
+    assert torch.equal(again(tokens_BT)[0], model(tokens_BT)[0])
+
+
+@bits
+def test_loading_makes_no_full_weights(tmp_path, weights):
+    """Every tensor that has memory while a model loads is smaller than the plain weights of its largest layer."""
+    model = build(width=128)
+    largest = model.blocks[1].mixer.up.weight.nbytes
+    exlstm.save(exlstm.quantize(model, weights), tmp_path)
+
+    class Sizes(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.device.type != "meta":
+                self.seen = max(self.seen, out.nbytes)
+            return out
+
+    with Sizes() as sizes:
+        exlstm.load(tmp_path)
+    assert largest / 8 <= sizes.seen < largest
+
+
+@bits
+def test_a_loaded_model_has_no_gradients_for_what_is_quantised(tmp_path, weights):
+    exlstm.save(exlstm.quantize(build(), weights), tmp_path)
+    model = exlstm.load(tmp_path)
+    model(torch.randint(50, (2, 9)))[0].sum().backward()
+    assert model.embed.weight.grad.abs().sum() > 0
+    assert "head.weight" not in dict(model.named_parameters())
+
+
+class Int3Linear(Int8Linear):
+    """Somebody else's."""
+
+
+def two_kinds(model):
+    model.blocks[0].mlp.up = Int4Linear(nn.Linear(32, 48))
+
+
+def an_unknown_kind(model):
+    model.head = Int3Linear(nn.Linear(32, 50))
+
+
+def two_dtypes(model):
+    model.blocks[3].to(torch.bfloat16)
+
+
+def another_shape(model):
+    model.head = Int8Linear(nn.Linear(32, 51, bias=False))
+
+
+def another_part(model):
+    model.extra = nn.Linear(2, 2)
+
+
+def a_part_less(model):
+    model.blocks[0].mixer.norm = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (two_kinds, r"^the model has layers of kind Int4Linear and Int8Linear; all must be of one of int8, int4\.$"),
+        (an_unknown_kind, r"^the model has layers of kind Int3Linear and Int8Linear; all must be of one of int8, int4"),
+        (two_dtypes, r"^blocks.3.mixer.q stands for torch.bfloat16 and the embedding is torch.float32; convert the wh"),
+        (
+            another_shape,
+            r"^the model is not what its config says: head.scale_N has shape \(51,\), the config needs \(5",
+        ),
+        (another_part, r"extra.bias has shape \(2,\), the config needs None; save an LM of that config\.$"),
+        (a_part_less, r"blocks.0.mixer.norm.weight has shape None, the config needs \(32,\); save an LM of that conf"),
+    ],
+)
+def test_what_cannot_be_saved(tmp_path, change, message):
+    model = exlstm.quantize(build(), "int8")
+    change(model)
+    with pytest.raises(ValueError, match=message) as error:
+        exlstm.save(model, tmp_path / "new")
+    assert str(error.value).count("\n") == 0
+    assert not (tmp_path / "new").exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ("int3", r"^the config has weights 'int3'; known are int8, int4\.$"),
+        (["int8"], r"^the config has weights \['int8'\]; known are int8, int4\.$"),
+        ("int4", r"does not fit its config: blocks.0.mixer.k.scale_N has shape \(\d+,\), the config needs None; save"),
+        (None, r"does not fit its config: blocks.0.mixer.k.scale_N has shape \(\d+,\), the config needs None; save th"),
+    ],
+)
+def test_a_config_that_does_not_fit_its_weights(tmp_path, says, message):
+    exlstm.save(exlstm.quantize(build(), "int8"), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "weights": says}))
+    with pytest.raises(ValueError, match=message):
+        exlstm.load(tmp_path)
 
 
 def test_explain_and_summary_know_quantised_models():

@@ -1,9 +1,12 @@
 """`exlstm.explain`: which backends run, found by running all three passes, and nothing left behind."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from exlstm.models.explain import explain
+from exlstm.models import explain as page
+from exlstm.models.explain import explain, explain_config
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
 
@@ -68,6 +71,33 @@ def test_no_trace_is_left(training):
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("pattern", ["m", "msmM", "mmsmaMlmas", "MMMM"])
+@pytest.mark.parametrize("length", [1, 70])
+def test_a_config_is_explained_as_its_model_is(pattern, length):
+    """Though equal blocks run only once, and without their weights."""
+    config = lm_from_pattern(pattern, vocab_size=32, width=128)
+    found = explain_config(config, 2, length, torch.device("cpu"))
+    assert found == explain(LM(config), 2, length)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_config_is_explained_without_the_memory_of_its_model(monkeypatch, tie):
+    """One piece of memory, as large as the largest weight."""
+    config = replace(lm_from_pattern("MMMsMM", vocab_size=32, width=128), tie_embeddings=tie)
+    seen = []
+    original = page._explain
+    monkeypatch.setattr(
+        page, "_explain", lambda model, *rest, **named: seen.append(model) or original(model, *rest, **named)
+    )
+    explain_config(config, 1, 3, torch.device("cpu"))
+    (model,) = seen
+    assert len(model.blocks) == 2
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {x.device.type for x in tensors} == {"cpu"}
+    pieces = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    assert list(pieces.values()) == [max(x.nbytes for x in LM(config).parameters())]
 
 
 def test_a_notebook_shows_it_as_it_is():

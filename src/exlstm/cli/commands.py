@@ -108,6 +108,7 @@ def evaluate(options: Evaluate) -> None:
     from exlstm.infer.quantize import with_weights
     from exlstm.train.evaluate import evaluate as run_evaluation
 
+    _check_not_quantised(options)
     run = partial(
         run_evaluation,
         options.run,
@@ -184,12 +185,10 @@ def summary(options: Summary) -> None:
 
 def explain(options: Explain) -> None:
     """`exlstm explain`."""
-    from exlstm.models.explain import explain as explain_model
-    from exlstm.models.lm import LM
+    from exlstm.models.explain import explain_config
     from exlstm.train.evaluate import pick_device
 
-    model = LM(_architecture(options.model)).to(pick_device(options.device))
-    print(explain_model(model, options.batch, options.length))
+    print(explain_config(_architecture(options.model), options.batch, options.length, pick_device(options.device)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +245,18 @@ def _checkpoint(text: str) -> "Which | int":
     if not text.isdecimal():
         raise ValueError(f"--checkpoint {text!r} cannot work; use best, last, or the number of a step.")
     return int(text)
+
+
+def _check_not_quantised(options: Evaluate) -> None:
+    """Said at once, not after the minutes that the first of two evaluations takes."""
+    from exlstm.models.saving import saved_bits
+    from exlstm.train.run_folder import open_run
+
+    if options.weights in ("int8", "int4"):
+        folder = open_run(options.run)
+        checkpoint = folder.checkpoint_at(folder.step_of(_checkpoint(options.checkpoint)))
+        if bits := saved_bits(checkpoint):
+            raise ValueError(f"{checkpoint} is quantised already ({bits}); leave out --weights {options.weights}.")
 
 
 def _architecture(name: str) -> "LMConfig":

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from exlstm.models.lm import LM
-from exlstm.nn.linear import Int4Linear, Int8Linear, Linear
+from exlstm.models.quantized import KINDS, Bits, quantised_layers
+from exlstm.nn.linear import Linear
 
-Bits = Literal["int8", "int4"]
-KINDS: dict[str, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
 Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]  # what the command line offers
 GATES = ("i", "f")  # decide what is remembered for how long, and are small
 
@@ -21,14 +20,15 @@ def quantize(model: LM, weights: Bits) -> LM:
     int8: one scale per output, about a quarter of float32. int4: a scale and an offset per 128 inputs, about a seventh;
     the model gets measurably worse: `exlstm eval --weights int4` says how much. Gates, norms, convolutions, recurrent
     weights, embedding and states stay as they are, and so does the dtype of activations. The copy has no gradients for
-    what is quantised. Raises ValueError for anything but "int8" and "int4", and for a model that is quantised already.
+    what is quantised; it is saved and loaded as any model. Raises ValueError for anything but "int8" and "int4", and
+    for a model that is quantised already.
     """
     if weights not in KINDS:
         raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(KINDS)}.")
-    if any(isinstance(module, Int8Linear | Int4Linear) for module in model.modules()):
+    if quantised_layers(model):
         raise ValueError("the model is quantised already; quantise the original.")
     # deepcopy takes these as the copies of their layers, so that there are never two of a large model
-    memo = {id(layer): KINDS[weights](layer) for layer in _quantised_layers(model)}
+    memo = {id(layer): KINDS[weights](layer) for layer in _layers_to_quantise(model)}
     return copy.deepcopy(model, memo)
 
 
@@ -41,7 +41,7 @@ def with_weights(model: LM, weights: Weights) -> LM:
     return quantize(model, "int8" if weights == "int8" else "int4")
 
 
-def _quantised_layers(model: nn.Module) -> list[Linear]:
+def _layers_to_quantise(model: nn.Module) -> list[Linear]:
     return [
         layer
         for module in model.modules()

@@ -1,11 +1,14 @@
 """Which backend each op of a model runs on, found by running it."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from exlstm.models.lm import LM
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.summary import Table
 from exlstm.ops.choose import Choice, recorded
 
@@ -21,6 +24,31 @@ def explain(model: nn.Module, batch: int = 1, length: int = 128) -> Table:
     """
     if not isinstance(model, LM):
         raise TypeError(f"explain takes an LM, not a {type(model).__name__}; build one with exlstm.LM(config).")
+    return _explain(model, batch, length, repeats=[1] * len(model.blocks))
+
+
+def explain_config(config: LMConfig, batch: int, length: int, device: torch.device) -> Table:
+    """What `explain` says of the model of `config`, at a small part of its memory and work.
+
+    Choices depend on shapes, not on numbers: equal blocks run once, and all weights are one piece of memory.
+    """
+    repeats = Counter(config.blocks)
+    model = _without_numbers(replace(config, blocks=tuple(repeats)), device)
+    return _explain(model, batch, length, repeats=list(repeats.values()))
+
+
+def _without_numbers(config: LMConfig, device: torch.device) -> LM:
+    """A model whose weights all begin at the same place in memory, where nothing was ever written."""
+    with torch.device("meta"):
+        model = LM(config)
+    memory = torch.empty(max(x.numel() for x in model.parameters()), device=device)
+    for module in model.modules():
+        for name, x in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(memory[: x.numel()].view(x.shape)))
+    return model
+
+
+def _explain(model: LM, batch: int, length: int, repeats: Sequence[int]) -> Table:
     for name, value in {"batch": batch, "length": length}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; there is something to explain from 1 on.")
@@ -30,17 +58,39 @@ def explain(model: nn.Module, batch: int = 1, length: int = 128) -> Table:
     rows: list[tuple[str, ...]] = [HEADINGS]
     # dropout may draw numbers, and whoever trains this model should not miss them
     with torch.random.fork_rng(devices):
-        with torch.enable_grad(), recorded() as choices:
+        with torch.enable_grad(), _choices(model, repeats) as choices:
             model(tokens_BT)
         rows += table_rows(f"training, T = {length}", choices)
-        with torch.no_grad(), recorded() as choices:
+        with torch.no_grad(), _choices(model, repeats) as choices:
             _, state = model(tokens_BT)
         rows += table_rows(f"prefill, T = {length}", choices)
-        with torch.no_grad(), recorded() as choices:
+        with torch.no_grad(), _choices(model, repeats) as choices:
             model(tokens_BT[:, :1], state)
         rows += table_rows("decoding, T = 1", choices)
     title = f"batch {batch}, {length} tokens, weights {weight.dtype} on {weight.device}"
     return Table("\n".join([title, *aligned(rows)]))
+
+
+@contextmanager
+def _choices(model: LM, repeats: Sequence[int]) -> Iterator[list[Choice]]:
+    """Collects the choices made inside the `with` block, those of each block as often as it is repeated."""
+    begun: list[int] = []
+    with recorded() as choices:
+
+        def begin(*_: object) -> None:
+            begun.append(len(choices))
+
+        def repeat(times: int) -> None:
+            choices.extend(choices[begun.pop() :] * (times - 1))
+
+        hooks = [block.register_forward_pre_hook(begin) for block in model.blocks]
+        for block, times in zip(model.blocks, repeats, strict=True):
+            hooks.append(block.register_forward_hook(lambda *_, times=times: repeat(times)))
+        try:
+            yield choices
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def table_rows(where: str, choices: list[Choice]) -> list[tuple[str, ...]]:

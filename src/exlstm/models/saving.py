@@ -6,6 +6,7 @@ A save is written beside its target and renamed into place, so that a reader see
 import json
 import os
 import tempfile
+from collections.abc import Container
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from exlstm.mixers import MIXERS
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.quantized import KINDS, Bits, bits_of, exact_tensors, make_room, quantised_layers
+from exlstm.nn.linear import QuantizedLinear
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -60,21 +64,23 @@ def config_from_json(data: dict[str, Any]) -> LMConfig:
 def save(model: LM, folder: str | os.PathLike[str]) -> None:
     """Writes config.json and model.safetensors into `folder`, each whole or not at all; replaces a model saved there.
 
-    Raises OSError, and leaves a model that was there before as it was, when the disk is full.
+    A quantised model is saved as it is, and config.json says of which kind its weights are. Raises ValueError, before
+    anything is written, for a model that `load` could not read back: with parts that its config does not have, with
+    quantised layers of two kinds, or in two dtypes. Raises OSError, and leaves a model that was there before as it was,
+    when the disk is full.
     """
-    folder = Path(folder)
+    folder, bits = Path(folder), bits_of(model)
+    _check_savable(model, bits)
+    tensors = {name: x.contiguous() for name, x in _stored(model).items()}
+    data = config_to_json(model.config) if bits is None else {**config_to_json(model.config), "weights": bits}
     folder.mkdir(parents=True, exist_ok=True)
-    # a tied head is the embedding: stored once
-    tensors = {name: x.contiguous() for name, x in model.state_dict().items()}
-    if model.config.tie_embeddings:
-        del tensors["head.weight"]
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
         weights, config = Path(scratch, WEIGHTS), Path(scratch, CONFIG)
         try:
             save_file(tensors, weights, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"cannot write {folder / WEIGHTS}: {error}; free some space and save again.") from error
-        config.write_text(json.dumps(config_to_json(model.config), indent=1) + "\n")
+        config.write_text(json.dumps(data, indent=1) + "\n")
         weights.chmod(config.stat().st_mode)  # safetensors lets only the owner read; the user's umask decides here
         for file in (weights, config):
             with open(file, "rb+") as handle:
@@ -85,9 +91,47 @@ def save(model: LM, folder: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LM:
     """The model saved in the folder `path`, its weights as they were saved or as `dtype`, on `device`.
 
-    Raises ValueError for a folder without a model, a truncated file, and weights that do not fit the config.
+    A quantised model comes back quantised, so without gradients for what is quantised; `dtype` is then that of the rest
+    and of activations, and rounds no scale. Raises ValueError for a folder without a model, a truncated file, and
+    weights that do not fit the config.
     """
     folder = Path(path)
+    config, bits = _read_config(folder)
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+            model = _blank(config, bits, found)
+            if wrong := _misfits(model, found):
+                name, expected = wrong
+                raise ValueError(
+                    f"{folder / WEIGHTS} does not fit its config: {name} has shape {found.get(name)}, "
+                    f"the config needs {expected}; save the model again."
+                )
+            exact = exact_tensors(model)
+            # copied, for a mapped file is not aligned as new memory is, and other alignment gives other last bits
+            mapped = {name: file.get_tensor(name) for name in found}
+            tensors = {
+                name: x.to(x.dtype if dtype is None or name in exact else dtype, copy=True)
+                for name, x in mapped.items()
+            }
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read ({error}); it may be cut off: save it again.") from error
+    if _head_is_embedding(model):
+        tensors["head.weight"] = tensors["embed.weight"]
+    model.load_state_dict(tensors, assign=True)
+    if _head_is_embedding(model):
+        model.head.weight = model.embed.weight
+    for layer in quantised_layers(model).values():
+        layer.like = model.embed.weight.detach().new_empty(0)
+    return model.requires_grad_(True)
+
+
+def saved_bits(folder: str | os.PathLike[str]) -> Bits | None:
+    """How the model saved in `folder` keeps its quantised weights; None for one that is not quantised."""
+    return _read_config(Path(folder))[1]
+
+
+def _read_config(folder: Path) -> tuple[LMConfig, Bits | None]:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} has no {missing[0]}; pass a folder that exlstm.save wrote.")
@@ -95,30 +139,55 @@ def load(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, devi
         data = json.loads((folder / CONFIG).read_text())
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG} is not JSON ({error}); save the model again.") from error
-    config = config_from_json(data if isinstance(data, dict) else {})
+    data = data if isinstance(data, dict) else {}
+    bits = data.pop("weights", None)
+    if bits not in (None, *KINDS):
+        raise ValueError(f"the config has weights {bits!r}; known are {', '.join(KINDS)}.")
+    return config_from_json(data), bits
+
+
+def _blank(config: LMConfig, bits: Bits | None, tensors: Container[str]) -> LM:
+    """The model without memory for its numbers; its quantised layers are those that have their weights in `tensors`."""
     with torch.device("meta"):
         model = LM(config)
-    expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    if config.tie_embeddings:
-        del expected["head.weight"]
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
-            wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            if wrong:
-                name = wrong[0]
-                raise ValueError(
-                    f"{folder / WEIGHTS} does not fit its config: {name} has shape {found.get(name)}, "
-                    f"the config needs {expected.get(name)}; save the model again."
-                )
-            # copied, for a mapped file is not aligned as new memory is, and other alignment gives other last bits
-            mapped = {name: file.get_tensor(name) for name in found}
-            tensors = {name: x.to(dtype or x.dtype, copy=True) for name, x in mapped.items()}
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} cannot be read ({error}); it may be cut off: save it again.") from error
-    if config.tie_embeddings:
-        tensors["head.weight"] = tensors["embed.weight"]
-    model.load_state_dict(tensors, assign=True)
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
-    return model.requires_grad_(True)
+        if bits is not None:
+            make_room(model, bits, tensors)
+    return model
+
+
+def _head_is_embedding(model: LM) -> bool:
+    """A quantised head is not: the embedding stays as it was."""
+    return model.config.tie_embeddings and not isinstance(model.head, QuantizedLinear)
+
+
+def _stored(model: LM) -> dict[str, Tensor]:
+    """What is written, by name: a head that is the embedding is stored once."""
+    tensors: dict[str, Tensor] = model.state_dict()
+    if _head_is_embedding(model):
+        del tensors["head.weight"]
+    return tensors
+
+
+def _misfits(model: LM, shapes: dict[str, tuple[int, ...]]) -> tuple[str, tuple[int, ...] | None] | None:
+    """The first name that has another shape in `model` than in `shapes`, with the one in `model`."""
+    expected = {name: tuple(x.shape) for name, x in _stored(model).items()}
+    wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+    return (wrong[0], expected.get(wrong[0])) if wrong else None
+
+
+def _check_savable(model: LM, bits: Bits | None) -> None:
+    """ValueError unless the config and the kind of the weights say all there is to say."""
+    shapes = {name: tuple(x.shape) for name, x in _stored(model).items()}
+    if wrong := _misfits(_blank(model.config, bits, shapes), shapes):
+        name, expected = wrong
+        raise ValueError(
+            f"the model is not what its config says: {name} has shape {shapes.get(name)}, "
+            f"the config needs {expected}; save an LM of that config."
+        )
+    dtype = model.embed.weight.dtype
+    for name, layer in quantised_layers(model).items():
+        if layer.like.dtype != dtype:
+            raise ValueError(
+                f"{name} stands for {layer.like.dtype} and the embedding is {dtype}; "
+                "convert the whole model with model.to(dtype) and save it again."
+            )

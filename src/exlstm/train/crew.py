@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from exlstm.models.lm import LM
 
@@ -21,11 +22,11 @@ Forward = Callable[..., Any]  # a model, or a model compiled
 
 
 def shared_copy(model: LM) -> LM:
-    """A model with the same weights, in the same memory, and gradients of its own."""
-    twin = copy.deepcopy(model)
-    for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
-        mine.data = theirs.data
-    return twin
+    """A model with the same weights and buffers, in the same memory, and gradients of its own."""
+    # deepcopy takes these as the copies; buffers are quantised weights, which nothing changes
+    memo: dict[int, Tensor] = {id(x): x for x in model.buffers()}
+    memo |= {id(x): nn.Parameter(x.detach(), requires_grad=x.requires_grad) for x in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
 class Crew:

@@ -1,0 +1,52 @@
+"""Quantised layers inside a model: of which kind they are, and how to make room for them."""
+
+import copy
+from collections.abc import Container
+from typing import Literal
+
+from exlstm.models.lm import LM
+from exlstm.nn.linear import Int4Linear, Int8Linear, Linear, QuantizedLinear
+
+Bits = Literal["int8", "int4"]
+KINDS: dict[Bits, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
+WEIGHTS: dict[Bits, str] = {"int8": "weight_NK", "int4": "weight_NGP"}  # the buffer that only this kind has
+
+
+def quantised_layers(model: LM) -> dict[str, QuantizedLinear]:
+    """Every quantised layer by its name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+
+
+def bits_of(model: LM) -> Bits | None:
+    """How the quantised layers keep their weights; None where there are none. ValueError unless all are of one kind."""
+    names = {cls: bits for bits, cls in KINDS.items()}
+    found = {type(layer) for layer in quantised_layers(model).values()}
+    known = [bits for cls, bits in names.items() if cls in found]
+    if len(found) > 1 or len(found) != len(known):
+        kinds = " and ".join(sorted(cls.__name__ for cls in found))
+        raise ValueError(f"the model has layers of kind {kinds}; all must be of one of {', '.join(KINDS)}.")
+    return known[0] if known else None
+
+
+def make_room(model: LM, bits: Bits, tensors: Container[str]) -> None:
+    """Puts a quantised layer in the place of every linear one whose weights among the named `tensors` are quantised.
+
+    For a model on the meta device, where it takes no memory: its numbers are to be loaded.
+    """
+    made: dict[tuple[int, int, bool], QuantizedLinear] = {}  # copies are made a hundred times faster
+    for name, layer in list(model.named_modules()):
+        if type(layer) is Linear and f"{name}.{WEIGHTS[bits]}" in tensors:
+            kind = (layer.in_features, layer.out_features, layer.bias is not None)
+            if kind not in made:
+                made[kind] = KINDS[bits](layer)
+            model.set_submodule(name, copy.deepcopy(made[kind]))
+
+
+def exact_tensors(model: LM) -> set[str]:
+    """Names of the weights, scales and offsets of quantised layers, which no change of dtype may round."""
+    return {
+        f"{layer_name}.{name}"
+        for layer_name, layer in quantised_layers(model).items()
+        for name, _ in layer.named_buffers()
+        if name not in ("bias", "like")
+    }

@@ -1,0 +1,67 @@
+"""Copies of a model for threads: the same memory, gradients of their own."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+import exlstm
+from exlstm.models.lm import LM, LMConfig
+from exlstm.models.pattern import lm_from_pattern
+from exlstm.train.crew import Crew, shared_copy
+
+
+def build(**options: bool) -> LM:
+    config = lm_from_pattern("msMal", vocab_size=11, width=32)
+    return LM(LMConfig(**{**vars(config), **options}))
+
+
+def quantised() -> LM:
+    return exlstm.quantize(build(), "int8")
+
+
+def places(model: LM) -> list[int]:
+    return [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
+
+
+@pytest.mark.parametrize("make", [build, quantised])
+def test_a_copy_has_the_memory_of_the_model(make) -> None:
+    model = make()
+    twin = shared_copy(model)
+    assert twin is not model
+    assert list(twin.state_dict()) == list(model.state_dict())
+    assert places(twin) == places(model)
+    tokens_BT = torch.randint(11, (2, 5))
+    assert torch.equal(twin(tokens_BT)[0], model(tokens_BT)[0])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)  # as an optimiser does
+    assert torch.equal(twin(tokens_BT)[0], model(tokens_BT)[0])
+
+
+def test_a_copy_of_a_tied_model_is_tied() -> None:
+    twin = shared_copy(build(tie_embeddings=True))
+    assert twin.head.weight is twin.embed.weight
+
+
+def test_a_copy_keeps_what_is_frozen() -> None:
+    model = build()
+    model.embed.requires_grad_(False)
+    assert [p.requires_grad for p in shared_copy(model).parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_copies_have_gradients_of_their_own_until_they_are_gathered() -> None:
+    model = build()
+    crew = Crew(model, 2)
+    tokens_BT, targets_BT = torch.randint(11, (2, 4, 7))
+
+    def work(forward, part: slice, number: int) -> None:
+        logits_BTC, _ = forward(tokens_BT[part])
+        functional.cross_entropy(logits_BTC.flatten(0, 1), targets_BT[part].flatten(), reduction="sum").backward()
+
+    crew.run(work, 4)
+    half, other = ([p.grad.clone() for p in m.parameters()] for m in crew.models)
+    assert not any(torch.equal(a, b) for a, b in zip(half, other, strict=True) if a.any())
+    crew.gather_gradients()
+    for parameter, a, b in zip(model.parameters(), half, other, strict=True):
+        assert torch.equal(parameter.grad, a + b)
+    assert all(p.grad is None for p in crew.models[1].parameters())
