@@ -3,6 +3,8 @@
 `from_paper` and `from_large` take any tensors by name, weights or gradients.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from xlstm import (
@@ -80,14 +82,19 @@ def paper_model(*, vocab_size: int, width: int, length: int, blocks: int, slstm_
     return model
 
 
+def by_block(tensors: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, str, Tensor]]:
+    """(our name of the block or nothing, the rest of the official name, tensor) of every tensor."""
+    for name, x in tensors.items():
+        rest = name.removeprefix(prefix)
+        index, _, leaf = rest.partition(".") if rest != name else ("", "", name)
+        yield f"blocks.{index}." if index else "", leaf, x
+
+
 def from_paper(tensors: dict[str, Tensor], gain: int) -> dict[str, Tensor]:
     """Official names and layouts to ours; `gain` is what is added to a norm's weight: 1, or 0 for gradients."""
     ours: dict[str, Tensor] = {}
     gates: dict[str, dict[int, Tensor]] = {}
-    for name, x in tensors.items():
-        rest = name.removeprefix("xlstm_block_stack.blocks.")
-        index, _, leaf = rest.partition(".") if rest != name else ("", "", name)
-        place = f"blocks.{index}." if index else ""
+    for place, leaf, x in by_block(tensors, "xlstm_block_stack.blocks."):
         if leaf in PAPER:
             ours[place + PAPER[leaf]] = x
         elif leaf in PAPER_GAINS:
@@ -112,10 +119,7 @@ def from_large(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Official names to ours; gate and up are one matrix here, the gate first."""
     ours: dict[str, Tensor] = {}
     halves: dict[str, dict[str, Tensor]] = {}
-    for name, x in tensors.items():
-        rest = name.removeprefix("backbone.blocks.")
-        index, _, leaf = rest.partition(".") if rest != name else ("", "", name)
-        place = f"blocks.{index}." if index else ""
+    for place, leaf, x in by_block(tensors, "backbone.blocks."):
         if leaf in ("ffn.proj_up_gate.weight", "ffn.proj_up.weight"):
             halves.setdefault(place, {})[leaf] = x
         else:

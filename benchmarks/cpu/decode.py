@@ -20,6 +20,7 @@ from benchmarks.cpu.train_llama import llama_like
 from benchmarks.gate import FACTOR, SAME_JOB, definition, relative
 from benchmarks.harness import Run, Timing, rounded
 from exlstm.infer.quantize import quantize
+from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.nn.linear import QuantizedLinear
@@ -84,7 +85,10 @@ def against_peers(bench: Bench, name: str, size: Size, model: LM, states: dict[i
     ours = model if dtype == "float32" else copy_of(model, size, dtype)
     official = theirs(model, size).to(DTYPES[dtype])
     llama = llama_of(size).to(DTYPES[dtype])
-    runs: dict[str, Run] = {f"exlstm @{T}": partial(decode, ours, state, size.tokens) for T, state in states.items()}
+    runs: dict[str, Run] = {
+        f"exlstm @{T}": partial(decode, TokenLoop(ours, state), size.tokens) for T, state in states.items()
+    }
+    runs["exlstm, model called"] = partial(decode_by_calls, ours, states[size.contexts[0]], size.tokens)
     runs["transformers xLSTM"] = decode_official(official, size)
     runs |= {f"Llama @{T}": decode_llama(llama, size, T) for T in size.llama_contexts}
     about = f"{size.tokens} tokens in a row, batch 1, xLSTM {name} and peers, {dtype}"
@@ -166,9 +170,16 @@ def advance(model: LM, tokens_BT: Tensor, state: Any) -> Any:
     return tuple(after)
 
 
+def decode(loop: TokenLoop, tokens: int) -> None:
+    """What `generate` does with the model."""
+    token_B = torch.zeros(1, dtype=torch.long)
+    for _ in range(tokens):
+        token_B = loop(token_B).argmax(-1)
+
+
 @torch.inference_mode()
-def decode(model: LM, state: Any, tokens: int) -> None:
-    """A user's loop: the call of training and prefill, one token at a time."""
+def decode_by_calls(model: LM, state: Any, tokens: int) -> None:
+    """The call of training and prefill, one token at a time."""
     token_BT = torch.zeros(1, 1, dtype=torch.long)
     for _ in range(tokens):
         logits_BTC, state = model(token_BT, state)
@@ -213,8 +224,8 @@ def quantised(bench: Bench, name: str, size: Size, model: LM, states: dict[int, 
         if not bench.wants(f"{name}_{weights}"):
             continue
         small, wide = quantize(model, weights), copy_of(model, size, "bfloat16")
-        runs = {f"exlstm {weights}": partial(decode, small, state, size.tokens),
-                "bfloat16": partial(decode, wide, state, size.tokens)}  # fmt: skip
+        runs = {f"exlstm {weights}": partial(decode, TokenLoop(small, state), size.tokens),
+                "bfloat16": partial(decode, TokenLoop(wide, state), size.tokens)}  # fmt: skip
         about = f"{size.tokens} tokens in a row, batch 1, xLSTM {name}, weights in {weights} and in bfloat16"
         bench.measure(f"{name}_{weights}", about, runs, partial(check_quantised, model, small, size),
                       derive=partial(per_token, size.tokens), warmup=1)  # fmt: skip
@@ -266,11 +277,10 @@ def with_rounded_weights(model: LM, small: LM) -> LM:
 
 
 def one_by_one(model: LM, tokens_BT: Tensor) -> Tensor:
-    state, logits = None, []
-    for t in range(tokens_BT.shape[1]):
-        logits_BTC, state = model(tokens_BT[:, t : t + 1], state)
-        logits.append(logits_BTC)
-    return torch.cat(logits, dim=1)
+    loop = TokenLoop(model)
+    logits_BTC = torch.stack([loop(tokens_B) for tokens_B in tokens_BT.T], dim=1)
+    assert loop.why_not is None, f"steps are not played: {loop.why_not}"
+    return logits_BTC
 
 
 def bytes_per_token(model: LM) -> int:
@@ -282,7 +292,7 @@ def bytes_per_token(model: LM) -> int:
 def derive(ours: LM, tokens: int, timings: Mapping[str, Timing], speed: dict[str, float]) -> dict[str, Any]:
     """Milliseconds per token; the share of the measured bandwidth; how the time grows with the context."""
     found = per_token(tokens, timings, speed)
-    mine = [value for name, value in found["milliseconds_per_token"].items() if name.startswith("exlstm")]
+    mine = [value for name, value in found["milliseconds_per_token"].items() if name.startswith("exlstm @")]
     moved = bytes_per_token(ours)
     bandwidth = max(value for name, value in speed.items() if name.startswith("stream"))
     return found | {

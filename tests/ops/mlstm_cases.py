@@ -8,6 +8,9 @@ import torch
 from exlstm.ops.mlstm import MLSTMState, mlstm
 
 NAMES = ("q", "k", "v", "i", "f", "c", "n", "m")
+BACKENDS = ["chunkwise", "recurrent"]
+# both forms in float64 differ by rounding alone; a division by a mass near the eps of 1e-6 magnifies it
+ROUNDING = 1e-9
 
 
 def make(B=2, T=40, H=2, K=4, V=3, *, seed=0, gate=1.0, dtype=torch.float64, positive=False):
@@ -52,3 +55,8 @@ def everything(x, run):
         for name, t in zip(NAMES[:7], x, strict=False)
     }
     return {name: t.detach() for name, t in found.items()}
+
+
+def in_true_units(h, state):
+    """The output and the memory in units that do not depend on m."""
+    return h, state.c_BHKV * torch.exp(state.m_BH)[..., None, None], state.n_BHK * torch.exp(state.m_BH)[..., None]

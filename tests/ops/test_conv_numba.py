@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+import same
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same import assert_same
 
 from accuracy import assert_as_accurate
 from exlstm.ops import numba_conv
@@ -27,17 +27,7 @@ def call(*x, **options):
 
 numba = partial(call, backend="numba")
 definition = partial(call, backend="torch")
-
-
-def everything(x, run):
-    """{name: tensor} of output, state and all gradients."""
-    x = [t.detach().clone().requires_grad_() for t in x]
-    y, state = run(*x)
-    generator = torch.Generator().manual_seed(9)
-    parts = [t * torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in (y, state.past_BSD)]
-    sum(part.sum() for part in parts).backward()
-    gradients = {f"gradient of {name}": t.grad for name, t in zip(NAMES, x, strict=True)}
-    return {name: t.detach() for name, t in ({"y": y, "past": state.past_BSD} | gradients).items()}
+everything = partial(same.everything, names=NAMES)
 
 
 def assert_equal(got, want):
@@ -64,7 +54,7 @@ def test_any_shape_is_the_definition(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba_conv, "PIECE_STEPS", data.draw(st.sampled_from([1, 2, 7, 128])))
         got = everything(x, partial(numba, **options))
-    assert_same(got, want, tolerance=1e-5)
+    same.assert_same(got, want, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["none", "silu"])
@@ -92,7 +82,7 @@ def test_far_from_zero(far):
     x = make(1, 8, 5, 1)
     x[0] = torch.linspace(-far, far, 40).view(1, 8, 5)
     want = everything([t.double() for t in x], partial(definition, activation="silu"))
-    assert_same(everything(x, partial(numba, activation="silu")), want, tolerance=1e-6)
+    same.assert_same(everything(x, partial(numba, activation="silu")), want, tolerance=1e-6)
 
 
 def halves(x):
@@ -184,8 +174,8 @@ def test_one_step_without_gradients_is_the_same():
     with torch.no_grad():
         y, state = numba(*x, activation="silu")
     want = everything(x, partial(numba, activation="silu"))
-    assert torch.equal(y, want["y"])
-    assert torch.equal(state.past_BSD, want["past"])
+    assert torch.equal(y, want["output"])
+    assert torch.equal(state.past_BSD, want["state.past_BSD"])
 
 
 def test_lengths_beyond_the_sequence_are_its_end():

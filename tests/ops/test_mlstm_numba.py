@@ -32,6 +32,7 @@ def test_any_shape_is_the_definition(data):
         "lengths_B": None if lengths is None else torch.tensor(lengths),
         "input_gate": data.draw(st.sampled_from(["exp", "sigmoid"])),
         "normalize": data.draw(st.booleans()),
+        "eps": data.draw(st.sampled_from([1e-6, 0.25])),
     }
     x = make(B, T, H, K, V, seed=seed, gate=data.draw(st.sampled_from([0.1, 1.0, 5.0])), positive=True)
     want = everything(x, partial(definition, **options))
@@ -53,6 +54,44 @@ def test_several_spans_and_a_remainder(T):
 def test_accuracy_at_a_real_size():
     x = make(1, 512, 2, 64, 128, gate=2.0, dtype=torch.float32, positive=True)
     assert_as_accurate(numba, definition, x, names=NAMES)
+
+
+def test_a_unit_that_is_large():
+    """m is near 10,000, where float32 has steps of 0.001: rounded anywhere but at the end, it would show in all that
+    goes from chunk to chunk and from span to span, and in the gradients."""
+    x = make(1, 200, 1, 4, 3, dtype=torch.float32, positive=True)
+    x[3], x[4] = x[3] + 1e4, x[4] + 3
+    x[7] = x[7] + 1e4
+
+    def output(run, inputs):
+        inputs = [t.clone().requires_grad_(n < 7) for n, t in enumerate(inputs)]
+        h_BTHV, _ = run(*inputs)
+        weights = torch.randn(h_BTHV.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        (h_BTHV * weights).sum().backward()
+        gradients = {f"gradient of {name}": t.grad for name, t in zip(NAMES[:7], inputs, strict=False)}
+        return {"h": h_BTHV.detach(), **gradients}
+
+    want = output(definition, [t.double() for t in x])
+    assert_same(output(partial(numba, chunk_len=2), x), want, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("f", [-1e15, torch.finfo(torch.float32).min, -torch.inf])
+def test_a_forget_gate_that_closes_for_good(f):
+    """In a sum with its neighbours such a number would swallow their digits."""
+    x = make(2, 30, dtype=torch.float32, positive=True)
+    x[4][:, [5, 18]] = f
+    want = everything([t.double() for t in x], definition)
+    assert_same(everything(x, partial(numba, chunk_len=8)), want, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_mass_of_either_sign(normalize):
+    """Far enough from zero that it divides well."""
+    x = make(2, 60, 2, 4, 3, dtype=torch.float32, positive=True)
+    x[0][:, ::3] *= -1
+    options = {"normalize": normalize}
+    want = everything([t.double() for t in x], partial(definition, **options))
+    assert_same(everything(x, partial(numba, chunk_len=16, **options)), want, tolerance=2e-5)
 
 
 def test_inputs_that_are_not_contiguous():

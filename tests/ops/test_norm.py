@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from accuracy import compare
-from exlstm.ops.norm import FEW, few, head_norm, layer_norm, rms_norm
+from exlstm.ops.norm import FEW, few_rows, head_norm, layer_norm, rms_norm
 
 
 def centred(x):
@@ -55,7 +55,7 @@ def test_statistics_are_wide(function):
 def test_a_few_rows_are_as_accurate_as_many(function, dtype, scale, offset):
     """A few numbers without gradients go through one kernel, others through torch."""
     x, gain = (scale * torch.randn(3, 1, 77) + offset).to(dtype), torch.randn(77).to(dtype)
-    assert few(x, gain)
+    assert few_rows(x, gain)
     exact = function(x.double(), gain.double(), 1e-5)
     plain = function(x, gain.clone().requires_grad_(), 1e-5).detach()
     compare(function.__name__, exact, plain, function(x, gain, 1e-5), 2.0)
@@ -72,28 +72,28 @@ def test_a_few_rows_that_are_not_numbers():
 
 def test_few_asks_for_what_the_kernel_can_read():
     x, gain = torch.randn(4, 8), torch.randn(8)
-    assert few(x, gain)
-    assert not few(x.requires_grad_(), gain)
+    assert few_rows(x, gain)
+    assert not few_rows(x.requires_grad_(), gain)
     with torch.no_grad():
-        assert few(x, gain)
-        assert not few(x.detach().mT.contiguous().mT, gain)
-        assert not few(x.detach(), gain.bfloat16())
-        assert not few(x.detach().double(), gain.double())
-        assert not few(torch.randn(FEW // 8 + 1, 8), gain)
+        assert few_rows(x, gain)
+        assert not few_rows(x.detach().mT.contiguous().mT, gain)
+        assert not few_rows(x.detach(), gain.bfloat16())
+        assert not few_rows(x.detach().double(), gain.double())
+        assert not few_rows(torch.randn(FEW // 8 + 1, 8), gain)
 
 
 def test_only_a_few_plain_numbers_go_that_way():
     x, gain = torch.randn(1, 1, 64), torch.randn(64)
-    assert few(x, gain)
-    assert not few(torch.randn(1, 1 + FEW // 64, 64), gain)
-    assert not few(x.clone().requires_grad_(), gain)
-    assert not few(x, gain.double())
-    assert not few(x.double(), gain.double())
-    assert not few(torch.randn(64, 2).T, gain)
-    assert not few(x[:0], gain)
-    assert not few(x, torch.randn(32))
-    assert not few(x.to("meta"), gain)
-    assert not torch.vmap(lambda one: torch.as_tensor(few(one, gain)), out_dims=None)(torch.randn(2, 64))
+    assert few_rows(x, gain)
+    assert not few_rows(torch.randn(1, 1 + FEW // 64, 64), gain)
+    assert not few_rows(x.clone().requires_grad_(), gain)
+    assert not few_rows(x, gain.double())
+    assert not few_rows(x.double(), gain.double())
+    assert not few_rows(torch.randn(64, 2).T, gain)
+    assert not few_rows(x[:0], gain)
+    assert not few_rows(x, torch.randn(32))
+    assert not few_rows(x.to("meta"), gain)
+    assert not torch.vmap(lambda one: torch.as_tensor(few_rows(one, gain)), out_dims=None)(torch.randn(2, 64))
 
 
 @pytest.mark.parametrize("function", [layer_norm, rms_norm])

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -140,3 +141,48 @@ def test_who_waited_long_rests(team, monkeypatch):
         team.run(COUNTER, arguments.ctypes.data, 5)
         assert (arguments[2:] == turn + 1).all()
         assert team.rest == numba_team.REST - turn % (numba_team.REST + 1)
+
+
+def table_of(*jobs):
+    """What `play` takes: (arguments, pieces, whether they are shared) of each job, and what has to stay alive."""
+    numbers = [(COUNTER, x.ctypes.data, pieces, shared) for x, pieces, shared in jobs]
+    return np.array(numbers, np.int64)
+
+
+WAYS = {
+    "torch's threads": lambda monkeypatch: None,
+    "a team": lambda monkeypatch: monkeypatch.setattr(numba_team, "gnu_openmp", lambda: None),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_player_plays_every_piece_of_every_job_once(way, threads, monkeypatch):
+    WAYS[way](monkeypatch)
+    player = numba_team.Player()
+    for _ in range(20):
+        jobs = [(job(pieces, work=20), pieces, shared) for pieces in (1, 3, 40, 1000) for shared in (0, 1)]
+        table = table_of(*jobs)
+        player.play(table.ctypes.data, len(table), threads)
+        assert all((x[2:] == 1).all() for x, _, _ in jobs)
+
+
+def test_several_players_at_once():
+    """Each with a region of its own, from several threads of Python."""
+
+    def play(_number):
+        player, jobs = numba_team.Player(), [(job(50, work=20), 50, 1) for _ in range(30)]
+        table = table_of(*jobs)
+        player.play(table.ctypes.data, len(table), 2)
+        return all((x[2:] == 1).all() for x, _, _ in jobs)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(play, range(16)))
+
+
+def test_jobs_come_one_after_another():
+    """The second sees what the first wrote, on whatever threads they ran: it counts further."""
+    player, x = numba_team.Player(), job(64, work=50)
+    table = table_of(*[(x, 64, 1)] * 200)
+    player.play(table.ctypes.data, len(table), 2)
+    assert (x[2:] == 200).all()

@@ -1,6 +1,6 @@
 """The Numba scan at the edges of its tiles: rows by four, units by sixteen, several tiles of a head, and threads."""
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -11,10 +11,21 @@ from numba import njit
 from same import assert_same
 from slstm_cases import call, everything, make, resets
 
-from exlstm.ops.numba_math import FASTMATH
-from exlstm.ops.slstm import SLSTMState, slstm
+from exlstm.ops.numba_lanes import FASTMATH
+from exlstm.ops.numba_tensors import address_of
+from exlstm.ops.slstm import SLSTMState, numba_tile, slstm
 from exlstm.ops.slstm import numba as scan
-from exlstm.ops.slstm.numba_tile import LANES, PANEL, WIDE, four_rows, one_row, one_row_narrow, product, rows_by_four
+from exlstm.ops.slstm.numba_tile import (
+    LANES,
+    PANEL,
+    WIDE,
+    four_rows,
+    one_row,
+    one_row_narrow,
+    product,
+    rows_by_four,
+    tile,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -36,6 +47,13 @@ def test_rows_and_units(B, V):
     lengths = torch.arange(B).flip(0) * 7 % 8
     x = make(B, 7, 2, V, seed=B, dtype=torch.float32)
     against_the_definition(x, reset_BT=resets(B, 7, seed=V), lengths_B=lengths)
+
+
+@pytest.mark.parametrize("V", [5, 16, 33])
+def test_without_mixing(V):
+    """No product fills the sums and the gradients of h anew at every step."""
+    x, lengths = make(5, 7, 2, V, dtype=torch.float32), torch.tensor([7, 3, 0, 6, 7])
+    against_the_definition(x, mixing=False, reset_BT=resets(5, 7), lengths_B=lengths)
 
 
 @pytest.mark.parametrize("B", [scan.MOST_ROWS - 1, scan.MOST_ROWS + 1, 2 * scan.MOST_ROWS + 5])
@@ -79,20 +97,26 @@ def test_the_plan_covers_every_row_once(B, H, V, count):
     assert 1 <= threads <= count
 
 
-@njit(fastmath=FASTMATH)
-def run_product(out, out_stride, out_block, x, x_stride, rows, p, steps, panels):
-    product(out, out_stride, out_block, x, x_stride, rows, p, steps, panels)
+@cache
+def fresh_product(wide):
+    """Compiled anew, for the width that is set when it is first called; the package's own stays as it is."""
+    return njit(fastmath=FASTMATH)(product.py_func)
 
 
+@pytest.mark.parametrize("wide", [1, 4], ids=["short vectors", "long vectors"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9])
 @pytest.mark.parametrize(("steps", "panels"), [(1, 1), (3, 2), (16, 4), (20, 5), (7, 11)])
-def test_product(rows, steps, panels):
+def test_product(monkeypatch, wide, rows, steps, panels):
+    """Whatever CPU this is: how many panels go together depends on the length of its vectors."""
+    monkeypatch.setattr(numba_tile, "WIDE", wide)
+    monkeypatch.setattr(numba_tile, "four_rows", tile(4, wide))
     generator = np.random.default_rng(0)
-    x = generator.standard_normal((rows_by_four(rows), steps)).astype(np.float32)
+    x = generator.standard_normal((rows_by_four.py_func(rows), steps)).astype(np.float32)
     p = generator.standard_normal((panels, steps, PANEL)).astype(np.float32)
     blocks = -(-panels // 4)
-    out = np.full((rows_by_four(rows), blocks, 5 * PANEL), np.nan, np.float32)
-    run_product(out, blocks * 5 * PANEL, 5 * PANEL, x, steps, rows, p, steps, panels)
+    out = np.full((rows_by_four.py_func(rows), blocks, 5 * PANEL), np.nan, np.float32)
+    out_at, x_at, p_at = (array.ctypes.data for array in (out, x, p))
+    fresh_product(wide)(out_at, blocks * 5 * PANEL, 5 * PANEL, x_at, steps, rows, p_at, steps, panels)
     assert np.isnan(out[:, :, 4 * PANEL :]).all()  # what lies between the blocks is left alone
     got = out[:rows, :, : 4 * PANEL].reshape(rows, -1)
     np.testing.assert_allclose(got[:, : panels * PANEL], x[:rows] @ np.hstack(p), rtol=1e-4, atol=1e-5)
@@ -104,6 +128,7 @@ def test_tiles_are_in_registers():
 
     @njit
     def run(out, x, p, steps):
+        out, x, p = address_of(out), address_of(x), address_of(p)
         four_rows(out, 0, 64, x, 0, steps, p, 0, steps)
         one_row(out, 0, 64, x, 0, steps, p, 0, steps)
         one_row_narrow(out, 0, 64, x, 0, steps, p, 0, steps)

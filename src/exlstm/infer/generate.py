@@ -15,6 +15,7 @@ from torch import Tensor
 
 from exlstm.data.tokenizer import Decoder, Tokenizer
 from exlstm.infer.sampling import SamplingConfig, sample
+from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers.contract import rows
 from exlstm.models.lm import LM
 
@@ -149,6 +150,7 @@ def _generate(
     with _evaluating(model):
         logits_BC, state = prefill(model, prompts)
         seen_BC = _seen(prompts, logits_BC) if sampling.repetition_penalty != 1.0 else None
+    loop = TokenLoop(model, state)
 
     for step in range(max_tokens):
         tokens_B = sample(logits_BC, sampling, generators, seen_BC)
@@ -160,13 +162,12 @@ def _generate(
         if len(going) < len(live):
             keep_B = torch.tensor(going, device=tokens_B.device)
             live, generators = [live[row] for row in going], [generators[row] for row in going]
-            tokens_B, state = tokens_B[keep_B], rows(state, keep_B)
+            tokens_B, loop = tokens_B[keep_B], TokenLoop(model, rows(loop.state, keep_B))
             seen_BC = None if seen_BC is None else seen_BC[keep_B]
         if seen_BC is not None:
             seen_BC = seen_BC.scatter(1, tokens_B[:, None], True)
         with _evaluating(model):
-            logits_B1C, state = model(tokens_B[:, None], state)
-        logits_BC = logits_B1C[:, 0]
+            logits_BC = loop(tokens_B)
 
 
 def _seen(prompts: Sequence[Sequence[int]], logits_BC: Tensor) -> Tensor:

@@ -127,6 +127,13 @@ class LM(nn.Module):
         Returns logits [B, T, C], float32 or wider if there is a cap. Raises ValueError for input that does not fit.
         """
         self.check(tokens_BT, state, reset_BT, lengths_B)
+        return self.advance(tokens_BT, state, reset_BT=reset_BT, lengths_B=lengths_B)
+
+    def advance(
+        self, tokens_BT: Tensor, state: LMState | None = None, *,
+        reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, LMState]:  # fmt: skip
+        """`forward` of input that is known to fit."""
         x_BTD = functional.dropout(self.embed(tokens_BT), self.config.dropout, self.training)
         after = []
         for index, block in enumerate(self.blocks):

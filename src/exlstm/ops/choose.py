@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from itertools import takewhile
 from typing import NamedTuple
 
+from exlstm.ops.tape import TAPED, NotRecordable, recording
+
 
 class Choice(NamedTuple):
     """One decision: the op, the backend that runs, and why (or why not the better ones)."""
@@ -41,6 +43,8 @@ def choose(op: str, backend: str, candidates: Sequence[tuple[str, str | None]]) 
         raise ValueError(f"backend {backend!r} of {op} cannot run: {obstacles[backend]}; use backend='auto'.")
     else:
         picked, why = backend, "asked for by name"
+    if picked == "numba" and op not in TAPED and recording() is not None:
+        raise NotRecordable(f"{op} runs a kernel that does not write itself down")
     record = _record.get()
     if record is not None:
         record.append(Choice(op, picked, why))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from exlstm.ops.choose import choose
-from exlstm.ops.norm import head_norm
+from exlstm.ops.norm import few, head_norm
 from exlstm.ops.shared import has_numba
 
 GateActivation = Literal["silu", "sigmoid"]
@@ -54,10 +54,15 @@ def gated_norm(
             raise ValueError(f"{name} has shape {tuple(x.shape)}; with h {tuple(h_BTHV.shape)} it must be {shape}.")
     if activation not in ("silu", "sigmoid"):
         raise ValueError(f"activation is {activation!r}; it must be 'silu' or 'sigmoid'.")
-    obstacle = numba_obstacle((h_BTHV, gain_E, z_BTE, skip_E, c_BTE))
+    tensors = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE)
+    short = few(tensors)
+    obstacle = None if short else numba_obstacle(tensors)
     run = gated_norm_torch
     if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)]) == "numba":
-        from exlstm.ops.numba_gated_norm import gated_norm_numba as run
+        if short:
+            from exlstm.ops.numba_norm import gated_norm_few as run
+        else:
+            from exlstm.ops.numba_gated_norm import gated_norm_numba as run
     return run(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, activation, eps)
 
 

@@ -3,9 +3,11 @@
 D width  H heads  V head width; leading axes are free
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 from exlstm.ops.shared import has_numba, watched, wide
 
@@ -14,7 +16,7 @@ FEW = 1 << 14  # numbers: for more, torch's own passes are as fast as one
 
 def layer_norm(x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * gain over the last axis, without bias."""
-    if few(x, gain_D):
+    if few_rows(x, gain_D):
         from exlstm.ops.numba_norm import norm_numba
 
         return norm_numba(x, gain_D, eps, False)
@@ -23,32 +25,38 @@ def layer_norm(x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean square + eps) * gain over the last axis (Zhang & Sennrich 2019)."""
-    if few(x, gain_D):
+    if few_rows(x, gain_D):
         from exlstm.ops.numba_norm import norm_numba
 
         return norm_numba(x, gain_D, eps, True)
     return functional.rms_norm(wide(x), gain_D.shape, wide(gain_D), eps=eps).to(x.dtype)
 
 
-def few(x: Tensor, gain_D: Tensor) -> bool:
-    """Whether these are a few plain numbers on a CPU without gradients, such as the rows of a decoding step.
+def few(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether these, x first, are a few plain numbers on a CPU without gradients, as in a decoding step.
 
     Then a norm is one short kernel: what torch spends on its way in and out of several would be ten times as much.
     """
-    return (
-        x.numel() <= FEW
-        and type(x) is Tensor
-        and x.is_cpu
-        and x.dtype is gain_D.dtype
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and not (torch.is_grad_enabled() and (x.requires_grad or gain_D.requires_grad))
-        and x.shape[-1:] == gain_D.shape
-        and x.numel() > 0
-        and x.is_contiguous()
-        and gain_D.is_contiguous()
-        and has_numba()
-        and not watched()
+    x = tensors[0]
+    assert x is not None
+    if not 0 < x.numel() <= FEW or x.dtype not in (torch.float32, torch.bfloat16) or not has_numba() or watched():
+        return False
+    gradient = torch.is_grad_enabled()
+    return all(
+        y is None
+        or (
+            (type(y) is Tensor or type(y) is Parameter)
+            and y.is_cpu
+            and y.dtype is x.dtype
+            and not (gradient and y.requires_grad)
+        )
+        for y in tensors
     )
+
+
+def few_rows(x: Tensor, gain_D: Tensor) -> bool:
+    """Whether a norm over the width is such a kernel."""
+    return few((x, gain_D)) and x.shape[-1:] == gain_D.shape and x.is_contiguous() and gain_D.is_contiguous()
 
 
 def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float) -> Tensor:

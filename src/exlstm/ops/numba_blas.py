@@ -13,43 +13,65 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
-import numpy as np
 import torch
-from numba import njit, types
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from exlstm.ops.numba_jit import helper
 
 Array = Any  # a float32 NumPy array inside Numba
 
 # Compiled kernels know BLAS by this name, not by its address, so that they can be kept on disk.
 SYMBOL = "exlstm_sgemm"
-sgemm: Any = types.ExternalFunction(SYMBOL, types.void(*[types.intp] * 13))
+LONG, FLOAT, BYTE = ir.IntType(64), ir.FloatType(), ir.IntType(8)
 
 
-@njit(error_model="numpy")
-def layout(x_IJ: Array) -> tuple[int, int]:
-    """(N or T, distance between rows or columns) of a matrix whose rows, or columns, are contiguous."""
-    rows_apart, columns_apart = x_IJ.strides[0] // 4, x_IJ.strides[1] // 4
-    if columns_apart == 1:
-        return ord("N"), max(rows_apart, x_IJ.shape[1])
-    return ord("T"), max(columns_apart, x_IJ.shape[0])
+def _sgemm(_context: Any, out: Any, a: Any, b: Any, _alpha: Any, _beta: Any) -> Any:
+    """See `product`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def unpacked(n: int) -> tuple[Any, Any, Any]:
+            array = context.make_array(signature.args[n])(context, builder, arguments[n])
+            shape, strides = (cgutils.unpack_tuple(builder, x, 2) for x in (array.shape, array.strides))  # type: ignore[no-untyped-call]
+            return array.data, shape, [builder.sdiv(x, LONG(4)) for x in strides]
+
+        def given(value: Any) -> Any:
+            """A pointer to the value: BLAS wants everything by address."""
+            return cgutils.alloca_once_value(builder, value)  # type: ignore[no-untyped-call]
+
+        def larger(x: Any, y: Any) -> Any:
+            return builder.select(builder.icmp_signed(">", x, y), x, y)
+
+        def layout(shape: Any, apart: Any) -> tuple[Any, Any]:
+            """N or T, and the distance between rows or columns, of a matrix whose rows, or columns, are contiguous."""
+            in_rows = builder.icmp_signed("==", apart[1], LONG(1))
+            distance = builder.select(in_rows, larger(apart[0], shape[1]), larger(apart[1], shape[0]))
+            return builder.select(in_rows, BYTE(ord("N")), BYTE(ord("T"))), distance
+
+        # columns first: out^T = b^T a^T. Whole numbers are right in 32 bits as in 64
+        (out_data, (M, N), out_apart), (a_data, a_shape, a_apart), (b_data, b_shape, b_apart) = map(unpacked, range(3))
+        (a_letter, a_distance), (b_letter, b_distance) = layout(a_shape, a_apart), layout(b_shape, b_apart)
+        passed = (
+            given(b_letter), given(a_letter), given(N), given(M), given(a_shape[1]), given(arguments[3]), b_data,
+            given(b_distance), a_data, given(a_distance), given(arguments[4]), out_data, given(larger(out_apart[0], N)),
+        )  # fmt: skip
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()] * len(passed))
+        sgemm = cgutils.get_or_insert_function(builder.module, kind, SYMBOL)  # type: ignore[no-untyped-call]
+        builder.call(sgemm, [builder.bitcast(x, BYTE.as_pointer()) for x in passed])
+        return context.get_dummy_value()
+
+    return types.void(out, a, b, types.float32, types.float32), generate
 
 
-@njit(error_model="numpy")
+sgemm: Any = intrinsic(_sgemm)
+
+
+@helper()
 def product(out_MN: Array, a_MI: Array, b_IN: Array, alpha: float, beta: float) -> None:
     """out = alpha a b + beta out, in float32. Slices with contiguous rows are welcome, and .T of these as a and b."""
-    # BLAS wants everything by address and columns first: out^T = b^T a^T. Whole numbers are right in 32 bits as in 64.
-    (M, N), depth = out_MN.shape, a_MI.shape[1]
-    a_letter, a_apart = layout(a_MI)
-    b_letter, b_apart = layout(b_IN)
-    sizes = np.array([N, M, depth, b_apart, a_apart, max(out_MN.strides[0] // 4, N)])
-    factors = np.array([alpha, beta], dtype=np.float32)
-    letters = np.array([b_letter, a_letter], dtype=np.uint8)
-    size, factor, letter = sizes.ctypes.data, factors.ctypes.data, letters.ctypes.data
-    sgemm(
-        letter, letter + 1, size, size + 8, size + 16, factor, b_IN.ctypes.data, size + 24,
-        a_MI.ctypes.data, size + 32, factor + 4, out_MN.ctypes.data, size + 40,
-    )  # fmt: skip
-    # an address keeps nothing alive: these are freed after their last use, which must come after the call
-    sizes[0], factors[0], letters[0] = 0, 0, 0
+    sgemm(out_MN, a_MI, b_IN, alpha, beta)
 
 
 @cache

@@ -12,96 +12,97 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy import float32, float64, int64
 from torch import Tensor
 
 from exlstm.ops.conv import ConvState
-from exlstm.ops.numba_jit import compiled, tensor_at, untraced
-from exlstm.ops.numba_math import FASTMATH, sigmoid
+from exlstm.ops.numba_jit import compiled, helper, untraced
+from exlstm.ops.numba_lanes import FASTMATH
+from exlstm.ops.numba_math import sigmoid
+from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, put, tensor_at
 from exlstm.ops.threads import share_out
 
-Array = Any  # a float32 NumPy array inside Numba
+Array = Any  # a float64 NumPy array inside Numba
 REORDER = FASTMATH | {"reassoc"}  # sums in any order, so that they vectorise; never where there is an `exp`
 PIECE_STEPS = 128  # at most, in a piece of work
 TOGETHER = 16  # steps whose share of the weights' gradients is summed before it joins the rest: short sums round less
 THREAD_ELEMENTS = 1 << 15  # so many numbers take a thread longer than waking another
-SIZE = 4  # bytes of a float32
 
 
-@njit(fastmath=REORDER)
-def add_product(out_D: Array, x_D: Array, y_D: Array) -> None:
+@helper(REORDER)
+def add_product(out_D: int, x_D: int, y_D: int, D: int) -> None:
     """out += x y"""
-    for d in range(out_D.size):
-        out_D[d] += x_D[d] * y_D[d]
+    for d in range(D):
+        put(out_D, d, at(out_D, d) + at(x_D, d) * at(y_D, d))
 
 
-@njit(fastmath=REORDER)
-def add(out_D: Array, x_D: Array) -> None:
+@helper(REORDER)
+def add(out_D: int, x_D: int, D: int) -> None:
     """out += x"""
-    for d in range(out_D.size):
-        out_D[d] += x_D[d]
+    for d in range(D):
+        put(out_D, d, at(out_D, d) + at(x_D, d))
 
 
-@njit(fastmath=REORDER)
-def multiply(out_D: Array, x_D: Array, y_D: Array) -> None:
-    """out = x y"""
-    for d in range(out_D.size):
-        out_D[d] = x_D[d] * y_D[d]
-
-
-@njit(fastmath=FASTMATH)
-def activate(a_D: Array) -> None:
+@helper()
+def activate(a_D: int, D: int) -> None:
     """a = silu(a)"""
-    for d in range(a_D.size):
-        a_D[d] *= sigmoid(a_D[d])
+    for d in range(D):
+        put(a_D, d, at(a_D, d) * sigmoid(at(a_D, d)))
 
 
-@njit(fastmath=FASTMATH)
-def activate_backward(a_D: Array, dy_D: Array) -> None:
+@helper()
+def activate_backward(a_D: int, dy_D: int, D: int) -> None:
     """a = dy silu'(a)"""
-    for d in range(a_D.size):
-        a, s = a_D[d], sigmoid(a_D[d])
-        a_D[d] = dy_D[d] * s * (float32(1.0) + a * (float32(1.0) - s))
+    one = float32(1.0)
+    for d in range(D):
+        a, s = at(a_D, d), sigmoid(at(a_D, d))
+        put(a_D, d, at(dy_D, d) * s * (one + a * (one - s)))
 
 
-@njit(fastmath=FASTMATH)
-def window_and_bias(w: int, b: int, D: int, W: int) -> Array:
-    """The filter tap by tap, so that channels stand side by side, and below it the bias: [W + 1, D]."""
-    i_ID = np.empty((W + 1, D), float32)
-    w_DW, b_D = tensor_at(w, (D, W), float32), tensor_at(b, D, float32)
+@helper()
+def join(total_ID: Array, part_ID: int) -> None:
+    """total += part in float64; part starts again from zero."""
+    for i in range(total_ID.size):
+        total_ID[i] += at(part_ID, i)
+    clear(part_ID, total_ID.size)
+
+
+@helper()
+def window_and_bias(w: int, b: int, D: int, W: int, i_ID: int) -> None:
+    """Fills i_ID with the filter tap by tap, so that channels stand side by side, and below it the bias."""
     for d in range(D):
         for tap in range(W):
-            i_ID[tap, d] = w_DW[d, tap]
-        i_ID[W, d] = b_D[d]
-    return i_ID
+            put(i_ID, tap * D + d, at(w, d * W + tap))
+    copy(i_ID + W * D * SIZE, b, D)
 
 
-@njit(fastmath=FASTMATH)
-def first_seen(reset_T: Array, t: int, S: int) -> int:
-    """The earliest step whose input step t sees; below zero it lies in the past. reset_T of size 0: no resets."""
-    for s in range(t, max(t - S, -1), -1):
-        if reset_T.size > 0 and reset_T[s]:
-            return s
+@helper()
+def first_seen(reset: int, t: int, S: int) -> int:
+    """The earliest step whose input step t sees; below zero it lies in the past. reset may be 0: no resets."""
+    if reset != 0:
+        reset_T = tensor_at(reset, t + 1, np.bool_)
+        for s in range(t, t - S if t >= S else -1, -1):
+            if reset_T[s]:
+                return s
     return t - S
 
 
-@njit(inline="always", fastmath=FASTMATH)
-def at(x: int, past: int, stride: int, s: int, S: int, D: int) -> int:
+@helper()
+def step_at(x: int, past: int, stride: int, s: int, S: int, D: int) -> int:
     """The address of the D inputs of step s of a row: of x, whose steps are `stride` bytes apart, or of the past."""
     return x + s * stride if s >= 0 else past + (S + s) * D * SIZE
 
 
-@njit(fastmath=FASTMATH)
-def before_activation(a_D: Array, i_ID: Array, oldest: int, t: int, x: int, past: int, stride: int) -> None:
+@helper()
+def before_activation(a: int, i_ID: int, oldest: int, t: int, x: int, past: int, stride: int, S: int, D: int
+                      ) -> None:  # fmt: skip
     """a_t = b + sum_j w_j x_{t-S+j}, of the steps from `oldest` on."""
-    D, S = a_D.size, i_ID.shape[0] - 2
-    a_D[:] = i_ID[S + 1]
+    copy(a, i_ID + (S + 1) * D * SIZE, D)
     for s in range(oldest, t + 1):
-        add_product(a_D, tensor_at(at(x, past, stride, s, S, D), D, float32), i_ID[S - t + s])
+        add_product(a, step_at(x, past, stride, s, S, D), i_ID + (S - t + s) * D * SIZE, D)
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def borders(item: int, pieces: int, T: int, lengths: int) -> tuple[int, int, int, int]:
     """The row of a piece of work, its first step and that after its last, and the length of the row."""
     row, piece = item // pieces, item % pieces
@@ -118,27 +119,30 @@ def forward_scan(first: int, last: int, pieces: int, T: int, D: int, W: int, x: 
     x_row and x_step: bytes between rows and between steps of x. reset and lengths may be 0: none.
     """
     S = W - 1
-    i_ID = window_and_bias(w, b, D, W)
+    work = np.empty((W + 1) * D, float32)
+    i_ID = address_of(work)
+    window_and_bias(w, b, D, W, i_ID)
     for item in range(first, last):
         row, begin, end, length = borders(item, pieces, T, lengths)
-        reset_T = tensor_at(reset + row * T, T if reset != 0 else 0, np.bool_)
-        x0, past0, y0 = x + row * x_row, past + row * S * D * SIZE, y + row * T * D * SIZE
+        reset_T = reset + row * T if reset != 0 else 0
+        x0, past0 = x + row * x_row, past + row * S * D * SIZE
         for t in range(begin, end):
-            y_D = tensor_at(y0 + t * D * SIZE, D, float32)
+            y_D = y + (row * T + t) * D * SIZE
             if t >= length:
-                y_D[:] = float32(0.0)
+                clear(y_D, D)
                 continue
-            before_activation(y_D, i_ID, first_seen(reset_T, t, S), t, x0, past0, x_step)
+            before_activation(y_D, i_ID, first_seen(reset_T, t, S), t, x0, past0, x_step, S, D)
             if silu:
-                activate(y_D)
+                activate(y_D, D)
         if end == T:
             oldest = first_seen(reset_T, length - 1, S)
             for s in range(length - S, length):
-                after_D = tensor_at(after + ((row + 1) * S + s - length) * D * SIZE, D, float32)
+                after_D = after + ((row + 1) * S + s - length) * D * SIZE
                 if s < oldest:
-                    after_D[:] = float32(0.0)
+                    clear(after_D, D)
                 else:
-                    after_D[:] = tensor_at(at(x0, past0, x_step, s, S, D), D, float32)
+                    copy(after_D, step_at(x0, past0, x_step, s, S, D), D)
+    keep(work)
 
 
 @compiled
@@ -149,39 +153,43 @@ def backward_scan(first: int, last: int, pieces: int, T: int, D: int, W: int, x:
 
     A piece has the gradients of its own inputs, so it looks at the first S steps of the next one as well.
     """
-    S = W - 1
-    i_ID, total_ID = window_and_bias(w, b, D, W), np.empty((W + 1, D), float64)
-    part_ID, a_D = np.empty((W + 1, D), float32), np.empty(D, float32)
+    S, ID, y_step = W - 1, (W + 1) * D, D * SIZE
+    work = np.empty(4 * ID + D, float32)
+    i_ID, part_ID = address_of(work), address_of(work) + ID * SIZE
+    total_ID, a_D = tensor_at(part_ID + ID * SIZE, ID, float64), part_ID + 3 * ID * SIZE
+    window_and_bias(w, b, D, W, i_ID)
     for item in range(first, last):
         row, begin, end, length = borders(item, pieces, T, lengths)
         own = begin if begin > 0 else -S  # the first of the inputs whose gradients are found here
-        reset_T = tensor_at(reset + row * T, T if reset != 0 else 0, np.bool_)
+        reset_T = reset + row * T if reset != 0 else 0
         x0, past0, dy0 = x + row * x_row, past + row * S * D * SIZE, dy + row * dy_row
-        dx0, dpast0 = dx + row * T * D * SIZE, dpast + row * S * D * SIZE
-        total_ID[:], part_ID[:] = 0.0, float32(0.0)
+        dx0, dpast0 = dx + row * T * y_step, dpast + row * S * y_step
+        clear(part_ID, ID)
+        clear(address_of(total_ID), 2 * ID)
         for s in range(own, end):
-            tensor_at(at(dx0, dpast0, D * SIZE, s, S, D), D, float32)[:] = float32(0.0)
-        for t in range(begin, min(end + S, length)):
-            oldest, dy_D = first_seen(reset_T, t, S), tensor_at(dy0 + t * dy_step, D, float32)
+            clear(step_at(dx0, dpast0, y_step, s, S, D), D)
+        for t in range(begin, end + S if end + S < length else length):
+            oldest, dy_D = first_seen(reset_T, t, S), dy0 + t * dy_step
             if silu:
-                before_activation(a_D, i_ID, oldest, t, x0, past0, x_step)
-                activate_backward(a_D, dy_D)
+                before_activation(a_D, i_ID, oldest, t, x0, past0, x_step, S, D)
+                activate_backward(a_D, dy_D, D)
             else:
-                a_D[:] = dy_D
-            for s in range(max(oldest, own), min(t + 1, end)):
-                add_product(tensor_at(at(dx0, dpast0, D * SIZE, s, S, D), D, float32), a_D, i_ID[S - t + s])
+                copy(a_D, dy_D, D)
+            for s in range(oldest if oldest > own else own, t + 1 if t < end else end):
+                add_product(step_at(dx0, dpast0, y_step, s, S, D), a_D, i_ID + (S - t + s) * y_step, D)
             if t < end:
                 for s in range(oldest, t + 1):
-                    add_product(part_ID[S - t + s], a_D, tensor_at(at(x0, past0, x_step, s, S, D), D, float32))
-                add(part_ID[W], a_D)
+                    add_product(part_ID + (S - t + s) * y_step, a_D, step_at(x0, past0, x_step, s, S, D), D)
+                add(part_ID + W * y_step, a_D, D)
             if (t - begin) % TOGETHER == TOGETHER - 1:
-                total_ID += part_ID
-                part_ID[:] = float32(0.0)
-        oldest = first_seen(reset_T, length - 1, S)
-        for s in range(max(length - S, oldest, own), min(length, end)):
-            dafter_D = tensor_at(dafter + ((row + 1) * S + s - length) * D * SIZE, D, float32)
-            add(tensor_at(at(dx0, dpast0, D * SIZE, s, S, D), D, float32), dafter_D)
-        tensor_at(di + item * (W + 1) * D * SIZE, (W + 1, D), float32)[:] = total_ID + part_ID
+                join(total_ID, part_ID)
+        for s in range(max(first_seen(reset_T, length - 1, S), length - S, own), min(length, end)):
+            dafter_D = dafter + ((row + 1) * S + s - length) * y_step
+            add(step_at(dx0, dpast0, y_step, s, S, D), dafter_D, D)
+        join(total_ID, part_ID)
+        for i in range(ID):
+            put(di + item * ID * SIZE, i, total_ID[i])
+    keep(work)
 
 
 class Sizes(NamedTuple):

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy import float32, float64
 from torch import Tensor
 
 from exlstm.ops.gated_norm import GateActivation
-from exlstm.ops.numba_jit import compiled, tensor_at, untraced
-from exlstm.ops.numba_math import FASTMATH, sigmoid
+from exlstm.ops.numba_jit import compiled, helper, untraced
+from exlstm.ops.numba_lanes import FASTMATH
+from exlstm.ops.numba_math import sigmoid
+from exlstm.ops.numba_tensors import address_of, clear, keep, tensor_at
 from exlstm.ops.threads import share_out
 
 Array = Any  # a float32 NumPy array inside Numba
@@ -28,7 +29,7 @@ TILE = 32  # rows whose gradients of g and s are summed before they join the oth
 THREAD_NUMBERS = 1 << 16  # so much of h takes a thread longer than waking another
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def total(x_V: Array) -> Number:
     """The sum of x."""
     result = float32(0.0)
@@ -37,7 +38,7 @@ def total(x_V: Array) -> Number:
     return result
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def dot(x_V: Array, y_V: Array) -> Number:
     """The sum of x * y."""
     result = float32(0.0)
@@ -46,28 +47,28 @@ def dot(x_V: Array, y_V: Array) -> Number:
     return result
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def shift(x_V: Array, by: Number, factor: Number, out_V: Array) -> None:
     """out = (x - by) factor; the difference comes first, for it is nearly exact."""
     for j in range(x_V.size):
         out_V[j] = (x_V[j] - by) * factor
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def multiply(x_V: Array, y_V: Array, out_V: Array) -> None:
     """out = x y"""
     for j in range(x_V.size):
         out_V[j] = x_V[j] * y_V[j]
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def add_product(x_V: Array, y_V: Array, out_V: Array) -> None:
     """out += x y"""
     for j in range(x_V.size):
         out_V[j] += x_V[j] * y_V[j]
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def standardise(h_V: Array, eps: float, n_V: Array) -> Number:
     """n = (h - mean) / sqrt(variance + eps); returns the factor."""
     one, width = float32(1.0), float32(h_V.size)
@@ -80,7 +81,7 @@ def standardise(h_V: Array, eps: float, n_V: Array) -> Number:
     return factor
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def gate(z_V: Array, silu: bool, y_V: Array) -> None:
     """y *= a(z)"""
     if silu:
@@ -91,7 +92,7 @@ def gate(z_V: Array, silu: bool, y_V: Array) -> None:
             y_V[j] *= sigmoid(z_V[j])
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def gate_backward(z_V: Array, silu: bool, dy_V: Array, p_V: Array, dz_V: Array) -> None:
     """y = p a(z): fills dz, and p becomes its own gradient."""
     one = float32(1.0)
@@ -108,7 +109,7 @@ def gate_backward(z_V: Array, silu: bool, dy_V: Array, p_V: Array, dz_V: Array) 
             p_V[j] = dy_V[j] * s
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def norm_backward(n_V: Array, factor: Number, dn_V: Array, dh_V: Array) -> None:
     """dh = factor (dn - mean(dn) - n mean(n dn))"""
     width = float32(n_V.size)
@@ -142,10 +143,12 @@ def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int,
                   ) -> None:  # fmt: skip
     """Tiles first to last - 1 of the gradients; addresses as in `forward_rows`. dgs: of g and s, for each tile."""
     E = H * V
-    n_V, p_V = np.empty(V, float32), np.empty(V, float32)
+    work = np.empty(2 * V, float32)
+    n_V = tensor_at(address_of(work), V, float32)
+    p_V = tensor_at(address_of(work) + 4 * V, V, float32)
     for tile in range(first, last):
         dg, ds = dgs + 8 * tile * E, dgs + 4 * (2 * tile + 1) * E
-        tensor_at(dg, 2 * E, float32)[:] = float32(0.0)
+        clear(dg, 2 * E)
         for m in range(tile * TILE, min((tile + 1) * TILE, M)):
             for e in range(0, E, V):
                 here = 4 * (m * E + e)
@@ -164,6 +167,7 @@ def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int,
                     multiply(p_V, s_V, tensor_at(dc + here, V, float32))
                 multiply(p_V, g_V, p_V)
                 norm_backward(n_V, factor, p_V, tensor_at(dh + here, V, float32))
+    keep(work)
 
 
 def address(x: Tensor | None) -> int:

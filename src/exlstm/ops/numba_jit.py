@@ -11,7 +11,7 @@ Import this page only from a Numba kernel's page: it imports Numba.
 import logging
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache, wraps
 from hashlib import sha256
@@ -21,14 +21,13 @@ from typing import Any
 
 import numba
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
-from numba.extending import intrinsic
-from numba.np.numpy_support import carray
 
-from exlstm.ops.numba_math import FASTMATH
+from exlstm.ops.numba_lanes import FASTMATH
+
+jit: Any = numba.njit  # its types do not know all of its options
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -36,11 +35,28 @@ def compiled(function: Callable[..., Any]) -> Any:
 
     It may call functions of its own page, of the other numba*.py pages of its folder, and of those of `ops`.
     """
-    kernel: Any = njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
+    kernel: Any = jit(nogil=True, fastmath=FASTMATH, error_model="numpy", no_cfunc_wrapper=True)(function)
     # without its compiler (Numba's switch for debugging) the kernel is the function itself
     if kernel is not function:
         kernel._cache = KernelCache(function)
     return kernel
+
+
+def helper(fastmath: Collection[str] = FASTMATH) -> Callable[[Callable[..., Any]], Any]:
+    """Decorates what only kernels call: compiled once for whole numbers, not again for each constant that is passed.
+
+    It has no way in from Python, which would take longer to compile than the rest.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        options = {"fastmath": set(fastmath), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        made = jit(error_model="numpy", **options)(function)
+        if made is not function:
+            for_types = made.get_call_template
+            made.get_call_template = lambda args, kws: for_types(tuple(map(types.unliteral, args)), kws)
+        return made
+
+    return decorate
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,24 +73,6 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*arguments, **options)
 
     return call
-
-
-def _pointer(_context: Any, _address: Any) -> Any:
-    """An address as what Numba's `carray` takes."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.intp), generate
-
-
-pointer: Any = intrinsic(_pointer)
-
-
-@njit(inline="always")
-def tensor_at(address: int, shape: Any, dtype: Any) -> Any:
-    """Inside a kernel: the contiguous tensor with this `data_ptr()`. Arrays cost ten times more on their way in."""
-    return carray(pointer(address), shape, dtype)
 
 
 class KernelCache(FunctionCache):

@@ -16,6 +16,7 @@ few numbers in memory, each group in a cache line of its own:
 """
 
 import atexit
+import ctypes
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from exlstm.ops.numba_jit import KernelCache, compiled
+from exlstm.ops.threads import FORKED, REGION, gnu_openmp
 
 WORD, FUNCTION, ARGUMENTS, DONE, STOP = 0, 64, 72, 128, 192  # bytes from the start of the control block
 CONTROL_BYTES, LINE = 256, 64
@@ -113,14 +115,26 @@ def _relax(_context: Any) -> Any:
     return types.void(), generate
 
 
+def _ask(_context: Any, _function: Any) -> Any:
+    """Calls a C function `int()` by its address."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.sext(builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), []), LONG)
+
+    return types.int64(types.int64), generate
+
+
 load: Any = intrinsic(_load)
 store: Any = intrinsic(_store)
 add: Any = intrinsic(_add)
 swap: Any = intrinsic(_swap)
 call: Any = intrinsic(_call)
+ask: Any = intrinsic(_ask)
 relax: Any = intrinsic(_relax)
 
 
+@cache
 def address_of(function: Callable[[int, int], None]) -> int:
     """Address of `function(arguments, piece)`, compiled for `Team.run`; it is kept on disk as kernels are."""
     kernel: Any = CFunc(function, ((types.int64, types.int64), types.void), {}, {"error_model": "numpy"})
@@ -170,6 +184,25 @@ def _alone(function: int, arguments: int, pieces: int) -> None:
         call(function, arguments, piece)
 
 
+def _play(control: int, patience: int, rest: int, table: int, count: int) -> int:
+    """Many jobs, one after another: so many of them alone at first, and REST after one that was waited for too long.
+
+    control: 0 if all of them are to be done alone. table: four numbers per job: its function, its arguments, its
+    pieces, and whether it is worth sharing. Returns how many more are to be done alone.
+    """
+    for n in range(count):
+        at = table + 32 * n
+        function, arguments, pieces = load(at), load(at + 8), load(at + 16)
+        if load(at + 24) == 0 or control == 0:
+            alone(function, arguments, pieces)
+        elif rest > 0:
+            rest -= 1
+            alone(function, arguments, pieces)
+        elif together(control, function, arguments, pieces) > patience:
+            rest = REST
+    return rest
+
+
 def _serve(control: int, patience: int) -> None:
     """Does pieces of whatever comes, until nothing has come for `patience` looks."""
     idle = 0
@@ -182,6 +215,17 @@ def _serve(control: int, patience: int) -> None:
 
 
 together, alone, serve = compiled(_together), compiled(_alone), compiled(_serve)
+play = compiled(_play)
+
+
+@cache
+def looks_of(seconds: float) -> int:
+    """How often `serve` looks for work in this time."""
+    control = np.zeros(CONTROL_BYTES, np.int64)
+    serve(control.ctypes.data, 1)  # compiled
+    began = time.perf_counter()
+    serve(control.ctypes.data, 10_000)
+    return max(100, int(10_000 * seconds / (time.perf_counter() - began)))
 
 
 class Team:
@@ -191,10 +235,7 @@ class Team:
         memory = np.zeros(CONTROL_BYTES + LINE, np.uint8)
         self.memory, self.control = memory, memory.ctypes.data + -memory.ctypes.data % LINE
         self.busy, self.bell, self.sleepers, self.rest = threading.Lock(), threading.Condition(), 0, 0
-        serve(self.control, 1)  # compiled here, so that the threads do not wait for each other
-        began = time.perf_counter()
-        serve(self.control, 10_000)
-        self.patience = max(100, int(10_000 * AWAKE_SECONDS / (time.perf_counter() - began)))
+        self.patience = looks_of(AWAKE_SECONDS)  # which compiles, so that the threads do not wait for each other
         self.threads = [
             threading.Thread(target=self.live, name=f"exlstm-team-{n}", daemon=True) for n in range(1, threads)
         ]
@@ -226,13 +267,28 @@ class Team:
                 self.rest -= 1
                 alone(function, arguments, pieces)
                 return
-            if self.sleepers:
-                with self.bell:
-                    self.bell.notify_all()
+            self.wake()
             if together(self.control, function, arguments, pieces) > self.patience // 10:
                 self.rest = REST
         finally:
             self.busy.release()
+
+    def play(self, table: int, count: int) -> None:
+        """Many jobs, without the interpreter between them: see `_play`."""
+        if not self.busy.acquire(blocking=False):
+            play(0, 0, 0, table, count)
+            return
+        try:
+            self.wake()
+            self.rest = play(self.control, self.patience // 10, self.rest, table, count)
+        finally:
+            self.busy.release()
+
+    def wake(self) -> None:
+        """Calls those who sleep."""
+        if self.sleepers:
+            with self.bell:
+                self.bell.notify_all()
 
     def dismiss(self) -> None:
         """The threads leave; `run` goes on working, alone."""
@@ -254,6 +310,55 @@ store_number = compiled(_store_number)
 def team(threads: int) -> Team:
     """The team of this size; made when it is first needed."""
     return Team(threads)
+
+
+THREAD_NUMBER, TABLE, COUNT, PATIENCE, TO_REST = range(CONTROL_BYTES, CONTROL_BYTES + 40, 8)
+
+
+def play_in_region(data: int, _piece: int) -> None:
+    """What each thread of a region does: the first plays, the others do what it shares out until it is through."""
+    if ask(load(data + THREAD_NUMBER)) == 0:
+        rest = play(data, load(data + PATIENCE), load(data + TO_REST), load(data + TABLE), load(data + COUNT))
+        store(data + TO_REST, rest)
+        store(data + STOP, 1)
+    else:
+        serve(data, 1 << 62)
+
+
+class Player:
+    """Plays tables of jobs (see `_play`) as one region of torch's own OpenMP threads; without these, on a `Team`.
+
+    Torch's threads go on looking for work for milliseconds after every operation of torch, and who wants their cores
+    meanwhile gets half of one.
+    """
+
+    def __init__(self) -> None:
+        self.memory = np.zeros(2 * CONTROL_BYTES + LINE, np.uint8)
+        start = -self.memory.ctypes.data % LINE
+        self.data = self.memory.ctypes.data + start
+        self.numbers = self.memory[start : start + 2 * CONTROL_BYTES].view(np.int64)
+
+    def play(self, table: int, count: int, threads: int) -> None:
+        """One table from beginning to end. Only one thread at a time may call this."""
+        openmp = None if FORKED.is_set() else gnu_openmp()
+        if threads == 1:
+            play(0, 0, 0, table, count)
+        elif openmp is None:
+            team(threads).play(table, count)
+        else:
+            parallel, number, _ = openmp
+            given = {THREAD_NUMBER: address_in_c(number), TABLE: table, COUNT: count,
+                     PATIENCE: looks_of(AWAKE_SECONDS / 10), STOP: 0}  # fmt: skip
+            for place, value in given.items():
+                self.numbers[place // 8] = value
+            parallel(REGION(address_of(play_in_region)), self.data, threads, 0)
+
+
+def address_in_c(function: Any) -> int:
+    """Where a function of a C library is."""
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address
 
 
 if hasattr(os, "register_at_fork"):

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from exlstm.ops.tape import recording
+
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32, or wider if `dtype` is: the precision of gates, states and sums."""
@@ -45,7 +47,7 @@ def watched() -> bool:
         torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > (recording() is not None)
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
 

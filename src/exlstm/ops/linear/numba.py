@@ -12,22 +12,20 @@ M rows of x  K columns  N rows of W  G groups of 128 columns
 import threading
 from array import array
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, cast
 
 import numpy as np
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
 from numpy import float32, int32
 from torch import Tensor
 
 from exlstm.ops.linear.formats import GROUP, Int4Weight, Int8Weight, Weight
 from exlstm.ops.linear.numba_tiles import STEPS, tile
-from exlstm.ops.numba_jit import compiled
+from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_math import bits_of_float, float_of_bits
 from exlstm.ops.numba_team import address_of, alone, team
+from exlstm.ops.numba_tensors import at, byte_at, long_at, put, put_short, short_at
+from exlstm.ops.tape import recording
 
 NONE, FLOAT32, BFLOAT16, INT8, INT4 = range(5)
 KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
@@ -45,49 +43,21 @@ int4_2x1, int4_1x1, int4_1x2 = tile("int4", 2, 1), tile("int4", 1, 1), tile("int
 STEP_FLOAT32, STEP_BFLOAT16, STEP_INT8 = STEPS["float32"], STEPS["bfloat16"], STEPS["int8"]
 
 
-def _at(kind: Any, result: Any) -> Any:
-    """A function that reads a number of this kind at an address."""
-
-    def plain(_context: Any, _address: Any) -> Any:
-        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
-
-        return result(types.int64), generate
-
-    return intrinsic(plain)
-
-
-def _put(kind: Any, given: Any) -> Any:
-    """A function that writes a number of this kind to an address."""
-
-    def plain(_context: Any, _address: Any, _value: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            builder.store(arguments[1], builder.inttoptr(arguments[0], kind.as_pointer()))
-            return context.get_dummy_value()
-
-        return types.void(types.int64, given), generate
-
-    return intrinsic(plain)
-
-
-float_at, short_at = _at(ir.FloatType(), types.float32), _at(ir.IntType(16), types.uint16)
-byte_at, long_at = _at(ir.IntType(8), types.int8), _at(ir.IntType(64), types.int64)
-put_float, put_short = _put(ir.FloatType(), types.float32), _put(ir.IntType(16), types.uint16)
-
-
-def _number(kind: int, address: int, index: int) -> Any:
+@helper()
+def number(kind: int, address: int, index: int) -> Any:
     """Element `index` of an array of this kind, as float32."""
     if kind == FLOAT32:
-        return float_at(address + 4 * index)
+        return at(address, index)
     if kind == BFLOAT16:
         return float_of_bits(int32(int32(short_at(address + 2 * index)) << int32(16)))
     return float32(byte_at(address + index))
 
 
-def _write(kind: int, address: int, index: int, x: Any) -> None:
+@helper()
+def write(kind: int, address: int, index: int, x: Any) -> None:
     """x as element `index` of an array of float32 or, rounded to the nearest even, of bfloat16."""
     if kind == FLOAT32:
-        put_float(address + 4 * index, x)
+        put(address, index, x)
         return
     bits = np.uint32(bits_of_float(x))
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
@@ -95,7 +65,8 @@ def _write(kind: int, address: int, index: int, x: Any) -> None:
     put_short(address + 2 * index, np.uint16((bits >> np.uint32(16)) if nan else rounded))
 
 
-def _sums(kind: int, rows: int, batch: int, w: int, w_stride: int, x: int, x_stride: int, scale: int,
+@helper()
+def sums(kind: int, rows: int, batch: int, w: int, w_stride: int, x: int, x_stride: int, scale: int,
           scale_stride: int, lines: int, out: int) -> None:  # fmt: skip
     """Runs the tile of this kind and size."""
     a, b, c, d, e, f = w, w_stride, x, x_stride, scale, scale_stride
@@ -126,10 +97,8 @@ def _sums(kind: int, rows: int, batch: int, w: int, w_stride: int, x: int, x_str
         int4_2x1(a, b, c, d, e, f, lines, out) if rows == 2 else int4_1x1(a, b, c, d, e, f, lines, out)
 
 
-number, write, sums = compiled(_number), compiled(_write), compiled(_sums)
-
-
-def _block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, first: int, rows: int, x: int,
+@helper()
+def block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, first: int, rows: int, x: int,
            x_stride: int, grouped: int, batch: int, lines: int, done: int, K: int, out: int) -> None:  # fmt: skip
     """out[batch, rows]: products of `rows` rows of W from `first` on with `batch` rows of x."""
     start = w + first * w_stride
@@ -137,37 +106,33 @@ def _block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, fi
         sums(kind, rows, batch, start, w_stride, x, x_stride, scale + 4 * G * first, 4 * G, lines, out)
     else:
         for i in range(batch * rows):
-            put_float(out + 4 * i, float32(0.0))
+            put(out, i, float32(0.0))
     if kind == INT4:
         for i in range(batch):
             for n in range(rows):
                 total = float32(0.0)
                 for g in range(G):
-                    total += float_at(offset + 4 * ((first + n) * G + g)) * float_at(grouped + 4 * (i * G + g))
-                at = out + 4 * (i * rows + n)
-                put_float(at, float_at(at) + total)
+                    total += at(offset, (first + n) * G + g) * at(grouped, i * G + g)
+                put(out, i * rows + n, at(out, i * rows + n) + total)
         return
     for i in range(batch):
         for n in range(rows):
-            at = out + 4 * (i * rows + n)
-            total = float_at(at)
+            total = at(out, i * rows + n)
             for k in range(done, K):
-                total += number(kind, start + n * w_stride, k) * float_at(x + i * x_stride + 4 * k)
-            put_float(at, total * float_at(scale + 4 * (first + n)) if kind == INT8 else total)
+                total += number(kind, start + n * w_stride, k) * at(x + i * x_stride, k)
+            put(out, i * rows + n, total * at(scale, first + n) if kind == INT8 else total)
 
 
-block = compiled(_block)
-
-
-def _piece(job: int, index: int) -> None:
+@helper()
+def piece_of_job(job: int, index: int) -> None:
     """One piece of a job: some rows of one W with all rows of x."""
-    at = job + 8 * (HEAD + MAP * (long_at(job + 40) - 1))
-    while long_at(at + 24) > index:
-        at -= 8 * MAP
+    here = job + 8 * (HEAD + MAP * (long_at(job + 40) - 1))
+    while long_at(here + 24) > index:
+        here -= 8 * MAP
     M, K, x, grouped = long_at(job), long_at(job + 8), long_at(job + 16), long_at(job + 32)
-    kind, N, per_piece = long_at(at), long_at(at + 8), long_at(at + 16)
-    w, scale, offset, bias = long_at(at + 32), long_at(at + 40), long_at(at + 48), long_at(at + 56)
-    bias_kind, y, y_kind = long_at(at + 64), long_at(at + 72), long_at(at + 80)
+    kind, N, per_piece = long_at(here), long_at(here + 8), long_at(here + 16)
+    w, scale, offset, bias = long_at(here + 32), long_at(here + 40), long_at(here + 48), long_at(here + 56)
+    bias_kind, y, y_kind = long_at(here + 64), long_at(here + 72), long_at(here + 80)
     G = (K + GROUP - 1) // GROUP
     x_stride, w_stride, step = 4 * K, K, STEP_INT8
     if kind == FLOAT32:
@@ -177,7 +142,7 @@ def _piece(job: int, index: int) -> None:
     lines = K // step
     if kind == INT4:
         x, x_stride, w_stride, lines = long_at(job + 24), 4 * G * GROUP, 64 * G, G
-    n = (index - long_at(at + 24)) * per_piece
+    n = (index - long_at(here + 24)) * per_piece
     last = min(N, n + per_piece)
     room = np.empty(16, np.float32)
     out = room.ctypes.data
@@ -194,7 +159,7 @@ def _piece(job: int, index: int) -> None:
                       grouped + 4 * m * G, batch, lines, lines * step, K, out)  # fmt: skip
                 for i in range(batch):
                     for j in range(rows):
-                        total = float_at(out + 4 * (i * rows + j))
+                        total = at(out, i * rows + j)
                         if bias_kind != NONE:
                             total += number(bias_kind, bias, row + j)
                         write(y_kind, y, (m + i) * N + row + j, total)
@@ -203,7 +168,8 @@ def _piece(job: int, index: int) -> None:
         n = end
 
 
-def _spread(x: int, M: int, K: int, scaled: int, grouped: int) -> None:
+@compiled
+def spread(x: int, M: int, K: int, scaled: int, grouped: int) -> None:
     """x for int4: divided by 16^j where it meets number j of a word, zeros at the end, and its sums in groups."""
     G = (K + GROUP - 1) // GROUP
     for m in range(M):
@@ -214,31 +180,33 @@ def _spread(x: int, M: int, K: int, scaled: int, grouped: int) -> None:
                     factor = float32(1.0)
                 for lane in range(16):
                     k = GROUP * g + 16 * j + lane
-                    value = float_at(x + 4 * (m * K + k)) if k < K else float32(0.0)
+                    value = at(x, m * K + k) if k < K else float32(0.0)
                     total += value
-                    put_float(scaled + 4 * (m * G * GROUP + k), value * factor)
+                    put(scaled, m * G * GROUP + k, value * factor)
                 factor *= float32(0.0625)
-            put_float(grouped + 4 * (m * G + g), total)
+            put(grouped, m * G + g, total)
 
 
-def _widen(x: int, count: int, wide: int) -> None:
+@compiled
+def widen(x: int, count: int, wide: int) -> None:
     """bfloat16 to float32."""
     for k in range(count):
-        put_float(wide + 4 * k, number(BFLOAT16, x, k))
-
-
-spread, widen, piece_body = compiled(_spread), compiled(_widen), compiled(_piece)
+        put(wide, k, number(BFLOAT16, x, k))
 
 
 def run_piece(job: int, index: int) -> None:
     """What threads call."""
-    piece_body(job, index)
+    piece_of_job(job, index)
 
 
-@cache
-def piece_address() -> int:
-    """Where `run_piece` is."""
-    return address_of(run_piece)
+def widen_piece(job: int, _index: int) -> None:
+    """For a `Tape`: address of bfloat16, how many, where to."""
+    widen(long_at(job), long_at(job + 8), long_at(job + 16))
+
+
+def spread_piece(job: int, _index: int) -> None:
+    """For a `Tape`: the arguments of `spread`."""
+    spread(long_at(job), long_at(job + 8), long_at(job + 16), long_at(job + 24), long_at(job + 32))
 
 
 class Scratch(threading.local):
@@ -326,21 +294,29 @@ class Plan:
         threads = torch.get_num_threads() if self.bytes * M > ALONE_BYTES else 1
         template, pieces = self.job(threads)
         job, outputs, address, groups = array("q", template), self.outputs(outer, M), x.data_ptr(), self.groups
-        narrow = x.dtype != torch.float32
+        narrow, tape, room = x.dtype != torch.float32, recording(), 0
         if groups or narrow:
-            room = scratch.take(M * (K + groups * (GROUP + 1)))
-            if narrow:
-                widen(address, M * K, room)
-                address = room
-            if groups:
-                job[3] = room + 4 * M * K
-                job[4] = job[3] + 4 * M * groups * GROUP
-                spread(address, M, K, job[3], job[4])
+            count = M * (K + groups * (GROUP + 1))
+            # what is recorded needs memory that stays as it is
+            room = scratch.take(count) if tape is None else tape.keep(torch.empty(count)).data_ptr()
+        if narrow:
+            widen(address, M * K, room)
+            if tape is not None:
+                tape.add(widen_piece, address, M * K, room)
+            address = room
+        if groups:
+            job[3] = room + 4 * M * K
+            job[4] = job[3] + 4 * M * groups * GROUP
+            spread(address, M, K, job[3], job[4])
+            if tape is not None:
+                tape.add(spread_piece, address, M, K, job[3], job[4])
         job[0], job[2] = M, address
         at = HEAD + 9
         for y in outputs:
             job[at] = y.data_ptr()
             at += MAP
+        if tape is not None:
+            tape.add(run_piece, *job, pieces=pieces, shared=threads > 1)
         run = alone if threads == 1 else team(threads).run
-        run(piece_address(), job.buffer_info()[0], pieces)
+        run(address_of(run_piece), job.buffer_info()[0], pieces)
         return outputs

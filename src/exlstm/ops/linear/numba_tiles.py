@@ -2,7 +2,7 @@
 
 LLVM's vectoriser leaves these loops half as fast as memory allows. Every product is summed in 16 lanes from left to
 right, then over the lanes, whatever the tile and whatever the processor's vectors: a row's result does not depend on
-how many rows of x there are. While a tile is read, the next one is fetched into the cache.
+how many rows of x there are. While a line is read, one farther on is fetched into the cache.
 
 kinds of weights, 64 bytes of a row at a time:
     float32, bfloat16    as they are
@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 FLOAT, BYTE, SHORT, WORD, LONG = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 LANES, LINE = 16, 64
+AHEAD = 4096  # bytes from what is read to what is fetched: less comes too late, more is gone again
 FLOATS, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES)
 SIZES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
 FUSED = ("contract",)
@@ -84,7 +85,6 @@ def body(builder: Any, kind: str, rows: int, batch: int, arguments: Any) -> None
     starts = [builder.add(w, builder.mul(w_stride, LONG(n))) for n in range(rows)]
     inputs = [builder.add(x, builder.mul(x_stride, LONG(m))) for m in range(batch)]
     scales = [builder.add(scale, builder.mul(scale_stride, LONG(n))) for n in range(rows)]
-    ahead = builder.mul(w_stride, LONG(rows))
     entry, loop, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -96,7 +96,7 @@ def body(builder: Any, kind: str, rows: int, batch: int, arguments: Any) -> None
     sums = dict.fromkeys(grid, zero) if kind == "int4" else dict(totals)
     here = [builder.add(start, builder.mul(line, LONG(LINE))) for start in starts]
     for place in here:
-        fetch(builder, builder.add(place, ahead))
+        fetch(builder, builder.add(place, LONG(AHEAD)))
     for part in range(step // LANES):
         offset = builder.add(builder.mul(line, LONG(4 * step)), LONG(4 * LANES * part))
         values = [load(builder, builder.add(start, offset), FLOATS) for start in inputs]

@@ -9,102 +9,105 @@ T, L, S steps of the chunk (any, target, source)  K key width  V value width  I 
 from math import exp as exact_exp
 from typing import Any
 
-import numpy as np
-from numba import njit
 from numpy import float32, float64
 
-from exlstm.ops.numba_math import FASTMATH, exp
+from exlstm.ops.numba_jit import helper
+from exlstm.ops.numba_lanes import FASTMATH
+from exlstm.ops.numba_math import exp
+from exlstm.ops.numba_tensors import row
 
 Array = Any  # a float32 NumPy array inside Numba
 REORDER = FASTMATH | {"reassoc"}  # sums in any order, so that they vectorise; never where there is an `exp`
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def scale_rows(x_LI: Array, factor_L: Array, factor: float, out_LI: Array) -> None:
     """out_t = x_t factor_t factor"""
-    for t in range(x_LI.shape[0]):
-        f = factor_L[t] * float32(factor)
-        for i in range(x_LI.shape[1]):
-            out_LI[t, i] = x_LI[t, i] * f
+    for t in range(factor_L.size):
+        x_I, out_I, f = row(x_LI, t), row(out_LI, t), factor_L[t] * float32(factor)
+        for i in range(x_I.size):
+            out_I[i] = x_I[i] * f
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def add_rows(out_LI: Array, x_LI: Array, factor_L: Array, factor: float) -> None:
     """out_t += x_t factor_t factor"""
-    for t in range(x_LI.shape[0]):
-        f = factor_L[t] * float32(factor)
-        for i in range(x_LI.shape[1]):
-            out_LI[t, i] += x_LI[t, i] * f
+    for t in range(factor_L.size):
+        x_I, out_I, f = row(x_LI, t), row(out_LI, t), factor_L[t] * float32(factor)
+        for i in range(x_I.size):
+            out_I[i] += x_I[i] * f
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def add_outer(out_LI: Array, factor_L: Array, x_I: Array) -> None:
     """out_t += factor_t x"""
-    for t in range(out_LI.shape[0]):
-        f = factor_L[t]
-        for i in range(out_LI.shape[1]):
-            out_LI[t, i] += f * x_I[i]
+    for t in range(factor_L.size):
+        out_I, f = row(out_LI, t), factor_L[t]
+        for i in range(x_I.size):
+            out_I[i] += f * x_I[i]
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def decay_and_add(out_I: Array, decay: float, x_LI: Array, factor_L: Array) -> None:
     """out = decay out + sum_t factor_t x_t"""
     for i in range(out_I.size):
         out_I[i] *= decay
-    for t in range(x_LI.shape[0]):
-        f = factor_L[t]
+    for t in range(factor_L.size):
+        x_I, f = row(x_LI, t), factor_L[t]
         for i in range(out_I.size):
-            out_I[i] += x_LI[t, i] * f
+            out_I[i] += x_I[i] * f
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
+def dot(x_I: Array, y_I: Array) -> Any:
+    """The sum of x * y."""
+    total = float32(0.0)
+    for i in range(x_I.size):
+        total += x_I[i] * y_I[i]
+    return total
+
+
+@helper(REORDER)
 def dots(x_LI: Array, y_LI: Array, out_L: Array) -> None:
     """out_t = x_t . y_t"""
-    for t in range(x_LI.shape[0]):
-        total = float32(0.0)
-        for i in range(x_LI.shape[1]):
-            total += x_LI[t, i] * y_LI[t, i]
-        out_L[t] = total
+    for t in range(out_L.size):
+        out_L[t] = dot(row(x_LI, t), row(y_LI, t))
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def dots_with(x_LI: Array, y_I: Array, out_L: Array) -> None:
     """out_t = x_t . y"""
-    for t in range(x_LI.shape[0]):
-        total = float32(0.0)
-        for i in range(x_LI.shape[1]):
-            total += x_LI[t, i] * y_I[i]
-        out_L[t] = total
+    for t in range(out_L.size):
+        out_L[t] = dot(row(x_LI, t), y_I)
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def inner(x_KV: Array, y_KV: Array) -> Any:
     """The sum of x * y: rows in float32, their sum in float64."""
     result = float64(0.0)
     for i in range(x_KV.shape[0]):
-        total = float32(0.0)
-        for j in range(x_KV.shape[1]):
-            total += x_KV[i, j] * y_KV[i, j]
-        result += total
+        result += dot(row(x_KV, i), row(y_KV, i))
     return result
 
 
-@njit(fastmath=FASTMATH)
-def decays(target: float, source_S: Array, d_S: Array) -> None:
-    """exp(target + source_s)"""
-    for s in range(d_S.size):
+@helper()
+def decays(target: float, source_S: Array, first: int, last: int, d_S: Array) -> None:
+    """exp(target + source_s) from the first source to the last, elsewhere zeros."""
+    for s in range(first):
+        d_S[s] = float32(0.0)
+    for s in range(first, last + 1):
         d_S[s] = exp(float32(target + source_S[s]))
+    for s in range(last + 1, d_S.size):
+        d_S[s] = float32(0.0)
 
 
-@njit(fastmath=FASTMATH)
-def weights(log_i_T: Array, log_f_T: Array, reset_T: Array, m: float, stabilize: bool, d_LS: Array, carry_L: Array,
-            floor_L: Array) -> float:  # fmt: skip
-    """D, the carry and exp(-m_t) of a chunk; returns m after it."""
-    L = carry_L.size
-    source_S = np.empty(L, float64)
+@helper()
+def weights(log_i_T1: Array, log_f_T1: Array, reset_T: Array, m: float, stabilize: bool, d_LS: Array, carry_L: Array,
+            floor_L: Array, source_S: Array) -> float:  # fmt: skip
+    """D, the carry and exp(-m_t) of a chunk; returns m after it. source_S: room for float64 numbers."""
     m_before, sum_f, first, cut = m, 0.0, 0, False
-    for t in range(L):
-        log_i, log_f = float(log_i_T[t]), float(log_f_T[t])
+    for t in range(carry_L.size):
+        log_i, log_f = float(log_i_T1[t, 0]), float(log_f_T1[t, 0])
         # a gate of -inf, or a reset by hand with a huge number, must not swallow the digits of its neighbours
         log_f = -1e5 if log_f < -1e5 else log_f
         if reset_T[t]:
@@ -115,26 +118,25 @@ def weights(log_i_T: Array, log_f_T: Array, reset_T: Array, m: float, stabilize:
         source_S[t] = log_i - sum_f
         carry_L[t] = float32(0.0) if cut else float32(exact_exp(sum_f + m_before - m))
         floor_L[t] = float32(exact_exp(-m))
-        d_LS[t, :first] = float32(0.0)
-        decays(sum_f - m, source_S[first : t + 1], d_LS[t, first : t + 1])
-        d_LS[t, t + 1 :] = float32(0.0)
+        decays(sum_f - m, source_S, first, t, row(d_LS, t))
     return m
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def weigh(p_LS: Array, d_LS: Array, mass_L: Array) -> None:
     """Q K^T / sqrt K becomes P; the mass, so far that of the old state, gains the sums of its rows."""
-    for t in range(p_LS.shape[0]):
-        total = float32(0.0)
+    for t in range(mass_L.size):
+        p_S, d_S, total = row(p_LS, t), row(d_LS, t), float32(0.0)
         for s in range(t + 1):
-            p = p_LS[t, s] * d_LS[t, s]
-            p_LS[t, s] = p
+            p = p_S[s] * d_S[s]
+            p_S[s] = p
             total += p
-        p_LS[t, t + 1 :] = float32(0.0)
+        for s in range(t + 1, p_S.size):
+            p_S[s] = float32(0.0)
         mass_L[t] += total
 
 
-@njit(fastmath=FASTMATH)
+@helper()
 def norms(mass_L: Array, floor_L: Array, normalize: bool, eps: float, inverse_L: Array) -> None:
     """1 / (max(|mass|, floor) + eps), or 1 / floor."""
     for t in range(mass_L.size):
@@ -142,21 +144,22 @@ def norms(mass_L: Array, floor_L: Array, normalize: bool, eps: float, inverse_L:
         inverse_L[t] = float32(1.0) / (((floor if mass < floor else mass) + float32(eps)) if normalize else floor)
 
 
-@njit(fastmath=REORDER)
+@helper(REORDER)
 def weigh_backward(dp_LS: Array, p_LS: Array, d_LS: Array, dmass_L: Array, di_S: Array, df_L: Array) -> None:
     """dnum V^T becomes the gradient of Q K^T / sqrt K. Gradients of the gates from the pairs that each acts on."""
-    later_S = np.zeros(dmass_L.size, float32)  # of each source, what the targets from t on say
+    for s in range(di_S.size):  # on the way: of each source, what the targets from t on say
+        di_S[s] = float32(0.0)
     for t in range(dmass_L.size - 1, -1, -1):
-        dmass = dmass_L[t]
+        dp_S, p_S, d_S, dmass = row(dp_LS, t), row(p_LS, t), row(d_LS, t), dmass_L[t]
         for s in range(t + 1):
-            dp_LS[t, s] += dmass
+            dp_S[s] += dmass
         for s in range(t + 1):
-            later_S[s] += dp_LS[t, s] * p_LS[t, s]
+            di_S[s] += dp_S[s] * p_S[s]
         for s in range(t + 1):
-            dp_LS[t, s] *= d_LS[t, s]
-        dp_LS[t, t + 1 :] = float32(0.0)
+            dp_S[s] *= d_S[s]
+        for s in range(t + 1, dp_S.size):
+            dp_S[s] = float32(0.0)
         total = float32(0.0)
         for s in range(t):
-            total += later_S[s]
+            total += di_S[s]
         df_L[t] = total
-    di_S[:] = later_S

@@ -15,12 +15,15 @@ from numpy import float32, float64
 from torch import Tensor
 
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState
-from exlstm.ops.numba_jit import compiled, tensor_at, untraced
+from exlstm.ops.numba_jit import compiled, untraced
 from exlstm.ops.numba_norm import read_numbers, write_numbers
+from exlstm.ops.numba_tensors import address_of, clear, double_as_long, double_at, long_at, tensor_at
+from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
 
 TOGETHER = 16  # rows of C whose read-outs are summed before they join the others: two short sums round less than one
 THREAD_BYTES = 8 << 20  # so much memory to step through takes a thread longer than waking another
+SHARED_BYTES = 64 << 10  # and so much longer than telling one that is awake
 
 
 @compiled
@@ -32,7 +35,7 @@ def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, 
     float32, contiguous; q, k, v and h are bfloat16 if `short`; reset: of bools, one per row, or 0. Fills c1, n1, m1,
     the state afterwards, and h.
     """
-    M, scale = last, float32(1.0 / np.sqrt(float64(K)))
+    M, scale, size = last, float32(1.0 / np.sqrt(float64(K))), 2 if short else 4
     i_M, f_M, reset_B = tensor_at(i, M, float32), tensor_at(f, M, float32), tensor_at(reset, -(-M // H), np.bool_)
     c0_MKV, n0_MK = tensor_at(c0, (M, K, V), float32), tensor_at(n0, (M, K), float32)
     c_MKV, n_MK = tensor_at(c1, (M, K, V), float32), tensor_at(n1, (M, K), float32)
@@ -42,12 +45,12 @@ def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, 
     for item in range(first, last):
         fresh = reset != 0 and reset_B[item // H]
         c_KV, old_KV = c_MKV[item], c0_MKV[item]
-        read_numbers(q, item, short, q_K)
-        read_numbers(k, item, short, k_K)
-        read_numbers(v, item, short, v_V)
+        read_numbers(q + size * item * K, short, q_K)
+        read_numbers(k + size * item * K, short, k_K)
+        read_numbers(v + size * item * V, short, v_V)
         if fresh:
             # what is forgotten may be infinite, so it is not multiplied by zero
-            c_KV[:] = float32(0.0)
+            clear(address_of(c_KV), K * V)
             old_KV = c_KV
         # m is the larger of these two and is kept as a float32; so they are rounded first, and one weight is exactly 1
         raw_i, raw_f, before = float64(i_M[item]), float64(f_M[item]), 0.0 if fresh else float64(m0_M[item])
@@ -55,9 +58,9 @@ def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, 
         log_i = float64(float32(raw_i if exp_gate else min(raw_i, 0.0) - log1p(exp(-abs(raw_i)))))
         m = np.maximum(kept, log_i) if exp_gate else 0.0
         decay, write, mass = float32(exp(kept - m)), float32(exp(log_i - m)), 0.0
-        h_V[:] = float32(0.0)
+        clear(address_of(h_V), V)
         for start in range(0, K, TOGETHER):
-            part_V[:] = float32(0.0)
+            clear(address_of(part_V), V)
             for row in range(start, min(start + TOGETHER, K)):
                 written, read = write * k_K[row], scale * q_K[row]
                 n = (float32(0.0) if fresh else decay * n0_MK[item, row]) + written
@@ -73,8 +76,16 @@ def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, 
         norm = float32(np.maximum(abs(mass), floor) + eps if normalize else floor)
         for j in range(V):
             h_V[j] /= norm
-        write_numbers(h_V, h, item, short)
+        write_numbers(h_V, h + size * item * V, short)
         m_M[item] = float32(m)
+
+
+def step_piece(a: int, item: int) -> None:
+    """For a `Tape`: one head of one row; the arguments of `step` from H on."""
+    step(item, item + 1, long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32), long_at(a + 40),
+         long_at(a + 48), long_at(a + 56), long_at(a + 64), long_at(a + 72), long_at(a + 80), long_at(a + 88),
+         long_at(a + 96), long_at(a + 104), long_at(a + 112), long_at(a + 120), long_at(a + 128) != 0,
+         long_at(a + 136) != 0, long_at(a + 144) != 0, double_at(a + 152))  # fmt: skip
 
 
 def plain(x: Tensor) -> Tensor:
@@ -102,14 +113,16 @@ def mlstm_numba_step(
     c_BHKV, n_BHK, m_BH, h_BTHV = map(torch.empty_like, (c0_BHKV, n0_BHK, m0_BH, v_BTHV))
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     arguments = (
-        B * H, H, K, V, q_BTHK.data_ptr(), k_BTHK.data_ptr(), v_BTHV.data_ptr(), i_BTH.data_ptr(), f_BTH.data_ptr(),
+        H, K, V, q_BTHK.data_ptr(), k_BTHK.data_ptr(), v_BTHV.data_ptr(), i_BTH.data_ptr(), f_BTH.data_ptr(),
         0 if reset_BT is None else reset_BT.data_ptr(), c0_BHKV.data_ptr(), n0_BHK.data_ptr(), m0_BH.data_ptr(),
         c_BHKV.data_ptr(), n_BHK.data_ptr(), m_BH.data_ptr(), h_BTHV.data_ptr(), short, input_gate == "exp", normalize,
-        eps,
     )  # fmt: skip
-    threads = 1 + 4 * B * H * K * V // THREAD_BYTES
+    M, threads = B * H, 1 + 4 * B * H * K * V // THREAD_BYTES
+    if (tape := recording()) is not None:
+        tape.keep((q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, reset_BT, h_BTHV))
+        tape.add(step_piece, *arguments, double_as_long(eps), pieces=M, shared=4 * M * K * V >= SHARED_BYTES)
     if threads == 1:
-        step(0, *arguments)
+        step(0, M, *arguments, eps)
     else:
-        share_out(step, *arguments, threads=threads)
+        share_out(step, M, *arguments, eps, threads=threads)
     return h_BTHV if h_BTHV.dtype is dtype else h_BTHV.to(dtype), MLSTMState(c_BHKV, n_BHK, m_BH)

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from exlstm.ops.numba_jit import untraced
 from exlstm.ops.shared import exactly, wide
-from exlstm.ops.slstm.numba_scan import KEPT, backward_scan, forward_scan
+from exlstm.ops.slstm.numba_gates import KEPT
+from exlstm.ops.slstm.numba_scan import backward_scan, forward_scan
 from exlstm.ops.slstm.numba_tile import PANEL
 from exlstm.ops.slstm.reference import SLSTMState
 from exlstm.ops.threads import share_out
 
-NOTHING = np.empty((0, 0, 0, 0), dtype=np.float32), np.empty(0, dtype=np.float32)
-NO_RESETS = np.empty((0, 0), dtype=np.bool_)
 MOST_ROWS = 8  # of a tile: R of a head is read once for all of them, from the second cache or from memory
 THREAD_WORTH = 60.0  # us of work that handing a piece to another thread is worth
 
@@ -54,14 +53,14 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor,
-                reset: np.ndarray, lengths: np.ndarray, exp_forget: bool) -> tuple[Tensor, ...]:  # fmt: skip
+                reset_BT: Tensor | None, lengths_B: Tensor, exp_forget: bool) -> tuple[Tensor, ...]:  # fmt: skip
         B, T, H, _, V = x_BTHGV.shape
         past_HBTV = new(H, B, T, V)
         kept_E = new(B * T * H * -(-V // PANEL) * KEPT)
         state = SLSTMState(h_BHV, c_BHV, n_BHV, m_BHV)
-        out = run(x_BTHGV, r_HKGV, state, reset, lengths, exp_forget, past_HBTV, kept_E)
+        out = run(x_BTHGV, r_HKGV, state, reset_BT, lengths_B, exp_forget, past_HBTV, kept_E)
         ctx.save_for_backward(r_HKGV, past_HBTV, kept_E)
-        ctx.reset, ctx.lengths = reset, lengths
+        ctx.reset, ctx.lengths = reset_BT, lengths_B
         ctx.mark_non_differentiable(out[4])
         return out
 
@@ -73,10 +72,11 @@ class Scan(torch.autograd.Function):
         dx_BTHGV = new(B, T, H, 4, V)
         dfirst = [new(B, H, V) for _ in range(3)]
         items, rows, threads, _ = plan(B, T, H, V)
+        dh_BTHV, r_HKGV, *dstate = contiguous(dh_BTHV, r_HKGV, *dlast[:3])
         share_out(
-            backward_scan, items, rows, array(dh_BTHV), array(r_HKGV), ctx.reset, ctx.lengths,
-            tuple(array(x) for x in dlast[:3]), dx_BTHGV.numpy(), tuple(x.numpy() for x in dfirst), kept_E.numpy(),
-            threads=threads,
+            backward_scan, items, rows, r_HKGV.shape[1] > 0, B, T, H, V, dh_BTHV.data_ptr(), r_HKGV.data_ptr(),
+            *addresses(ctx.reset, ctx.lengths), addresses(*dstate), dx_BTHGV.data_ptr(), addresses(*dfirst),
+            kept_E.data_ptr(), threads=threads,
         )  # fmt: skip
         dr_HKGV = None
         if ctx.needs_input_grad[1]:
@@ -94,22 +94,29 @@ def new(*shape: int) -> Tensor:
     return x
 
 
-def array(x: Tensor) -> np.ndarray:
-    """The numbers of a tensor, in its own memory if they stand in order there."""
-    return x.detach().contiguous().numpy()
+def contiguous(*tensors: Tensor) -> list[Tensor]:
+    """Without their graph, their numbers in order."""
+    return [x.detach().contiguous() for x in tensors]
 
 
-def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset: np.ndarray, lengths: np.ndarray, exp_forget: bool,
-        *keep: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
-    """The forward scan. keep: past_HBTV and kept_E, to be filled for the backward, if there is to be one."""
+def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    """Where tensors that somebody keeps alive begin; 0 for None."""
+    return tuple(0 if x is None else x.data_ptr() for x in tensors)
+
+
+def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | None, lengths_B: Tensor,
+        exp_forget: bool, past_HBTV: Tensor | None = None, kept_E: Tensor | None = None
+        ) -> tuple[Tensor, ...]:  # fmt: skip
+    """The forward scan. past_HBTV and kept_E are filled for the backward, if there is to be one."""
     B, T, H, _, V = x_BTHGV.shape
     h_BTHV = new(B, T, H, V)
     last = [new(B, H, V) for _ in range(4)]
     items, rows, threads, packed = plan(B, T, H, V)
+    x_BTHGV, r_HKGV, *first = contiguous(x_BTHGV, r_HKGV, *state)
     share_out(
-        forward_scan, items, rows, packed, array(x_BTHGV), array(r_HKGV), reset, lengths, exp_forget,
-        tuple(array(x) for x in state), h_BTHV.numpy(), tuple(x.numpy() for x in last),
-        *([x.numpy() for x in keep] or NOTHING), threads=threads,
+        forward_scan, items, rows, packed, r_HKGV.shape[1] > 0, B, T, H, V,
+        *addresses(x_BTHGV, r_HKGV, reset_BT, lengths_B), exp_forget, addresses(*first), h_BTHV.data_ptr(),
+        addresses(*last), *addresses(past_HBTV, kept_E), threads=threads,
     )  # fmt: skip
     return h_BTHV, *last
 
@@ -123,11 +130,11 @@ def slstm_numba(
     B, T, H, _, V = x_BTHGV.shape
     dtype, x_BTHGV = x_BTHGV.dtype, wide(x_BTHGV)
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else wide(r_HKGV)
-    reset = NO_RESETS if reset_BT is None else array(reset_BT)
-    lengths = np.full(B, T) if lengths_B is None else array(lengths_B.clamp(0, T).long())
+    reset_BT = None if reset_BT is None else reset_BT.contiguous()
+    lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.clamp(0, T).long().contiguous()
     inputs = (x_BTHGV, r_HKGV, *state)
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        h_BTHV, *last = Scan.apply(*inputs, reset, lengths, exp_forget)  # type: ignore[no-untyped-call]
+        h_BTHV, *last = Scan.apply(*inputs, reset_BT, lengths_B, exp_forget)  # type: ignore[no-untyped-call]
     else:
-        h_BTHV, *last = run(*inputs[:2], state, reset, lengths, exp_forget)
+        h_BTHV, *last = run(*inputs[:2], state, reset_BT, lengths_B, exp_forget)
     return h_BTHV.to(dtype), SLSTMState(*last)

@@ -2,13 +2,9 @@
 
 An item is a head and a tile of rows of the batch, and one thread takes it through all of time: R of the head, packed,
 stays in its cache. A step is one product of all rows with R, then the gates of one row after another, 16 units at a
-time. Numbers of one unit that meet in the gates stand in blocks of a fixed form, so that LLVM needs to know no sizes to
-see that they do not overlap:
+time, in the blocks of `numba_gates`.
 
-    block  7 x 16: i, f, z, o before their activations, c, n, m
-    kept   7 x 16: what the backward needs of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df
-    draw   4 x 16: the gradients of i, f, z, o before their activations
-    carry  2 x 16: the gradients of c, n
+Tensors are addresses of contiguous float32 numbers; *_at count these.
 
 B batch  T time  H heads  K, V head width  G gates: i, f, z, o  Q state parts: h, c, n, m
 """
@@ -16,292 +12,245 @@ B batch  T time  H heads  K, V head width  G gates: i, f, z, o  Q state parts: h
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy import float32
 
-from exlstm.ops.numba_jit import compiled
-from exlstm.ops.numba_math import FASTMATH, exp_below, log_sigmoid, sigmoid, tanh, where
-from exlstm.ops.slstm.numba_tile import PANEL, add_sixteen, at, prefetch, product, put, rows_by_four
+from exlstm.ops.numba_jit import compiled, helper
+from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, prefetch, put, tensor_at
+from exlstm.ops.slstm.numba_gates import BLOCK, CARRY, DRAW, KEPT, add_sixteen, gates, gates_backward
+from exlstm.ops.slstm.numba_tile import PANEL, product, rows_by_four
 
-Array = Any  # a contiguous NumPy array inside Numba, float32 where nothing else is said
-
-BLOCK, KEPT, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 4 * PANEL, 2 * PANEL
-
-
-@njit(inline="always", fastmath=FASTMATH)
-def tile_rows(item: int, B: int, rows: int) -> tuple[int, int, int]:
-    """(head, first row, number of rows) of an item; a tile has `rows` rows, the last one of a head what is left."""
-    tiles = -(-B // rows)
-    first = item % tiles * rows
-    return item // tiles, first, min(rows, B - first)
+Array = Any  # a NumPy array inside Numba
 
 
-@njit(fastmath=FASTMATH)
-def pack(r_HKGV: Array, head: int, units: int) -> Array:
-    """R of a head in panels, for h R: the four gates of 16 units are neighbours. Units beyond V are zeros."""
-    _, V, _, _ = r_HKGV.shape
-    p = np.zeros((units, 4, V, PANEL), dtype=np.float32)
-    for u in range(units):
+@helper()
+def pack(r_HKGV: int, head: int, V: int, units: int, panels: int) -> None:
+    """R of a head in panels [U, G, V, 16], for h R: the four gates of 16 units are neighbours. Beyond V are zeros."""
+    clear(panels, units * 4 * V * PANEL)
+    for k in range(V):
         for g in range(4):
-            for k in range(V):
-                for j in range(min(PANEL, V - u * PANEL)):
-                    p[u, g, k, j] = r_HKGV[head, k, g, u * PANEL + j]
-    return p
+            for v in range(V):
+                place = ((v // PANEL * 4 + g) * V + k) * PANEL + v % PANEL
+                put(panels, place, at(r_HKGV, ((head * V + k) * 4 + g) * V + v))
 
 
-@njit(fastmath=FASTMATH)
-def pack_transposed(r_HKGV: Array, head: int, units: int) -> Array:
-    """R^T of a head in panels, its rows in the order of the blocks, for d(gates) R^T."""
-    _, V, _, _ = r_HKGV.shape
-    p = np.zeros((units, units, 4, PANEL, PANEL), dtype=np.float32)
-    for u in range(units):
-        for v in range(V):
-            for g in range(4):
-                for k in range(min(PANEL, V - u * PANEL)):
-                    p[u, v // PANEL, g, v % PANEL, k] = r_HKGV[head, u * PANEL + k, g, v]
-    return p
+@helper()
+def pack_transposed(r_HKGV: int, head: int, V: int, units: int, panels: int) -> None:
+    """R^T of a head in panels [U, U, G, 16, 16], its rows in the order of the blocks, for d(gates) R^T."""
+    clear(panels, units * units * 4 * PANEL * PANEL)
+    for k in range(V):
+        for g in range(4):
+            for v in range(V):
+                row = ((k // PANEL * units + v // PANEL) * 4 + g) * PANEL + v % PANEL
+                put(panels, row * PANEL + k % PANEL, at(r_HKGV, ((head * V + k) * 4 + g) * V + v))
 
 
-@njit(fastmath=FASTMATH)
-def read_product(block: Array, block_at: int, units: int, h: Array, h_at: int, r_HKGV: Array, head: int) -> None:
+@helper()
+def read_product(block: int, units: int, h: int, r_KJ: int, V: int, raw_J: int) -> None:
     """h R for one row, R read where it lies: for a step or two, packing it would take longer than the step."""
-    _, V, _, _ = r_HKGV.shape
-    raw_J = np.zeros(4 * V, dtype=np.float32)
-    r_at, J = head * V * 4 * V, 4 * V
-    whole = V - V % 8
+    J, whole = 4 * V, V - V % 8
+    clear(raw_J, J)
     for k in range(0, whole, 8):
-        x0, x1, x2, x3 = at(h, h_at + k), at(h, h_at + k + 1), at(h, h_at + k + 2), at(h, h_at + k + 3)
-        x4, x5, x6, x7 = at(h, h_at + k + 4), at(h, h_at + k + 5), at(h, h_at + k + 6), at(h, h_at + k + 7)
-        a = r_at + k * J
+        x0, x1, x2, x3 = at(h, k), at(h, k + 1), at(h, k + 2), at(h, k + 3)
+        x4, x5, x6, x7 = at(h, k + 4), at(h, k + 5), at(h, k + 6), at(h, k + 7)
+        a = k * J
         for j in range(J):
-            left = x0 * at(r_HKGV, a + j) + x1 * at(r_HKGV, a + J + j) + x2 * at(r_HKGV, a + 2 * J + j)
-            left += x3 * at(r_HKGV, a + 3 * J + j)
-            right = x4 * at(r_HKGV, a + 4 * J + j) + x5 * at(r_HKGV, a + 5 * J + j) + x6 * at(r_HKGV, a + 6 * J + j)
-            right += x7 * at(r_HKGV, a + 7 * J + j)
-            raw_J[j] += left + right
+            left = x0 * at(r_KJ, a + j) + x1 * at(r_KJ, a + J + j) + x2 * at(r_KJ, a + 2 * J + j)
+            left += x3 * at(r_KJ, a + 3 * J + j)
+            right = x4 * at(r_KJ, a + 4 * J + j) + x5 * at(r_KJ, a + 5 * J + j) + x6 * at(r_KJ, a + 6 * J + j)
+            right += x7 * at(r_KJ, a + 7 * J + j)
+            put(raw_J, j, at(raw_J, j) + (left + right))
     for k in range(whole, V):
-        x0 = at(h, h_at + k)
+        x0 = at(h, k)
         for j in range(J):
-            raw_J[j] += x0 * at(r_HKGV, r_at + k * J + j)
+            put(raw_J, j, at(raw_J, j) + x0 * at(r_KJ, k * J + j))
     for u in range(units):
         for g in range(4):
-            for j in range(min(PANEL, V - u * PANEL)):
-                put(block, block_at + u * BLOCK + g * PANEL + j, raw_J[g * V + u * PANEL + j])
+            copy(block + SIZE * (u * BLOCK + g * PANEL), raw_J + SIZE * (g * V + u * PANEL), width(V, u))
 
 
-@njit(inline="always", fastmath=FASTMATH)
-def add_input(block: Array, a: int, x: Array, x_at: int, V: int, width: int) -> None:
+@helper()
+def width(V: int, u: int) -> int:
+    """How many units the u-th sixteen has."""
+    return PANEL if V - u * PANEL > PANEL else V - u * PANEL
+
+
+@helper()
+def add_input(block: int, x: int, V: int, u: int) -> None:
     """x to the sums of a block. They were summed on their own: x may be large and would round every partial sum."""
-    if width == PANEL:
-        for g in range(4):
-            add_sixteen(block, a + g * PANEL, x, x_at + g * V)
-    else:
-        for g in range(4):
-            for j in range(width):
-                put(block, a + g * PANEL + j, at(block, a + g * PANEL + j) + at(x, x_at + g * V + j))
+    for g in range(4):
+        if width(V, u) == PANEL:
+            add_sixteen(block + SIZE * g * PANEL, x + SIZE * g * V)
+        else:
+            for j in range(width(V, u)):
+                put(block, g * PANEL + j, at(block, g * PANEL + j) + at(x, g * V + j))
 
 
-@njit(inline="always", fastmath=FASTMATH)
-def gates(block: Array, a: int, h: Array, h_at: int, kept: Array, e: int, exp_forget: bool) -> None:
-    """One step of 16 units: from i, f, z, o and c, n, m before to c, n, m and h after, and what the backward needs."""
-    # two loops: what depends on the state waits for little else, and a processor's window holds more of each
-    for j in range(PANEL):
-        f = at(block, a + PANEL + j)
-        put(kept, e + 6 * PANEL + j, where(exp_forget, float32(1.0), sigmoid(-f)))
-        put(block, a + PANEL + j, where(exp_forget, f, log_sigmoid(f)))
-        put(kept, e + 4 * PANEL + j, tanh(at(block, a + 2 * PANEL + j)))
-        put(kept, e + 5 * PANEL + j, sigmoid(at(block, a + 3 * PANEL + j)))
-    for j in range(PANEL):
-        i, past = at(block, a + j), at(block, a + PANEL + j) + at(block, a + 6 * PANEL + j)
-        c, n = at(block, a + 4 * PANEL + j), at(block, a + 5 * PANEL + j)
-        fresh, rises = n == float32(0.0), past < i
-        m = where(fresh | rises, i, past)
-        # the larger of the two has weight 1, but not where it is infinite: then inf - inf shows
-        one, less = (m - m) + float32(1.0), exp_below(-abs(past - i))
-        decay, write = where(rises, less, one), where(fresh | rises, one, less)
-        put(kept, e + j, c)
-        put(kept, e + PANEL + j, n)
-        put(kept, e + 2 * PANEL + j, decay)
-        put(kept, e + 3 * PANEL + j, write)
-        c = decay * c + write * at(kept, e + 4 * PANEL + j)
-        n = decay * n + write
-        put(block, a + 4 * PANEL + j, c)
-        put(block, a + 5 * PANEL + j, n)
-        put(block, a + 6 * PANEL + j, m)
-        put(h, h_at + j, at(kept, e + 5 * PANEL + j) * c / n)
+@helper()
+def give_gradient(dx: int, draw: int, V: int, u: int) -> None:
+    """The gradients of a block to those of x, which has no room for units beyond V."""
+    for g in range(4):
+        copy(dx + SIZE * g * V, draw + SIZE * g * PANEL, width(V, u))
 
 
-@njit(inline="always", fastmath=FASTMATH)
-def gates_backward(draw: Array, w: int, carry: Array, a: int, dh: Array, dh_at: int, kept: Array, e: int) -> None:
-    """The gradients of i, f, z, o of 16 units, and of c and n before the step, from those of h, c and n after it."""
-    for j in range(PANEL):
-        c0, n0 = at(kept, e + j), at(kept, e + PANEL + j)
-        decay, write = at(kept, e + 2 * PANEL + j), at(kept, e + 3 * PANEL + j)
-        cell, gate = at(kept, e + 4 * PANEL + j), at(kept, e + 5 * PANEL + j)
-        c, n = decay * c0 + write * cell, decay * n0 + write
-        h = at(dh, dh_at + j)
-        dratio, ratio = h * gate / n, c / n
-        dc = at(carry, a + j) + dratio
-        dn = at(carry, a + PANEL + j) - dratio * ratio
-        put(draw, w + j, (cell * dc + dn) * write)
-        put(draw, w + PANEL + j, (c0 * dc + n0 * dn) * decay * at(kept, e + 6 * PANEL + j))
-        put(draw, w + 2 * PANEL + j, write * dc * (float32(1.0) - cell * cell))
-        put(draw, w + 3 * PANEL + j, h * ratio * gate * (float32(1.0) - gate))
-        put(carry, a + j, decay * dc)
-        put(carry, a + PANEL + j, decay * dn)
-
-
-@njit(fastmath=FASTMATH)
-def load(block: Array, size: int, part: int, row: int, state_BHV: Array, state_at: int, V: int) -> None:
+@helper()
+def load(block: int, size: int, part: int, x: int, V: int) -> None:
     """Part `part` of the blocks of a row, of `size` floats each, from a row of a state."""
-    place = row * -(-V // PANEL) * size + part * PANEL
     for v in range(V):
-        put(block, place + v // PANEL * size + v % PANEL, at(state_BHV, state_at + v))
+        put(block, v // PANEL * size + part * PANEL + v % PANEL, at(x, v))
 
 
-@njit(fastmath=FASTMATH)
-def store(block: Array, size: int, part: int, row: int, state_BHV: Array, state_at: int, V: int) -> None:
+@helper()
+def store(block: int, size: int, part: int, x: int, V: int) -> None:
     """The way back."""
-    place = row * -(-V // PANEL) * size + part * PANEL
     for v in range(V):
-        put(state_BHV, state_at + v, at(block, place + v // PANEL * size + v % PANEL))
+        put(x, v, at(block, v // PANEL * size + part * PANEL + v % PANEL))
 
 
-@njit(fastmath=FASTMATH)
-def copy(out: Array, out_at: int, x: Array, x_at: int, count: int) -> None:
-    """out = x, for `count` floats."""
-    for n in range(count):
-        put(out, out_at + n, at(x, x_at + n))
+@helper()
+def restart(reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x: int, x_row: int, y: int, y_row: int
+            ) -> None:  # fmt: skip
+    """Zeros in x and y for the rows whose step t belongs to a new sequence; x_row and y_row: the numbers of a row."""
+    for row in range(count):
+        if reset_BT[row0 + row, t] and t < lengths_B[row0 + row]:
+            clear(x + SIZE * row * x_row, x_row)
+            clear(y + SIZE * row * y_row, y_row)
 
 
-@njit(fastmath=FASTMATH)
-def clear_beyond(out_BTHV: Array, b: int, length: int, head: int) -> None:
-    """Zeros in the steps that do not belong to row b."""
-    for t in range(length, out_BTHV.shape[1]):
-        out_BTHV[b, t, head] = float32(0.0)
+@helper()
+def load_state(block: int, h: int, before: tuple[int, int, int, int], n: int, V: int) -> None:
+    """Blocks of a row and its h from the states, where it is number n of the rows and heads."""
+    load(h, PANEL, 0, before[0] + SIZE * n * V, V)
+    for part in range(1, 4):
+        load(block, BLOCK, 3 + part, before[part] + SIZE * n * V, V)
+
+
+@helper()
+def store_state(block: int, h: int, after: tuple[int, int, int, int], n: int, V: int) -> None:
+    """The way back."""
+    store(h, PANEL, 0, after[0] + SIZE * n * V, V)
+    for part in range(1, 4):
+        store(block, BLOCK, 3 + part, after[part] + SIZE * n * V, V)
 
 
 @compiled
-def forward_scan(first: int, last: int, rows: int, packed: bool, x_BTHGV: Array, r_HKGV: Array, reset_BT: Array,
-                 lengths_B: Array, exp_forget: bool, before: Array, h_BTHV: Array, after: Array,
-                 past_HBTV: Array, kept_E: Array) -> None:  # fmt: skip
+def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B: int, T: int, H: int, V: int,
+                 x_BTHGV: int, r_HKGV: int, reset: int, lengths: int, exp_forget: bool,
+                 before: tuple[int, int, int, int], h_BTHV: int, after: tuple[int, int, int, int],
+                 past_HBTV: int, kept_E: int) -> None:  # fmt: skip
     """Items first to last - 1 of tiles of `rows` rows. Fills h_BTHV, and after with the state after the last step.
 
-    before and after: four arrays each. R of no rows: no mixing. reset_BT may be empty: none. For the
-    backward, unless kept_E is empty: past_HBTV is filled with h before every step, and kept_E with blocks [H, B, T, V].
+    reset: of bools [B, T], or 0: none; lengths: of int64. For the backward, unless kept_E is 0: past_HBTV is filled
+    with h before every step, and kept_E with blocks [H, B, T, V].
     """
-    B, T, H, _, V = x_BTHGV.shape
-    units = -(-V // PANEL)
-    wide, tall = units * PANEL, units * BLOCK
-    mixing, resets, keep = r_HKGV.shape[1] > 0, reset_BT.size > 0, kept_E.size > 0
-    room = rows_by_four(rows)
-    block, h, spare = np.zeros(room * tall, np.float32), np.zeros(room * wide, np.float32), np.empty(KEPT, np.float32)
+    units, tiles = -(-V // PANEL), -(-B // rows)
+    wide, tall, room = units * PANEL, units * BLOCK, rows_by_four(rows)
+    lengths_B, reset_BT = tensor_at(lengths, B, np.int64), tensor_at(reset, (B, T), np.bool_)
+    work = np.empty(room * (tall + wide) + KEPT + 4 * V + (4 * V * wide if mixing and packed else 0), float32)
+    block = address_of(work)
+    h = block + SIZE * room * tall
+    spare = h + SIZE * room * wide
+    raw = spare + SIZE * KEPT
+    panels = raw + SIZE * 4 * V
     for item in range(first, last):
-        head, row0, count = tile_rows(item, B, rows)
-        panels = pack(r_HKGV, head, units) if mixing and packed else np.zeros((0, 0, 0, 0), np.float32)
-        block[:], h[:], steps = 0.0, 0.0, 0
+        head, row0 = item // tiles, item % tiles * rows
+        count, steps = rows if B - row0 > rows else B - row0, 0
+        clear(block, room * (tall + wide))
+        if mixing and packed:
+            pack(r_HKGV, head, V, units, panels)
         for row in range(count):
-            place = ((row0 + row) * H + head) * V
-            load(h, PANEL, 0, row, before[0], place, V)
-            for part in range(1, 4):
-                load(block, BLOCK, 3 + part, row, before[part], place, V)
+            load_state(block + SIZE * row * tall, h + SIZE * row * wide, before, (row0 + row) * H + head, V)
             steps = max(steps, lengths_B[row0 + row])
         for t in range(steps):
-            if resets:
-                for row in range(count):
-                    if reset_BT[row0 + row, t] and t < lengths_B[row0 + row]:
-                        block[row * tall : (row + 1) * tall] = 0.0
-                        h[row * wide : (row + 1) * wide] = 0.0
+            if reset != 0:
+                restart(reset_BT, lengths_B, row0, count, t, block, tall, h, wide)
             if mixing and packed:
                 product(block, tall, BLOCK, h, wide, count, panels, V, 4 * units)
             for row in range(count):
                 b = row0 + row
                 if t >= lengths_B[b]:
                     continue
+                block_r, h_r, step = block + SIZE * row * tall, h + SIZE * row * wide, (head * B + b) * T + t
+                place = (b * T + t) * H + head
                 if mixing and not packed:
-                    read_product(block, row * tall, units, h, row * wide, r_HKGV, head)
-                step = (head * B + b) * T + t
-                if keep:
-                    copy(past_HBTV, step * V, h, row * wide, V)
+                    read_product(block_r, units, h_r, r_HKGV + SIZE * head * V * 4 * V, V, raw)
+                if kept_E != 0:
+                    copy(past_HBTV + SIZE * step * V, h_r, V)
                 for u in range(units):
-                    a = row * tall + u * BLOCK
+                    x_u, block_u = x_BTHGV + SIZE * (place * 4 * V + u * PANEL), block_r + SIZE * u * BLOCK
                     if not mixing:
-                        block[a : a + 4 * PANEL] = 0.0
-                    place = ((b * T + t) * H + head) * 4 * V + u * PANEL
-                    add_input(block, a, x_BTHGV, place, V, min(PANEL, V - u * PANEL))
+                        clear(block_u, 4 * PANEL)
+                    add_input(block_u, x_u, V, u)
                     for g in range(4):  # of the next step
-                        prefetch(x_BTHGV, place + 4 * H * V + g * V)
-                    gates(block, a, h, row * wide + u * PANEL,
-                          kept_E if keep else spare, (step * units + u) * KEPT if keep else 0, exp_forget)  # fmt: skip
-                copy(h_BTHV, ((b * T + t) * H + head) * V, h, row * wide, V)
+                        prefetch(x_u, (4 * H + g) * V)
+                    kept = spare if kept_E == 0 else kept_E + SIZE * (step * units + u) * KEPT
+                    gates(block_u, h_r + SIZE * u * PANEL, kept, exp_forget)
+                copy(h_BTHV + SIZE * place * V, h_r, V)
         for row in range(count):
-            b = row0 + row
-            store(h, PANEL, 0, row, after[0], (b * H + head) * V, V)
-            for part in range(1, 4):
-                store(block, BLOCK, 3 + part, row, after[part], (b * H + head) * V, V)
-            clear_beyond(h_BTHV, b, lengths_B[b], head)
-            if keep:
-                past_HBTV[head, b, lengths_B[b] :] = 0.0
+            b, length = row0 + row, lengths_B[row0 + row]
+            store_state(block + SIZE * row * tall, h + SIZE * row * wide, after, b * H + head, V)
+            for t in range(length, T):
+                clear(h_BTHV + SIZE * ((b * T + t) * H + head) * V, V)
+            if kept_E != 0:
+                clear(past_HBTV + SIZE * ((head * B + b) * T + length) * V, (T - length) * V)
+    keep(work)
 
 
 @compiled
-def backward_scan(first: int, last: int, rows: int, dh_BTHV: Array, r_HKGV: Array, reset_BT: Array, lengths_B: Array,
-                  dafter: Array, draw_BTHGV: Array, dbefore: Array, kept_E: Array) -> None:  # fmt: skip
-    """Items as in `forward_scan`. Fills draw_BTHGV, the gradient of x, and dbefore, that of the first state.
-
-    dafter and dbefore: three arrays each, for h, c and n.
-    """
-    B, T, H, _, V = draw_BTHGV.shape
-    units = -(-V // PANEL)
-    wide = units * PANEL
-    mixing, resets = r_HKGV.shape[1] > 0, reset_BT.size > 0
-    room = rows_by_four(rows)
-    draw, carry = np.zeros(room * 4 * wide, np.float32), np.zeros(room * 2 * wide, np.float32)
-    dh = np.zeros(room * wide, np.float32)
+def backward_scan(first: int, last: int, rows: int, mixing: bool, B: int, T: int, H: int, V: int, dh_BTHV: int,
+                  r_HKGV: int, reset: int, lengths: int, dafter: tuple[int, int, int], draw_BTHGV: int,
+                  dbefore: tuple[int, int, int], kept_E: int) -> None:  # fmt: skip
+    """Items as in `forward_scan`. Fills the gradients of x and of the first h, c, n from those of the last: dafter."""
+    units, tiles = -(-V // PANEL), -(-B // rows)
+    wide, room = units * PANEL, rows_by_four(rows)
+    lengths_B, reset_BT = tensor_at(lengths, B, np.int64), tensor_at(reset, (B, T), np.bool_)
+    work = np.empty(7 * room * wide + (4 * wide * wide if mixing else 0), float32)
+    draw = address_of(work)
+    carry = draw + SIZE * room * 4 * wide
+    dh = carry + SIZE * room * 2 * wide
+    panels = dh + SIZE * room * wide
     for item in range(first, last):
-        head, row0, count = tile_rows(item, B, rows)
-        panels = pack_transposed(r_HKGV, head, units) if mixing else np.zeros((0, 0, 0, 0, 0), np.float32)
-        draw[:], carry[:], dh[:], steps = 0.0, 0.0, 0.0, 0
+        head, row0 = item // tiles, item % tiles * rows
+        count, steps = rows if B - row0 > rows else B - row0, 0
+        clear(draw, 7 * room * wide)
+        if mixing:
+            pack_transposed(r_HKGV, head, V, units, panels)
         for row in range(count):
-            place = ((row0 + row) * H + head) * V
+            state = SIZE * ((row0 + row) * H + head) * V
             for part in range(2):
-                load(carry, CARRY, part, row, dafter[1 + part], place, V)
+                load(carry + SIZE * row * 2 * wide, CARRY, part, dafter[1 + part] + state, V)
             steps = max(steps, lengths_B[row0 + row])
         for t in range(steps - 1, -1, -1):
             for row in range(count):
-                b = row0 + row
+                b, dh_r, draw_r = row0 + row, dh + SIZE * row * wide, draw + SIZE * row * 4 * wide
                 if t >= lengths_B[b]:
                     continue
                 if t == lengths_B[b] - 1:
-                    load(dh, PANEL, 0, row, dafter[0], (b * H + head) * V, V)
-                place = ((b * T + t) * H + head) * V
+                    load(dh_r, PANEL, 0, dafter[0] + SIZE * (b * H + head) * V, V)
+                place, step = ((b * T + t) * H + head) * V, (head * B + b) * T + t
                 for v in range(V):
-                    put(dh, row * wide + v, at(dh, row * wide + v) + at(dh_BTHV, place + v))
+                    put(dh_r, v, at(dh_r, v) + at(dh_BTHV, place + v))
                 for u in range(units):
-                    w = (row * units + u) * DRAW
-                    gates_backward(draw, w, carry, (row * units + u) * CARRY, dh, row * wide + u * PANEL,
-                                   kept_E, (((head * B + b) * T + t) * units + u) * KEPT)  # fmt: skip
+                    draw_u, kept = draw_r + SIZE * u * DRAW, kept_E + SIZE * (step * units + u) * KEPT
+                    carry_u = carry + SIZE * (row * units + u) * CARRY
+                    gates_backward(draw_u, carry_u, dh_r + SIZE * u * PANEL, kept)
                     prefetch(dh_BTHV, place - H * V + u * PANEL)
                     for g in range(7):  # of the step before
-                        prefetch(kept_E, ((((head * B + b) * T + t - 1) * units + u) * 7 + g) * PANEL)
-                    for g in range(4):
-                        copy(draw_BTHGV, place * 4 + g * V + u * PANEL, draw, w + g * PANEL, min(PANEL, V - u * PANEL))
+                        prefetch(kept, (g - units * 7) * PANEL)
+                    give_gradient(draw_BTHGV + SIZE * (place * 4 + u * PANEL), draw_u, V, u)
             if mixing:
                 product(dh, wide, 4 * PANEL, draw, 4 * wide, count, panels, 4 * wide, units)
             else:
-                dh[:] = 0.0
-            if resets:
-                for row in range(count):
-                    if reset_BT[row0 + row, t] and t < lengths_B[row0 + row]:
-                        dh[row * wide : (row + 1) * wide] = 0.0
-                        carry[row * 2 * wide : (row + 1) * 2 * wide] = 0.0
+                clear(dh, room * wide)
+            if reset != 0:
+                restart(reset_BT, lengths_B, row0, count, t, dh, wide, carry, 2 * wide)
         for row in range(count):
-            b = row0 + row
-            place = (b * H + head) * V
-            if lengths_B[b] == 0:
-                load(dh, PANEL, 0, row, dafter[0], place, V)
-            store(dh, PANEL, 0, row, dbefore[0], place, V)
+            b, length = row0 + row, lengths_B[row0 + row]
+            state, dh_r = SIZE * (b * H + head) * V, dh + SIZE * row * wide
+            if length == 0:
+                load(dh_r, PANEL, 0, dafter[0] + state, V)
+            store(dh_r, PANEL, 0, dbefore[0] + state, V)
             for part in range(2):
-                store(carry, CARRY, part, row, dbefore[1 + part], place, V)
-            for t in range(lengths_B[b], T):
-                draw_BTHGV[b, t, head] = 0.0
+                store(carry + SIZE * row * 2 * wide, CARRY, part, dbefore[1 + part] + state, V)
+            for t in range(length, T):
+                clear(draw_BTHGV + SIZE * ((b * T + t) * H + head) * 4 * V, 4 * V)
+    keep(work)

@@ -4,19 +4,18 @@ The matrix is packed once into panels of 16 columns: p[panel, k, column]. A tile
 panels: one pass over k, all sums in registers. LLVM's vectoriser does not find this form by itself, so the tile is
 written in its language; everything around it is plain Numba. Vectors are as long as the CPU has them.
 
-Numbers named *_at and *_stride count floats in an array taken as flat, whatever its shape.
+Matrices are addresses of float32 numbers; *_at and *_stride count these.
 """
 
 from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from exlstm.ops.numba_math import FASTMATH
-
-Array = Any  # a contiguous float32 NumPy array inside Numba
+from exlstm.ops.numba_jit import helper
+from exlstm.ops.numba_tensors import place
 
 PANEL = 16  # columns
 
@@ -32,68 +31,10 @@ LANES = lanes()
 WIDE = 4 if LANES == 16 else 1
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-    """The address of one float of an array."""
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
-
-
 def function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     """One of LLVM's own functions."""
     kind = ir.FunctionType(result, arguments)
     return cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-
-
-def _at(_context: Any, x: Any, n: Any) -> Any:
-    """x[n], without the look at n's sign that would keep loops from being vectorised."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_pointer(context, builder, signature.args[0], *arguments), align=4)
-
-    return types.float32(x, types.intp), generate
-
-
-def _put(_context: Any, x: Any, n: Any, value: Any) -> Any:
-    """x[n] = value, likewise."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, at, value = arguments
-        builder.store(value, _pointer(context, builder, signature.args[0], array, at), align=4)
-        return context.get_dummy_value()
-
-    return types.void(x, types.intp, types.float32), generate
-
-
-def _add_sixteen(_context: Any, out: Any, out_at: Any, x: Any, x_at: Any) -> Any:
-    """out += x for 16 neighbours, loaded before they are stored: LLVM need not ask whether the two overlap."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.VectorType(ir.FloatType(), PANEL).as_pointer()
-        here, there = (
-            builder.bitcast(_pointer(context, builder, signature.args[n], *arguments[n : n + 2]), kind) for n in (0, 2)
-        )
-        builder.store(builder.fadd(builder.load(here, align=4), builder.load(there, align=4)), here, align=4)
-        return context.get_dummy_value()
-
-    return types.void(out, types.intp, x, types.intp), generate
-
-
-def _prefetch(_context: Any, x: Any, n: Any) -> Any:
-    """Asks for the cache line of x[n], which may lie beyond the end: a step later it would be waited for."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
-        fetch = function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, whole, whole, whole])
-        place = builder.bitcast(_pointer(context, builder, signature.args[0], *arguments), byte)
-        builder.call(fetch, [place, *(ir.Constant(whole, n) for n in (0, 3, 1))])  # for reading, to keep, data
-        return context.get_dummy_value()
-
-    return types.void(x, types.intp), generate
-
-
-at: Any = intrinsic(_at)
-prefetch: Any = intrinsic(_prefetch)
-put: Any = intrinsic(_put)
-add_sixteen: Any = intrinsic(_add_sixteen)
 
 
 def tile(rows: int, panels: int) -> Any:
@@ -103,31 +44,30 @@ def tile(rows: int, panels: int) -> Any:
     """
     parts = panels * PANEL // LANES  # vectors in a row of the tile
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         out, out_at, out_stride, x, x_at, x_stride, p, p_at, steps = arguments
         kind, number = ir.VectorType(ir.FloatType(), LANES), steps.type
 
-        def address(position: int, array: Any, first: Any, stride: Any, count: int) -> Any:
-            offset = builder.add(first, builder.mul(stride, ir.Constant(number, count)))
-            return _pointer(context, builder, signature.args[position], array, offset)
+        def pointer(address: Any, first: Any, stride: Any, count: int) -> Any:
+            return place(builder, address, builder.add(first, builder.mul(stride, ir.Constant(number, count))))
 
-        x_rows = [address(3, x, x_at, x_stride, n) for n in range(rows)]
+        x_rows = [pointer(x, x_at, x_stride, n) for n in range(rows)]
         step = ir.Constant(number, PANEL)
-        p_panels = [address(6, p, p_at, builder.mul(steps, step), n) for n in range(panels)]
+        p_panels = [pointer(p, p_at, builder.mul(steps, step), n) for n in range(panels)]
         add = function(builder, f"llvm.fmuladd.v{LANES}f32", kind, [kind] * 3)
         zero = ir.Constant(kind, [0.0] * LANES)
         new: Any = cgutils.alloca_once
         sums = [[new(builder, kind) for _ in range(parts)] for _ in range(rows)]
-        for place in (place for row in sums for place in row):
-            builder.store(zero, place)
+        for total in (total for row in sums for total in row):
+            builder.store(zero, total)
         everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         with cgutils.for_range(builder, steps) as loop:
             start = builder.mul(loop.index, step)
             vectors = []
             for part in range(parts):
                 panel, offset = divmod(part * LANES, PANEL)
-                place = builder.gep(p_panels[panel], [builder.add(start, ir.Constant(number, offset))])
-                vectors.append(builder.load(builder.bitcast(place, kind.as_pointer()), align=4))
+                part_at = builder.gep(p_panels[panel], [builder.add(start, ir.Constant(number, offset))])
+                vectors.append(builder.load(builder.bitcast(part_at, kind.as_pointer()), align=4))
             for row in range(rows):
                 value = builder.load(builder.gep(x_rows[row], [loop.index]), align=4)
                 first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
@@ -136,16 +76,15 @@ def tile(rows: int, panels: int) -> Any:
                     old = builder.load(sums[row][part])
                     builder.store(builder.call(add, [spread, vectors[part], old]), sums[row][part])
         for row in range(rows):
-            place = address(0, out, out_at, out_stride, row)
+            begin = pointer(out, out_at, out_stride, row)
             for part in range(parts):
-                target = builder.gep(place, [ir.Constant(number, part * LANES)])
+                target = builder.gep(begin, [ir.Constant(number, part * LANES)])
                 builder.store(builder.load(sums[row][part]), builder.bitcast(target, kind.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    def typed(_context: Any, out: Any, out_at: Any, out_stride: Any, x: Any, x_at: Any, x_stride: Any,
-              p: Any, p_at: Any, steps: Any) -> Any:  # fmt: skip
-        n = types.intp
-        return types.void(out, n, n, x, n, n, p, n, n), generate
+    def typed(_context: Any, _out: Any, _out_at: Any, _out_stride: Any, _x: Any, _x_at: Any, _x_stride: Any,
+              _p: Any, _p_at: Any, _steps: Any) -> Any:  # fmt: skip
+        return types.void(*[types.intp] * 9), generate
 
     return intrinsic(typed)
 
@@ -153,14 +92,14 @@ def tile(rows: int, panels: int) -> Any:
 four_rows, four_rows_narrow, one_row, one_row_narrow = tile(4, WIDE), tile(4, 1), tile(1, 4), tile(1, 1)
 
 
-@njit(inline="always", fastmath=FASTMATH)
+@helper()
 def rows_by_four(rows: int) -> int:
     """How many rows `product` writes: one that is left over goes alone, two or three as four, with some to spare."""
     return rows + (0 if rows % 4 < 2 else 4 - rows % 4)
 
 
-@njit(fastmath=FASTMATH)
-def product(out: Array, out_stride: int, out_block: int, x: Array, x_stride: int, rows: int, p: Array, steps: int,
+@helper()
+def product(out: int, out_stride: int, out_block: int, x: int, x_stride: int, rows: int, p: int, steps: int,
             panels: int) -> None:  # fmt: skip
     """out = x P for `rows` rows from the first on; x and out have room for `rows_by_four(rows)`.
 
@@ -169,21 +108,21 @@ def product(out: Array, out_stride: int, out_block: int, x: Array, x_stride: int
     """
     fours = rows_by_four(rows) // 4 * 4
     for panel in range(0, panels if fours else 0, WIDE):
-        place = panel // 4 * out_block + panel % 4 * PANEL
+        column = panel // 4 * out_block + panel % 4 * PANEL
         for row in range(0, fours, 4):
             if panels - panel < WIDE:
                 for n in range(panels - panel):
-                    four_rows_narrow(out, row * out_stride + place + n * PANEL, out_stride, x, row * x_stride, x_stride,
-                                     p, (panel + n) * steps * PANEL, steps)  # fmt: skip
+                    four_rows_narrow(out, row * out_stride + column + n * PANEL, out_stride, x, row * x_stride,
+                                     x_stride, p, (panel + n) * steps * PANEL, steps)  # fmt: skip
             else:
-                four_rows(out, row * out_stride + place, out_stride, x, row * x_stride, x_stride,
+                four_rows(out, row * out_stride + column, out_stride, x, row * x_stride, x_stride,
                           p, panel * steps * PANEL, steps)  # fmt: skip
     if rows > fours:
         for panel in range(0, panels, 4):
-            place = fours * out_stride + panel // 4 * out_block
+            column = fours * out_stride + panel // 4 * out_block
             if panels - panel < 4:
                 for n in range(panels - panel):
-                    one_row_narrow(out, place + n * PANEL, out_stride, x, fours * x_stride, x_stride,
+                    one_row_narrow(out, column + n * PANEL, out_stride, x, fours * x_stride, x_stride,
                                    p, (panel + n) * steps * PANEL, steps)  # fmt: skip
             else:
-                one_row(out, place, out_stride, x, fours * x_stride, x_stride, p, panel * steps * PANEL, steps)
+                one_row(out, column, out_stride, x, fours * x_stride, x_stride, p, panel * steps * PANEL, steps)

@@ -1,0 +1,195 @@
+"""Tensors inside Numba kernels, by the addresses that they begin at.
+
+Arrays cost ten times more than addresses on their way into a kernel, and each of Numba's own ways to make one or a
+slice of one takes it longer to compile than the loop that the array is for. These are a few instructions each. Numbers
+are float32 where nothing else is said. Import this page only from a Numba kernel's page: it imports Numba.
+"""
+
+import struct
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+FLOAT = ir.FloatType()
+SIZE = 4  # bytes of a float32
+
+
+def place(builder: Any, address: Any, n: Any) -> Any:
+    """A pointer to number n at an address."""
+    return builder.gep(builder.inttoptr(address, FLOAT.as_pointer()), [n])
+
+
+def _at(_context: Any, _address: Any, _n: Any) -> Any:
+    """Number n of those at an address."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load(place(builder, *arguments), align=SIZE)
+
+    return types.float32(types.intp, types.intp), generate
+
+
+def _put(_context: Any, _address: Any, _n: Any, _value: Any) -> Any:
+    """Number n of those at an address becomes `value`."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], place(builder, *arguments[:2]), align=SIZE)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.float32), generate
+
+
+def _copy(_context: Any, _out: Any, _x: Any, _count: Any) -> Any:
+    """The `count` numbers at `x` also stand at `out`, which lies elsewhere."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        out, x, count = arguments
+        out, x = (builder.inttoptr(address, FLOAT.as_pointer()) for address in (out, x))
+        cgutils.raw_memcpy(builder, out, x, count, SIZE)  # type: ignore[no-untyped-call]
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
+def _clear(_context: Any, _out: Any, _count: Any) -> Any:
+    """`count` zeros at `out`."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        out, count = arguments
+        pointer = builder.inttoptr(out, FLOAT.as_pointer())
+        cgutils.memset(builder, pointer, builder.mul(count, count.type(SIZE)), 0)  # type: ignore[no-untyped-call]
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+def array(context: Any, builder: Any, kind: Any, address: Any, shape: list[Any], strides: list[Any]) -> Any:
+    """The value of an array that owns no memory; strides in numbers."""
+    made = context.make_array(kind)(context, builder)
+    number = shape[0].type(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    populate_array(  # type: ignore[no-untyped-call]
+        made, builder.inttoptr(address, made.data.type), shape, [builder.mul(x, number) for x in strides], number, None
+    )
+    return made._getvalue()
+
+
+def _tensor_at(_context: Any, _address: Any, shape: Any, dtype: Any) -> Any:
+    """The contiguous tensor with this `data_ptr()`; shape: a number or several."""
+    ndim = len(shape) if isinstance(shape, types.BaseTuple) else 1
+    kind = types.Array(dtype.dtype, ndim, "C")
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        sizes = [arguments[1]]
+        if ndim > 1:
+            sizes = cgutils.unpack_tuple(builder, arguments[1])  # type: ignore[no-untyped-call]
+        strides = [sizes[0].type(1)]
+        for size in sizes[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], size))
+        return array(context, builder, kind, arguments[0], sizes, strides)
+
+    given: Any = types.UniTuple(types.intp, ndim) if ndim > 1 else types.intp  # type: ignore[no-untyped-call]
+    return kind(types.intp, given, dtype), generate
+
+
+def _rows_at(_context: Any, _address: Any, _rows: Any, _columns: Any, _apart: Any) -> Any:
+    """The matrix at an address whose rows begin `apart` numbers after one another."""
+    kind = types.Array(types.float32, 2, "A")
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address, rows, columns, apart = arguments
+        return array(context, builder, kind, address, [rows, columns], [apart, rows.type(1)])
+
+    return kind(*[types.intp] * 4), generate
+
+
+def _row(_context: Any, x: Any, _t: Any) -> Any:
+    """Row t of a matrix of `rows_at`. That its numbers are neighbours is known here, but not of the matrix."""
+    kind = types.Array(types.float32, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        matrix = context.make_array(signature.args[0])(context, builder, arguments[0])
+        (_, columns), (apart, size) = (cgutils.unpack_tuple(builder, x, 2) for x in (matrix.shape, matrix.strides))  # type: ignore[no-untyped-call]
+        begin = builder.add(builder.ptrtoint(matrix.data, apart.type), builder.mul(apart, arguments[1]))
+        return array(context, builder, kind, begin, [columns], [size.type(1)])
+
+    return kind(x, types.intp), generate
+
+
+def _address_of(_context: Any, kind: Any) -> Any:
+    """Where an array begins. An address keeps nothing alive: an array made in the kernel must be `keep`ed."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        data = context.make_array(kind)(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.intp))
+
+    return types.intp(kind), generate
+
+
+def _keep(_context: Any, kind: Any) -> Any:
+    """Does nothing: what lives up to here is not freed before."""
+
+    def generate(context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(kind), generate
+
+
+def _prefetch(_context: Any, _address: Any, _n: Any) -> Any:
+    """Asks for the cache line of number n, which may lie beyond the end: a step later it would be waited for."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        # for reading, to keep, data
+        builder.call(fetch, [builder.bitcast(place(builder, *arguments), byte), whole(0), whole(3), whole(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+def _number_at(kind: Any, result: Any) -> Any:
+    """A function that reads one number of this kind at an address."""
+
+    def read(_context: Any, _address: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
+
+        return result(types.intp), generate
+
+    return intrinsic(read)
+
+
+def _put_short(_context: Any, _address: Any, _value: Any) -> Any:
+    """The two bytes at an address become `value`."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address, value = arguments
+        builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.uint16), generate
+
+
+def double_as_long(x: float) -> int:
+    """The whole number that `double_at` reads as x."""
+    number: int = struct.unpack("q", struct.pack("d", x))[0]
+    return number
+
+
+at: Any = intrinsic(_at)
+put: Any = intrinsic(_put)
+copy: Any = intrinsic(_copy)
+clear: Any = intrinsic(_clear)
+tensor_at: Any = intrinsic(_tensor_at)
+rows_at: Any = intrinsic(_rows_at)
+address_of: Any = intrinsic(_address_of)
+keep: Any = intrinsic(_keep)
+prefetch: Any = intrinsic(_prefetch)
+row: Any = intrinsic(_row)
+double_at, byte_at = _number_at(ir.DoubleType(), types.float64), _number_at(ir.IntType(8), types.int8)
+short_at, long_at = _number_at(ir.IntType(16), types.uint16), _number_at(ir.IntType(64), types.int64)
+put_short: Any = intrinsic(_put_short)

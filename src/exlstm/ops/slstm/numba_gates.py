@@ -1,0 +1,104 @@
+"""One step of 16 units of the sLSTM, forward and backward, written straight in LLVM's vectors.
+
+Numbers that meet in the gates stand in blocks of so many times 16 neighbours:
+
+    block  7 x 16: i, f, z, o before their activations, c, n, m
+    kept   7 x 16: what the backward needs of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df
+    draw   4 x 16: the gradients of i, f, z, o before their activations
+    carry  2 x 16: the gradients of c, n
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+
+from exlstm.ops.numba_lanes import Lanes, exp_below, log_sigmoid, sigmoid, tanh, where
+from exlstm.ops.numba_tensors import FLOAT, SIZE
+from exlstm.ops.slstm.numba_tile import PANEL
+
+BLOCK, KEPT, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 4 * PANEL, 2 * PANEL
+
+
+class Block:
+    """The numbers of 16 units at an address: each part is read and written as one vector."""
+
+    def __init__(self, builder: Any, address: Any) -> None:
+        self.builder = builder
+        self.pointer = builder.inttoptr(address, ir.VectorType(FLOAT, PANEL).as_pointer())
+
+    def part(self, n: int) -> Any:
+        """Where part n is."""
+        return self.builder.gep(self.pointer, [ir.IntType(32)(n)])
+
+    def __getitem__(self, n: int) -> Lanes:
+        return Lanes(self.builder, self.builder.load(self.part(n), align=SIZE))
+
+    def __setitem__(self, n: int, x: Lanes) -> None:
+        self.builder.store(x.value, self.part(n), align=SIZE)
+
+
+def sixteen(function: Callable[..., None]) -> Any:
+    """`function` for Numba's kernels, of the addresses of four blocks, or of three and a flag."""
+
+    def typed(_context: Any, _a: Any, _b: Any, _c: Any, last: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            kinds = (Block, Block, Block, Lanes if isinstance(last, types.Boolean) else Block)
+            function(*(kind(builder, x) for kind, x in zip(kinds, arguments, strict=True)))
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, types.intp, last), generate
+
+    return intrinsic(typed)
+
+
+@sixteen
+def gates(block: Block, h: Block, kept: Block, exp_forget: Lanes) -> None:
+    """One step: from i, f, z, o and c, n, m before to c, n, m and h after, and what the backward needs."""
+    # first what does not depend on the state: it waits for little else
+    i, f, z, o = block[0], block[1], block[2], block[3]
+    c, n, m = block[4], block[5], block[6]
+    log_f, slope = where(exp_forget, f, log_sigmoid(f)), where(exp_forget, 1.0, sigmoid(-f))
+    cell, gate = tanh(z), sigmoid(o)
+    past = log_f + m
+    fresh, rises = n.zero(), past < i
+    m = where(fresh | rises, i, past)
+    # the larger of the two has weight 1, but not where it is infinite: then inf - inf shows
+    one, less = (m - m) + 1.0, exp_below(-abs(past - i))
+    decay, write = where(rises, less, one), where(fresh | rises, one, less)
+    for part, x in enumerate((c, n, decay, write, cell, gate, slope)):
+        kept[part] = x
+    c, n = decay * c + write * cell, decay * n + write
+    block[4], block[5], block[6] = c, n, m
+    h[0] = gate * c / n
+
+
+@sixteen
+def gates_backward(draw: Block, carry: Block, dh: Block, kept: Block) -> None:
+    """The gradients of i, f, z, o, and of c and n before the step, from those of h, c and n after it."""
+    c0, n0, decay, write, cell, gate, slope = (kept[part] for part in range(7))
+    c, n = decay * c0 + write * cell, decay * n0 + write
+    h = dh[0]
+    dratio, ratio = h * gate / n, c / n
+    dc, dn = carry[0] + dratio, carry[1] - dratio * ratio
+    draw[0] = (cell * dc + dn) * write
+    draw[1] = (c0 * dc + n0 * dn) * decay * slope
+    draw[2] = write * dc * (1.0 - cell * cell)
+    draw[3] = h * ratio * gate * (1.0 - gate)
+    carry[0], carry[1] = decay * dc, decay * dn
+
+
+def _add(_context: Any, _out: Any, _x: Any) -> Any:
+    """out += x for 16 neighbours."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        out, x = (Block(builder, address) for address in arguments)
+        out[0] = out[0] + x[0]
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+add_sixteen: Any = intrinsic(_add)

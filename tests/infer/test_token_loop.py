@@ -1,0 +1,186 @@
+"""Steps that are recorded and played: the model's numbers, whatever the model is; else the model's own calls."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+
+from accuracy import compare
+from exlstm.infer.quantize import quantize
+from exlstm.infer.token_loop import TokenLoop
+from exlstm.mixers import MIXERS
+from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.contract import leaves, map_state
+from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+
+VOCABULARY = 40
+LARGE = LMConfig(
+    vocab_size=VOCABULARY, width=64, norm="rms", logit_cap=30.0,
+    blocks=(BlockConfig(mixer=MLSTMLargeConfig(heads=2), mlp=MLPConfig(hidden=96, activation="silu")),) * 2,
+)  # fmt: skip
+
+
+def large(**options):
+    """A block of MLSTMLarge with other options."""
+    return BlockConfig(mixer=MLSTMLargeConfig(**options))
+
+
+CONFIGS = {
+    "as the 7B": LARGE,
+    "layer norm, no cap": replace(LARGE, norm="layer", logit_cap=None),
+    "gelu": replace(LARGE, blocks=(BlockConfig(mixer=MLSTMLargeConfig(), mlp=MLPConfig(hidden=40)),)),
+    "no MLP": replace(LARGE, blocks=(large(heads=4),)),
+    "sigmoid gate": replace(LARGE, blocks=(large(input_gate="sigmoid", gate_cap=None),)),
+    "no normaliser": replace(LARGE, blocks=(large(input_gate="sigmoid", normalize=False),)),
+    "widths that are no power of two": replace(LARGE, width=36, blocks=(large(heads=3, key_factor=1.0),)),
+    "tied": replace(LARGE, tie_embeddings=True),
+    "large enough for a team": replace(LARGE, width=256, blocks=(large(heads=2, key_factor=1.0),)),
+}
+
+
+def build(config, seed=0):
+    """Weights of which all matter."""
+    torch.manual_seed(seed)
+    model = LM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def tokens(B, T, seed=1):
+    return torch.randint(VOCABULARY, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def run(loop, tokens_BT):
+    return torch.stack([loop(tokens_B) for tokens_B in tokens_BT.T], dim=1)
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("B", [1, 3])
+def test_played_steps_are_as_accurate_as_called_ones(config, dtype, B, two_threads):
+    model, tokens_BT = build(config).to(dtype), tokens(B, 12)
+    with torch.no_grad():
+        _, state = model(tokens(B, 5, seed=2))
+    played, called = TokenLoop(model, state), TokenLoop(model, state, replay=False)
+    exact = TokenLoop(copy.deepcopy(model).double(), map_state(torch.Tensor.double, state))
+    got_BTC, plain_BTC, exact_BTC = (run(loop, tokens_BT) for loop in (played, called, exact))
+    assert played.why_not is None
+    assert called.recorded is None
+    # a whole model, over many steps: where each op may be twice as wrong, errors that add up may be a little more so
+    compare("logits", exact_BTC, plain_BTC, got_BTC, 4.0)
+    for n, (x, plain, got) in enumerate(zip(*(leaves(loop.state) for loop in (exact, called, played)), strict=True)):
+        compare(f"state {n}", x, plain, got, 4.0)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_quantised_models_are_played(weights, dtype):
+    model, tokens_BT = quantize(build(LARGE).to(dtype), weights), tokens(2, 9)
+    played, room = TokenLoop(model), 3e-5 if dtype is torch.float32 else 0.1
+    called_BTC = run(TokenLoop(model, replay=False), tokens_BT)
+    torch.testing.assert_close(run(played, tokens_BT), called_BTC, rtol=0, atol=room)
+    assert played.why_not is None
+
+
+def test_a_step_is_the_same_whenever_its_loop_began():
+    """Bit by bit: a row that leaves a batch gets the tokens it would have got."""
+    model, tokens_BT = build(LARGE), tokens(1, 6)
+    whole, first = TokenLoop(model), TokenLoop(model)
+    wanted, got = run(whole, tokens_BT), run(first, tokens_BT[:, :3])
+    later = TokenLoop(model, first.state)
+    assert torch.equal(torch.cat([got, run(later, tokens_BT[:, 3:])], dim=1), wanted)
+    assert all(map(torch.equal, leaves(later.state), leaves(whole.state)))
+    rows = torch.cat([run(TokenLoop(model), tokens_BT), run(TokenLoop(model), tokens(1, 6, seed=9))])
+    assert torch.equal(run(TokenLoop(model), torch.cat([tokens_BT, tokens(1, 6, seed=9)])), rows)
+
+
+def test_states_and_logits_are_values():
+    model, tokens_BT = build(LARGE), tokens(2, 4)
+    _, given = model(tokens_BT)
+    before = map_state(torch.clone, given)
+    loop = TokenLoop(model, given)
+    logits_BC, state = loop(tokens_BT[:, 0]), loop.state
+    kept, copied = logits_BC.clone(), map_state(torch.clone, state)
+    run(loop, tokens_BT)
+    assert torch.equal(logits_BC, kept)
+    assert all(map(torch.equal, leaves(state), leaves(copied)))
+    assert all(map(torch.equal, leaves(given), leaves(before)))
+
+
+CHANGES = {
+    "in place": lambda model: model.head.weight.mul_(2),
+    "another parameter": lambda model: setattr(model.head, "weight", torch.nn.Parameter(2 * model.head.weight)),
+    "other memory": lambda model: setattr(model.blocks[0].mlp.up.weight, "data", torch.randn(192, 64)),
+    "another dtype": lambda model: model.bfloat16(),
+    "a dtype that is not played": lambda model: model.double(),
+    "loaded": lambda model: model.load_state_dict(build(LARGE, seed=3).state_dict(), assign=True),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_may_change_in_between(change):
+    model, tokens_BT = build(LARGE), tokens(1, 4)
+    loop = TokenLoop(model)
+    before = run(loop, tokens_BT)
+    state = loop.state
+    CHANGES[change](model)
+    got, want = run(loop, tokens_BT), run(TokenLoop(model, state, replay=False), tokens_BT)
+    torch.testing.assert_close(got, want, rtol=0, atol=0.05 if model.head.weight.dtype is torch.bfloat16 else 1e-5)
+    assert (got - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_played_or_not(name):
+    config = replace(LARGE, blocks=(BlockConfig(mixer=MIXERS[name](), mlp=MLPConfig(hidden=20)),) * 2)
+    model, tokens_BT = build(config), tokens(2, 6)
+    loop = TokenLoop(model)
+    torch.testing.assert_close(run(loop, tokens_BT), run(TokenLoop(model, replay=False), tokens_BT), rtol=0, atol=1e-4)
+    assert (loop.why_not is None) == (name in PLAYED), loop.why_not
+
+
+PLAYED = {"mlstm_large"}
+
+
+def test_what_is_not_played_says_why():
+    model = build(replace(LARGE, blocks=(BlockConfig(mixer=AttentionConfig(heads=4)),)))
+    loop = TokenLoop(model)
+    loop(tokens(1, 1)[0])
+    assert "aten" in loop.why_not
+    assert "float64" in TokenLoop(build(LARGE).double()).why_not
+    assert "Linear" in TokenLoop(torch.nn.Linear(2, 2)).why_not
+    hooked = build(LARGE)
+    hooked.blocks[1].register_forward_hook(lambda *_: None)
+    assert "hooks" in TokenLoop(hooked).why_not
+
+
+def test_input_that_does_not_fit():
+    loop = TokenLoop(build(LARGE))
+    loop(torch.tensor([1, 2]))
+    for wrong, words in {(VOCABULARY, 0): "outside the vocabulary", (1,): "shape", (1, 2, 3): "shape"}.items():
+        with pytest.raises(ValueError, match=words):
+            loop(torch.tensor(wrong))
+    with pytest.raises(ValueError, match="integers"):
+        loop(torch.rand(2))
+
+
+def test_in_inference_mode_and_from_several_threads():
+    model, tokens_BT = build(LARGE), tokens(1, 8)
+    want = run(TokenLoop(model), tokens_BT)
+    with torch.inference_mode():
+        assert torch.equal(run(TokenLoop(model), tokens_BT), want)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: run(TokenLoop(model), tokens_BT), range(8)):
+            assert torch.equal(got, want)
