@@ -162,9 +162,22 @@ def test_eval_compares_context_lengths(here, run):
 def test_eval_compares_weights(here, run, weights):
     out = run("eval", "run", "--context", "32", "--tokens", "512", "--weights", weights)
     assert f"With {weights} weights:" in out
-    before, after = map(float, re.search(r"^bits per byte ([\d.]+) -> ([\d.]+) ", out, re.MULTILINE).groups())
+    before, after = compared(out, "the whole text")
     assert before != after
     assert after == pytest.approx(before, rel=0.05)
+
+
+def compared(out, where):
+    """The two scores of the last line."""
+    found = re.search(rf"^{where}: bits per byte ([\d.]+) -> ([\d.]+) ", out, re.MULTILINE)
+    return tuple(map(float, found.groups()))
+
+
+def test_eval_compares_equal_bytes(here, run):
+    """A pass that was cut off read other bytes: then the longest context is compared, of which both read all."""
+    out = run("eval", "run", "--context", "32,16", "--tokens", "512", "--minutes", "1e-9", "--weights", "int8")
+    rows = re.findall(r"^ +32 +[\d.]+ +[\d.]+ +([\d.]+) ", out, re.MULTILINE)
+    assert compared(out, "context 32") == tuple(map(float, rows))
 
 
 def test_generate_with_fewer_bits(here, run):

@@ -33,6 +33,7 @@ SURFACE = {
     "save": "(model: LM, folder: str | PathLike[str]) -> None",
     "quantize": "(model: LM, weights: Literal['int8', 'int4']) -> LM",
     "explain": "(model: Module, batch: int = 1, length: int = 128) -> Table",
+    "TokenLoop": "(model: Module, state: tuple[Any, ...] | None = None, *, replay: bool = True) -> None",
     # states
     "rows": "(state: Any, index: Tensor) -> Any",
     "detach": "(state: Any) -> Any",

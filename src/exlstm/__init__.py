@@ -9,6 +9,7 @@ Importing does no work: no device is touched, and kernels compile when they firs
 
 from exlstm import mixers, ops
 from exlstm.infer.quantize import quantize
+from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import detach, rows
@@ -35,6 +36,7 @@ __all__ = [
     "MLSTMConfig",
     "MLSTMLargeConfig",
     "SLSTMConfig",
+    "TokenLoop",
     "__version__",
     "detach",
     "explain",
