@@ -13,6 +13,7 @@ from benchmarks.bench import Bench
 from benchmarks.cpu import decode, mlstm_op, slstm_op, train_step
 from benchmarks.cpu.training import PLAIN, ROWS, batch, plain_step, rows_step
 from benchmarks.harness import Run, Timing, rounded, side_by_side
+from exlstm.infer.token_loop import TokenLoop
 
 
 def run(bench: Bench) -> None:
@@ -80,7 +81,7 @@ def decoding(quick: bool) -> tuple[str, dict[str, Run], Any]:
     with torch.inference_mode():
         state = decode.advance(model, torch.zeros(1, context, dtype=torch.long), None)
     runs = {
-        "exlstm": partial(decode.decode, model, state, size.tokens),
+        "exlstm": partial(decode.decode, TokenLoop(model, state), size.tokens),
         "transformers xLSTM": decode.decode_official(official, size),
         "Llama": decode.decode_llama(llama, size, context),
     }
