@@ -13,7 +13,9 @@ from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import leaves, map_state
+from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 
 VOCABULARY = 40
@@ -142,16 +144,31 @@ def test_weights_may_change_in_between(change):
     assert (got - before).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", MIXERS)
-def test_every_mixer_played_or_not(name):
-    config = replace(LARGE, blocks=(BlockConfig(mixer=MIXERS[name](), mlp=MLPConfig(hidden=20)),) * 2)
-    model, tokens_BT = build(config), tokens(2, 6)
-    loop = TokenLoop(model)
-    torch.testing.assert_close(run(loop, tokens_BT), run(TokenLoop(model, replay=False), tokens_BT), rtol=0, atol=1e-4)
-    assert (loop.why_not is None) == (name in PLAYED), loop.why_not
+VARIANTS = {name: config() for name, config in MIXERS.items()} | {
+    "mlstm conv of 1": MLSTMConfig(conv_width=1, heads=2),
+    "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid", normalize=False),
+    "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
+    "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),
+    "slstm exp forget": SLSTMConfig(forget_gate="exp", recurrent_init="uniform", heads=1),
+    "mlstm blocks of 8": MLSTMConfig(qkv_block=8),
+    "slstm silu": SLSTMConfig(cell_activation="silu"),
+}
+NOT_PLAYED = {"attention", "lstm", "mlstm blocks of 8", "slstm silu"}
 
 
-PLAYED = {"mlstm_large"}
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_mixer_played_or_not(name, norm, B, two_threads):
+    config = replace(LARGE, norm=norm, blocks=(BlockConfig(mixer=VARIANTS[name], mlp=MLPConfig(hidden=20)),) * 2)
+    model, tokens_BT = build(config), tokens(B, 8)
+    with torch.no_grad():
+        _, state = model(tokens(B, 5, seed=2))
+    played, called = TokenLoop(model, state), TokenLoop(model, state, replay=False)
+    torch.testing.assert_close(run(played, tokens_BT), run(called, tokens_BT), rtol=0, atol=1e-4)
+    for got, want in zip(leaves(played.state), leaves(called.state), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert (played.why_not is None) == (name not in NOT_PLAYED), played.why_not
 
 
 def test_what_is_not_played_says_why():

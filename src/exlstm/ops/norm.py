@@ -61,5 +61,9 @@ def few_rows(x: Tensor, gain_D: Tensor) -> bool:
 
 def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float) -> Tensor:
     """Layer norm of every head on its own (a group norm with one group per head), one gain per channel."""
+    if few((x_BTHV, gain_HV)) and x_BTHV.is_contiguous() and gain_HV.is_contiguous():
+        from exlstm.ops.numba_norm import head_norm_numba
+
+        return head_norm_numba(x_BTHV, gain_HV, eps)
     h_BTHV = functional.layer_norm(wide(x_BTHV), gain_HV.shape[1:], eps=eps) * wide(gain_HV)
     return h_BTHV.to(x_BTHV.dtype)

@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from exlstm.ops.numba_jit import compiled, untraced
-from exlstm.ops.numba_tensors import clear
+from exlstm.ops.numba_tensors import clear, long_at
+from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
 
 WORD, LONG = ir.IntType(32), ir.IntType(64)
@@ -122,6 +123,11 @@ def weight_gradients(first: int, last: int, M: int, D: int, x: int, x_step: int,
                 add_block(4 * D, x_row + d, dy_row + d, here + d)
 
 
+def map_piece(a: int, m: int) -> None:
+    """For a `Tape`: one row; the arguments of `map_rows` from D on."""
+    map_rows(m, m + 1, long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32))
+
+
 def by_inputs(w_HVK: Tensor) -> Tensor:
     """w_ID of [H, V, K]: contiguous, [K, H V]."""
     return w_HVK.detach().permute(2, 0, 1).reshape(BLOCK, -1).contiguous()
@@ -139,6 +145,9 @@ def mapped(x_MD: Tensor, w_HVK: Tensor) -> Tensor:
     y_MD = x_MD.new_empty(M, D)
     arguments = (D, x_MD.data_ptr(), 4 * x_MD.stride(0), w_ID.data_ptr(), y_MD.data_ptr())
     share_out(map_rows, M, *arguments, threads=threads_for(x_MD))
+    if (tape := recording()) is not None:
+        tape.keep((x_MD, w_ID, y_MD))
+        tape.add(map_piece, *arguments, pieces=M)
     return y_MD
 
 

@@ -19,7 +19,8 @@ from exlstm.ops.conv import ConvState
 from exlstm.ops.numba_jit import compiled, helper, untraced
 from exlstm.ops.numba_lanes import FASTMATH
 from exlstm.ops.numba_math import sigmoid
-from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, put, tensor_at
+from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, long_at, put, tensor_at
+from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
 
 Array = Any  # a float64 NumPy array inside Numba
@@ -192,6 +193,13 @@ def backward_scan(first: int, last: int, pieces: int, T: int, D: int, W: int, x:
     keep(work)
 
 
+def conv_piece(a: int, item: int) -> None:
+    """For a `Tape`: one piece of work; the arguments of `forward_scan` from `pieces` on."""
+    forward_scan(item, item + 1, long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32),
+                 long_at(a + 40), long_at(a + 48), long_at(a + 56), long_at(a + 64), long_at(a + 72), long_at(a + 80),
+                 long_at(a + 88), long_at(a + 96) != 0, long_at(a + 104), long_at(a + 112))  # fmt: skip
+
+
 class Sizes(NamedTuple):
     """What both scans begin with: pieces of a row, T, D, W."""
 
@@ -236,10 +244,15 @@ def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT
             lengths_B: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y and the past afterwards, without a graph. x with its channels side by side, all others contiguous."""
     y_BTD, after_BSD = x_BTD.new_empty(x_BTD.shape), torch.empty_like(past_BSD)
-    run(
-        forward_scan, sizes(x_BTD, w_DW), len(x_BTD), *located(x_BTD), w_DW.data_ptr(), b_D.data_ptr(),
-        past_BSD.data_ptr(), address(reset_BT), address(lengths_B), silu, y_BTD.data_ptr(), after_BSD.data_ptr(),
+    cut, B = sizes(x_BTD, w_DW), len(x_BTD)
+    arguments = (
+        *located(x_BTD), w_DW.data_ptr(), b_D.data_ptr(), past_BSD.data_ptr(), address(reset_BT), address(lengths_B),
+        silu, y_BTD.data_ptr(), after_BSD.data_ptr(),
     )  # fmt: skip
+    run(forward_scan, cut, B, *arguments)
+    if (tape := recording()) is not None:
+        tape.keep((x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B, y_BTD, after_BSD))
+        tape.add(conv_piece, *cut, *arguments, pieces=B * cut.pieces)
     return y_BTD, after_BSD
 
 

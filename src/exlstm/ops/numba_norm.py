@@ -3,7 +3,7 @@
 float32 or bfloat16 in and out, float32 between. M rows  D width  E = H V: H heads of width V
 """
 
-from math import sqrt
+from math import prod, sqrt
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ def norm_numba(x: Tensor, gain_D: Tensor, eps: float, rms: bool) -> Tensor:
 @compiled
 def gated_norm_rows(M: int, H: int, V: int, h: int, gain: int, skip: int, c: int, c_step: int, z: int, z_step: int,
                     y: int, short: bool, silu: bool, eps: float) -> None:  # fmt: skip
-    """y = (norm of h's heads * gain + skip c) a(z) of M rows. Small letters are addresses, skip 0 for none.
+    """y = (norm of h's heads * gain + skip c) a(z) of M rows. Small letters are addresses, skip or z 0 for none.
 
     All are of bfloat16 if `short`, else of float32. A row of c and z begins c_step and z_step numbers after the last.
     """
@@ -99,8 +99,9 @@ def gated_norm_rows(M: int, H: int, V: int, h: int, gain: int, skip: int, c: int
         if skip != 0:
             read_numbers(c + size * m * c_step, short, other_E)
             add_product(skip_E, other_E, y_E)
-        read_numbers(z + size * m * z_step, short, other_E)
-        gate(other_E, silu, y_E)
+        if z != 0:
+            read_numbers(z + size * m * z_step, short, other_E)
+            gate(other_E, silu, y_E)
         write_numbers(y_E, y + size * m * E, short)
 
 
@@ -111,6 +112,18 @@ def gated_norm_piece(a: int, _piece: int) -> None:
         long_at(a + 56), long_at(a + 64), long_at(a + 72), long_at(a + 80), long_at(a + 88) != 0, long_at(a + 96) != 0,
         double_at(a + 104),
     )  # fmt: skip
+
+
+def head_norm_numba(h_BTHV: Tensor, gain_HV: Tensor, eps: float) -> Tensor:
+    """`head_norm` of a few rows, without a graph; both contiguous and of one dtype."""
+    *outer, H, V = h_BTHV.shape
+    y_BTHV, places = torch.empty_like(h_BTHV), (h_BTHV.data_ptr(), gain_HV.data_ptr(), 0, 0, 0, 0, 0)
+    arguments = (prod(outer), H, V, *places, y_BTHV.data_ptr(), h_BTHV.dtype is torch.bfloat16, False)
+    gated_norm_rows(*arguments, eps)
+    if (tape := recording()) is not None:
+        tape.keep((h_BTHV, gain_HV))
+        tape.add(gated_norm_piece, *arguments, double_as_long(eps))
+    return y_BTHV
 
 
 def gated_norm_few(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,

@@ -9,7 +9,8 @@ N numbers in a row  M rows  D width of the embedding
 
 from array import array
 from collections.abc import Callable, Sequence
-from math import erf, sqrt
+from itertools import pairwise
+from math import erf, prod, sqrt
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy import float32, float64
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from exlstm.ops.linear.numba import BFLOAT16, FLOAT32, Plan, number, write
 from exlstm.ops.numba_gated_norm import Array
 from exlstm.ops.numba_jit import helper
 from exlstm.ops.numba_math import sigmoid, tanh
@@ -26,7 +28,8 @@ from exlstm.ops.numba_team import Player, address_of
 from exlstm.ops.numba_tensors import double_as_long, double_at, long_at
 from exlstm.ops.tape import NotRecordable, Tape, recorded_on
 
-ADD, MULTIPLY, SCALE, DIVIDE, TANH, SIGMOID, SILU, GELU, COPY = range(9)
+ADD, MULTIPLY, SCALE, DIVIDE, TANH, SIGMOID, SILU, GELU = range(8)
+AXES = 5  # of what is copied, at most
 DTYPES = (torch.float32, torch.bfloat16)
 Result = TypeVar("Result")
 aten = torch.ops.aten
@@ -80,6 +83,28 @@ def pointwise_piece(a: int, m: int) -> None:
     write_numbers(x_N, long_at(a + 72) + m * long_at(a + 80), long_at(a + 88) != 0)
 
 
+def copy_piece(a: int, _piece: int) -> None:
+    """From where, to where, dtypes; sizes of the axes, bytes between numbers there and here."""
+    x, out, short_x, short_out = long_at(a), long_at(a + 8), long_at(a + 16) != 0, long_at(a + 24) != 0
+    sizes, steps, to = a + 32, a + 32 + 8 * AXES, a + 32 + 16 * AXES
+    N, step, to_step = long_at(sizes + 32), long_at(steps + 32), long_at(to + 32)
+    for i in range(long_at(sizes)):
+        for j in range(long_at(sizes + 8)):
+            for k in range(long_at(sizes + 16)):
+                for m in range(long_at(sizes + 24)):
+                    here = (
+                        x
+                        + i * long_at(steps)
+                        + j * long_at(steps + 8)
+                        + k * long_at(steps + 16)
+                        + m * long_at(steps + 24)
+                    )
+                    there = out + i * long_at(to) + j * long_at(to + 8) + k * long_at(to + 16) + m * long_at(to + 24)
+                    for n in range(N):
+                        write(BFLOAT16 if short_out else FLOAT32, there + n * to_step, 0,
+                              number(BFLOAT16 if short_x else FLOAT32, here + n * step, 0))  # fmt: skip
+
+
 def rows_piece(a: int, m: int) -> None:
     """Row number token[m] of an embedding: address of the tokens, D, embedding, out, dtype."""
     D, short = long_at(a + 8), long_at(a + 32) != 0
@@ -88,19 +113,37 @@ def rows_piece(a: int, m: int) -> None:
     write_numbers(x_D, long_at(a + 24) + size * D * m, short)
 
 
-def in_rows(x: Tensor) -> tuple[int, int, int]:
-    """Rows, numbers in each, and bytes from one to the next; NotRecordable if the rows are not at equal distances."""
+def strides(x: Tensor, shape: torch.Size) -> list[int]:
+    """Bytes from number to number along every axis of `shape`, to which x is broadcast."""
     if x.dtype not in DTYPES or not x.is_cpu:
         raise NotRecordable(f"a tensor of {x.dtype} on {x.device}")
-    if x.is_contiguous():
-        rows = x.numel() // x.shape[-1] if x.ndim else 1
-        N = x.shape[-1] if x.ndim else 1
-        return rows, N, N * x.itemsize
-    longer = [n for n, size in enumerate(x.shape[:-1]) if size > 1]
-    if len(longer) > 1 or (x.stride(-1) != 1 and x.shape[-1] > 1):
-        raise NotRecordable(f"a tensor with strides {x.stride()}")
-    step = x.stride(longer[0]) if longer else 0
-    return x.numel() // x.shape[-1], x.shape[-1], step * x.itemsize
+    try:
+        return [step * x.itemsize for step in x.expand(shape).stride()]
+    except RuntimeError:
+        raise NotRecordable(f"shapes {tuple(x.shape)} and {tuple(shape)}") from None
+
+
+def in_rows(tensors: Sequence[Tensor], shape: torch.Size) -> tuple[int, int, list[int]]:
+    """Rows, numbers in each, and for every tensor the bytes from one row to the next.
+
+    NotRecordable if the tensors are not all of them rows of neighbours, at equal distances.
+    """
+    every = [strides(x, shape) for x in tensors]
+    for cut in range(len(shape) + 1):
+        longer = [axis for axis in range(cut) if shape[axis] > 1]
+        if all(rows_of(steps, x.itemsize, shape, cut, longer) for steps, x in zip(every, tensors, strict=True)):
+            apart = [steps[longer[-1]] if longer else 0 for steps in every]
+            return prod(shape[:cut]), prod(shape[cut:]), apart
+    raise NotRecordable(f"tensors of strides {[x.stride() for x in tensors]}")
+
+
+def rows_of(steps: list[int], size: int, shape: torch.Size, cut: int, longer: list[int]) -> bool:
+    """Whether numbers are neighbours along the axes from `cut` on, and all rows before it at equal distances."""
+    for axis in reversed(range(cut, len(shape))):
+        if shape[axis] > 1 and steps[axis] != size:
+            return False
+        size *= shape[axis]
+    return all(steps[a] == steps[b] * shape[b] for a, b in pairwise(longer))
 
 
 def record(step: Callable[[], Result]) -> tuple[Tape, Result]:
@@ -124,24 +167,50 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in POINTWISE:
             code, *operands = POINTWISE[func](*args, **(kwargs or {}))
             self.pointwise(out, code, *operands)
-        elif func is aten.embedding.default:
-            self.embedding(out, *args[:2])
-        elif func not in HARMLESS and not is_view(func, out, args):
+        elif func in SPECIAL:
+            SPECIAL[func](self, out, *args)
+        elif func not in HARMLESS and not is_constant(func, out, args) and not is_view(func, out, args):
             raise NotRecordable(str(func))
         return out
 
     def pointwise(self, out: Tensor, code: int, x: Tensor, y: Tensor | float | None = None) -> None:
-        """One of the codes above, for tensors of one shape."""
+        """One of the codes above; x and y are broadcast."""
         tensors = [x, y if isinstance(y, Tensor) else x, out]
-        if any(t.shape != out.shape for t in tensors):
-            raise NotRecordable(f"shapes {[tuple(t.shape) for t in tensors]}")
-        places, (M, N) = [], (1, 1)
-        for t in tensors:
-            M, N, step = in_rows(t)
-            places += [t.data_ptr(), step, t.dtype is torch.bfloat16]
+        M, N, apart = in_rows(tensors, out.shape)
+        places = [
+            number
+            for t, step in zip(tensors, apart, strict=True)
+            for number in (t.data_ptr(), step, t.dtype is torch.bfloat16)
+        ]
         factor = double_as_long(0.0 if y is None or isinstance(y, Tensor) else float(y))
         if M * N:
             self.tape.add(pointwise_piece, code, N, factor, *places, pieces=M)
+
+    def copy(self, out: Tensor, x: Tensor) -> None:
+        """out = x, whatever the strides."""
+        shape = [*[1] * (AXES - out.ndim), *out.shape]
+        if out.ndim > AXES:
+            raise NotRecordable(f"a copy of {out.ndim} axes")
+        steps = [[*[0] * (AXES - out.ndim), *strides(t, out.shape)] for t in (x, out)]
+        shorts = [t.dtype is torch.bfloat16 for t in (x, out)]
+        self.tape.add(copy_piece, x.data_ptr(), out.data_ptr(), *shorts, *shape, *steps[0], *steps[1])
+
+    def joined(self, out: Tensor, parts: Sequence[Tensor], axis: int = 0) -> None:
+        """out = cat(parts)"""
+        start = 0
+        for part in parts:
+            self.copy(out.narrow(axis, start, part.shape[axis]), part)
+            start += part.shape[axis]
+
+    def batched_product(self, out_HMJ: Tensor, x_HMK: Tensor, w_HKJ: Tensor) -> None:
+        """For every head a product, as linear maps of a few rows are computed."""
+        w_HJK, x = w_HKJ.mT, self.tape.keep(torch.empty(x_HMK.shape, dtype=x_HMK.dtype))
+        if w_HJK.dtype not in DTYPES or not w_HJK[0].is_contiguous():
+            raise NotRecordable("a product with other matrices")
+        self.copy(x, x_HMK)
+        for out_MJ, x_MK, w_JK in zip(out_HMJ, x, w_HJK, strict=True):
+            (y_MJ,) = self.tape.keep(Plan([(w_JK, None, out_MJ.dtype)]).run(x_MK))
+            self.copy(out_MJ, y_MJ)
 
     def embedding(self, out: Tensor, weight: Tensor, tokens: Tensor) -> None:
         """Rows of the embedding."""
@@ -194,8 +263,13 @@ POINTWISE: dict[Any, Callable[..., tuple[Any, ...]]] = {
     aten.tanh_.default: one(TANH),
     aten.sigmoid.default: one(SIGMOID),
     aten.silu.default: one(SILU),
-    aten.clone.default: one(COPY),
-    aten._to_copy.default: one(COPY),
+}
+SPECIAL: dict[Any, Callable[..., None]] = {
+    aten.clone.default: Recording.copy,
+    aten._to_copy.default: Recording.copy,
+    aten.cat.default: Recording.joined,
+    aten.bmm.default: Recording.batched_product,
+    aten.embedding.default: lambda self, out, weight, tokens, *_: self.embedding(out, weight, tokens),
 }
 HARMLESS = {  # memory, which is kept, and a question about dtypes
     aten.empty.memory_format,
@@ -204,6 +278,13 @@ HARMLESS = {  # memory, which is kept, and a question about dtypes
     aten.empty_strided.default,
     aten.promote_types.default,
 }
+
+
+def is_constant(func: Any, out: Any, args: Sequence[Any]) -> bool:
+    """Whether an operation makes whole numbers, which nothing here changes, or marks memory as not written."""
+    if func is aten.full.default:
+        return not out.is_floating_point()
+    return func is aten.fill_.Scalar and args[1] != args[1]
 
 
 def is_view(func: Any, out: Any, args: Sequence[Any]) -> bool:

@@ -14,7 +14,9 @@ Kernel = Callable[[int, int], None]  # (address of the arguments, number of a pi
 Kept = TypeVar("Kept")
 
 
-TAPED = frozenset({"linear", "mlstm", "gated_norm"})  # the ops whose Numba kernels for one step write themselves down
+TAPED = frozenset(
+    {"linear", "mlstm", "gated_norm", "slstm", "conv", "block_linear"}
+)  # the ops whose Numba kernels for one step write themselves down
 
 
 class NotRecordable(Exception):

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.numba_jit import untraced
+from exlstm.ops.numba_tensors import long_at
 from exlstm.ops.shared import exactly, wide
 from exlstm.ops.slstm.numba_gates import KEPT
 from exlstm.ops.slstm.numba_scan import backward_scan, forward_scan
 from exlstm.ops.slstm.numba_tile import PANEL
 from exlstm.ops.slstm.reference import SLSTMState
+from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
 
 MOST_ROWS = 8  # of a tile: R of a head is read once for all of them, from the second cache or from memory
 THREAD_WORTH = 60.0  # us of work that handing a piece to another thread is worth
+SHARED_BYTES = 64 << 10  # of R to read: so much takes a step longer than telling a thread that is awake
 
 
 class Plan(NamedTuple):
@@ -46,6 +49,15 @@ def plan(B: int, T: int, H: int, V: int) -> Plan:
             break
     rows = -(-most // tiles) * 4
     return Plan(H * -(-B // rows), rows, threads, T * B >= 6)
+
+
+def scan_piece(a: int, item: int) -> None:
+    """For a `Tape`: one item of a forward scan; its arguments from `rows` on, the tuples' numbers among them."""
+    before = long_at(a + 96), long_at(a + 104), long_at(a + 112), long_at(a + 120)
+    after = long_at(a + 136), long_at(a + 144), long_at(a + 152), long_at(a + 160)
+    forward_scan(item, item + 1, long_at(a), long_at(a + 8) != 0, long_at(a + 16) != 0, long_at(a + 24),
+                 long_at(a + 32), long_at(a + 40), long_at(a + 48), long_at(a + 56), long_at(a + 64), long_at(a + 72),
+                 long_at(a + 80), long_at(a + 88) != 0, before, long_at(a + 128), after, 0, 0)  # fmt: skip
 
 
 class Scan(torch.autograd.Function):
@@ -113,11 +125,12 @@ def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | N
     last = [new(B, H, V) for _ in range(4)]
     items, rows, threads, packed = plan(B, T, H, V)
     x_BTHGV, r_HKGV, *first = contiguous(x_BTHGV, r_HKGV, *state)
-    share_out(
-        forward_scan, items, rows, packed, r_HKGV.shape[1] > 0, B, T, H, V,
-        *addresses(x_BTHGV, r_HKGV, reset_BT, lengths_B), exp_forget, addresses(*first), h_BTHV.data_ptr(),
-        addresses(*last), *addresses(past_HBTV, kept_E), threads=threads,
-    )  # fmt: skip
+    work = (rows, packed, r_HKGV.shape[1] > 0, B, T, H, V, *addresses(x_BTHGV, r_HKGV, reset_BT, lengths_B), exp_forget)
+    before, h, after = addresses(*first), h_BTHV.data_ptr(), addresses(*last)
+    share_out(forward_scan, items, *work, before, h, after, *addresses(past_HBTV, kept_E), threads=threads)
+    if (tape := recording()) is not None:
+        tape.keep((x_BTHGV, r_HKGV, reset_BT, lengths_B, first, h_BTHV, last))
+        tape.add(scan_piece, *work, *before, h, *after, pieces=items, shared=4 * r_HKGV.numel() >= SHARED_BYTES)
     return h_BTHV, *last
 
 

@@ -18,6 +18,7 @@ from exlstm.ops.numba_jit import helper
 from exlstm.ops.numba_tensors import place
 
 PANEL = 16  # columns
+TOGETHER = 128  # products that are summed before they join the others: short sums round less than a long one
 
 
 def lanes() -> int:
@@ -35,6 +36,23 @@ def function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     """One of LLVM's own functions."""
     kind = ir.FunctionType(result, arguments)
     return cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+
+
+def add_to(builder: Any, at_first: Any, sums: list[list[Any]], begins: list[Any]) -> None:
+    """Writes sums, of vectors, to where each row begins; adds them to what is there unless this is the first time."""
+    targets = []
+    for row, begin in zip(sums, begins, strict=True):
+        for part, total in enumerate(row):
+            value = builder.load(total)
+            offset = ir.Constant(ir.IntType(64), part * LANES)
+            targets.append((builder.bitcast(builder.gep(begin, [offset]), value.type.as_pointer()), value))
+    with builder.if_else(at_first) as (then, otherwise):
+        with then:
+            for target, value in targets:
+                builder.store(value, target, align=4)
+        with otherwise:
+            for target, value in targets:
+                builder.store(builder.fadd(builder.load(target, align=4), value), target, align=4)
 
 
 def tile(rows: int, panels: int) -> Any:
@@ -58,28 +76,31 @@ def tile(rows: int, panels: int) -> Any:
         zero = ir.Constant(kind, [0.0] * LANES)
         new: Any = cgutils.alloca_once
         sums = [[new(builder, kind) for _ in range(parts)] for _ in range(rows)]
-        for total in (total for row in sums for total in row):
-            builder.store(zero, total)
         everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        with cgutils.for_range(builder, steps) as loop:
-            start = builder.mul(loop.index, step)
-            vectors = []
-            for part in range(parts):
-                panel, offset = divmod(part * LANES, PANEL)
-                part_at = builder.gep(p_panels[panel], [builder.add(start, ir.Constant(number, offset))])
-                vectors.append(builder.load(builder.bitcast(part_at, kind.as_pointer()), align=4))
-            for row in range(rows):
-                value = builder.load(builder.gep(x_rows[row], [loop.index]), align=4)
-                first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-                spread = builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
+        most = ir.Constant(number, TOGETHER)
+        with cgutils.for_range_slice(builder, ir.Constant(number, 0), steps, most) as (begin, _):
+            end = builder.add(begin, most)
+            end = builder.select(builder.icmp_signed("<", end, steps), end, steps)
+            for total in (total for row in sums for total in row):
+                builder.store(zero, total)
+            with cgutils.for_range_slice(builder, begin, end, ir.Constant(number, 1)) as (index, _):
+                start = builder.mul(index, step)
+                vectors = []
                 for part in range(parts):
-                    old = builder.load(sums[row][part])
-                    builder.store(builder.call(add, [spread, vectors[part], old]), sums[row][part])
-        for row in range(rows):
-            begin = pointer(out, out_at, out_stride, row)
-            for part in range(parts):
-                target = builder.gep(begin, [ir.Constant(number, part * LANES)])
-                builder.store(builder.load(sums[row][part]), builder.bitcast(target, kind.as_pointer()), align=4)
+                    panel, offset = divmod(part * LANES, PANEL)
+                    part_at = builder.gep(p_panels[panel], [builder.add(start, ir.Constant(number, offset))])
+                    vectors.append(builder.load(builder.bitcast(part_at, kind.as_pointer()), align=4))
+                for row in range(rows):
+                    value = builder.load(builder.gep(x_rows[row], [index]), align=4)
+                    first = builder.insert_element(
+                        ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+                    )
+                    spread = builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
+                    for part in range(parts):
+                        old = builder.load(sums[row][part])
+                        builder.store(builder.call(add, [spread, vectors[part], old]), sums[row][part])
+            begins = [pointer(out, out_at, out_stride, n) for n in range(rows)]
+            add_to(builder, builder.icmp_signed("==", begin, ir.Constant(number, 0)), sums, begins)
         return context.get_dummy_value()
 
     def typed(_context: Any, _out: Any, _out_at: Any, _out_stride: Any, _x: Any, _x_at: Any, _x_stride: Any,
