@@ -98,8 +98,10 @@ def decode_over(peer: str, shortest: int = 0) -> Find:
         for dtype in ("float32", "bfloat16"):
             for found in records(results, "decode", dtype):
                 for ours, peers in found["ratios"].items():
-                    context = ours.partition("@")[2]
-                    if int(context) >= shortest:
+                    context = ours.partition("@")[
+                        2
+                    ]  # a loop of the model's calls is there for comparison, and has none
+                    if context and int(context) >= shortest:
                         same = peer if peer in peers else f"{peer} @{context}"
                         values += [peers[same]["of_medians"]] if same in peers else []
         return min(values, default=None)
@@ -113,7 +115,8 @@ def int8_over_bf16(results: Results) -> float | None:
 
 
 def longest_over_shortest(results: Results) -> float | None:
-    values = [x["derived"]["longest_over_shortest_context"] for x in records(results, "decode") if "derived" in x]
+    key = "longest_over_shortest_context"
+    values = [x["derived"][key] for x in records(results, "decode") if key in x.get("derived", {})]
     return max(values, default=None)
 
 
