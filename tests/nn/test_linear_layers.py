@@ -169,6 +169,8 @@ def test_emulated_bfloat16_is_bfloat16(gradient, monkeypatch):
     with torch.set_grad_enabled(gradient):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             wide = layer(x)
+            assert torch.equal(layer(x.bfloat16()), wide)
+            assert torch.equal(linears(x.bfloat16(), [layer, layer])[1], wide)
         narrow = copy.deepcopy(layer).bfloat16()(x.bfloat16())
     for y in (wide, narrow):
         assert y.dtype == torch.bfloat16

@@ -33,7 +33,7 @@ class Linear(nn.Linear):
         fits = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
         if not fits or x.shape[-1:] != weight.shape[1:]:
             return functional.linear(x, weight, bias)  # which says what is wrong
-        if self.backend == "auto" and not torch.is_grad_enabled():
+        if x.dtype == weight.dtype and self.backend == "auto" and decoding():
             return without_gradients(x, (self,))[0]
         return op.linear(x, weight, bias, backend=self.backend)
 
@@ -84,7 +84,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., K] -> [..., N] in x's dtype."""
-        if self.backend == "auto" and not torch.is_grad_enabled():
+        if self.backend == "auto" and decoding():
             return without_gradients(x, (self,))[0]
         return op.linear(x, self.packed(), self.bias, backend=self.backend)
 
@@ -140,9 +140,14 @@ def linears(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = 
 
     Several projections of one x, such as q, k, v and the gates, are then as fast as one large matrix.
     """
-    if torch.is_grad_enabled() or not all(map(unwatched, (*layers, *wide))):
+    if not decoding() or not all(map(unwatched, (*layers, *wide))):
         return [*(layer(x) for layer in layers), *wide_linears(wide, x)]
     return without_gradients(x, layers, wide)
+
+
+def decoding() -> bool:
+    """Whether this may be a decoding step, for which things are prepared: there is no graph to be made, of any kind."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def without_gradients(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = ()) -> list[Tensor]:
