@@ -23,7 +23,7 @@ from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
-from exlstm.nn.linear import Int4Linear, QuantizedLinear
+from exlstm.nn.linear import QuantizedLinear
 from exlstm.ops.linear.formats import dequantised
 from peers import from_large
 
@@ -251,7 +251,7 @@ def check(exact_model: LM, ours: LM, official: nn.Module, size: Size) -> dict[st
 
 @torch.inference_mode()
 def check_quantised(model: LM, small: LM, size: Size) -> dict[str, Any]:
-    """The rule, for int4 twice of it, against the definition with the rounded weights.
+    """The rule, against the definition with the rounded weights.
 
     How far rounding moves the logits is only told.
     """
@@ -261,9 +261,7 @@ def check_quantised(model: LM, small: LM, size: Size) -> dict[str, Any]:
     plain_BTC = plain(tokens_BT)[0]
     exact_BTC = plain.double()(tokens_BT)[0]
     error, error_of_plain_form = relative(logits_BTC, exact_BTC), relative(plain_BTC, exact_BTC)
-    # int4's levels are not symmetric: x times the levels and x times the offset are two sums that mostly cancel
-    factor = FACTOR * (2 if any(isinstance(layer, Int4Linear) for layer in small.modules()) else 1)
-    allowed = factor * error_of_plain_form + 2 * torch.finfo(torch.float32).eps
+    allowed = FACTOR * error_of_plain_form + 2 * torch.finfo(torch.float32).eps
     assert error <= allowed, f"error of the logits {error:.2e}, allowed {allowed:.2e}"
     return {
         "error_of_logits": rounded(error),
