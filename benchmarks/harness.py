@@ -1,13 +1,15 @@
-"""The variants of one measurement run in turn, a b c a b c ..., in one process with the same number of threads.
+"""The variants of one measurement run in turn, in one process with the same number of threads, round after round.
 
-What the machine does besides then falls on all of them alike. Judged are medians; the ratio is given twice, of the
-medians and as the median of the rounds' own ratios: where the two differ, the machine was not quiet.
+What the machine does besides then falls on all of them alike. Every round has another order, so that none always comes
+after the one that leaves the caches or the memory worst. Judged are medians; the ratio is given twice, of the medians
+and as the median of the rounds' own ratios: where the two differ, the machine was not quiet.
 """
 
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from random import Random
 from statistics import geometric_mean, median
 from typing import Any, NamedTuple
 
@@ -40,10 +42,11 @@ def side_by_side(
     """
     calls = {name: max(1, round(shortest / seconds)) for name, seconds in warm_up(runs, warmup).items()}
     rounds: dict[str, list[float]] = {name: [] for name in runs}
+    chance = Random(0)
     with without_garbage_collection():
         for _ in range(repeats):
-            for name, run in runs.items():
-                rounds[name].append(seconds_per_call(run, calls[name]))
+            for name in chance.sample(list(runs), len(runs)):
+                rounds[name].append(seconds_per_call(runs[name], calls[name]))
     return {name: Timing(tuple(rounds[name]), calls[name]) for name in runs}
 
 

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from functools import partial
+from itertools import pairwise
 from types import ModuleType
 
 import pytest
 
 from benchmarks import bench as bench_page
+from benchmarks import harness
 from benchmarks.__main__ import main, parser
 from benchmarks.bench import Bench
 from benchmarks.harness import Timing, ratios, side_by_side
@@ -37,12 +40,27 @@ def never():
     raise RuntimeError("this must not run")
 
 
-def test_variants_run_in_turn():
+def test_every_round_runs_all_variants_each_time_in_another_order():
     order = []
-    runs = {name: lambda name=name: order.append(name) for name in "abc"}
-    found = side_by_side(runs, repeats=3, warmup=1, shortest=0.0)
-    assert order == list("abc") * 4
-    assert {len(timing.rounds) for timing in found.values()} == {3}
+    runs = {name: lambda name=name: order.append(name) for name in "abcd"}
+    found = side_by_side(runs, repeats=7, warmup=1, shortest=0.0)
+    rounds = [tuple(order[n : n + 4]) for n in range(0, len(order), 4)]
+    assert all(sorted(each) == list("abcd") for each in rounds)
+    assert len(set(rounds)) > 4
+    # nobody always comes after the same one
+    assert all(len({before for before, name in pairwise(order) if name == after}) > 1 for after in "abcd")
+    assert {len(timing.rounds) for timing in found.values()} == {7}
+
+
+def test_a_timing_belongs_to_its_variant(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+
+    def takes(seconds):
+        clock[0] += seconds
+
+    found = side_by_side({name: partial(takes, n) for n, name in enumerate("abcd", 1)}, repeats=4, warmup=1)
+    assert {name: set(timing.rounds) for name, timing in found.items()} == {"a": {1}, "b": {2}, "c": {3}, "d": {4}}
 
 
 def test_quick_variants_are_called_often_in_one_timing():

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from accuracy import compare
 from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
@@ -72,18 +71,33 @@ def two_threads():
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("B", [1, 3])
 def test_played_steps_are_as_accurate_as_called_ones(config, dtype, B, two_threads):
-    model, tokens_BT = build(config).to(dtype), tokens(B, 12)
+    """In the root mean square over several models: in one of them, one rounding of a gate moves the whole state."""
+    found = [played_called_exact(build(config, seed).to(dtype), tokens(B, 12, seed + 1)) for seed in range(8)]
+    for label in found[0]:
+        played, called, exact = (torch.stack(runs) for runs in zip(*(run[label] for run in found), strict=True))
+        assert played.dtype == called.dtype
+        floor = 2 * torch.finfo(called.dtype).eps * float(exact.abs().max())
+        error, allowed = largest(played - exact), 2 * largest(called - exact) + floor
+        assert error <= allowed, f"{label}: error {error:.3e}, allowed {allowed:.3e}"
+
+
+def played_called_exact(model, tokens_BT):
+    """Of each way to run them, the logits and every tensor of the last state."""
     with torch.no_grad():
-        _, state = model(tokens(B, 5, seed=2))
+        _, state = model(tokens(len(tokens_BT), 5, seed=2))
     played, called = TokenLoop(model, state), TokenLoop(model, state, replay=False)
     exact = TokenLoop(copy.deepcopy(model).double(), map_state(torch.Tensor.double, state))
-    got_BTC, plain_BTC, exact_BTC = (run(loop, tokens_BT) for loop in (played, called, exact))
+    loops = (played, called, exact)
+    found = {"logits": [run(loop, tokens_BT) for loop in loops]}
     assert played.why_not is None
     assert called.recorded is None
-    # a whole model, over many steps: where each op may be twice as wrong, errors that add up may be a little more so
-    compare("logits", exact_BTC, plain_BTC, got_BTC, 4.0)
-    for n, (x, plain, got) in enumerate(zip(*(leaves(loop.state) for loop in (exact, called, played)), strict=True)):
-        compare(f"state {n}", x, plain, got, 4.0)
+    states = zip(*(leaves(loop.state) for loop in loops), strict=True)
+    return found | {f"state {n}": tensors for n, tensors in enumerate(states)}
+
+
+def largest(errors):
+    """The largest error of each model, in the root mean square over models."""
+    return float(errors.flatten(1).abs().amax(1).double().square().mean().sqrt())
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from exlstm.ops import numba_team
+from exlstm.ops import numba_player, numba_team
 from exlstm.ops.numba_jit import compiled
-from exlstm.ops.numba_team import Team, add, address_of, load
+from exlstm.ops.numba_jobs import REST, add, address_of, load
+from exlstm.ops.numba_player import Player
+from exlstm.ops.numba_team import Team
 
 
 def _count(arguments, piece):
@@ -137,10 +139,10 @@ def test_who_waited_long_rests(team, monkeypatch):
     """As when another process takes the core of a thread. Every piece is done all the same."""
     monkeypatch.setattr(numba_team, "together", lambda *job: numba_team.alone(*job[1:]) or team.patience)
     arguments = job(5)
-    for turn in range(2 * (numba_team.REST + 1)):
+    for turn in range(2 * (REST + 1)):
         team.run(COUNTER, arguments.ctypes.data, 5)
         assert (arguments[2:] == turn + 1).all()
-        assert team.rest == numba_team.REST - turn % (numba_team.REST + 1)
+        assert team.rest == REST - turn % (REST + 1)
 
 
 def table_of(*jobs):
@@ -151,7 +153,7 @@ def table_of(*jobs):
 
 WAYS = {
     "torch's threads": lambda monkeypatch: None,
-    "a team": lambda monkeypatch: monkeypatch.setattr(numba_team, "gnu_openmp", lambda: None),
+    "a team": lambda monkeypatch: monkeypatch.setattr(numba_player, "gnu_openmp", lambda: None),
 }
 
 
@@ -159,7 +161,7 @@ WAYS = {
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_a_player_plays_every_piece_of_every_job_once(way, threads, monkeypatch):
     WAYS[way](monkeypatch)
-    player = numba_team.Player()
+    player = Player()
     for _ in range(20):
         jobs = [(job(pieces, work=20), pieces, shared) for pieces in (1, 3, 40, 1000) for shared in (0, 1)]
         table = table_of(*jobs)
@@ -171,7 +173,7 @@ def test_several_players_at_once():
     """Each with a region of its own, from several threads of Python."""
 
     def play(_number):
-        player, jobs = numba_team.Player(), [(job(50, work=20), 50, 1) for _ in range(30)]
+        player, jobs = Player(), [(job(50, work=20), 50, 1) for _ in range(30)]
         table = table_of(*jobs)
         player.play(table.ctypes.data, len(table), 2)
         return all((x[2:] == 1).all() for x, _, _ in jobs)
@@ -182,7 +184,7 @@ def test_several_players_at_once():
 
 def test_jobs_come_one_after_another():
     """The second sees what the first wrote, on whatever threads they ran: it counts further."""
-    player, x = numba_team.Player(), job(64, work=50)
+    player, x = Player(), job(64, work=50)
     table = table_of(*[(x, 64, 1)] * 200)
     player.play(table.ctypes.data, len(table), 2)
     assert (x[2:] == 200).all()

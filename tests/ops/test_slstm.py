@@ -62,7 +62,8 @@ def test_scan_is_the_definition_at_length(problem):
 @pytest.mark.parametrize(("H", "V"), [(2, 16), (1, 20)])
 def test_accuracy(dtype, gate, H, V):
     definition, fast = partial(call, backend="recurrent"), partial(call, backend="numba")
-    assert_as_accurate(fast, definition, make(3, 100, H, V, gate=gate, dtype=dtype), names=NAMES)
+    draws = (make(3, 100, H, V, gate=gate, dtype=dtype, seed=seed) for seed in range(5))
+    assert_as_accurate_in_the_middle(fast, definition, draws, names=NAMES)
 
 
 @pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])

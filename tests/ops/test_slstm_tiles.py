@@ -207,6 +207,18 @@ def test_nothing_is_kept_without_gradients():
     assert call(*x, backend="numba")[0].grad_fn is not None
 
 
+@pytest.mark.parametrize("V", [8, 21, 70])
+@pytest.mark.parametrize("T", [1, 9], ids=["as it lies", "packed"])
+def test_r_in_bfloat16_is_read_as_it_is_kept(T, V):
+    x, r_HKGV, *state = make(3, T, 2, V, dtype=torch.float32)
+    short_HKGV = r_HKGV.bfloat16()
+    h_BTHV, after = slstm(x, short_HKGV, SLSTMState(*state), backend="numba")
+    want_BTHV, want = slstm(x, short_HKGV.float(), SLSTMState(*state), backend="numba")
+    assert torch.equal(h_BTHV, want_BTHV)
+    assert all(map(torch.equal, after, want))
+    assert not torch.equal(h_BTHV, slstm(x, r_HKGV, SLSTMState(*state), backend="numba")[0]) or T == 1
+
+
 def test_inputs_in_any_order_of_memory():
     x = make(2, 6, 2, 5, dtype=torch.float32)
     want = everything(x, partial(call, backend="numba"))

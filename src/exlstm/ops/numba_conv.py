@@ -20,6 +20,7 @@ from exlstm.ops.numba_jit import compiled, helper, untraced
 from exlstm.ops.numba_lanes import FASTMATH
 from exlstm.ops.numba_math import sigmoid
 from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, long_at, put, tensor_at
+from exlstm.ops.shared import addresses
 from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
 
@@ -221,11 +222,6 @@ def located(x_BTD: Tensor) -> tuple[int, int, int]:
     return x_BTD.data_ptr(), row * SIZE, step * SIZE
 
 
-def address(x: Tensor | None) -> int:
-    """Where x is; 0 for None."""
-    return 0 if x is None else x.data_ptr()
-
-
 def side_by_side(x_BTD: Tensor) -> Tensor:
     """`x`, copied only if the channels of a step are apart."""
     return x_BTD if x_BTD.stride(2) == 1 else x_BTD.contiguous()
@@ -246,7 +242,7 @@ def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT
     y_BTD, after_BSD = x_BTD.new_empty(x_BTD.shape), torch.empty_like(past_BSD)
     cut, B = sizes(x_BTD, w_DW), len(x_BTD)
     arguments = (
-        *located(x_BTD), w_DW.data_ptr(), b_D.data_ptr(), past_BSD.data_ptr(), address(reset_BT), address(lengths_B),
+        *located(x_BTD), w_DW.data_ptr(), b_D.data_ptr(), past_BSD.data_ptr(), *addresses(reset_BT, lengths_B),
         silu, y_BTD.data_ptr(), after_BSD.data_ptr(),
     )  # fmt: skip
     run(forward_scan, cut, B, *arguments)
@@ -276,7 +272,7 @@ class Conv(torch.autograd.Function):
         di_NID = np.empty((B * cut.pieces, cut.W + 1, cut.D), float32)
         run(
             backward_scan, cut, B, *located(x_BTD), w_DW.data_ptr(), b_D.data_ptr(), past_BSD.data_ptr(),
-            address(reset_BT), address(lengths_B), ctx.silu, *located(dy_BTD), dafter_BSD.data_ptr(),
+            *addresses(reset_BT, lengths_B), ctx.silu, *located(dy_BTD), dafter_BSD.data_ptr(),
             dx_BTD.data_ptr(), dpast_BSD.data_ptr(), di_NID.ctypes.data,
         )  # fmt: skip
         di_ID = torch.from_numpy(di_NID.sum(0, dtype=float64).astype(float32))

@@ -20,6 +20,7 @@ from exlstm.ops.numba_jit import compiled, helper, untraced
 from exlstm.ops.numba_lanes import FASTMATH
 from exlstm.ops.numba_math import sigmoid
 from exlstm.ops.numba_tensors import address_of, clear, keep, tensor_at
+from exlstm.ops.shared import addresses
 from exlstm.ops.threads import share_out
 
 Array = Any  # a float32 NumPy array inside Numba
@@ -170,12 +171,7 @@ def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int,
     keep(work)
 
 
-def address(x: Tensor | None) -> int:
-    """Where a contiguous tensor begins; 0 for none."""
-    return 0 if x is None else x.data_ptr()
-
-
-def in_rows(x_BTE: Tensor) -> tuple[Tensor, int]:
+def even_rows(x_BTE: Tensor) -> tuple[Tensor, int]:
     """`x` and how many numbers apart its rows are; a copy of it if they are not at equal distances."""
     T = x_BTE.shape[1]
     to_row, step, to_number = x_BTE.stride()
@@ -188,7 +184,7 @@ def skip_in_rows(skip_E: Tensor | None, c_BTE: Tensor | None) -> tuple[Tensor | 
     """The same for c; the vector in order. None, None, 0 if there are none."""
     if skip_E is None or c_BTE is None:
         return None, None, 0
-    return skip_E.contiguous(), *in_rows(c_BTE)
+    return skip_E.contiguous(), *even_rows(c_BTE)
 
 
 def threads_for(numbers: int) -> int:
@@ -200,11 +196,11 @@ def forward(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None
             eps: float) -> Tensor:  # fmt: skip
     """y, without a graph."""
     B, T, H, V = h_BTHV.shape
-    h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), in_rows(z_BTE)
+    h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), even_rows(z_BTE)
     skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
     y_BTE = torch.empty((B, T, H * V), dtype=torch.float32)
     arguments = (
-        H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), address(skip_E), address(c_BTE), c_step, z_BTE.data_ptr(), z_step,
+        H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), *addresses(skip_E, c_BTE), c_step, z_BTE.data_ptr(), z_step,
         y_BTE.data_ptr(), silu, eps,
     )  # fmt: skip
     threads = threads_for(B * T * H * V)
@@ -232,15 +228,15 @@ class GatedNorm(torch.autograd.Function):
         B, T, H, V = h_BTHV.shape
         E, N = H * V, -(-B * T // TILE)
         h_BTHV, gain_E = h_BTHV.contiguous(), gain_E.contiguous()
-        (z_BTE, z_step), (dy_BTE, dy_step) = in_rows(z_BTE), in_rows(dy_BTE)
+        (z_BTE, z_step), (dy_BTE, dy_step) = even_rows(z_BTE), even_rows(dy_BTE)
         skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
         dh_BTHV, dz_BTE = torch.empty_like(h_BTHV), torch.empty((B, T, E), dtype=torch.float32)
         dc_BTE = None if c_BTE is None else torch.empty_like(dz_BTE)
         dgs_NPE = torch.empty((N, 2, E), dtype=torch.float32)
         share_out(
-            backward_rows, N, B * T, H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), address(skip_E), address(c_BTE),
+            backward_rows, N, B * T, H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), *addresses(skip_E, c_BTE),
             c_step, z_BTE.data_ptr(), z_step, dy_BTE.data_ptr(), dy_step, dh_BTHV.data_ptr(), dz_BTE.data_ptr(),
-            address(dc_BTE), dgs_NPE.data_ptr(), ctx.silu, ctx.eps, threads=threads_for(B * T * E),
+            *addresses(dc_BTE), dgs_NPE.data_ptr(), ctx.silu, ctx.eps, threads=threads_for(B * T * E),
         )  # fmt: skip
         dgain_E, dskip_E = dgs_NPE.sum(0)
         return dh_BTHV, dgain_E, dz_BTE, None if skip_E is None else dskip_E, dc_BTE, None, None

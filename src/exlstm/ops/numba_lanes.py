@@ -133,9 +133,9 @@ def log_sigmoid(x: Lanes) -> Lanes:
 
 
 def tanh(x: Lanes) -> Lanes:
-    """(1 - e^-2|x|) / (1 + e^-2|x|) with x's sign; near zero a polynomial (Cephes), which loses no digits there."""
+    """1 - 2 / (e^2|x| + 1) with x's sign; near zero a polynomial (Cephes), which loses no digits there."""
     e = exp_below(-2.0 * abs(x))
-    far = (1.0 - e) / (1.0 + e)
+    far = 1.0 - (2.0 * e) / (1.0 + e)
     x2 = x * x
     p = x2 * -5.70498872745e-3 + 2.06390887954e-2
     for coefficient in (-5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1):

@@ -11,7 +11,7 @@ from numpy import float32, float64
 from torch import Tensor
 
 from exlstm.ops.gated_norm import GateActivation
-from exlstm.ops.numba_gated_norm import Array, add_product, dot, gate, in_rows, multiply, shift, standardise
+from exlstm.ops.numba_gated_norm import Array, add_product, dot, even_rows, gate, multiply, shift, standardise
 from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_math import bits_of_float, float_of_bits
 from exlstm.ops.numba_tensors import address_of, copy, double_as_long, double_at, long_at, tensor_at
@@ -131,9 +131,9 @@ def gated_norm_few(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor
     """`gated_norm` of a few rows, without a graph; all tensors of one dtype."""
     B, T, H, V = h_BTHV.shape
     short, skip, c, c_step = h_BTHV.dtype is torch.bfloat16, 0, 0, 0
-    h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), in_rows(z_BTE)
+    h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), even_rows(z_BTE)
     if skip_E is not None and c_BTE is not None:
-        skip_E, (c_BTE, c_step) = skip_E.contiguous(), in_rows(c_BTE)
+        skip_E, (c_BTE, c_step) = skip_E.contiguous(), even_rows(c_BTE)
         skip, c = skip_E.data_ptr(), c_BTE.data_ptr()
     y_BTE = h_BTHV.new_empty((B, T, H * V))
     arguments = (

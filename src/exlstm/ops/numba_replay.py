@@ -22,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from exlstm.ops.linear.numba import BFLOAT16, FLOAT32, Plan, number, write
 from exlstm.ops.numba_gated_norm import Array
 from exlstm.ops.numba_jit import helper
+from exlstm.ops.numba_jobs import address_of
 from exlstm.ops.numba_math import sigmoid, tanh
 from exlstm.ops.numba_norm import read_numbers, write_numbers
-from exlstm.ops.numba_team import Player, address_of
+from exlstm.ops.numba_player import Player
 from exlstm.ops.numba_tensors import double_as_long, double_at, long_at
 from exlstm.ops.tape import NotRecordable, Tape, recorded_on
 

@@ -63,6 +63,16 @@ def like(mask: Tensor, x: Tensor) -> Tensor:
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
+def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    """Where contiguous tensors begin, 0 for None. An address keeps nothing alive: somebody else has to."""
+    return tuple(0 if x is None else x.data_ptr() for x in tensors)
+
+
+def contiguous(*tensors: Tensor) -> list[Tensor]:
+    """As kernels want them: without their graph, their numbers in order."""
+    return [x.detach().contiguous() for x in tensors]
+
+
 def check_rows(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
     """ValueError unless `x` is None or has this shape: for reset_BT and lengths_B."""
     if x is not None and tuple(x.shape) != shape:

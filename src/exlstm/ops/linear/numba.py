@@ -20,10 +20,11 @@ from numpy import float32, int32
 from torch import Tensor
 
 from exlstm.ops.linear.formats import GROUP, Int4Weight, Int8Weight, Weight
-from exlstm.ops.linear.numba_tiles import STEPS, tile
+from exlstm.ops.linear.numba_tiles import LANES, SPREAD, STEPS, tile
 from exlstm.ops.numba_jit import compiled, helper
+from exlstm.ops.numba_jobs import address_of, alone
 from exlstm.ops.numba_math import bits_of_float, float_of_bits
-from exlstm.ops.numba_team import address_of, alone, team
+from exlstm.ops.numba_team import team
 from exlstm.ops.numba_tensors import at, byte_at, long_at, put, put_short, short_at
 from exlstm.ops.tape import recording
 
@@ -112,7 +113,9 @@ def block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, fir
             for n in range(rows):
                 total = float32(0.0)
                 for g in range(G):
-                    total += at(offset, (first + n) * G + g) * at(grouped, i * G + g)
+                    # the tile has summed (q - 8) x
+                    middle = at(offset, (first + n) * G + g) + float32(8.0) * at(scale, (first + n) * G + g)
+                    total += middle * at(grouped, i * G + g)
                 put(out, i * rows + n, at(out, i * rows + n) + total)
         return
     for i in range(batch):
@@ -141,7 +144,7 @@ def piece_of_job(job: int, index: int) -> None:
         step, w_stride = STEP_BFLOAT16, 2 * K
     lines = K // step
     if kind == INT4:
-        x, x_stride, w_stride, lines = long_at(job + 24), 4 * G * GROUP, 64 * G, G
+        x, x_stride, w_stride, lines = long_at(job + 24), 4 * G * SPREAD, 64 * G, G
     n = (index - long_at(here + 24)) * per_piece
     last = min(N, n + per_piece)
     room = np.empty(16, np.float32)
@@ -170,20 +173,21 @@ def piece_of_job(job: int, index: int) -> None:
 
 @compiled
 def spread(x: int, M: int, K: int, scaled: int, grouped: int) -> None:
-    """x for int4: divided by 16^j where it meets number j of a word, zeros at the end, and its sums in groups."""
+    """x as the tiles for int4 want it, zeros at the end, and its sums in groups. See `numba_tiles`."""
     G = (K + GROUP - 1) // GROUP
     for m in range(M):
         for g in range(G):
-            total, factor = float32(0.0), float32(1.0)
-            for j in range(8):
-                if j == 7:
-                    factor = float32(1.0)
-                for lane in range(16):
-                    k = GROUP * g + 16 * j + lane
+            out, total = scaled + 4 * SPREAD * (m * G + g), float32(0.0)
+            for lane in range(LANES):
+                lane_total, factor = float32(0.0), float32(1.0)
+                for j in range(8):
+                    k = GROUP * g + LANES * j + lane
                     value = at(x, m * K + k) if k < K else float32(0.0)
-                    total += value
-                    put(scaled, m * G * GROUP + k, value * factor)
-                factor *= float32(0.0625)
+                    lane_total += value
+                    put(out, LANES * j + lane, value * (factor if j < 7 else float32(1.0)))
+                    factor *= float32(0.0625)
+                put(out, GROUP + lane, float32(-8.0) * lane_total)
+                total += lane_total
             put(grouped, m * G + g, total)
 
 
@@ -296,7 +300,7 @@ class Plan:
         job, outputs, address, groups = array("q", template), self.outputs(outer, M), x.data_ptr(), self.groups
         narrow, tape, room = x.dtype != torch.float32, recording(), 0
         if groups or narrow:
-            count = M * (K + groups * (GROUP + 1))
+            count = M * (K + groups * (SPREAD + 1))
             # what is recorded needs memory that stays as it is
             room = scratch.take(count) if tape is None else tape.keep(torch.empty(count)).data_ptr()
         if narrow:
@@ -306,7 +310,7 @@ class Plan:
             address = room
         if groups:
             job[3] = room + 4 * M * K
-            job[4] = job[3] + 4 * M * groups * GROUP
+            job[4] = job[3] + 4 * M * groups * SPREAD
             spread(address, M, K, job[3], job[4])
             if tape is not None:
                 tape.add(spread_piece, address, M, K, job[3], job[4])

@@ -9,7 +9,9 @@ kinds of weights, 64 bytes of a row at a time:
     int8                 whole numbers, scaled afterwards
     int4                 eight whole numbers 0..15 in each 32-bit word, 128 per group; number j of a word's lane is
                          column 16 j + lane. It is masked where it stands, which leaves it 16^j times too large, and x
-                         comes divided by that. A group has a scale.
+                         comes divided by that. What is summed is (q - 8) x, with q x of up to 15 x alone the sums would
+                         be large and mostly cancel: after the 128 numbers of x for a group come 16, by lane, where
+                         its sum begins: -8 times the sum of x. A group has a scale.
 """
 
 from functools import cache
@@ -26,6 +28,7 @@ FLOATS, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES)
 SIZES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
 FUSED = ("contract",)
 STEPS = {kind: int(LINE / size) for kind, size in SIZES.items()}  # columns of one line
+SPREAD = STEPS["int4"] + LANES  # numbers of x for a line of int4
 
 
 def load(builder: Any, address: Any, kind: Any) -> Any:
@@ -93,12 +96,17 @@ def body(builder: Any, kind: str, rows: int, batch: int, arguments: Any) -> None
     totals = {at: builder.phi(FLOATS) for at in grid}
     for total in totals.values():
         total.add_incoming(zero, entry)
-    sums = dict.fromkeys(grid, zero) if kind == "int4" else dict(totals)
+    x_line = builder.mul(line, LONG(4 * (SPREAD if kind == "int4" else step)))
+    sums = dict(totals)
+    if kind == "int4":
+        begin = builder.add(x_line, LONG(4 * step))
+        for m, start in enumerate(inputs):
+            sums.update(dict.fromkeys([(m, n) for n in range(rows)], load(builder, builder.add(start, begin), FLOATS)))
     here = [builder.add(start, builder.mul(line, LONG(LINE))) for start in starts]
     for place in here:
         fetch(builder, builder.add(place, LONG(AHEAD)))
     for part in range(step // LANES):
-        offset = builder.add(builder.mul(line, LONG(4 * step)), LONG(4 * LANES * part))
+        offset = builder.add(x_line, LONG(4 * LANES * part))
         values = [load(builder, builder.add(start, offset), FLOATS) for start in inputs]
         for n in range(rows):
             weights = numbers(builder, kind, here[n], part)

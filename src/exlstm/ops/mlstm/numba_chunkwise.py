@@ -7,7 +7,6 @@ threads, once a call. The backward keeps what `chunkwise` keeps: q, k, v, h, the
 B batch  T time  H heads  N chunks of a span  R spans  L, S chunk length (target, source)  K key width  V value width
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
 from exlstm.ops.numba_blas import product
 from exlstm.ops.numba_jit import compiled, untraced
 from exlstm.ops.numba_tensors import SIZE, address_of, copy, keep, rows_at, tensor_at
-from exlstm.ops.shared import wide
+from exlstm.ops.shared import addresses, contiguous, wide
 from exlstm.ops.threads import share_out
 
 START_DTYPES = (torch.float32, torch.float32, torch.float64)  # of C, n and m before a span
@@ -128,16 +127,6 @@ def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
     return Sizes(B, T, H, K, v_BTHV.shape[3], chunk_len)
 
 
-def addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Where contiguous tensors begin that somebody keeps alive."""
-    return tuple(x.data_ptr() for x in tensors)
-
-
-def contiguous(*tensors: Tensor) -> list[Tensor]:
-    """Without their graph, as the kernels want them."""
-    return [x.detach().contiguous() for x in tensors]
-
-
 def own(*tensors: Tensor) -> list[Tensor]:
     """Contiguous copies that may be written to.
 
@@ -161,8 +150,8 @@ class Chunkwise(torch.autograd.Function):
         starts = [x.new_empty(R, *x.shape, dtype=dtype) for x, dtype in zip(state, START_DTYPES, strict=True)]
         h_BTHV = torch.empty_like(qkv[2])
         share_out(
-            forward_scan, B * H, sizes_of(q_BTHK, v_BTHV, chunk_len), options, addresses(inputs),
-            h_BTHV.data_ptr(), addresses(state), addresses(starts), keep_starts,
+            forward_scan, B * H, sizes_of(q_BTHK, v_BTHV, chunk_len), options, addresses(*inputs),
+            h_BTHV.data_ptr(), addresses(*state), addresses(*starts), keep_starts,
         )  # fmt: skip
         ctx.save_for_backward(*inputs, h_BTHV, *starts)
         ctx.chunk_len, ctx.options = chunk_len, options
@@ -179,8 +168,8 @@ class Chunkwise(torch.autograd.Function):
         dstate, grads = own(dc_BHKV, dn_BHK), [torch.empty_like(x) for x in (*qkv, log_i_BTH, log_f_BTH)]
         (dh_BTHV,) = contiguous(dh_BTHV)
         share_out(
-            backward_scan, B * H, sizes_of(qkv[0], qkv[2], ctx.chunk_len), ctx.options, addresses(inputs),
-            h_BTHV.data_ptr(), dh_BTHV.data_ptr(), addresses(starts), addresses(dstate), addresses(grads),
+            backward_scan, B * H, sizes_of(qkv[0], qkv[2], ctx.chunk_len), ctx.options, addresses(*inputs),
+            h_BTHV.data_ptr(), dh_BTHV.data_ptr(), addresses(*starts), addresses(*dstate), addresses(*grads),
         )  # fmt: skip
         return *grads[3:], *grads[:3], *dstate, None, None, None, None, None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exlstm.ops.numba_jit import untraced
 from exlstm.ops.numba_tensors import long_at
-from exlstm.ops.shared import exactly, wide
+from exlstm.ops.shared import addresses, contiguous, exactly, wide
 from exlstm.ops.slstm.numba_gates import KEPT
 from exlstm.ops.slstm.numba_scan import backward_scan, forward_scan
 from exlstm.ops.slstm.numba_tile import PANEL
@@ -53,11 +53,12 @@ def plan(B: int, T: int, H: int, V: int) -> Plan:
 
 def scan_piece(a: int, item: int) -> None:
     """For a `Tape`: one item of a forward scan; its arguments from `rows` on, the tuples' numbers among them."""
-    before = long_at(a + 96), long_at(a + 104), long_at(a + 112), long_at(a + 120)
-    after = long_at(a + 136), long_at(a + 144), long_at(a + 152), long_at(a + 160)
+    before = long_at(a + 104), long_at(a + 112), long_at(a + 120), long_at(a + 128)
+    after = long_at(a + 144), long_at(a + 152), long_at(a + 160), long_at(a + 168)
     forward_scan(item, item + 1, long_at(a), long_at(a + 8) != 0, long_at(a + 16) != 0, long_at(a + 24),
-                 long_at(a + 32), long_at(a + 40), long_at(a + 48), long_at(a + 56), long_at(a + 64), long_at(a + 72),
-                 long_at(a + 80), long_at(a + 88) != 0, before, long_at(a + 128), after, 0, 0)  # fmt: skip
+                 long_at(a + 32), long_at(a + 40), long_at(a + 48), long_at(a + 56), long_at(a + 64),
+                 long_at(a + 72) != 0, long_at(a + 80), long_at(a + 88), long_at(a + 96) != 0, before,
+                 long_at(a + 136), after, 0, 0)  # fmt: skip
 
 
 class Scan(torch.autograd.Function):
@@ -106,31 +107,22 @@ def new(*shape: int) -> Tensor:
     return x
 
 
-def contiguous(*tensors: Tensor) -> list[Tensor]:
-    """Without their graph, their numbers in order."""
-    return [x.detach().contiguous() for x in tensors]
-
-
-def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    """Where tensors that somebody keeps alive begin; 0 for None."""
-    return tuple(0 if x is None else x.data_ptr() for x in tensors)
-
-
 def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | None, lengths_B: Tensor,
         exp_forget: bool, past_HBTV: Tensor | None = None, kept_E: Tensor | None = None
         ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The forward scan. past_HBTV and kept_E are filled for the backward, if there is to be one."""
+    """The forward scan; R may be bfloat16. past_HBTV and kept_E are filled for the backward, if there is to be one."""
     B, T, H, _, V = x_BTHGV.shape
     h_BTHV = new(B, T, H, V)
     last = [new(B, H, V) for _ in range(4)]
     items, rows, threads, packed = plan(B, T, H, V)
     x_BTHGV, r_HKGV, *first = contiguous(x_BTHGV, r_HKGV, *state)
-    work = (rows, packed, r_HKGV.shape[1] > 0, B, T, H, V, *addresses(x_BTHGV, r_HKGV, reset_BT, lengths_B), exp_forget)
+    work = (rows, packed, r_HKGV.shape[1] > 0, B, T, H, V, *addresses(x_BTHGV, r_HKGV), r_HKGV.dtype is torch.bfloat16,
+            *addresses(reset_BT, lengths_B), exp_forget)  # fmt: skip
     before, h, after = addresses(*first), h_BTHV.data_ptr(), addresses(*last)
     share_out(forward_scan, items, *work, before, h, after, *addresses(past_HBTV, kept_E), threads=threads)
     if (tape := recording()) is not None:
         tape.keep((x_BTHGV, r_HKGV, reset_BT, lengths_B, first, h_BTHV, last))
-        tape.add(scan_piece, *work, *before, h, *after, pieces=items, shared=4 * r_HKGV.numel() >= SHARED_BYTES)
+        tape.add(scan_piece, *work, *before, h, *after, pieces=items, shared=r_HKGV.nbytes >= SHARED_BYTES)
     return h_BTHV, *last
 
 
@@ -142,12 +134,13 @@ def slstm_numba(
     """The same numbers as `slstm_recurrent`, in float32, tanh cell input."""
     B, T, H, _, V = x_BTHGV.shape
     dtype, x_BTHGV = x_BTHGV.dtype, wide(x_BTHGV)
-    r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else wide(r_HKGV)
+    r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.clamp(0, T).long().contiguous()
-    inputs = (x_BTHGV, r_HKGV, *state)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        h_BTHV, *last = Scan.apply(*inputs, reset_BT, lengths_B, exp_forget)  # type: ignore[no-untyped-call]
+    rows = reset_BT, lengths_B, exp_forget
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (x_BTHGV, r_HKGV, *state)):
+        h_BTHV, *last = Scan.apply(x_BTHGV, wide(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
     else:
-        h_BTHV, *last = run(*inputs[:2], state, reset_BT, lengths_B, exp_forget)
+        # in bfloat16 R is read as it is kept, half as many bytes: in decoding they are what takes time
+        h_BTHV, *last = run(x_BTHGV, r_HKGV if r_HKGV.dtype is torch.bfloat16 else wide(r_HKGV), state, *rows)
     return h_BTHV.to(dtype), SLSTMState(*last)

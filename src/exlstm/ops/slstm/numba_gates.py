@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from exlstm.ops.numba_lanes import Lanes, exp_below, log_sigmoid, sigmoid, tanh, where
-from exlstm.ops.numba_tensors import FLOAT, SIZE
+from exlstm.ops.numba_tensors import FLOAT, SIZE, place
 from exlstm.ops.slstm.numba_tile import PANEL
 
 BLOCK, KEPT, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 4 * PANEL, 2 * PANEL
@@ -101,4 +101,47 @@ def _add(_context: Any, _out: Any, _x: Any) -> Any:
     return types.void(types.intp, types.intp), generate
 
 
+def add_rows(rows: int, short: bool) -> Any:
+    """An intrinsic (out, x, r, apart): out += x R for 16 neighbours, x and R of so many rows, bfloat16 if `short`.
+
+    apart: numbers from one row of R to the next.
+    """
+    words = ir.VectorType(ir.IntType(32), PANEL)
+    kind, size = (ir.VectorType(ir.IntType(16), PANEL), 2) if short else (ir.VectorType(FLOAT, PANEL), SIZE)
+
+    def read(builder: Any, address: Any) -> Lanes:
+        x = builder.load(builder.inttoptr(address, kind.as_pointer()), align=size)
+        if short:
+            x = builder.bitcast(builder.shl(builder.zext(x, words), ir.Constant(words, [16] * PANEL)),
+                                ir.VectorType(FLOAT, PANEL))  # fmt: skip
+        return Lanes(builder, x)
+
+    def add(_context: Any, _out: Any, _x: Any, _r: Any, _apart: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            out, x, r, apart = arguments
+            total: Any = 0.0
+            for k in range(rows):
+                address = builder.add(r, builder.mul(apart, apart.type(size * k)))
+                number = builder.load(place(builder, x, apart.type(k)), align=SIZE)
+                total = read(builder, address) * every(builder, number) + total
+            block = Block(builder, out)
+            block[0] = block[0] + total
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), generate
+
+    return intrinsic(add)
+
+
+def every(builder: Any, number: Any) -> Lanes:
+    """The same number 16 times."""
+    kind = ir.VectorType(FLOAT, PANEL)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
+    where_from = ir.Constant(ir.VectorType(ir.IntType(32), PANEL), [0] * PANEL)
+    return Lanes(builder, builder.shuffle_vector(first, first, where_from))
+
+
+eight_rows, eight_rows_short, one_row, one_row_short = (
+    add_rows(rows, short) for rows in (8, 1) for short in (False, True)
+)
 add_sixteen: Any = intrinsic(_add)

@@ -17,61 +17,10 @@ from numpy import float32
 from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, prefetch, put, tensor_at
 from exlstm.ops.slstm.numba_gates import BLOCK, CARRY, DRAW, KEPT, add_sixteen, gates, gates_backward
+from exlstm.ops.slstm.numba_recurrent import pack, pack_transposed, read_product, width
 from exlstm.ops.slstm.numba_tile import PANEL, product, rows_by_four
 
 Array = Any  # a NumPy array inside Numba
-
-
-@helper()
-def pack(r_HKGV: int, head: int, V: int, units: int, panels: int) -> None:
-    """R of a head in panels [U, G, V, 16], for h R: the four gates of 16 units are neighbours. Beyond V are zeros."""
-    clear(panels, units * 4 * V * PANEL)
-    for k in range(V):
-        for g in range(4):
-            for v in range(V):
-                place = ((v // PANEL * 4 + g) * V + k) * PANEL + v % PANEL
-                put(panels, place, at(r_HKGV, ((head * V + k) * 4 + g) * V + v))
-
-
-@helper()
-def pack_transposed(r_HKGV: int, head: int, V: int, units: int, panels: int) -> None:
-    """R^T of a head in panels [U, U, G, 16, 16], its rows in the order of the blocks, for d(gates) R^T."""
-    clear(panels, units * units * 4 * PANEL * PANEL)
-    for k in range(V):
-        for g in range(4):
-            for v in range(V):
-                row = ((k // PANEL * units + v // PANEL) * 4 + g) * PANEL + v % PANEL
-                put(panels, row * PANEL + k % PANEL, at(r_HKGV, ((head * V + k) * 4 + g) * V + v))
-
-
-@helper()
-def read_product(block: int, units: int, h: int, r_KJ: int, V: int, raw_J: int) -> None:
-    """h R for one row, R read where it lies: for a step or two, packing it would take longer than the step."""
-    J, whole = 4 * V, V - V % 8
-    clear(raw_J, J)
-    for k in range(0, whole, 8):
-        x0, x1, x2, x3 = at(h, k), at(h, k + 1), at(h, k + 2), at(h, k + 3)
-        x4, x5, x6, x7 = at(h, k + 4), at(h, k + 5), at(h, k + 6), at(h, k + 7)
-        a = k * J
-        for j in range(J):
-            left = x0 * at(r_KJ, a + j) + x1 * at(r_KJ, a + J + j) + x2 * at(r_KJ, a + 2 * J + j)
-            left += x3 * at(r_KJ, a + 3 * J + j)
-            right = x4 * at(r_KJ, a + 4 * J + j) + x5 * at(r_KJ, a + 5 * J + j) + x6 * at(r_KJ, a + 6 * J + j)
-            right += x7 * at(r_KJ, a + 7 * J + j)
-            put(raw_J, j, at(raw_J, j) + (left + right))
-    for k in range(whole, V):
-        x0 = at(h, k)
-        for j in range(J):
-            put(raw_J, j, at(raw_J, j) + x0 * at(r_KJ, k * J + j))
-    for u in range(units):
-        for g in range(4):
-            copy(block + SIZE * (u * BLOCK + g * PANEL), raw_J + SIZE * (g * V + u * PANEL), width(V, u))
-
-
-@helper()
-def width(V: int, u: int) -> int:
-    """How many units the u-th sixteen has."""
-    return PANEL if V - u * PANEL > PANEL else V - u * PANEL
 
 
 @helper()
@@ -83,6 +32,20 @@ def add_input(block: int, x: int, V: int, u: int) -> None:
         else:
             for j in range(width(V, u)):
                 put(block, g * PANEL + j, at(block, g * PANEL + j) + at(x, g * V + j))
+
+
+@helper()
+def all_gates(block: int, h: int, x: int, kept_step: int, kept: int, mixing: bool, H: int, V: int, exp_forget: bool
+              ) -> None:  # fmt: skip
+    """One step of all units of a row. x: of this step; kept_step: numbers from one block of `kept` to the next."""
+    for u in range(-(-V // PANEL)):
+        x_u, block_u = x + SIZE * u * PANEL, block + SIZE * u * BLOCK
+        if not mixing:
+            clear(block_u, 4 * PANEL)
+        add_input(block_u, x_u, V, u)
+        for g in range(4):  # of the next step
+            prefetch(x_u, (4 * H + g) * V)
+        gates(block_u, h + SIZE * u * PANEL, kept + SIZE * u * kept_step, exp_forget)
 
 
 @helper()
@@ -134,11 +97,12 @@ def store_state(block: int, h: int, after: tuple[int, int, int, int], n: int, V:
 
 @compiled
 def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B: int, T: int, H: int, V: int,
-                 x_BTHGV: int, r_HKGV: int, reset: int, lengths: int, exp_forget: bool,
+                 x_BTHGV: int, r_HKGV: int, short: bool, reset: int, lengths: int, exp_forget: bool,
                  before: tuple[int, int, int, int], h_BTHV: int, after: tuple[int, int, int, int],
                  past_HBTV: int, kept_E: int) -> None:  # fmt: skip
     """Items first to last - 1 of tiles of `rows` rows. Fills h_BTHV, and after with the state after the last step.
 
+    short: R is bfloat16.
     reset: of bools [B, T], or 0: none; lengths: of int64. For the backward, unless kept_E is 0: past_HBTV is filled
     with h before every step, and kept_E with blocks [H, B, T, V].
     """
@@ -155,8 +119,9 @@ def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B
         head, row0 = item // tiles, item % tiles * rows
         count, steps = rows if B - row0 > rows else B - row0, 0
         clear(block, room * (tall + wide))
+        r_KJ = r_HKGV + (2 if short else SIZE) * head * V * 4 * V
         if mixing and packed:
-            pack(r_HKGV, head, V, units, panels)
+            pack(r_KJ, short, V, units, panels)
         for row in range(count):
             load_state(block + SIZE * row * tall, h + SIZE * row * wide, before, (row0 + row) * H + head, V)
             steps = max(steps, lengths_B[row0 + row])
@@ -170,20 +135,14 @@ def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B
                 if t >= lengths_B[b]:
                     continue
                 block_r, h_r, step = block + SIZE * row * tall, h + SIZE * row * wide, (head * B + b) * T + t
-                place = (b * T + t) * H + head
+                place, kept = (b * T + t) * H + head, spare
                 if mixing and not packed:
-                    read_product(block_r, units, h_r, r_HKGV + SIZE * head * V * 4 * V, V, raw)
+                    read_product(block_r, units, h_r, r_KJ, short, V, raw)
                 if kept_E != 0:
                     copy(past_HBTV + SIZE * step * V, h_r, V)
-                for u in range(units):
-                    x_u, block_u = x_BTHGV + SIZE * (place * 4 * V + u * PANEL), block_r + SIZE * u * BLOCK
-                    if not mixing:
-                        clear(block_u, 4 * PANEL)
-                    add_input(block_u, x_u, V, u)
-                    for g in range(4):  # of the next step
-                        prefetch(x_u, (4 * H + g) * V)
-                    kept = spare if kept_E == 0 else kept_E + SIZE * (step * units + u) * KEPT
-                    gates(block_u, h_r + SIZE * u * PANEL, kept, exp_forget)
+                    kept = kept_E + SIZE * step * units * KEPT
+                all_gates(block_r, h_r, x_BTHGV + SIZE * place * 4 * V, 0 if kept_E == 0 else KEPT, kept, mixing, H, V,
+                          exp_forget)  # fmt: skip
                 copy(h_BTHV + SIZE * place * V, h_r, V)
         for row in range(count):
             b, length = row0 + row, lengths_B[row0 + row]
