@@ -3,7 +3,7 @@
 Products are summed in float32 and rounded once. Several maps of the same x are one job. A job is a row of int64, which
 threads get by its address:
 
-    rows of x, columns, x, x for int4, sums of x in groups, number of maps;
+    rows of x, columns, x, x for int4, number of maps;
     then per map: kind, rows of W, rows per piece, first piece, W, scales, offsets, bias, its kind, y, its kind
 
 M rows of x  K columns  N rows of W  G groups of 128 columns
@@ -25,22 +25,15 @@ from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_jobs import address_of, alone
 from exlstm.ops.numba_math import bits_of_float, float_of_bits
 from exlstm.ops.numba_team import team
-from exlstm.ops.numba_tensors import at, byte_at, long_at, put, put_short, short_at
+from exlstm.ops.numba_tensors import at, byte_at, clear, long_at, put, put_short, short_at
 from exlstm.ops.tape import recording
 
 NONE, FLOAT32, BFLOAT16, INT8, INT4 = range(5)
 KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
-HEAD, MAP = 6, 11  # numbers in a job before the maps, and per map
+HEAD, MAP = 5, 11  # numbers in a job before the maps, and per map
 PIECE_BYTES = 32 << 10, 256 << 10  # a piece takes 2 to 20 us
 ALONE_BYTES = 64 << 10  # less than this is not worth a second thread
 
-float32_4x1, float32_2x2, float32_1x4 = tile("float32", 4, 1), tile("float32", 2, 2), tile("float32", 1, 4)
-float32_1x1, float32_1x2 = tile("float32", 1, 1), tile("float32", 1, 2)
-bfloat16_4x1, bfloat16_2x2, bfloat16_1x4 = tile("bfloat16", 4, 1), tile("bfloat16", 2, 2), tile("bfloat16", 1, 4)
-bfloat16_1x1, bfloat16_1x2 = tile("bfloat16", 1, 1), tile("bfloat16", 1, 2)
-int8_4x1, int8_2x2, int8_1x4 = tile("int8", 4, 1), tile("int8", 2, 2), tile("int8", 1, 4)
-int8_1x1, int8_1x2 = tile("int8", 1, 1), tile("int8", 1, 2)
-int4_2x1, int4_1x1, int4_1x2 = tile("int4", 2, 1), tile("int4", 1, 1), tile("int4", 1, 2)
 STEP_FLOAT32, STEP_BFLOAT16, STEP_INT8 = STEPS["float32"], STEPS["bfloat16"], STEPS["int8"]
 
 
@@ -66,73 +59,59 @@ def write(kind: int, address: int, index: int, x: Any) -> None:
     put_short(address + 2 * index, np.uint16((bits >> np.uint32(16)) if nan else rounded))
 
 
-@helper()
-def sums(kind: int, rows: int, batch: int, w: int, w_stride: int, x: int, x_stride: int, scale: int,
-          scale_stride: int, lines: int, out: int) -> None:  # fmt: skip
-    """Runs the tile of this kind and size."""
-    a, b, c, d, e, f = w, w_stride, x, x_stride, scale, scale_stride
-    if kind == FLOAT32:
+def sums_of(kind: str) -> Any:
+    """A function that runs the tile of this kind, for rows of W and of x: 4 and 1, 2 and 2, 1 and 4, or 1 and 1."""
+    four_rows, two_by_two, four_columns, single = (tile(kind, *s) for s in ((4, 1), (2, 2), (1, 4), (1, 1)))
+
+    @helper()
+    def sums(rows: int, batch: int, w: int, w_stride: int, x: int, x_stride: int, scale: int, offset: int,
+             group_stride: int, lines: int, out: int) -> None:  # fmt: skip
         if batch == 4:
-            float32_1x4(a, b, c, d, e, f, lines, out)
+            four_columns(w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
         elif batch == 2:
-            float32_2x2(a, b, c, d, e, f, lines, out) if rows == 2 else float32_1x2(a, b, c, d, e, f, lines, out)
+            two_by_two(w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
+        elif rows == 4:
+            four_rows(w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
         else:
-            float32_4x1(a, b, c, d, e, f, lines, out) if rows == 4 else float32_1x1(a, b, c, d, e, f, lines, out)
+            single(w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
+
+    return sums
+
+
+sums_float32, sums_bfloat16, sums_int8, sums_int4 = (sums_of(kind) for kind in ("float32", "bfloat16", "int8", "int4"))
+
+
+@helper()
+def block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, first: int, apart: int, rows: int,
+           x: int, x_stride: int, batch: int, lines: int, done: int, K: int, out: int) -> None:  # fmt: skip
+    """out[batch, rows]: products of rows first, first + apart, ... of W, so many, with `batch` rows of x."""
+    start, w_stride, group = w + first * w_stride, apart * w_stride, 4 * G * first
+    if lines == 0:
+        clear(out, batch * rows)
+    elif kind == FLOAT32:
+        sums_float32(rows, batch, start, w_stride, x, x_stride, 0, 0, 0, lines, out)
     elif kind == BFLOAT16:
-        if batch == 4:
-            bfloat16_1x4(a, b, c, d, e, f, lines, out)
-        elif batch == 2:
-            bfloat16_2x2(a, b, c, d, e, f, lines, out) if rows == 2 else bfloat16_1x2(a, b, c, d, e, f, lines, out)
-        else:
-            bfloat16_4x1(a, b, c, d, e, f, lines, out) if rows == 4 else bfloat16_1x1(a, b, c, d, e, f, lines, out)
+        sums_bfloat16(rows, batch, start, w_stride, x, x_stride, 0, 0, 0, lines, out)
     elif kind == INT8:
-        if batch == 4:
-            int8_1x4(a, b, c, d, e, f, lines, out)
-        elif batch == 2:
-            int8_2x2(a, b, c, d, e, f, lines, out) if rows == 2 else int8_1x2(a, b, c, d, e, f, lines, out)
-        else:
-            int8_4x1(a, b, c, d, e, f, lines, out) if rows == 4 else int8_1x1(a, b, c, d, e, f, lines, out)
-    elif batch == 2:
-        int4_1x2(a, b, c, d, e, f, lines, out)
+        sums_int8(rows, batch, start, w_stride, x, x_stride, 0, 0, 0, lines, out)
     else:
-        int4_2x1(a, b, c, d, e, f, lines, out) if rows == 2 else int4_1x1(a, b, c, d, e, f, lines, out)
-
-
-@helper()
-def block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, first: int, rows: int, x: int,
-           x_stride: int, grouped: int, batch: int, lines: int, done: int, K: int, out: int) -> None:  # fmt: skip
-    """out[batch, rows]: products of `rows` rows of W from `first` on with `batch` rows of x."""
-    start = w + first * w_stride
-    if lines > 0:
-        sums(kind, rows, batch, start, w_stride, x, x_stride, scale + 4 * G * first, 4 * G, lines, out)
-    else:
-        for i in range(batch * rows):
-            put(out, i, float32(0.0))
-    if kind == INT4:
-        for i in range(batch):
-            for n in range(rows):
-                total = float32(0.0)
-                for g in range(G):
-                    # the tile has summed (q - 8) x
-                    middle = at(offset, (first + n) * G + g) + float32(8.0) * at(scale, (first + n) * G + g)
-                    total += middle * at(grouped, i * G + g)
-                put(out, i * rows + n, at(out, i * rows + n) + total)
+        sums_int4(rows, batch, start, w_stride, x, x_stride, scale + group, offset + group, 4 * G * apart, lines, out)
         return
     for i in range(batch):
         for n in range(rows):
             total = at(out, i * rows + n)
             for k in range(done, K):
                 total += number(kind, start + n * w_stride, k) * at(x + i * x_stride, k)
-            put(out, i * rows + n, total * at(scale, first + n) if kind == INT8 else total)
+            put(out, i * rows + n, total * at(scale, first + n * apart) if kind == INT8 else total)
 
 
 @helper()
 def piece_of_job(job: int, index: int) -> None:
     """One piece of a job: some rows of one W with all rows of x."""
-    here = job + 8 * (HEAD + MAP * (long_at(job + 40) - 1))
+    here = job + 8 * (HEAD + MAP * (long_at(job + 32) - 1))
     while long_at(here + 24) > index:
         here -= 8 * MAP
-    M, K, x, grouped = long_at(job), long_at(job + 8), long_at(job + 16), long_at(job + 32)
+    M, K, x = long_at(job), long_at(job + 8), long_at(job + 16)
     kind, N, per_piece = long_at(here), long_at(here + 8), long_at(here + 16)
     w, scale, offset, bias = long_at(here + 32), long_at(here + 40), long_at(here + 48), long_at(here + 56)
     bias_kind, y, y_kind = long_at(here + 64), long_at(here + 72), long_at(here + 80)
@@ -145,50 +124,49 @@ def piece_of_job(job: int, index: int) -> None:
     lines = K // step
     if kind == INT4:
         x, x_stride, w_stride, lines = long_at(job + 24), 4 * G * SPREAD, 64 * G, G
-    n = (index - long_at(here + 24)) * per_piece
-    last = min(N, n + per_piece)
+    begin = (index - long_at(here + 24)) * per_piece
+    count = min(N, begin + per_piece) - begin
+    # four rows of W are read side by side, each from its own part of the piece; those left over go one by one
+    apart = count // 4
     room = np.empty(16, np.float32)
     out = room.ctypes.data
-    while n < last:
-        # four rows of W stay near while all rows of x pass by; a result does not depend on what shares its tile
-        end, m = min(n + 4, last), 0
+    for n in range(apart + count % 4):
+        together = 4 if n < apart else 1
+        first = begin + (n if n < apart else 3 * apart + n)
+        m = 0
         while m < M:
-            batch = 4 if M - m >= 4 and kind != INT4 else (2 if M - m >= 2 else 1)
-            most = 4 // batch if kind != INT4 else 2 // batch
-            row = n
-            while row < end:
-                rows = most if end - row >= most else 1
-                block(kind, w, w_stride, scale, offset, G, row, rows, x + m * x_stride, x_stride,
-                      grouped + 4 * m * G, batch, lines, lines * step, K, out)  # fmt: skip
+            # they stay near while all rows of x pass by; a result does not depend on what shares its tile
+            batch = 4 if M - m >= 4 else (2 if M - m >= 2 and together == 4 else 1)
+            rows = 4 // batch if together == 4 else 1
+            for j in range(0, together, rows):
+                row = first + j * apart
+                block(kind, w, w_stride, scale, offset, G, row, apart, rows, x + m * x_stride, x_stride,
+                      batch, lines, lines * step, K, out)  # fmt: skip
                 for i in range(batch):
-                    for j in range(rows):
-                        total = at(out, i * rows + j)
+                    for k in range(rows):
+                        total, column = at(out, i * rows + k), row + k * apart
                         if bias_kind != NONE:
-                            total += number(bias_kind, bias, row + j)
-                        write(y_kind, y, (m + i) * N + row + j, total)
-                row += rows
+                            total += number(bias_kind, bias, column)
+                        write(y_kind, y, (m + i) * N + column, total)
             m += batch
-        n = end
 
 
 @compiled
-def spread(x: int, M: int, K: int, scaled: int, grouped: int) -> None:
-    """x as the tiles for int4 want it, zeros at the end, and its sums in groups. See `numba_tiles`."""
+def spread(x: int, M: int, K: int, out: int) -> None:
+    """x as the tiles for int4 want it, zeros at the end. See `numba_tiles`."""
     G = (K + GROUP - 1) // GROUP
     for m in range(M):
         for g in range(G):
-            out, total = scaled + 4 * SPREAD * (m * G + g), float32(0.0)
+            here = out + 4 * SPREAD * (m * G + g)
             for lane in range(LANES):
-                lane_total, factor = float32(0.0), float32(1.0)
+                total, factor = float32(0.0), float32(1.0)
                 for j in range(8):
                     k = GROUP * g + LANES * j + lane
                     value = at(x, m * K + k) if k < K else float32(0.0)
-                    lane_total += value
-                    put(out, LANES * j + lane, value * (factor if j < 7 else float32(1.0)))
+                    total += value
+                    put(here, LANES * j + lane, value * (factor if j < 7 else float32(1.0)))
                     factor *= float32(0.0625)
-                put(out, GROUP + lane, float32(-8.0) * lane_total)
-                total += lane_total
-            put(grouped, m * G + g, total)
+                put(here, GROUP + lane, float32(-8.0) * total)
 
 
 @compiled
@@ -210,7 +188,7 @@ def widen_piece(job: int, _index: int) -> None:
 
 def spread_piece(job: int, _index: int) -> None:
     """For a `Tape`: the arguments of `spread`."""
-    spread(long_at(job), long_at(job + 8), long_at(job + 16), long_at(job + 24), long_at(job + 32))
+    spread(long_at(job), long_at(job + 8), long_at(job + 16), long_at(job + 24))
 
 
 class Scratch(threading.local):
@@ -270,7 +248,7 @@ class Plan:
         """The job for so many threads, without what depends on x; and how many pieces it has."""
         if threads not in self.jobs:
             share, pieces = min(max(self.bytes // (8 * threads), PIECE_BYTES[0]), PIECE_BYTES[1]), 0
-            job = array("q", (0, self.columns, 0, 0, 0, len(self.parts)))
+            job = array("q", (0, self.columns, 0, 0, len(self.parts)))
             for numbers, row_bytes in self.parts:
                 per_piece = max(4, share // row_bytes // 4 * 4) if threads > 1 else numbers[1]
                 job.extend((*numbers[:2], per_piece, pieces, *numbers[4:]))
@@ -300,7 +278,7 @@ class Plan:
         job, outputs, address, groups = array("q", template), self.outputs(outer, M), x.data_ptr(), self.groups
         narrow, tape, room = x.dtype != torch.float32, recording(), 0
         if groups or narrow:
-            count = M * (K + groups * (SPREAD + 1))
+            count = M * (K + groups * SPREAD)
             # what is recorded needs memory that stays as it is
             room = scratch.take(count) if tape is None else tape.keep(torch.empty(count)).data_ptr()
         if narrow:
@@ -310,10 +288,9 @@ class Plan:
             address = room
         if groups:
             job[3] = room + 4 * M * K
-            job[4] = job[3] + 4 * M * groups * SPREAD
-            spread(address, M, K, job[3], job[4])
+            spread(address, M, K, job[3])
             if tape is not None:
-                tape.add(spread_piece, address, M, K, job[3], job[4])
+                tape.add(spread_piece, address, M, K, job[3])
         job[0], job[2] = M, address
         at = HEAD + 9
         for y in outputs:

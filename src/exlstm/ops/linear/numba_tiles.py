@@ -2,16 +2,18 @@
 
 LLVM's vectoriser leaves these loops half as fast as memory allows. Every product is summed in 16 lanes from left to
 right, then over the lanes, whatever the tile and whatever the processor's vectors: a row's result does not depend on
-how many rows of x there are. While a line is read, one farther on is fetched into the cache.
+how many rows of x there are. The rows of W in a tile should lie far apart, each followed by the row that the next tile
+has in its place: the processor then sees a few long streams and fetches ahead. Of neighbours it sees a zigzag, and
+half of the speed is lost.
 
 kinds of weights, 64 bytes of a row at a time:
     float32, bfloat16    as they are
     int8                 whole numbers, scaled afterwards
     int4                 eight whole numbers 0..15 in each 32-bit word, 128 per group; number j of a word's lane is
                          column 16 j + lane. It is masked where it stands, which leaves it 16^j times too large, and x
-                         comes divided by that. What is summed is (q - 8) x, with q x of up to 15 x alone the sums would
-                         be large and mostly cancel: after the 128 numbers of x for a group come 16, by lane, where
-                         its sum begins: -8 times the sum of x. A group has a scale.
+                         comes divided by that. A group has a scale and an offset. What is summed is (q - 8) x, for
+                         sums of q x would be large and mostly cancel: after the 128 numbers of x for a group come
+                         16, by lane, where its sum begins: -8 times the sum of x
 """
 
 from functools import cache
@@ -23,7 +25,6 @@ from numba.extending import intrinsic
 
 FLOAT, BYTE, SHORT, WORD, LONG = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 LANES, LINE = 16, 64
-AHEAD = 4096  # bytes from what is read to what is fetched: less comes too late, more is gone again
 FLOATS, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES)
 SIZES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
 FUSED = ("contract",)
@@ -39,6 +40,12 @@ def load(builder: Any, address: Any, kind: Any) -> Any:
 def every(number: int) -> Any:
     """The same word in all lanes."""
     return ir.Constant(WORDS, [number] * LANES)
+
+
+def spread_out(builder: Any, x: Any) -> Any:
+    """The same float in all lanes."""
+    first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), x, WORD(0))
+    return builder.shuffle_vector(first, first, every(0))
 
 
 def times_plus(builder: Any, x: Any, y: Any, total: Any) -> Any:
@@ -72,22 +79,21 @@ def numbers(builder: Any, kind: str, address: Any, part: int) -> Any:
     return builder.sitofp(word, FLOATS)
 
 
-def fetch(builder: Any, address: Any) -> None:
-    """Asks for the line at `address`, which may be anywhere, to be brought near."""
-    place = BYTE.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [place, WORD, WORD, WORD])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [place], kind)
-    builder.call(function, [builder.inttoptr(address, place), WORD(0), WORD(2), WORD(1)])
+def scaled(builder: Any, scale: Any, offset: Any) -> tuple[Any, Any]:
+    """The factors of a group's sum and of what it began with, -8 sum x: s sum (q - 8) x + (o + 8 s) sum x."""
+    scale, offset = (load(builder, address, FLOAT) for address in (scale, offset))
+    middle = builder.fadd(offset, builder.fmul(scale, FLOAT(8.0)))
+    return spread_out(builder, scale), spread_out(builder, builder.fmul(middle, FLOAT(-0.125)))
 
 
 def body(builder: Any, kind: str, rows: int, batch: int, arguments: Any) -> None:
     """The loop over the lines of a row; see `tile`."""
-    w, w_stride, x, x_stride, scale, scale_stride, lines, out = arguments
-    step, zero = STEPS[kind], ir.Constant(FLOATS, [0.0] * LANES)
+    w, w_stride, x, x_stride, scale, offset, group_stride, lines, out = arguments
+    step, grouped = STEPS[kind], kind == "int4"
     grid = [(m, n) for m in range(batch) for n in range(rows)]
     starts = [builder.add(w, builder.mul(w_stride, LONG(n))) for n in range(rows)]
     inputs = [builder.add(x, builder.mul(x_stride, LONG(m))) for m in range(batch)]
-    scales = [builder.add(scale, builder.mul(scale_stride, LONG(n))) for n in range(rows)]
+    groups = [builder.mul(group_stride, LONG(n)) for n in range(rows)]
     entry, loop, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -95,30 +101,25 @@ def body(builder: Any, kind: str, rows: int, batch: int, arguments: Any) -> None
     line.add_incoming(LONG(0), entry)
     totals = {at: builder.phi(FLOATS) for at in grid}
     for total in totals.values():
-        total.add_incoming(zero, entry)
-    x_line = builder.mul(line, LONG(4 * (SPREAD if kind == "int4" else step)))
-    sums = dict(totals)
-    if kind == "int4":
-        begin = builder.add(x_line, LONG(4 * step))
-        for m, start in enumerate(inputs):
-            sums.update(dict.fromkeys([(m, n) for n in range(rows)], load(builder, builder.add(start, begin), FLOATS)))
+        total.add_incoming(ir.Constant(FLOATS, [0.0] * LANES), entry)
     here = [builder.add(start, builder.mul(line, LONG(LINE))) for start in starts]
-    for place in here:
-        fetch(builder, builder.add(place, LONG(AHEAD)))
+    x_line = builder.mul(line, LONG(4 * (SPREAD if grouped else step)))
+    here_x = [builder.add(start, x_line) for start in inputs]
+    # a group of int4 has a sum of its own
+    begins = [load(builder, builder.add(start, LONG(4 * step)), FLOATS) for start in here_x] if grouped else []
+    sums = {(m, n): begins[m] for m, n in grid} if grouped else dict(totals)
     for part in range(step // LANES):
-        offset = builder.add(x_line, LONG(4 * LANES * part))
-        values = [load(builder, builder.add(start, offset), FLOATS) for start in inputs]
+        values = [load(builder, builder.add(start, LONG(4 * LANES * part)), FLOATS) for start in here_x]
         for n in range(rows):
             weights = numbers(builder, kind, here[n], part)
             for m in range(batch):
                 sums[m, n] = times_plus(builder, weights, values[m], sums[m, n])
-    if kind == "int4":
-        for n in range(rows):
-            one = load(builder, builder.add(scales[n], builder.mul(line, LONG(4))), FLOAT)
-            first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), one, WORD(0))
-            all_lanes = builder.shuffle_vector(first, first, ir.Constant(WORDS, [0] * LANES))
-            for m in range(batch):
-                sums[m, n] = times_plus(builder, sums[m, n], all_lanes, totals[m, n])
+    for n in range(rows if grouped else 0):
+        group = builder.add(groups[n], builder.mul(line, LONG(4)))
+        factor, shift = scaled(builder, builder.add(scale, group), builder.add(offset, group))
+        for m in range(batch):
+            total = times_plus(builder, begins[m], shift, totals[m, n])
+            sums[m, n] = times_plus(builder, sums[m, n], factor, total)
     following = builder.add(line, LONG(1))
     line.add_incoming(following, builder.block)
     for at in grid:
@@ -132,9 +133,10 @@ def body(builder: Any, kind: str, rows: int, batch: int, arguments: Any) -> None
 
 @cache
 def tile(kind: str, rows: int, batch: int) -> Any:
-    """A function for Numba: (w, bytes between its rows, x, the same, scale, the same, lines >= 1, out).
+    """A function for Numba: (w, bytes between its rows, x, the same, scale, offset, the same, lines >= 1, out).
 
-    All are addresses; x is float32. Writes the sums of products over so many whole lines to out[batch, rows].
+    All are addresses; x is float32. Writes the sums of products over so many whole lines to out[batch, rows]. Scales
+    and offsets are for int4.
     """
 
     def typed(context: Any, *_types: Any) -> Any:
@@ -142,10 +144,10 @@ def tile(kind: str, rows: int, batch: int) -> Any:
             body(builder, kind, rows, batch, arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(*[types.int64] * 9), generate
 
-    def plain(_context: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, scale: Any, scale_stride: Any, lines: Any,
-              out: Any) -> Any:  # fmt: skip
-        return typed(_context, w, w_stride, x, x_stride, scale, scale_stride, lines, out)
+    def plain(_context: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, scale: Any, offset: Any, group_stride: Any,
+              lines: Any, out: Any) -> Any:  # fmt: skip
+        return typed(_context, w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
 
     return intrinsic(plain)
