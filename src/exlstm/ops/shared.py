@@ -3,6 +3,7 @@
 B batch  T time
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -39,6 +40,31 @@ def exactly(x: Tensor) -> AbstractContextManager[object]:
 def has_numba() -> bool:
     """Whether Numba is installed; looked up once, for the search takes longer than a small op."""
     return find_spec("numba") is not None
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; torch for NVIDIA and AMD GPUs brings it along."""
+    return find_spec("triton") is not None
+
+
+def gpu_obstacle(tensors: Sequence[Tensor], asked_for: bool) -> str | None:
+    """Why Triton's kernels cannot run on these tensors, or None. Its interpreter runs only when asked for by name."""
+    device = tensors[0].device.type
+    if not has_triton():
+        return "Triton is not installed"
+    if device != "cuda" and not (asked_for and device == "cpu" and interpreted()):
+        return f"the tensors are on {device}, Triton runs on GPUs"
+    if any(x.dtype is torch.float64 for x in tensors):
+        return "it computes in float32 and there is float64 in the input"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to interpret its kernels, on a CPU, instead of compiling them: for tests."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
 
 
 def watched() -> bool:

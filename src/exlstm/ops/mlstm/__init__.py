@@ -9,7 +9,7 @@ from torch import Tensor
 from exlstm.ops.choose import choose
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, mlstm_recurrent, mlstm_step, zero_state
-from exlstm.ops.shared import check_rows, exactly, has_numba, inside
+from exlstm.ops.shared import check_rows, exactly, gpu_obstacle, has_numba, inside
 
 __all__ = ["InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state"]
 
@@ -35,10 +35,19 @@ def pick(tensors: tuple[Tensor, ...], backend: str, chunk_len: int) -> Callable[
     T = tensors[0].shape[1]
     one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
     no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
-    candidates = [("numba", numba_obstacle(tensors, one_step)), ("chunkwise", no_chunk), ("recurrent", None)]
+    candidates = [
+        ("numba", numba_obstacle(tensors, one_step)),
+        ("triton", no_chunk or gpu_obstacle(tensors, backend == "triton")),
+        ("chunkwise", no_chunk),
+        ("recurrent", None),
+    ]
     name = choose("mlstm", backend, candidates)
     if name == "recurrent":
         return mlstm_recurrent
+    if name == "triton":
+        from exlstm.ops.mlstm.triton import mlstm_triton
+
+        return partial(mlstm_triton, chunk_len=chunk_len)
     if name == "chunkwise":
         return partial(mlstm_chunkwise, chunk_len=chunk_len)
     if one_step:
@@ -63,8 +72,9 @@ def mlstm(
     length leave its state alone and give h = 0.
     input_gate: "exp", or "sigmoid" (mLSTMsig). normalize: divide by max(|n.q|, exp(-m)) + eps.
     chunk_len: how many steps the chunkwise form takes at once; changes speed, not numbers.
-    backend: "auto", "numba" (float32 on a CPU), "chunkwise" (any device and dtype), both with a hand-written backward
-    and memory linear in T, or "recurrent" (the definition).
+    backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32; chunk_len becomes a power of two from
+    16 to 256), "chunkwise" (any device and dtype), all with a hand-written backward and memory linear in T, or
+    "recurrent" (the definition).
 
     Returns h [B, T, H, V] in q's dtype and the state after the last step, float32 or wider. The state's m carries
     no gradient (see `reference`); C and n do, in both directions.

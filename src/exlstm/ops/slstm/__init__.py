@@ -1,10 +1,12 @@
 """sLSTM: the scalar memory of xLSTM, with memory mixing. `reference` defines it, `numba` runs it fast on a CPU."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import check_rows, exactly, has_numba, inside, wide_dtype
+from exlstm.ops.shared import check_rows, exactly, gpu_obstacle, has_numba, inside, wide_dtype
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -31,6 +33,27 @@ def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
     return None
 
 
+def scan(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
+    """The fast form of this name, imported when it is first needed."""
+    if backend == "triton":
+        from exlstm.ops.slstm.triton import slstm_triton
+
+        return slstm_triton
+    from exlstm.ops.slstm.numba import slstm_numba
+
+    return slstm_numba
+
+
+def gpu_scan_obstacle(tensors: Sequence[Tensor], cell_activation: CellActivation, asked_for: bool) -> str | None:
+    """Why the Triton scan cannot run on these tensors, x first, or None."""
+    if cell_activation != "tanh":
+        return f"it has the cell-input activation tanh, not {cell_activation}"
+    units, most = tensors[0].shape[4], 64
+    if units > most:
+        return f"a multiprocessor holds R of heads of up to {most} units, not {units}"
+    return gpu_obstacle(tensors, asked_for)
+
+
 def slstm(
     x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState | None = None, /,
     *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, forget_gate: ForgetGate = "sigmoid",
@@ -43,7 +66,8 @@ def slstm(
     state: what came before, None for nothing. reset_BT (bool): clear the row's state before that step.
     lengths_B (int): steps at or beyond a row's length leave its state alone and give h = 0.
     forget_gate: "sigmoid" or "exp". cell_activation: phi, applied to z.
-    backend: "auto", "numba" (float32 on a CPU) or "recurrent" (the definition, plain torch).
+    backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32, heads of up to 64 units) or
+    "recurrent" (the definition, plain torch).
 
     Returns h [B, T, H, V] in x's dtype and the state after the last step, float32 or wider. The state's m carries no
     gradient (see `reference`); h, c and n do, in both directions.
@@ -63,15 +87,17 @@ def slstm(
     state = zero_state(x_BTHGV) if state is None else state
     for name, x in state._asdict().items():
         check_rows(f"{name} of the state", x, (B, H, V))
-    name = choose("slstm", backend, [("numba", numba_obstacle(x_BTHGV, cell_activation)), ("recurrent", None)])
+    tensors = [x_BTHGV, *state, *([] if r_HKGV is None else [r_HKGV])]
+    name = choose("slstm", backend, [
+        ("numba", numba_obstacle(x_BTHGV, cell_activation)),
+        ("triton", gpu_scan_obstacle(tensors, cell_activation, backend == "triton")),
+        ("recurrent", None),
+    ])  # fmt: skip
     with exactly(x_BTHGV):
-        if name == "numba":
-            from exlstm.ops.slstm.numba import slstm_numba
-
-            h_BTHV, state = slstm_numba(
+        if name in ("numba", "triton"):
+            return scan(name)(
                 x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp"
             )
-            return h_BTHV, state
         valid_BT = None if lengths_B is None else inside(lengths_B, T)
         if reset_BT is not None and valid_BT is not None:
             reset_BT = reset_BT & valid_BT

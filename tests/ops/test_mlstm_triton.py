@@ -1,0 +1,135 @@
+"""The Triton kernels of the mLSTM against the definition: on a CPU through Triton's interpreter, on a GPU compiled."""
+
+from functools import partial
+
+import pytest
+import torch
+from draws import assert_as_accurate_in_the_middle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlstm_cases import NAMES, call, everything, make, resets
+from same import assert_same
+from triton_cases import DEVICE, here
+
+from exlstm.ops.choose import recorded
+from exlstm.ops.mlstm import mlstm
+
+pytest.importorskip("triton", reason="Triton has no wheel for this system")
+fast, definition = partial(call, backend="triton"), partial(call, backend="recurrent")
+
+
+def check(sizes, chunk_len, **options):
+    """Outputs, states and all gradients are the definition's in float64, to float32's rounding."""
+    x, options = here(make(*sizes, positive=True)), here(options)
+    got = everything([t.float() for t in x], partial(fast, chunk_len=chunk_len, **options))
+    assert_same(got, everything(x, partial(definition, **options)), tolerance=2e-5)
+
+
+def test_names():
+    """The one test here in which the names of tensors are checked."""
+    everything(here(make(2, 19, 2, 8, 6, dtype=torch.float32)), partial(fast, chunk_len=16))
+
+
+@pytest.mark.parametrize(("T", "chunk_len"), [(1, 16), (16, 16), (37, 16), (65, 64)])
+def test_lengths(T, chunk_len):
+    check((2, T, 2, 8, 6), chunk_len)
+
+
+@pytest.mark.parametrize(("T", "chunk_len"), [(140, 64), (300, 128), (530, 256)])
+def test_several_tiles_in_several_chunks(T, chunk_len):
+    """Pairs of tiles, tiles between them, the state from chunk to chunk; resets fall in, on and between tiles."""
+    check((1, T, 1, 16, 16), chunk_len)
+    check((1, T, 1, 16, 16), chunk_len, reset_BT=resets(1, T, share=0.01))
+
+
+@pytest.mark.parametrize(("K", "V"), [(72, 40), (24, 136), (130, 66)])
+def test_widths_of_several_blocks_and_of_no_power_of_two(K, V):
+    check((1, 40, 1, K, V), 32)
+
+
+@pytest.mark.parametrize(("gate", "chunk_len"), [(1.0, 64), (10.0, 16), (40.0, 128)])
+def test_accuracy(gate, chunk_len):
+    """As accurate as the definition in float32, with weak and with strong gates."""
+    draws = [here(make(1, 140, 1, 8, 8, gate=gate, dtype=torch.float32, seed=seed)) for seed in range(7)]
+    assert_as_accurate_in_the_middle(partial(fast, chunk_len=chunk_len), definition, draws, names=NAMES)
+
+
+@pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_variants(input_gate, normalize):
+    check((1, 150, 1, 8, 8), 128, input_gate=input_gate, normalize=normalize, reset_BT=resets(1, 150, share=0.02))
+
+
+def test_ragged_rows():
+    check((3, 50, 1, 8, 8), 32, lengths_B=torch.tensor([50, 33, 0]), reset_BT=resets(3, 50, share=0.05))
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_any_shape_is_the_definition(data):
+    sizes = st.integers(1, 2), st.integers(1, 40), st.integers(1, 2), st.integers(1, 19), st.integers(1, 19)
+    B, T, H, K, V = (data.draw(size) for size in sizes)
+    share, seed = data.draw(st.sampled_from([None, 0.1, 1.0])), data.draw(st.integers(0, 999))
+    lengths = data.draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
+    options = here({
+        "reset_BT": None if share is None else resets(B, T, seed=seed, share=share),
+        "lengths_B": None if lengths is None else torch.tensor(lengths),
+        "input_gate": data.draw(st.sampled_from(["exp", "sigmoid"])),
+        "normalize": data.draw(st.booleans()),
+        "eps": data.draw(st.sampled_from([1e-6, 0.25])),
+    })  # fmt: skip
+    x = here(make(B, T, H, K, V, seed=seed, gate=data.draw(st.sampled_from([0.1, 1.0, 5.0])), positive=True))
+    want = everything(x, partial(definition, **options))
+    got = everything([t.float() for t in x], partial(fast, chunk_len=data.draw(st.integers(1, 45)), **options))
+    assert_same(got, want, tolerance=2e-4)
+
+
+def test_cutting_time_changes_nothing():
+    x = here(make(2, 90, 2, 8, 8, dtype=torch.float32, gate=3.0, positive=True))
+
+    def cut_in_two(*x):
+        h1_BTHV, state = fast(*[t[:, :41] for t in x[:5]], *x[5:], chunk_len=32)
+        h2_BTHV, state = fast(*[t[:, 41:] for t in x[:5]], *state, chunk_len=64)
+        return torch.cat([h1_BTHV, h2_BTHV], dim=1), state
+
+    assert_same(everything(x, cut_in_two), everything(x, fast), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("f", [-1e15, torch.finfo(torch.float32).min, -torch.inf])
+def test_a_forget_gate_that_closes_for_good(f):
+    x = make(1, 80, 1, 4, 3, dtype=torch.float32, positive=True)
+    x[4][:, [30, 64]] = f
+    want = everything([t.double() for t in x], definition)
+    got = everything(here(x), partial(fast, chunk_len=32))
+    assert_same({name: t.cpu() for name, t in got.items()}, want, tolerance=1e-4)
+
+
+def test_inputs_in_any_order_of_memory():
+    """As they come out of one projection, or transposed; the gradient that comes in may be one number, expanded."""
+    x = here(make(2, 40, 3, 8, 6, dtype=torch.float32, positive=True))
+    want = everything(x, fast)
+    turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in x]
+    assert not turned[0].is_contiguous()
+    assert_same(everything(turned, fast), want, tolerance=1e-6)
+    joined = torch.cat([x[0], x[1]], dim=3)
+    views = [*joined.split(8, dim=3), *x[2:]]
+    assert torch.equal(fast(*views)[0], fast(*x)[0])
+    x[0].requires_grad_()
+    fast(*x)[0].sum().backward()
+    assert torch.isfinite(x[0].grad).all()
+
+
+def test_inputs_and_state_stay_as_they_are():
+    x = here(make(2, 40, 2, 8, 6, dtype=torch.float32))
+    before = [t.clone() for t in x]
+    everything(x, fast)
+    assert all(map(torch.equal, x, before))
+
+
+def test_backends():
+    x = here(make(1, 20, 1, 4, 4, dtype=torch.float32))
+    with recorded() as choices:
+        mlstm(*x[:5])
+    assert choices[0].backend == ("numba" if DEVICE == "cpu" else "triton")
+    with pytest.raises(ValueError, match=r"float64 in the input"):
+        fast(*(t.double() for t in x))
