@@ -65,7 +65,9 @@ def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
     (_, T, H, K), V = q_BTHK.shape, v_BTHV.shape[3]
     L = min(chunk_len, block(T, chunk_len))
     precision = "ieee" if q_BTHK.dtype == torch.float32 else "tf32"
-    return Sizes(T, H, -(-T // L), L, min(L, 64), K, V, block(K, 64), block(V, 64), K**-0.5, precision)
+    # whole rows of q and k, of gradients and of states have to fit into shared memory side by side
+    tile = min(L, 64 if block(K, 1024) * q_BTHK.itemsize <= 256 else 32)
+    return Sizes(T, H, -(-T // L), L, tile, K, V, block(K, 64), block(V, 64), K**-0.5, precision)
 
 
 def strides(x: Tensor) -> tuple[int, int, int]:
