@@ -66,7 +66,7 @@ docs: $(DEV)  ## build the documentation into site/, warnings are errors
 ci: test lint types docs  ## what .ci/run runs
 
 lock: $(DEV)  ## write requirements.lock from what .venv holds now
-	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip list --format=freeze --exclude pip --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock.new
+	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip list --format=freeze --exclude pip --exclude triton --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 clean:  ## remove what these commands made, except runs/

@@ -55,7 +55,8 @@ def test_ranges_not_pins():
 def test_the_lock_pins_every_direct_dependency_and_fits_every_machine():
     pins = {name_of(name): version for name, version in locked().items()}
     direct = [*PROJECT["dependencies"], *(r for extra in EXTRAS.values() for r in extra)]
-    assert {name_of(r) for r in direct} <= set(pins)
+    # every torch for NVIDIA brings its own Triton
+    assert {name_of(r) for r in direct} <= set(pins) | {"triton"}
     # a local version or a CUDA package would tie the lock to one index or one machine
     assert pins["torch"] == "2.13.0"
     assert not [n for n in pins if n.startswith("nvidia") or n == "triton"]

@@ -4,6 +4,7 @@ An input is a list of eight tensors: q, k, v, i, f and the state C, n, m.
 """
 
 import torch
+from hypothesis import strategies as st
 
 from exlstm.ops.mlstm import MLSTMState, mlstm
 
@@ -35,6 +36,41 @@ def make(B=2, T=40, H=2, K=4, V=3, *, seed=0, gate=1.0, dtype=torch.float64, pos
 def resets(B, T, *, seed=0, share=0.2):
     """Each step is a reset with this probability."""
     return torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def drawn(data, longest, rows, heads):
+    """A problem of hypothesis's choice: (inputs in float64, options, chunk length)."""
+    sizes = st.integers(1, rows), st.integers(1, longest), st.integers(1, heads), st.integers(1, 19), st.integers(1, 19)
+    B, T, H, K, V = (data.draw(size) for size in sizes)
+    share, seed = data.draw(st.sampled_from([None, 0.1, 1.0])), data.draw(st.integers(0, 999))
+    lengths = data.draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
+    options = {
+        "reset_BT": None if share is None else resets(B, T, seed=seed, share=share),
+        "lengths_B": None if lengths is None else torch.tensor(lengths),
+        "input_gate": data.draw(st.sampled_from(["exp", "sigmoid"])),
+        "normalize": data.draw(st.booleans()),
+        "eps": data.draw(st.sampled_from([1e-6, 0.25])),
+    }
+    x = make(B, T, H, K, V, seed=seed, gate=data.draw(st.sampled_from([0.1, 1.0, 5.0])), positive=True)
+    return x, options, data.draw(st.integers(1, 45))
+
+
+def with_a_large_unit():
+    """m is near 10,000, where float32 has steps of 0.001."""
+    x = make(1, 200, 1, 4, 3, dtype=torch.float32, positive=True)
+    x[3], x[4] = x[3] + 1e4, x[4] + 3
+    x[7] = x[7] + 1e4
+    return x
+
+
+def output_and_gradients(run, inputs):
+    """{name: tensor} of h and the gradients through it; the state is left out, for it is in units of m."""
+    inputs = [t.clone().requires_grad_(n < 7) for n, t in enumerate(inputs)]
+    h_BTHV, _ = run(*inputs)
+    weights = torch.randn(h_BTHV.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (h_BTHV * weights.to(h_BTHV.device)).sum().backward()
+    gradients = {f"gradient of {name}": t.grad for name, t in zip(NAMES[:7], inputs, strict=False)}
+    return {"h": h_BTHV.detach(), **gradients}
 
 
 def call(*x, **options):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlstm_cases import NAMES, call, everything, make, resets
+from mlstm_cases import NAMES, call, drawn, everything, make, output_and_gradients, resets, with_a_large_unit
 from same import assert_same
 
 from accuracy import assert_as_accurate
@@ -23,23 +23,11 @@ definition = partial(call, backend="recurrent")
 @given(data=st.data())
 def test_any_shape_is_the_definition(data):
     """Shapes, chunk lengths, resets, lengths, both input gates, with and without the normaliser."""
-    sizes = st.integers(1, 3), st.integers(1, 40), st.integers(1, 3), st.integers(1, 19), st.integers(1, 19)
-    B, T, H, K, V = (data.draw(size) for size in sizes)
-    share, seed = data.draw(st.sampled_from([None, 0.1, 1.0])), data.draw(st.integers(0, 999))
-    lengths = data.draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
-    options = {
-        "reset_BT": None if share is None else resets(B, T, seed=seed, share=share),
-        "lengths_B": None if lengths is None else torch.tensor(lengths),
-        "input_gate": data.draw(st.sampled_from(["exp", "sigmoid"])),
-        "normalize": data.draw(st.booleans()),
-        "eps": data.draw(st.sampled_from([1e-6, 0.25])),
-    }
-    x = make(B, T, H, K, V, seed=seed, gate=data.draw(st.sampled_from([0.1, 1.0, 5.0])), positive=True)
+    x, options, chunk_len = drawn(data, longest=40, rows=3, heads=3)
     want = everything(x, partial(definition, **options))
-    got = everything(
-        [t.float() for t in x], partial(numba, chunk_len=data.draw(st.integers(1, 45)), **options)
-    )  # fmt: skip
-    assert_same(got, want, tolerance=2e-4)
+    assert_same(
+        everything([t.float() for t in x], partial(numba, chunk_len=chunk_len, **options)), want, tolerance=2e-4
+    )
 
 
 @pytest.mark.parametrize("T", [2 * SPAN_CHUNKS, 2 * SPAN_CHUNKS + 1, 4 * SPAN_CHUNKS + 1, 70])
@@ -57,22 +45,11 @@ def test_accuracy_at_a_real_size():
 
 
 def test_a_unit_that_is_large():
-    """m is near 10,000, where float32 has steps of 0.001: rounded anywhere but at the end, it would show in all that
-    goes from chunk to chunk and from span to span, and in the gradients."""
-    x = make(1, 200, 1, 4, 3, dtype=torch.float32, positive=True)
-    x[3], x[4] = x[3] + 1e4, x[4] + 3
-    x[7] = x[7] + 1e4
-
-    def output(run, inputs):
-        inputs = [t.clone().requires_grad_(n < 7) for n, t in enumerate(inputs)]
-        h_BTHV, _ = run(*inputs)
-        weights = torch.randn(h_BTHV.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        (h_BTHV * weights).sum().backward()
-        gradients = {f"gradient of {name}": t.grad for name, t in zip(NAMES[:7], inputs, strict=False)}
-        return {"h": h_BTHV.detach(), **gradients}
-
-    want = output(definition, [t.double() for t in x])
-    assert_same(output(partial(numba, chunk_len=2), x), want, tolerance=2e-5)
+    """Rounded anywhere but at the end, it would show in all that goes from chunk to chunk and from span to span, and in
+    the gradients."""
+    x = with_a_large_unit()
+    want = output_and_gradients(definition, [t.double() for t in x])
+    assert_same(output_and_gradients(partial(numba, chunk_len=2), x), want, tolerance=2e-5)
 
 
 @pytest.mark.parametrize("f", [-1e15, torch.finfo(torch.float32).min, -torch.inf])

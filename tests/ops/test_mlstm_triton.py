@@ -7,7 +7,7 @@ import torch
 from draws import assert_as_accurate_in_the_middle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlstm_cases import NAMES, call, everything, make, resets
+from mlstm_cases import NAMES, call, drawn, everything, make, output_and_gradients, resets, with_a_large_unit
 from same import assert_same
 from triton_cases import DEVICE, here
 
@@ -71,21 +71,17 @@ def test_ragged_rows():
 @settings(max_examples=12)
 @given(data=st.data())
 def test_any_shape_is_the_definition(data):
-    sizes = st.integers(1, 2), st.integers(1, 40), st.integers(1, 2), st.integers(1, 19), st.integers(1, 19)
-    B, T, H, K, V = (data.draw(size) for size in sizes)
-    share, seed = data.draw(st.sampled_from([None, 0.1, 1.0])), data.draw(st.integers(0, 999))
-    lengths = data.draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
-    options = here({
-        "reset_BT": None if share is None else resets(B, T, seed=seed, share=share),
-        "lengths_B": None if lengths is None else torch.tensor(lengths),
-        "input_gate": data.draw(st.sampled_from(["exp", "sigmoid"])),
-        "normalize": data.draw(st.booleans()),
-        "eps": data.draw(st.sampled_from([1e-6, 0.25])),
-    })  # fmt: skip
-    x = here(make(B, T, H, K, V, seed=seed, gate=data.draw(st.sampled_from([0.1, 1.0, 5.0])), positive=True))
+    x, options, chunk_len = drawn(data, longest=40, rows=2, heads=2)
+    x, options = here(x), here(options)
     want = everything(x, partial(definition, **options))
-    got = everything([t.float() for t in x], partial(fast, chunk_len=data.draw(st.integers(1, 45)), **options))
-    assert_same(got, want, tolerance=2e-4)
+    assert_same(everything([t.float() for t in x], partial(fast, chunk_len=chunk_len, **options)), want, tolerance=2e-4)
+
+
+def test_a_unit_that_is_large():
+    """States are in units of the m that is stored, rounded: whatever weighs them has to use the same."""
+    x = here(with_a_large_unit())
+    want = output_and_gradients(definition, [t.double() for t in x])
+    assert_same(output_and_gradients(partial(fast, chunk_len=16), x), want, tolerance=2e-5)
 
 
 def test_cutting_time_changes_nothing():

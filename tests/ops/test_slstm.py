@@ -410,7 +410,7 @@ def test_without_numba_the_numbers_are_the_same(monkeypatch):
         ((2, 5, 2, 4, 3), None, {"cell_activation": "relu"}, r"cell_activation is 'relu'; it must be one of"),
         ((2, 5, 2, 4, 3), None, {"reset_BT": torch.zeros(2, 4, dtype=torch.bool)}, r"reset_BT has shape \(2, 4\)"),
         ((2, 5, 2, 4, 3), None, {"lengths_B": torch.ones(3).long()}, r"lengths_B has shape \(3,\); it must be \(2,\)"),
-        ((2, 5, 2, 4, 3), None, {"backend": "triton"}, r"slstm has no backend 'triton'; use one of"),
+        ((2, 5, 2, 4, 3), None, {"backend": "cuda"}, r"slstm has no backend 'cuda'; use one of"),
         ((2, 5, 2, 4, 3), None, {"backend": "numba", "cell_activation": "sin"}, r"not sin; use backend='auto'"),
     ],
 )

@@ -60,6 +60,16 @@ def gpu_obstacle(tensors: Sequence[Tensor], asked_for: bool) -> str | None:
     return None
 
 
+def gpu_candidate(tensors: Sequence[Tensor], backend: str, other: str | None) -> list[tuple[str, str | None]]:
+    """What `choose` is told of Triton; nothing on a CPU, where nobody expects it, unless it is asked for by name.
+
+    other: what else is in its way.
+    """
+    if tensors[0].is_cpu and backend != "triton":
+        return []
+    return [("triton", other or gpu_obstacle(tensors, backend == "triton"))]
+
+
 def interpreted() -> bool:
     """Whether Triton was told to interpret its kernels, on a CPU, instead of compiling them: for tests."""
     import triton

@@ -9,7 +9,7 @@ from torch import Tensor
 from exlstm.ops.choose import choose
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, mlstm_recurrent, mlstm_step, zero_state
-from exlstm.ops.shared import check_rows, exactly, gpu_obstacle, has_numba, inside
+from exlstm.ops.shared import check_rows, exactly, gpu_candidate, has_numba, inside
 
 __all__ = ["InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state"]
 
@@ -37,7 +37,7 @@ def pick(tensors: tuple[Tensor, ...], backend: str, chunk_len: int) -> Callable[
     no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
     candidates = [
         ("numba", numba_obstacle(tensors, one_step)),
-        ("triton", no_chunk or gpu_obstacle(tensors, backend == "triton")),
+        *gpu_candidate(tensors, backend, no_chunk),
         ("chunkwise", no_chunk),
         ("recurrent", None),
     ]

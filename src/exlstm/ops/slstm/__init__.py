@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import check_rows, exactly, gpu_obstacle, has_numba, inside, wide_dtype
+from exlstm.ops.shared import check_rows, exactly, gpu_candidate, has_numba, inside, wide_dtype
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -44,14 +44,14 @@ def scan(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
     return slstm_numba
 
 
-def gpu_scan_obstacle(tensors: Sequence[Tensor], cell_activation: CellActivation, asked_for: bool) -> str | None:
-    """Why the Triton scan cannot run on these tensors, x first, or None."""
+def gpu_scan_obstacle(tensors: Sequence[Tensor], cell_activation: CellActivation) -> str | None:
+    """What only the Triton scan minds in these tensors, x first, or None."""
     if cell_activation != "tanh":
         return f"it has the cell-input activation tanh, not {cell_activation}"
     units, most = tensors[0].shape[4], 64
     if units > most:
         return f"a multiprocessor holds R of heads of up to {most} units, not {units}"
-    return gpu_obstacle(tensors, asked_for)
+    return None
 
 
 def slstm(
@@ -90,7 +90,7 @@ def slstm(
     tensors = [x_BTHGV, *state, *([] if r_HKGV is None else [r_HKGV])]
     name = choose("slstm", backend, [
         ("numba", numba_obstacle(x_BTHGV, cell_activation)),
-        ("triton", gpu_scan_obstacle(tensors, cell_activation, backend == "triton")),
+        *gpu_candidate(tensors, backend, gpu_scan_obstacle(tensors, cell_activation)),
         ("recurrent", None),
     ])  # fmt: skip
     with exactly(x_BTHGV):
