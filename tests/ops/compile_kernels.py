@@ -1,10 +1,12 @@
-"""Compiles every Triton kernel for NVIDIA GPUs, which needs none; run by `test_kernels_triton` in a process of its own.
+"""Compiles every Triton kernel of the mLSTM for NVIDIA GPUs, which needs none; run by `test_kernels_triton` in a
+process of its own.
 
-    python tests/ops/compile_kernels.py KIND CAPABILITY K V CHUNK UNITS
+    python tests/ops/compile_kernels.py KIND CAPABILITY K V CHUNK
 
-Prints a line for each: its name and the bytes of shared memory that it takes.
+Prints a line for each: its name, the bytes of shared memory that it takes, and the matrix instructions it has.
 """
 
+import re
 import sys
 
 import torch
@@ -13,52 +15,55 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from exlstm.ops.mlstm import triton_backward, triton_forward, triton_gates
-from exlstm.ops.mlstm.triton import block, sizes_of
-from exlstm.ops.slstm import triton_scan
+from exlstm.ops.mlstm.triton_config import Launch, config_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-INTEGERS = {"T", "H", "N", "B"}
-NUMBERS = {"scale", "eps"}
-OTHERS = {"reset": "*i1", "lengths": "*i64"}
+TYPES = {
+    **dict.fromkeys(["T", "N", "G", "H"], "i32"), **dict.fromkeys(["scale", "eps"], "fp32"),
+    **dict.fromkeys(["borders", "firsts", "owners"], "*i64"), **dict.fromkeys(["maps", "after"], "*fp64"),
+    "reset": "*i1",
+}  # fmt: skip
+NARROW = {"q", "k", "v", "h", "dh", "dq", "dk", "dv", "cs", "dcs"}  # in the dtype of the inputs
+MATRIX = re.compile(r"wgmma\.mma_async|mma\.sync")
+PAGES = (triton_gates, triton_forward, triton_backward)
+KERNELS = {
+    name: kernel for page in PAGES for name, kernel in vars(page).items()
+    if name.endswith(("_kernel", "_scan")) and kernel.fn.__module__ == page.__name__
+}  # fmt: skip
 
 
-def kinds(kernel, narrow, kind, constants):
-    """The type of every argument: those named in `narrow` are in the dtype of the inputs."""
-    for name in kernel.arg_names:
-        if name in constants:
-            yield name, "constexpr"
-        elif name in INTEGERS or (len(name) == 3 and name[1] == "_" and name[2] in "bth"):
-            yield name, "i32"
-        else:
-            wide = "fp32" if name in NUMBERS else OTHERS.get(name, "*fp32")
-            yield name, f"*{kind}" if name in narrow else wide
+def kind_of(name, kind):
+    """The type of an argument of a kernel."""
+    if re.fullmatch(r"[a-z]_[bth]", name):
+        return "i32"
+    return TYPES.get(name, f"*{kind if name in NARROW else 'fp32'}")
 
 
-def shared_memory(kernel, narrow, kind, capability, constants):
-    """Compiles it; the bytes it takes."""
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=dict(kinds(kernel, narrow, kind, constants)), constexprs=values)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32)).metadata.shared
+def compiled(kernel, kind, capability, launch, constants):
+    """For inputs as torch makes them: tensors and strides are multiples of 16."""
+    names = kernel.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    signature = {name: "constexpr" if name in constants else kind_of(name, kind) for name in names}
+    even = [n for n, name in enumerate(names) if signature[name].startswith("*") or re.fullmatch(r"[a-z]_[bth]", name)]
+    source = ASTSource(
+        fn=kernel, signature=signature, constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(n,): [["tt.divisibility", 16]] for n in even},
+    )  # fmt: skip
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def main(kind, capability, K, V, chunk, units):
-    q, v = (torch.empty(1, chunk, 1, width, dtype=DTYPES[kind], device="meta") for width in (K, V))
-    sizes = sizes_of(q, v, chunk)
-    same = {"PRECISION": sizes.precision, "RESETS": True}
-    mlstm = same | {
-        "L": chunk, "TILE": sizes.tile, "K": K, "V": V, "BK": sizes.block_k, "BV": sizes.block_v,
-        "WIDE": block(K, 1024), "STABILIZE": True, "NORMALIZE": True,
-    }  # fmt: skip
-    slstm = same | {"V": units, "WIDE": block(units, 1024), "ROWS": 16, "MIXING": True, "EXP_FORGET": False}
-    inputs = {"q", "k", "v", "h", "dh", "dq", "dk", "dv"}
-    for page, narrow, constants in (
-        (triton_gates, set(), mlstm), (triton_forward, inputs, mlstm), (triton_backward, inputs, mlstm),
-        (triton_scan, {"r"}, slstm),
-    ):  # fmt: skip
-        for name, kernel in vars(page).items():
-            if (name.endswith("_kernel") or name == "gate_scan") and kernel.fn.__module__ == page.__name__:
-                print(name, shared_memory(kernel, narrow, kind, capability, constants), flush=True)
+def main(kind, capability, K, V, chunk):
+    config = config_of(DTYPES[kind], K, V, chunk)
+    for name, kernel in KERNELS.items():
+        launch = getattr(config, name.removesuffix("_kernel"), Launch(16, 64, 4, 2))
+        constants = {
+            "TILE": config.tile, "PARTS": config.parts, "K": K, "V": V, "BK": launch.block_k, "BV": launch.block_v,
+            "PACKED": True, "RESETS": True, "NORMALIZE": True, "BLOCK": 256,
+            "PRECISION": "ieee" if kind == "fp32" else "tf32",
+        }  # fmt: skip
+        found = compiled(kernel, kind, capability, launch, constants)
+        print(name, found.metadata.shared, len(MATRIX.findall(found.asm["ptx"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from itertools import takewhile
 from typing import NamedTuple
 
+import torch
+
 from exlstm.ops.tape import TAPED, NotRecordable, recording
 
 
@@ -45,7 +47,8 @@ def choose(op: str, backend: str, candidates: Sequence[tuple[str, str | None]]) 
         picked, why = backend, "asked for by name"
     if picked == "numba" and op not in TAPED and recording() is not None:
         raise NotRecordable(f"{op} runs a kernel that does not write itself down")
-    record = _record.get()
+    # who compiles a graph does not ask, and torch.compile cannot look into the variable
+    record = None if torch.compiler.is_compiling() else _record.get()
     if record is not None:
         record.append(Choice(op, picked, why))
     return picked

@@ -3,15 +3,19 @@
 B batch  T time
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, wraps
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from exlstm.ops.tape import recording
+
+
+T = TypeVar("T")
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -36,13 +40,26 @@ def exactly(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if off else torch.autocast(x.device.type, enabled=False)
 
 
-@cache
+def asked_once(question: Callable[[], T]) -> Callable[[], T]:
+    """`question`, answered once a process; torch.compile takes the answer as it is and does not look for reasons."""
+    answer = cache(question)
+
+    @wraps(question)
+    def answered() -> T:
+        return answer()
+
+    # what torch.compiler.assume_constant_result does, which would load the compiler now
+    vars(answered)["_dynamo_marked_constant"] = True
+    return answered
+
+
+@asked_once
 def has_numba() -> bool:
     """Whether Numba is installed; looked up once, for the search takes longer than a small op."""
     return find_spec("numba") is not None
 
 
-@cache
+@asked_once
 def has_triton() -> bool:
     """Whether Triton is installed; torch for NVIDIA and AMD GPUs brings it along."""
     return find_spec("triton") is not None
@@ -70,6 +87,7 @@ def gpu_candidate(tensors: Sequence[Tensor], backend: str, other: str | None) ->
     return [("triton", other or gpu_obstacle(tensors, backend == "triton"))]
 
 
+@asked_once
 def interpreted() -> bool:
     """Whether Triton was told to interpret its kernels, on a CPU, instead of compiling them: for tests."""
     import triton

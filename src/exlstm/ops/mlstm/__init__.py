@@ -9,9 +9,11 @@ from torch import Tensor
 from exlstm.ops.choose import choose
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, mlstm_recurrent, mlstm_step, zero_state
-from exlstm.ops.shared import check_rows, exactly, gpu_candidate, has_numba, inside
+from exlstm.ops.packed import apart, check_borders
+from exlstm.ops.shared import asked_once, check_rows, exactly, gpu_candidate, has_numba, inside
 
 __all__ = ["InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state"]
+CHUNK = 64  # steps that the forms for a CPU take at once, if they are not told
 
 
 def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
@@ -23,46 +25,53 @@ def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
         return "it computes in float32 and there is float64 in the input"
     if not has_numba():
         return "Numba is not installed"
-    if one_step:
-        return None
+    return None if one_step else blas_obstacle()
+
+
+@asked_once
+def blas_obstacle() -> str | None:
+    """Why kernels cannot call BLAS here, or None."""
     from exlstm.ops.numba_blas import obstacle
 
     return obstacle()
 
 
-def pick(tensors: tuple[Tensor, ...], backend: str, chunk_len: int) -> Callable[..., tuple[Tensor, MLSTMState]]:
-    """The form that runs on these q, k, v, i, f, C, n, m."""
+def pick(tensors: tuple[Tensor, ...], backend: str, chunk_len: int | None, cu_seqlens: Tensor | None
+         ) -> tuple[str, Callable[..., tuple[Tensor, MLSTMState]]]:  # fmt: skip
+    """The form that runs on these q, k, v, i, f, C, n, m, and its name."""
     T = tensors[0].shape[1]
-    one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
+    one_step = T == 1 and cu_seqlens is None and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    no_chunk = "a single step needs no chunk" if T == 1 and cu_seqlens is None and backend == "auto" else None
     candidates = [
         ("numba", numba_obstacle(tensors, one_step)),
-        *gpu_candidate(tensors, backend, no_chunk),
+        *gpu_candidate(tensors, backend, None if one_step else no_chunk),
         ("chunkwise", no_chunk),
         ("recurrent", None),
     ]
     name = choose("mlstm", backend, candidates)
-    if name == "recurrent":
-        return mlstm_recurrent
-    if name == "triton":
+    run: Callable[..., tuple[Tensor, MLSTMState]] = mlstm_recurrent
+    if name == "triton" and one_step:
+        from exlstm.ops.mlstm.triton_step import mlstm_triton_step as run
+    elif name == "triton":
         from exlstm.ops.mlstm.triton import mlstm_triton
 
-        return partial(mlstm_triton, chunk_len=chunk_len)
-    if name == "chunkwise":
-        return partial(mlstm_chunkwise, chunk_len=chunk_len)
-    if one_step:
-        from exlstm.ops.mlstm.numba_step import mlstm_numba_step
+        run = partial(mlstm_triton, chunk_len=chunk_len, cu_seqlens=cu_seqlens)
+    elif name == "chunkwise":
+        run = partial(mlstm_chunkwise, chunk_len=chunk_len or CHUNK)
+    elif name == "numba" and one_step:
+        from exlstm.ops.mlstm.numba_step import mlstm_numba_step as run
+    elif name == "numba":
+        from exlstm.ops.mlstm.numba_chunkwise import mlstm_numba
 
-        return mlstm_numba_step
-    from exlstm.ops.mlstm.numba_chunkwise import mlstm_numba
-
-    return partial(mlstm_numba, chunk_len=chunk_len)
+        run = partial(mlstm_numba, chunk_len=chunk_len or CHUNK)
+    return name, run
 
 
 def mlstm(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState | None = None, /,
-    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, input_gate: InputGate = "exp",
-    normalize: bool = True, eps: float = 1e-6, chunk_len: int = 64, backend: str = "auto",
+    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, cu_seqlens: Tensor | None = None,
+    input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6, chunk_len: int | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """A sequence through the mLSTM cell (Beck et al. 2024, arXiv:2405.04517, eqs 19-27 and 71-105).
 
@@ -70,8 +79,11 @@ def mlstm(
     pre-activations of the gates, in nats. state: what came before, None for nothing.
     reset_BT (bool): clear the row's state before that step. lengths_B (int): steps at or beyond a row's
     length leave its state alone and give h = 0.
+    cu_seqlens (int): the inputs are one row, B = 1, of S sequences one after another; [S + 1] borders between them,
+    from 0 to T. The state, given and returned, has a row for each. Triton's kernels take them as they are, other
+    backends pad them to rows. (Sequences that need no states of their own can as well be cut by reset_BT.)
     input_gate: "exp", or "sigmoid" (mLSTMsig). normalize: divide by max(|n.q|, exp(-m)) + eps.
-    chunk_len: how many steps the chunkwise form takes at once; changes speed, not numbers.
+    chunk_len: how many steps the chunkwise forms take at once, None for what suits them; changes speed, not numbers.
     backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32; chunk_len becomes a power of two from
     16 to 256), "chunkwise" (any device and dtype), all with a hand-written backward and memory linear in T, or
     "recurrent" (the definition).
@@ -80,22 +92,19 @@ def mlstm(
     no gradient (see `reference`); C and n do, in both directions.
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
     """
-    (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
-    given, needed = (k_BTHK, v_BTHV, i_BTH, f_BTH), ((B, T, H, K), (B, T, H, V), (B, T, H), (B, T, H))
-    for name, x, shape in zip("kvif", given, needed, strict=True):
-        if x.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; with q {tuple(q_BTHK.shape)} it must be {shape}.")
-    if T < 1 or chunk_len < 1:
-        raise ValueError(f"the sequence has {T} steps and chunk_len is {chunk_len}; both must be at least 1.")
-    if input_gate not in ("exp", "sigmoid"):
-        raise ValueError(f"input_gate is {input_gate!r}; it must be 'exp' or 'sigmoid'.")
-    check_rows("reset_BT", reset_BT, (B, T))
-    check_rows("lengths_B", lengths_B, (B,))
-    state = zero_state(k_BTHK, v_BTHV) if state is None else state
-    for name, x, shape in zip(state._fields, state, ((B, H, K, V), (B, H, K), (B, H)), strict=True):
-        if x.shape != shape:
-            check_rows(f"{name} of the state", x, shape)
-    valid_BT = None if lengths_B is None else inside(lengths_B, T)
+    inputs = q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH
+    state = checked(inputs, state, reset_BT, lengths_B, cu_seqlens, input_gate, chunk_len)
+    name, run = pick((*inputs, *state), backend, chunk_len, cu_seqlens)
+    if cu_seqlens is not None and name != "triton":
+        pieces = apart(cu_seqlens.to(q_BTHK.device))
+        q_SLHK, k_SLHK, v_SLHV, i_SLH, f_SLH = map(pieces.rows, inputs)
+        h_SLHV, state = mlstm(
+            q_SLHK, k_SLHK, v_SLHV, i_SLH, f_SLH, state,
+            reset_BT=None if reset_BT is None else pieces.rows(reset_BT), lengths_B=pieces.lengths_S,
+            input_gate=input_gate, normalize=normalize, eps=eps, chunk_len=chunk_len, backend=backend,
+        )  # fmt: skip
+        return pieces.joined(h_SLHV), state
+    valid_BT = None if lengths_B is None else inside(lengths_B, q_BTHK.shape[1])
     if valid_BT is not None:
         # a step that writes nothing (log i = -inf) and forgets nothing (log f = 0)
         i_BTH = i_BTH.masked_fill(~valid_BT[..., None], -torch.inf)
@@ -103,7 +112,6 @@ def mlstm(
         # and whatever is there, perhaps NaN, meets nothing else in a product
         q_BTHK, k_BTHK, v_BTHV = (x.masked_fill(~valid_BT[..., None, None], 0) for x in (q_BTHK, k_BTHK, v_BTHV))
         reset_BT = None if reset_BT is None else reset_BT & valid_BT
-    run = pick((q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, *state), backend, chunk_len)
     with exactly(q_BTHK):
         h_BTHV, state = run(
             q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, state,
@@ -112,3 +120,30 @@ def mlstm(
     if valid_BT is not None:
         h_BTHV = h_BTHV.masked_fill(~valid_BT[..., None, None], 0)
     return h_BTHV, state
+
+
+def checked(inputs: tuple[Tensor, ...], state: MLSTMState | None, reset_BT: Tensor | None, lengths_B: Tensor | None,
+            cu_seqlens: Tensor | None, input_gate: str, chunk_len: int | None) -> MLSTMState:  # fmt: skip
+    """The state, zero if there is none; ValueError for arguments of `mlstm` that do not fit one another."""
+    q_BTHK, k_BTHK, v_BTHV, *_ = inputs
+    (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
+    needed = (B, T, H, K), (B, T, H, V), (B, T, H), (B, T, H)
+    for name, x, shape in zip("kvif", inputs[1:], needed, strict=True):
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; with q {tuple(q_BTHK.shape)} it must be {shape}.")
+    if T < 1 or (chunk_len is not None and chunk_len < 1):
+        raise ValueError(f"the sequence has {T} steps and chunk_len is {chunk_len}; both must be at least 1.")
+    if input_gate not in ("exp", "sigmoid"):
+        raise ValueError(f"input_gate is {input_gate!r}; it must be 'exp' or 'sigmoid'.")
+    check_rows("reset_BT", reset_BT, (B, T))
+    check_rows("lengths_B", lengths_B, (B,))
+    if cu_seqlens is not None:
+        check_borders(cu_seqlens, B, T)
+        if lengths_B is not None:
+            raise ValueError("lengths_B and cu_seqlens are both given; cu_seqlens already says how long sequences are.")
+    S = B if cu_seqlens is None else len(cu_seqlens) - 1
+    state = zero_state(k_BTHK.expand(S, -1, -1, -1), v_BTHV) if state is None else state
+    for name, x, shape in zip(state._fields, state, ((S, H, K, V), (S, H, K), (S, H)), strict=True):
+        if x.shape != shape:
+            check_rows(f"{name} of the state", x, shape)
+    return state

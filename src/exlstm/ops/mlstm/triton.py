@@ -1,118 +1,221 @@
 """The mLSTM on a GPU: Triton kernels over chunks, with the full gradient, any length and any widths.
 
-    gates     one pass over the gates alone: the stabiliser and all sums of log f
-    states    C and n before every chunk, one chunk after another
+    gates     three small passes over the gates alone: the stabiliser and all sums of log f
+    states    C and n before every chunk, one tile after another
     outputs   all tiles of all chunks at once
 
-The backward computes the same in the other direction: gradients of the states, then of q, k, v and the gates. Kept
-per step are q, k, v, h, the gates and a few numbers; states are computed again.
+The backward computes the same in the other direction: gradients of the states, then of q, k, v and the gates, a tile
+with everything that concerns it at once. Kept per step are q, k, v, h, the gates and a few numbers; states are computed
+again. States at borders are kept in the inputs' dtype, in which alone they enter products; they are summed in float32.
 
-B batch  T time, P with padding to whole chunks  H heads  M merged batch and heads  N chunks  L chunk length
-I, J tiles of a chunk  X tiles of C  K key width  V value width
+B batch  T time  H heads  K key width  V value width  S sequences (rows, or pieces of one)  P time in whole tiles
 """
 
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
+from exlstm.ops.library import operator
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
-from exlstm.ops.mlstm.triton_backward import (
-    key_kernel,
-    mass_kernel,
-    query_kernel,
-    state_gradient_kernel,
-    value_kernel,
-)
+from exlstm.ops.mlstm.triton_backward import gradient_kernel, mass_kernel, state_gradient_kernel
+from exlstm.ops.mlstm.triton_config import Config, Launch, block, config_of
 from exlstm.ops.mlstm.triton_forward import output_kernel, state_kernel
-from exlstm.ops.mlstm.triton_gates import gate_scan
+from exlstm.ops.mlstm.triton_gates import sum_kernel, unit_kernel, unit_scan
 from exlstm.ops.shared import wide
 
-
-class Options(NamedTuple):
-    """What the kernels are compiled for."""
-
-    stabilize: bool
-    normalize: bool
-    eps: float
-    chunk_len: int  # a power of two, at least 16
+SCAN = 256  # tiles that a program of the scan over tiles takes at once
 
 
-class Sizes(NamedTuple):
-    """How the work is cut."""
+class Sequences(NamedTuple):
+    """Which tiles belong to which sequence. The tensors are read only if they are pieces of a packed row."""
 
+    borders: Tensor  # [S + 1], where each begins and the last ends
+    firsts: Tensor  # [S + 1], their first tiles
+    owners: Tensor  # [tiles], the sequence of each
+    packed: bool
+    number: int
+    tiles: int  # of one row
+    all_tiles: int  # more than there are, if packed: how many there are would have to be asked of the device
+
+
+def sequences_of(x_BTHK: Tensor, borders: Tensor | None, tile: int, parts: int) -> Sequences:
+    """Whole chunks of `parts` tiles for each."""
+    (B, T), L = x_BTHK.shape[:2], tile * parts
+    if borders is None:
+        tiles = -(-T // L) * parts
+        return Sequences(x_BTHK, x_BTHK, x_BTHK, False, B, tiles, B * tiles)
+    number = borders.shape[0] - 1
+    all_tiles = (T // L + number) * parts
+    chunks_S = ((borders.diff() + (L - 1)) // L).clamp(min=1)
+    firsts = torch.nn.functional.pad((chunks_S * parts).cumsum(0), (1, 0))
+    numbered = torch.arange(all_tiles, device=borders.device)
+    owners = torch.searchsorted(firsts[1:], numbered, right=True).clamp(max=number - 1)
+    return Sequences(borders, firsts, owners, True, number, 0, all_tiles)
+
+
+class Job(NamedTuple):
+    """What every kernel is told: how the work is cut."""
+
+    sequences: Sequences
+    config: Config
     T: int
     H: int
-    N: int
-    L: int
-    tile: int
     K: int
     V: int
-    block_k: int
-    block_v: int
-    scale: float
     precision: str
 
+    @property
+    def common(self) -> tuple[Any, ...]:
+        """Arguments of kernels whose programs are sequences."""
+        s = self.sequences
+        return s.borders, s.firsts, self.T, s.tiles, s.all_tiles, self.H
 
-def block(width: int, most: int) -> int:
-    """A power of two from 16 to `most` that holds `width` numbers, if it can."""
-    return max(16, min(most, int(triton.next_power_of_2(width))))
+    @property
+    def of_tiles(self) -> tuple[Any, ...]:
+        """And of kernels whose programs are tiles."""
+        s = self.sequences
+        return s.borders, s.firsts, s.owners, self.T, s.tiles, s.all_tiles, self.H
+
+    def constants(self, launch: Launch, **more: Any) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        return {
+            "TILE": self.config.tile, "K": self.K, "V": self.V, "BK": launch.block_k, "BV": launch.block_v,
+            "PACKED": self.sequences.packed, "PRECISION": self.precision,
+            "num_warps": launch.warps, "num_stages": launch.stages, **more,
+        }  # fmt: skip
+
+    def grid(self, launch: Launch) -> tuple[int, int, int]:
+        """A program for every sequence, head and block of the state."""
+        return self.sequences.number * self.H, -(-self.K // launch.block_k), -(-self.V // launch.block_v)
 
 
-def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
-    """For these inputs."""
+def job_of(q_BTHK: Tensor, v_BTHV: Tensor, borders: Tensor | None, chunk_len: int) -> Job:
+    """For these inputs; chunk_len: 0 for what is fastest."""
     (_, T, H, K), V = q_BTHK.shape, v_BTHV.shape[3]
-    L = min(chunk_len, block(T, chunk_len))
-    precision = "ieee" if q_BTHK.dtype == torch.float32 else "tf32"
-    # whole rows of q and k, of gradients and of states have to fit into shared memory side by side
-    tile = min(L, 64 if block(K, 1024) * q_BTHK.itemsize <= 256 else 32)
-    return Sizes(T, H, -(-T // L), L, tile, K, V, block(K, 64), block(V, 64), K**-0.5, precision)
+    config = config_of(q_BTHK.dtype, K, V, chunk_len or None)
+    exact = q_BTHK.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    sequences = sequences_of(q_BTHK, borders, config.tile, config.parts)
+    return Job(sequences, config, T, H, K, V, "ieee" if exact else "tf32")
 
 
-def strides(x: Tensor) -> tuple[int, int, int]:
-    """Numbers from one row, one step, one head to the next."""
-    return x.stride(0), x.stride(1), x.stride(2)
+def strides(*tensors: Tensor) -> list[int]:
+    """Numbers from one row, one step, one head to the next, of each."""
+    return [x.stride(axis) for x in tensors for axis in range(3)]
 
 
 def without_gaps(x: Tensor) -> Tensor:
-    """`x` without its graph, its last axis in order."""
-    x = x.detach()
+    """`x`, its last axis in order."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-class Gates(NamedTuple):
-    """What `gate_scan` says."""
-
-    planes: Tensor  # [5, M, T padded]
-    starts: Tensor  # [M, N]
-
-
-def scan_gates(log_i_BTH: Tensor, log_f_BTH: Tensor, reset_BT: Tensor | None, m_BH: Tensor, s: Sizes, stabilize: bool
-               ) -> tuple[Gates, Tensor]:  # fmt: skip
-    """The gates, and m after the last step."""
-    B = log_i_BTH.shape[0]
-    new, M = log_i_BTH.new_empty, B * s.H
-    gates, last_BH = Gates(new(5, M, s.N * s.L), new(M, s.N)), new(B, s.H)
-    gate_scan[M,](
-        log_i_BTH.contiguous(), log_f_BTH.contiguous(), m_BH if reset_BT is None else reset_BT.contiguous(),
-        m_BH.contiguous(), *gates, last_BH, s.T, s.H, s.N,
-        L=s.L, STABILIZE=stabilize, RESETS=reset_BT is not None,
+def scan_gates(log_i_BTH: Tensor, log_f_BTH: Tensor, m_SH: Tensor, reset_BT: Tensor | None, job: Job, stabilize: bool
+               ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The planes of `triton_gates`, [6, H, P], and m after the last step."""
+    tiles, tile, constants = job.sequences.all_tiles, job.config.tile, {"PACKED": job.sequences.packed}
+    planes = log_i_BTH.new_empty(6, job.H, tiles * tile)
+    maps, last_SH = log_i_BTH.new_empty(3, job.H, tiles, dtype=torch.float64), torch.zeros_like(m_SH)
+    sum_kernel[tiles, job.H](
+        log_i_BTH.contiguous(), log_f_BTH.contiguous(), m_SH if reset_BT is None else reset_BT.contiguous(), planes,
+        maps, *job.of_tiles, TILE=tile, RESETS=reset_BT is not None, **constants,
     )  # fmt: skip
-    return gates, last_BH
+    if not stabilize:
+        planes[3:5] = 0
+        return planes, last_SH
+    unit_scan[job.sequences.number * job.H,](maps, m_SH, maps[2], *job.common, BLOCK=SCAN, **constants)
+    unit_kernel[tiles, job.H](planes, maps[2], m_SH, last_SH, *job.of_tiles, TILE=tile, **constants)
+    return planes, last_SH
 
 
-def states(k_BTHK: Tensor, v_BTHV: Tensor, gates: Gates, c_BHKV: Tensor, n_BHK: Tensor, s: Sizes
+def states(k_BTHK: Tensor, v_BTHV: Tensor, planes: Tensor, state: tuple[Tensor, ...], job: Job, parts: int
            ) -> tuple[Tensor, ...]:  # fmt: skip
-    """C and n before every chunk, merged, and after the last."""
-    M, new = gates.starts.shape[0], c_BHKV.new_empty
-    out = new(M, s.N, s.K, s.V), new(M, s.N, s.K), torch.empty_like(c_BHKV), torch.empty_like(n_BHK)
-    grid = M, triton.cdiv(s.K, s.block_k), triton.cdiv(s.V, s.block_v)
-    state_kernel[grid](
-        k_BTHK, v_BTHV, *gates, c_BHKV, n_BHK, *out, s.T, s.H, s.N, *strides(k_BTHK), *strides(v_BTHV),
-        L=s.L, TILE=s.tile, K=s.K, V=s.V, BK=s.block_k, BV=s.block_v, PRECISION=s.precision,
+    """C and n before every chunk of `parts` tiles, and after the last."""
+    c_SHKV, n_SHK, m_SH = state
+    chunks, launch = job.sequences.all_tiles // parts, job.config.state
+    cs, ns = k_BTHK.new_empty(job.H, chunks, job.K, job.V), n_SHK.new_empty(job.H, chunks, job.K)
+    last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK)
+    state_kernel[job.grid(launch)](
+        k_BTHK, v_BTHV, planes, m_SH, c_SHKV, n_SHK, cs, ns, *last, *job.common, *strides(k_BTHK, v_BTHV),
+        PARTS=parts, **job.constants(launch),
     )  # fmt: skip
-    return out
+    return cs, ns, *last
+
+
+def forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor, c_SHKV: Tensor,
+            n_SHK: Tensor, m_SH: Tensor, reset_BT: Tensor | None, borders: Tensor | None, stabilize: bool,
+            normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
+    """h, the state after, and for the backward: the planes of the gates and the signed mass [H, P]."""
+    q_BTHK, k_BTHK, v_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV))
+    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len), (c_SHKV, n_SHK, m_SH)
+    planes, last_m_SH = scan_gates(log_i_BTH, log_f_BTH, m_SH, reset_BT, job, stabilize)
+    cs, ns, *last = states(k_BTHK, v_BTHV, planes, first, job, job.config.parts)
+    h_BTHV, mass_HP, launch = v_BTHV.new_empty(v_BTHV.shape), torch.empty_like(planes[0]), job.config.output
+    output_kernel[job.sequences.all_tiles, -(-job.V // launch.block_v), job.H](
+        q_BTHK, k_BTHK, v_BTHV, planes, m_SH, cs, ns, h_BTHV, mass_HP, *job.of_tiles,
+        *strides(q_BTHK, k_BTHK, v_BTHV, h_BTHV), job.K**-0.5, eps,
+        PARTS=job.config.parts, NORMALIZE=normalize, **job.constants(launch),
+    )  # fmt: skip
+    return h_BTHV, *last, last_m_SH, planes, mass_HP
+
+
+def fake_forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor, c_SHKV: Tensor,
+                 n_SHK: Tensor, m_SH: Tensor, reset_BT: Tensor | None, borders: Tensor | None, stabilize: bool,
+                 normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
+    """The shapes of `forward`."""
+    job = job_of(q_BTHK, v_BTHV, borders, chunk_len)
+    planes = log_i_BTH.new_empty(6, job.H, job.sequences.all_tiles * job.config.tile)
+    last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK), torch.empty_like(m_SH)
+    return v_BTHV.new_empty(v_BTHV.shape), *last, planes, planes.new_empty(planes.shape[1:])
+
+
+def backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor, m_SH: Tensor,
+             borders: Tensor | None, planes: Tensor, mass_HP: Tensor, h_BTHV: Tensor, dh_BTHV: Tensor,
+             dc_SHKV: Tensor, dn_SHK: Tensor, normalize: bool, eps: float, chunk_len: int
+             ) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of q, k, v, log i, log f, C and n."""
+    q_BTHK, k_BTHK, v_BTHV, dh_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV, dh_BTHV))
+    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len), (c_SHKV, n_SHK, m_SH)
+    scale, tiles, config = job.K**-0.5, job.sequences.all_tiles, job.config
+    inverse_HP, dmass_HP = torch.empty_like(mass_HP), torch.empty_like(mass_HP)
+    mass_kernel[tiles, job.H](
+        h_BTHV, dh_BTHV, planes, mass_HP, inverse_HP, dmass_HP, *job.of_tiles, *strides(h_BTHV, dh_BTHV), eps,
+        TILE=config.tile, V=job.V, BV=block(job.V, 64), PACKED=job.sequences.packed, NORMALIZE=normalize,
+    )  # fmt: skip
+    cs, ns, _, _ = states(k_BTHK, v_BTHV, planes, first, job, 1)
+    dcs, dns = torch.empty_like(cs), torch.empty_like(ns)
+    dfirst = torch.empty_like(c_SHKV), torch.empty_like(n_SHK)
+    launch = config.state_gradient
+    state_gradient_kernel[job.grid(launch)](
+        q_BTHK, dh_BTHV, planes, m_SH, inverse_HP, dmass_HP, dc_SHKV.contiguous(), dn_SHK.contiguous(), dcs, dns,
+        *dfirst, *job.common, *strides(q_BTHK, dh_BTHV), scale, **job.constants(launch),
+    )  # fmt: skip
+    found = [x.new_empty(x.shape) for x in (q_BTHK, k_BTHK, v_BTHV)]
+    dgates = [planes.new_empty(q_BTHK.shape[:3]) for _ in range(2)]
+    gradient_kernel[tiles, job.H](
+        q_BTHK, k_BTHK, v_BTHV, dh_BTHV, planes, m_SH, inverse_HP, dmass_HP, cs, ns, dcs, dns, *found, *dgates,
+        *job.of_tiles, *strides(q_BTHK, k_BTHK, v_BTHV, dh_BTHV, *found), scale, **job.constants(config.gradient),
+    )  # fmt: skip
+    return *found, *dgates, *dfirst
+
+
+def fake_backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor, m_SH: Tensor,
+                  borders: Tensor | None, planes: Tensor, *_: Any) -> tuple[Tensor, ...]:  # fmt: skip
+    """The shapes of `backward`."""
+    dgates = [planes.new_empty(q_BTHK.shape[:3]) for _ in range(2)]
+    return *(x.new_empty(x.shape) for x in (q_BTHK, k_BTHK, v_BTHV)), *dgates, c_SHKV.clone(), n_SHK.clone()
+
+
+RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+run_forward = operator(
+    "mlstm_forward(Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor c, Tensor n, Tensor m, "
+    "Tensor? reset, Tensor? borders, bool stabilize, bool normalize, float eps, int chunk_len) "
+    f"-> {RESULTS})", forward, fake_forward,
+)  # fmt: skip
+run_backward = operator(
+    "mlstm_backward(Tensor q, Tensor k, Tensor v, Tensor c, Tensor n, Tensor m, Tensor? borders, Tensor gates, "
+    "Tensor mass, Tensor h, Tensor dh, Tensor dc, Tensor dn, bool normalize, float eps, int chunk_len) "
+    f"-> {RESULTS}, Tensor)", backward, fake_backward,
+)  # fmt: skip
 
 
 class Chunks(torch.autograd.Function):
@@ -120,95 +223,39 @@ class Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor,
-                c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor, reset_BT: Tensor | None, options: Options
-                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        q_BTHK, k_BTHK, v_BTHV = (without_gaps(x) for x in (q_BTHK, k_BTHK, v_BTHV))
-        c_BHKV, n_BHK = c_BHKV.detach().contiguous(), n_BHK.detach().contiguous()
-        s = sizes_of(q_BTHK, v_BTHV, options.chunk_len)
-        gates, last_m_BH = scan_gates(log_i_BTH, log_f_BTH, reset_BT, m_BH, s, options.stabilize)
-        cs, ns, last_c_BHKV, last_n_BHK = states(k_BTHK, v_BTHV, gates, c_BHKV, n_BHK, s)
-        h_BTHV, M = torch.empty(v_BTHV.shape, dtype=q_BTHK.dtype, device=q_BTHK.device), gates.starts.shape[0]
-        mass_MP = torch.empty_like(gates.planes[0])
-        output_kernel[s.N * s.L // s.tile, triton.cdiv(s.V, s.block_v), M](
-            q_BTHK, k_BTHK, v_BTHV, *gates, cs, ns, h_BTHV, mass_MP, s.T, s.H, s.N, *strides(q_BTHK),
-            *strides(k_BTHK), *strides(v_BTHV), *strides(h_BTHV), s.scale, options.eps,
-            L=s.L, TILE=s.tile, K=s.K, V=s.V, BK=s.block_k, BV=s.block_v, NORMALIZE=options.normalize,
-            PRECISION=s.precision,
+                c_SHKV: Tensor, n_SHK: Tensor, m_SH: Tensor, reset_BT: Tensor | None, borders: Tensor | None,
+                stabilize: bool, normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
+        h_BTHV, last_c, last_n, last_m, planes, mass_HP = run_forward(
+            q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, c_SHKV, n_SHK, m_SH, reset_BT, borders, stabilize,
+            normalize, eps, chunk_len,
         )  # fmt: skip
-        ctx.save_for_backward(q_BTHK, k_BTHK, v_BTHV, *gates, c_BHKV, n_BHK, h_BTHV, mass_MP)
-        ctx.options, ctx.sizes = options, s
-        ctx.mark_non_differentiable(last_m_BH)
-        return h_BTHV, last_c_BHKV, last_n_BHK, last_m_BH
+        ctx.save_for_backward(q_BTHK, k_BTHK, v_BTHV, c_SHKV, n_SHK, m_SH, borders, planes, mass_HP, h_BTHV)
+        ctx.options = normalize, eps, chunk_len
+        ctx.mark_non_differentiable(last_m)
+        return h_BTHV, last_c, last_n, last_m
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dh_BTHV: Tensor, dc_BHKV: Tensor, dn_BHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q_BTHK, k_BTHK, v_BTHV, planes, starts, c_BHKV, n_BHK, h_BTHV, mass_MP = ctx.saved_tensors
-        s, options, gates, M = ctx.sizes, ctx.options, Gates(planes, starts), starts.shape[0]
-        dh_BTHV, tiles, parts = without_gaps(dh_BTHV), s.N * s.L // s.tile, s.L // s.tile
-        cs, ns, _, _ = states(k_BTHK, v_BTHV, gates, c_BHKV, n_BHK, s)
-        inverse_MP, dmass_MP, forget_MP, carry_MP, input_MP = (torch.empty_like(mass_MP) for _ in range(5))
-        shared: dict[str, Any] = {
-            "L": s.L, "TILE": s.tile, "K": s.K, "V": s.V, "BK": s.block_k, "BV": s.block_v, "PRECISION": s.precision,
-        }  # fmt: skip
-        mass_kernel[tiles, M](
-            h_BTHV, dh_BTHV, planes, mass_MP, inverse_MP, dmass_MP, s.T, s.H, s.N, *strides(h_BTHV), *strides(dh_BTHV),
-            options.eps, L=s.L, TILE=s.tile, V=s.V, BV=s.block_v, NORMALIZE=options.normalize,
-        )  # fmt: skip
-        grid = M, triton.cdiv(s.K, s.block_k), triton.cdiv(s.V, s.block_v)
-        dcs, dns, kept_MNX = torch.empty_like(cs), torch.empty_like(ns), starts.new_empty(M, s.N, grid[1] * grid[2])
-        first_dc, first_dn = torch.empty_like(c_BHKV), torch.empty_like(n_BHK)
-        state_gradient_kernel[grid](
-            q_BTHK, dh_BTHV, *gates, inverse_MP, dmass_MP, cs, ns, dc_BHKV.contiguous(), dn_BHK.contiguous(), dcs, dns,
-            first_dc, first_dn, kept_MNX, s.T, s.H, s.N, *strides(q_BTHK), *strides(dh_BTHV), s.scale, **shared,
-        )  # fmt: skip
-        dq_BTHK, dk_BTHK, dv_BTHV = (torch.empty(x.shape, dtype=x.dtype, device=x.device)
-                                     for x in (q_BTHK, k_BTHK, v_BTHV))  # fmt: skip
-        between, after = starts.new_zeros(M, s.N, parts, parts), starts.new_empty(M, s.N, parts)
-        inputs = [x for y in (q_BTHK, k_BTHK, v_BTHV, dh_BTHV) for x in strides(y)]
-        query_kernel[tiles, M](
-            q_BTHK, k_BTHK, v_BTHV, dh_BTHV, *gates, inverse_MP, dmass_MP, cs, ns, dq_BTHK, forget_MP, carry_MP,
-            between, s.T, s.H, s.N, *inputs, *strides(dq_BTHK), s.scale, WIDE=block(s.K, 1024), **shared,
-        )  # fmt: skip
-        key_kernel[tiles, M](
-            q_BTHK, k_BTHK, v_BTHV, dh_BTHV, planes, inverse_MP, dmass_MP, dcs, dns, dk_BTHK, input_MP, forget_MP,
-            after, s.T, s.H, s.N, *inputs, *strides(dk_BTHK), s.scale, WIDE=block(s.K, 1024), **shared,
-        )  # fmt: skip
-        value_kernel[tiles, grid[2], M](
-            q_BTHK, k_BTHK, dh_BTHV, planes, inverse_MP, dcs, dv_BTHV, s.T, s.H, s.N, *strides(q_BTHK),
-            *strides(k_BTHK), *strides(dh_BTHV), *strides(dv_BTHV), s.scale, **shared,
-        )  # fmt: skip
-        dlog_f_MP = gradient_of_forget(forget_MP, carry_MP, kept_MNX, between, after, s)
-        dlog_i_BTH, dlog_f_BTH = (x.view(-1, s.H, s.N * s.L)[..., : s.T].mT for x in (input_MP, dlog_f_MP))
-        return dq_BTHK, dk_BTHK, dv_BTHV, dlog_i_BTH, dlog_f_BTH, first_dc, first_dn, None, None, None
-
-
-def gradient_of_forget(forget_MP: Tensor, carry_MP: Tensor, kept_MNX: Tensor, between_MNIJ: Tensor, after_MNJ: Tensor,
-                       s: Sizes) -> Tensor:  # fmt: skip
-    """What the kernels found for log f, summed: of pairs in one tile or with one end in it, and these here.
-
-    between: pairs of two whole tiles, which every tile in the middle hides or shows. after: of a whole tile with the
-    state after the chunk, for all later tiles. carry and kept: the state before the chunk at every later step.
-    """
-    carry_MNL = carry_MP.view(-1, s.N, s.L)
-    carry_MNL[..., -1] += kept_MNX.sum(-1)
-    middle_MNJ = torch.zeros_like(after_MNJ)
-    for part in range(1, after_MNJ.shape[2]):
-        middle_MNJ[..., part] = after_MNJ[..., :part].sum(-1) + between_MNIJ[..., part + 1 :, :part].sum((-1, -2))
-    later_MNL = carry_MNL.flip(-1).cumsum(-1).flip(-1)
-    return (forget_MP.view_as(later_MNL) + later_MNL + middle_MNJ.repeat_interleave(s.tile, -1)).view_as(forget_MP)
+    def backward(ctx: Any, dh_BTHV: Tensor, dc_SHKV: Tensor, dn_SHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *run_backward(*ctx.saved_tensors, dh_BTHV, dc_SHKV, dn_SHK, *ctx.options), *[None] * 7
 
 
 def mlstm_triton(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
-    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
-    chunk_len: int = 64,
+    *, reset_BT: Tensor | None = None, cu_seqlens: Tensor | None = None, input_gate: InputGate = "exp",
+    normalize: bool = True, eps: float = 1e-6, chunk_len: int | None = None,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
-    """The same numbers as `mlstm_chunkwise`. chunk_len: rounded to a power of two from 16 to 256."""
+    """The same numbers as `mlstm_chunkwise`. chunk_len: rounded to a power of two from 16 to 256; None: the fastest.
+
+    cu_seqlens: borders [S + 1] of the sequences in the one row of a packed batch; the state then has S rows.
+    """
     log_i_BTH, log_f_BTH = log_gates(i_BTH, f_BTH, input_gate)
-    options = Options(input_gate == "exp", normalize, eps, block(chunk_len, 256))
-    k_BTHK, v_BTHV = k_BTHK.to(q_BTHK.dtype), v_BTHV.to(q_BTHK.dtype)
+    borders = None if cu_seqlens is None else cu_seqlens.to(q_BTHK.device)
+    # float16 cannot hold what the memory sums up to
+    dtype = torch.float32 if q_BTHK.dtype == torch.float16 else q_BTHK.dtype
+    inputs = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV))
     h_BTHV, *after = Chunks.apply(  # type: ignore[no-untyped-call]
-        q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, *(wide(x) for x in state), reset_BT, options
-    )
-    return h_BTHV, MLSTMState(*after)
+        *inputs, log_i_BTH, log_f_BTH, *(wide(x).contiguous() for x in state), reset_BT, borders,
+        input_gate == "exp", normalize, eps, block(chunk_len, 256) if chunk_len else 0,
+    )  # fmt: skip
+    return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

@@ -1,82 +1,119 @@
 """The mLSTM's forward on a GPU: states at the borders of chunks, then all outputs at once.
 
 q, k, v and h are [B, T, H, width] in whatever strides, the last axis without gaps; *_b and *_t and *_h are strides.
-What the gates say comes from `triton_gates`. Products are summed in float32; PRECISION is how float32 inputs are
-multiplied. K and V need not be powers of two; tiles of BK and BV are masked.
+What the gates say comes from `triton_gates`; a chunk is PARTS tiles. Products are summed in float32; PRECISION is how
+float32 inputs are multiplied. K and V need not be powers of two: blocks of BK and BV are masked.
 
-M merged batch and heads  T time  N chunks  L chunk length  K key width  V value width
+M sequences and heads, merged  T time  H heads  G tiles  C chunks  K key width  V value width
 """
 
 import triton
 import triton.language as tl
 
-from exlstm.ops.mlstm.triton_gates import carry_weight, pair_weights, target, tile_weights, write_weight
+from exlstm.ops.mlstm.triton_gates import (
+    carry_weight,
+    owner,
+    pair_weights,
+    sequence,
+    tile_weights,
+    unit_before,
+    whole,
+    write_weight,
+)
 
 
 @triton.jit
-def of_head(x, merged, H, stride_b, stride_h):
-    """Where the steps of a row and head begin."""
-    return x + merged // H * stride_b + merged % H * stride_h
+def start(x, row, begin, head, stride_b, stride_t, stride_h):
+    """Where the steps of a sequence and head begin, from step `begin` of its row on."""
+    return x + row * stride_b + begin * stride_t + head.to(tl.int64) * stride_h
 
 
 @triton.jit
-def rows(x, rows_T, stride_t, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr, T):
-    """Rows of a tensor, numbers `first` to first + BLOCK - 1 of each; zeros beyond its end and beyond T."""
-    column = first + tl.arange(0, BLOCK)
-    at = x + rows_T.to(tl.int64)[:, None] * stride_t + column[None, :]
-    return tl.load(at, mask=(rows_T < T)[:, None] & (column < WIDTH)[None, :], other=0.0)
+def rows(x, stride_t, left, first, TILE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile of steps from x on, numbers `first` to first + BLOCK - 1 of each; zeros where there is nothing.
+
+    left: steps there are from x on.
+    """
+    step, column = tl.arange(0, TILE), first + tl.arange(0, BLOCK)
+    there = (step < left)[:, None]
+    if WIDTH % BLOCK:
+        there = there & (column < WIDTH)[None, :]
+    return tl.load(x + step[:, None] * stride_t + column[None, :], mask=there, other=0.0)
+
+
+@triton.jit
+def put_rows(x, value, stride_t, left, first, TILE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The way back."""
+    step, column = tl.arange(0, TILE), first + tl.arange(0, BLOCK)
+    there = (step < left)[:, None] & (column < WIDTH)[None, :]
+    tl.store(x + step[:, None] * stride_t + column[None, :], value.to(x.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def matrix(x, first_k, first_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """A tile of a contiguous [K, V] matrix, zeros beyond its end."""
+    """A block of a contiguous [K, V] matrix, zeros beyond its end."""
     k, v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
-    return tl.load(x + k[:, None] * V + v[None, :], mask=(k < K)[:, None] & (v < V)[None, :], other=0.0)
+    at = x + k[:, None] * V + v[None, :]
+    if K % BK == 0 and V % BV == 0:
+        return tl.load(at)
+    return tl.load(at, mask=(k < K)[:, None] & (v < V)[None, :], other=0.0)
 
 
 @triton.jit
 def put_matrix(x, value, first_k, first_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
     """The way back."""
     k, v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
-    tl.store(x + k[:, None] * V + v[None, :], value, mask=(k < K)[:, None] & (v < V)[None, :])
+    there = (k < K)[:, None] & (v < V)[None, :]
+    tl.store(x + k[:, None] * V + v[None, :], value.to(x.dtype.element_ty), mask=there)
 
 
 @triton.jit
-def scores(q, t, q_t, k, s, k_t, T, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
+def vector(x, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of a vector, zeros beyond its end."""
+    column = first + tl.arange(0, BLOCK)
+    return tl.load(x + column, mask=column < WIDTH, other=0.0)
+
+
+@triton.jit
+def scores(q, q_t, left_q, k, k_t, left_k, TILE: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
            PRECISION: tl.constexpr):  # fmt: skip
-    """q k^T of some steps: [ROWS, COLUMNS], not scaled."""
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    """q k^T of two tiles, not scaled."""
+    total = tl.zeros([TILE, TILE], tl.float32)
     for first in range(0, K, BK):
-        q_TK, k_SK = rows(q, t, q_t, first, K, BK, T), rows(k, s, k_t, first, K, BK, T)
+        q_TK, k_SK = rows(q, q_t, left_q, first, TILE, K, BK), rows(k, k_t, left_k, first, TILE, K, BK)
         total = tl.dot(q_TK, tl.trans(k_SK), total, input_precision=PRECISION)
     return total
 
 
 @triton.jit
-def state_kernel(k, v, gates, starts, first_c, first_n, cs, ns, last_c, last_n, T, H, N, k_b, k_t, k_h, v_b, v_t, v_h,
-                 L: tl.constexpr, TILE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr,
-                 BV: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """A tile of C, and of n, through all chunks: cs [M, N, K, V] and ns [M, N, K] are those before each chunk."""
+def state_kernel(k, v, gates, first_m, first_c, first_n, cs, ns, last_c, last_n, borders, firsts, T, N, G, H,
+                 k_b, k_t, k_h, v_b, v_t, v_h, TILE: tl.constexpr, PARTS: tl.constexpr, K: tl.constexpr,
+                 V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """A block of C, and of n, through a sequence: cs [H, C, K, V] and ns [H, C, K] are those before each chunk."""
     merged, kk, vv = tl.program_id(0).to(tl.int64), tl.program_id(1) * BK, tl.program_id(2) * BV
-    plane, gates = tl.num_programs(0).to(tl.int64) * N * L, gates + merged * N * L
-    k, v = of_head(k, merged, H, k_b, k_h), of_head(v, merged, H, v_b, v_h)
-    column, first = kk + tl.arange(0, BK), tl.program_id(2) == 0
+    head, plane = merged % H, G.to(tl.int64) * H * TILE
+    row, begin, length, first, tiles = sequence(merged // H, borders, firsts, T, N, PACKED)
+    k, v = start(k, row, begin, head, k_b, k_t, k_h), start(v, row, begin, head, v_b, v_t, v_h)
+    gates, chunks = gates + head * G * TILE, head * (G // PARTS)
+    column, leading = kk + tl.arange(0, BK), tl.program_id(2) == 0
     c = matrix(first_c + merged * K * V, kk, vv, K, V, BK, BV)
-    n = tl.load(first_n + merged * K + column, mask=column < K, other=0.0)
-    for chunk in range(N):
-        put_matrix(cs + (merged * N + chunk) * K * V, c, kk, vv, K, V, BK, BV)
-        tl.store(ns + (merged * N + chunk) * K + column, n, mask=(column < K) & first)
-        end = chunk * L + L - 1
-        kept = carry_weight(gates, plane, end, tl.load(starts + merged * N + chunk))
-        c, n = c * kept, n * kept
-        for begin in range(chunk * L, chunk * L + L, TILE):
-            s = begin + tl.arange(0, TILE)
-            k_SK, v_SV = rows(k, s, k_t, kk, K, BK, T), rows(v, s, v_t, vv, V, BV, T)
-            worth = k_SK * write_weight(gates, plane, s, end)[:, None]
-            c = tl.dot(tl.trans(worth).to(v_SV.dtype), v_SV, c, input_precision=PRECISION)
-            n += tl.sum(worth, 0)
+    n = vector(first_n + merged * K, kk, K, BK)
+    for step in range(tiles):
+        tile = first + step
+        if step % PARTS == 0:
+            chunk = chunks + tile // PARTS
+            put_matrix(cs + chunk * K * V, c, kk, vv, K, V, BK, BV)
+            tl.store(ns + chunk * K + column, n, mask=(column < K) & leading)
+        end = tile * TILE + TILE - 1
+        kept = carry_weight(gates, plane, end, 0.0, unit_before(gates, plane, tile, first, first_m + merged, TILE))
+        k_SK, v_SV = rows(k, k_t, length, kk, TILE, K, BK), rows(v, v_t, length, vv, TILE, V, BV)
+        written = k_SK * write_weight(gates, plane, tile * TILE + tl.arange(0, TILE), end)[:, None]
+        c = tl.dot(tl.trans(written.to(v_SV.dtype)), v_SV, c * kept, input_precision=PRECISION)
+        n = n * kept + tl.sum(written, 0)
+        k, v, length = k + k_t * TILE, v + v_t * TILE, length - TILE
     put_matrix(last_c + merged * K * V, c, kk, vv, K, V, BK, BV)
-    tl.store(last_n + merged * K + column, n, mask=(column < K) & first)
+    tl.store(last_n + merged * K + column, n, mask=(column < K) & leading)
 
 
 @triton.jit
@@ -89,35 +126,44 @@ def norm_of(mass, m, eps, NORMALIZE: tl.constexpr):
 
 
 @triton.jit
-def output_kernel(q, k, v, gates, starts, cs, ns, h, mass_MP, T, H, N, q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h,
-                  h_b, h_t, h_h, scale, eps, L: tl.constexpr, TILE: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-                  BK: tl.constexpr, BV: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """A tile of steps, a part of V: h. Also the signed mass n_t . q_t, [M, T padded], which the backward needs."""
-    tile, vv, merged = tl.program_id(0), tl.program_id(1) * BV, tl.program_id(2).to(tl.int64)
-    plane, gates, own = tl.num_programs(2).to(tl.int64) * N * L, gates + merged * N * L, merged * N * L
-    q, k = of_head(q, merged, H, q_b, q_h), of_head(k, merged, H, k_b, k_h)
-    v, h = of_head(v, merged, H, v_b, v_h), of_head(h, merged, H, h_b, h_h)
-    chunk, t = tile * TILE // L, tile * TILE + tl.arange(0, TILE)
-    c, n = cs + (merged * N + chunk) * K * V, ns + (merged * N + chunk) * K
+def output_kernel(q, k, v, gates, first_m, cs, ns, h, mass_HP, borders, firsts, owners, T, N, G, H, q_b, q_t, q_h,
+                  k_b, k_t, k_h, v_b, v_t, v_h, h_b, h_t, h_h, scale, eps, TILE: tl.constexpr, PARTS: tl.constexpr,
+                  K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+                  NORMALIZE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """A tile of steps, a block of V: h. Also the signed mass n_t . q_t, [H, G TILE], which the backward needs."""
+    tile, vv, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * BV, tl.program_id(2)
+    number = owner(tile, owners, N, PACKED)
+    row, begin, length, first, tiles = sequence(number, borders, firsts, T, N, PACKED)
+    if tile >= first + tiles:
+        return
+    done = (tile - first) * TILE
+    begin, left = begin + done, length - done
+    q, k = start(q, row, begin, head, q_b, q_t, q_h), start(k, row, begin, head, k_b, k_t, k_h)
+    v, h = start(v, row, begin, head, v_b, v_t, v_h), start(h, row, begin, head, h_b, h_t, h_h)
+    own, plane = head * G.to(tl.int64) * TILE, G.to(tl.int64) * H * TILE
+    gates, chunk = gates + own, head.to(tl.int64) * (G // PARTS) + tile // PARTS
+    c, n, t = cs + chunk * K * V, ns + chunk * K, tile * TILE + tl.arange(0, TILE)
     total, mass = tl.zeros([TILE, BV], tl.float32), tl.zeros([TILE], tl.float32)
     for kk in range(0, K, BK):
-        q_TK, column = rows(q, t, q_t, kk, K, BK, T), kk + tl.arange(0, BK)
-        total = tl.dot(q_TK, matrix(c, kk, vv, K, V, BK, BV).to(q_TK.dtype), total, input_precision=PRECISION)
-        mass += tl.sum(q_TK * tl.load(n + column, mask=column < K, other=0.0)[None, :], 1)
-    carry = carry_weight(gates, plane, t, tl.load(starts + merged * N + chunk)) * scale
-    total, mass = total * carry[:, None], mass * carry
-    for first in range(chunk * L, tile * TILE, TILE):
-        s = first + tl.arange(0, TILE)
-        row, column = tile_weights(gates, plane, t, s, first + TILE - 1)
-        p = scores(q, t, q_t, k, s, k_t, T, TILE, TILE, K, BK, PRECISION) * (row * scale)[:, None] * column[None, :]
-        v_SV = rows(v, s, v_t, vv, V, BV, T)
+        q_TK = rows(q, q_t, left, kk, TILE, K, BK)
+        total = tl.dot(q_TK, matrix(c, kk, vv, K, V, BK, BV), total, input_precision=PRECISION)
+        mass += tl.sum(q_TK * vector(n, kk, K, BK)[None, :], 1)
+    part, gap = tile % PARTS, tl.full((), 0.0, tl.float64)
+    for other in range(tile - part, tile):
+        gap += whole(gates, plane, other, TILE)
+    before = unit_before(gates, plane, tile - part, first, first_m + number * H + head, TILE)
+    carry = carry_weight(gates, plane, t, gap, before)
+    total, mass, gap = total * carry[:, None], mass * carry, tl.full((), 0.0, tl.float64)
+    for back in range(1, part + 1):
+        to, of = tile_weights(gates, plane, t, t - back * TILE, (tile - back + 1) * TILE - 1, gap)
+        past = back * TILE
+        p = scores(q, q_t, left, k - past * k_t, k_t, left + past, TILE, K, BK, PRECISION) * to[:, None] * of[None, :]
+        v_SV = rows(v - past * v_t, v_t, left + past, vv, TILE, V, BV)
         total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), mass + tl.sum(p, 1)
-    p = scores(q, t, q_t, k, t, k_t, T, TILE, TILE, K, BK, PRECISION) * (pair_weights(gates, plane, t, t) * scale)
-    v_SV = rows(v, t, v_t, vv, V, BV, T)
-    total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), mass + tl.sum(p, 1)
-    _, _, m, _ = target(gates, plane, t)
-    value = total / norm_of(mass, m, eps, NORMALIZE)[:, None]
-    column = vv + tl.arange(0, BV)
-    at = h + t.to(tl.int64)[:, None] * h_t + column[None, :]
-    tl.store(at, value.to(h.dtype.element_ty), mask=(t < T)[:, None] & (column < V)[None, :])
-    tl.store(mass_MP + own + t, mass, mask=tl.program_id(1) == 0)
+        gap += whole(gates, plane, tile - back, TILE)
+    p = scores(q, q_t, left, k, k_t, left, TILE, K, BK, PRECISION) * pair_weights(gates, plane, t, t)
+    v_SV = rows(v, v_t, left, vv, TILE, V, BV)
+    total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), (mass + tl.sum(p, 1)) * scale
+    norm = norm_of(mass, tl.load(gates + 3 * plane + t), eps, NORMALIZE)
+    put_rows(h, total * (scale / norm)[:, None], h_t, left, vv, TILE, V, BV)
+    tl.store(mass_HP + own + t, mass, mask=tl.program_id(1) == 0)

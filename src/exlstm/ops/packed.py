@@ -1,0 +1,50 @@
+"""Sequences of different lengths, one after another in a single row, as rows of a batch.
+
+cu_seqlens: integers [S + 1], where each sequence begins and the last one ends; 0 first, T last, none decreasing.
+
+S sequences  T time of the packed row  L the longest sequence
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def check_borders(cu_seqlens: Tensor, rows: int, T: int) -> None:
+    """ValueError for borders that do not cut one row of T steps."""
+    if rows != 1:
+        raise ValueError(f"with cu_seqlens there must be one row and there are {rows}; join them along the time.")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; "
+            "it must hold integers, [sequences + 1]."
+        )
+    # on other devices this look would wait for the device
+    if cu_seqlens.is_cpu and not torch.compiler.is_compiling():
+        ends = cu_seqlens.tolist()
+        if ends[0] != 0 or ends[-1] != T or sorted(ends) != ends:
+            raise ValueError(f"cu_seqlens is {ends}; it must rise from 0 to the {T} steps of the row.")
+
+
+class Apart(NamedTuple):
+    """Where the steps of every sequence are in the packed row; beyond its length, steps that are not its own."""
+
+    step_SL: Tensor
+    lengths_S: Tensor
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[1, T, ...] -> [S, L, ...]"""
+        return x[0][self.step_SL]
+
+    def joined(self, x: Tensor) -> Tensor:
+        """The way back."""
+        own_SL = torch.arange(x.shape[1], device=x.device) < self.lengths_S[:, None]
+        return x[own_SL][None]
+
+
+def apart(cu_seqlens: Tensor) -> Apart:
+    """Waits for the device, for it has to know the longest sequence."""
+    lengths_S = cu_seqlens.diff().long()
+    step_L = torch.arange(int(lengths_S.max()), device=cu_seqlens.device)
+    return Apart((cu_seqlens[:-1, None] + step_L).clamp(max=cu_seqlens[-1] - 1), lengths_S)
