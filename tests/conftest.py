@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
+from exlstm.ops import kept
 from exlstm.ops.linear import cutover
 from shape_names import watch
 
@@ -41,7 +42,7 @@ def same_choices(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, No
     """Which linear maps have few rows is measured on each machine; here it is given, and nobody's file is touched."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutover, "measured", lambda _kind: 8)
-        patch.setattr(cutover, "folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+        patch.setattr(kept, "folder", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
 
 

@@ -1,9 +1,10 @@
 """Compiles every Triton kernel of the mLSTM for NVIDIA GPUs, which needs none; run by `test_kernels_triton` in a
 process of its own.
 
-    python tests/ops/compile_kernels.py KIND CAPABILITY K V CHUNK
+    python tests/ops/compile_kernels.py KIND CAPABILITY ROOM K V CHUNK
 
-Prints a line for each: its name, the bytes of shared memory that it takes, and the matrix instructions it has.
+ROOM: bytes of shared memory that a program can have. Prints a line for each: its name, the bytes of shared memory that
+it takes, and the matrix instructions it has.
 """
 
 import re
@@ -15,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from exlstm.ops.mlstm import triton_backward, triton_forward, triton_gates
-from exlstm.ops.mlstm.triton_config import Launch, config_of
+from exlstm.ops.mlstm.triton_config import Launch, by_rule, work_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TYPES = {
@@ -53,8 +54,8 @@ def compiled(kernel, kind, capability, launch, constants):
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def main(kind, capability, K, V, chunk):
-    config = config_of(DTYPES[kind], K, V, chunk)
+def main(kind, capability, room, K, V, chunk):
+    config = by_rule(work_of(DTYPES[kind], K, V, 128), room, chunk)
     for name, kernel in KERNELS.items():
         launch = getattr(config, name.removesuffix("_kernel"), Launch(16, 64, 4, 2))
         constants = {

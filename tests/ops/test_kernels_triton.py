@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
-MOST = {80: 163 << 10, 90: 227 << 10}  # bytes of shared memory of a block, A100 and H100
+ROOM = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10}  # bytes of shared memory of a program: A100, RTX 3090, H100
 WITH_PRODUCTS = {"state_kernel", "output_kernel", "state_gradient_kernel", "gradient_kernel"}
 
 
@@ -29,9 +29,9 @@ def compile_all(*arguments):
 
 
 def check(capability, kind, *sizes):
-    found = compile_all(kind, capability, *sizes)
+    found = compile_all(kind, capability, ROOM[capability], *sizes)
     assert len(found) == 8
-    assert {name: shared for name, (shared, _) in found.items() if shared > MOST[capability]} == {}
+    assert {name: shared for name, (shared, _) in found.items() if shared > ROOM[capability]} == {}
     # products in float32 as IEEE has them are sums of products of single numbers
     fast = {name for name, (_, products) in found.items() if products}
     assert fast == (WITH_PRODUCTS if kind == "bf16" else set())
@@ -43,7 +43,7 @@ def test_small_kernels(kind, capability):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", MOST)
+@pytest.mark.parametrize("capability", ROOM)
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 @pytest.mark.parametrize(("K", "V", "chunk"), [(128, 256, 128), (256, 512, 64), (64, 64, 256), (512, 512, 128)])
 def test_real_kernels(kind, capability, K, V, chunk):

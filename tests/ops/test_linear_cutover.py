@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from exlstm.ops import kept
 from exlstm.ops.linear import cutover
 from exlstm.ops.linear.cutover import measured  # as it is before the tests' own takes its place
 
@@ -12,7 +13,7 @@ from exlstm.ops.linear.cutover import measured  # as it is before the tests' own
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A cache of its own, and a measurement that counts."""
-    monkeypatch.setattr(cutover, "folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(kept, "folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(cutover, "measured", measure := Measure())
     cutover.decided.cache_clear()
     yield tmp_path / "cache", measure
@@ -79,7 +80,7 @@ def test_a_place_that_cannot_be_written(home, monkeypatch):
     def nowhere():
         raise RuntimeError("no home")
 
-    monkeypatch.setattr(cutover, "folder", nowhere)
+    monkeypatch.setattr(kept, "folder", nowhere)
     forget()
     assert cutover.most_rows("float32", 1) == 8
 

@@ -1,11 +1,5 @@
-"""Where the tests of Triton kernels run: on a GPU if there is one, else on the CPU through Triton's interpreter.
+"""Where the tests of Triton kernels run: on a GPU if there is one, else on the CPU through Triton's interpreter."""
 
-The interpreter keeps bfloat16 as its 16 bits. It cuts numbers off instead of rounding them, and its products are of the
-bits; with `bfloat16_as_on_a_gpu` both are what a GPU does.
-"""
-
-import numpy as np
-import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,39 +12,3 @@ def here(x):
     if isinstance(x, dict):
         return {name: here(value) for name, value in x.items()}
     return [here(value) for value in x] if isinstance(x, list) else x
-
-
-def widened(bits):
-    """The numbers of bfloat16's bits."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def rounded(numbers):
-    """The bits of float32 numbers as bfloat16, rounded to the nearest, to even where there are two."""
-    bits = np.ascontiguousarray(numbers, dtype=np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-@pytest.fixture
-def bfloat16_as_on_a_gpu(monkeypatch):
-    """Does nothing where there is a GPU."""
-    if DEVICE == "cuda":
-        return
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
-
-    def cast_impl(self, x, to):
-        if x.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
-            return TensorHandle(rounded(x.data), tl.bfloat16)
-        return cast(self, x, to)
-
-    def create_dot(self, a, b, c, *more):
-        a, b = (TensorHandle(widened(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return dot(self, a, b, c, *more)
-
-    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-    for name in ("create_fp_trunc", "create_fp_ext"):
-        monkeypatch.setattr(InterpreterBuilder, name, lambda self, x, to: self.cast_impl(x, to))

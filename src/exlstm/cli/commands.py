@@ -3,7 +3,7 @@
 PyTorch is imported inside the functions, so that help and complaints about options come at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from exlstm.train.recipes import RECIPES
 
 if TYPE_CHECKING:
     from exlstm.data.tokenizer import Tokenizer
+    from exlstm.mixers.contract import State
     from exlstm.models.lm import LM, LMConfig
     from exlstm.train.run_folder import Which
 
@@ -81,6 +82,17 @@ class Explain:
     batch: int = 1  # sequences at a time
     length: int = 128  # tokens of each in training and in reading a prompt
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Options of `exlstm tune`."""
+
+    model: Model = "laptop-small"  # name of a preset, or folder of a run
+    batch: int = 8  # sequences at a time
+    length: int = 2048  # tokens of each
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of what the kernels multiply
+    device: str = "auto"  # "auto" (a GPU if there is one), "cuda", "cuda:1", ...
 
 
 def train(options: TrainConfig) -> None:
@@ -196,6 +208,27 @@ def explain(options: Explain) -> None:
     print(explain_config(_architecture(options.model), options.batch, options.length, pick_device(options.device)))
 
 
+def tune(options: Tune) -> None:
+    """`exlstm tune`: the kernels of every kind of mLSTM cell that the model has."""
+    import torch
+
+    from exlstm.train.evaluate import pick_device
+
+    cells = sorted(set(_cells(_without_weights(_architecture(options.model)).zero_state(1))))
+    if not cells:
+        raise ValueError(f"{options.model!r} has no mLSTM, whose kernels are tuned; exlstm presets lists models.")
+    device = pick_device(options.device)
+    if device.type != "cuda":
+        raise ValueError(f"the device is {device.type} and what is tuned runs on a GPU; use a machine that has one.")
+    from exlstm.ops.mlstm.triton_tune import tune as run_tuning
+
+    for H, K, V in cells:
+        print(f"{H} heads, keys of {K}, values of {V}, {options.precision}:")
+        dtype = getattr(torch, options.precision)
+        file = run_tuning(options.batch, options.length, H, K, V, dtype, device, say=lambda text: print("  " + text))
+        print(f"  kept in {file}" if file else "  there is no place to keep it")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """What a command takes and does. `help` is its line in the overview, `more` what only its own help says."""
@@ -232,7 +265,25 @@ COMMANDS: dict[str, Command] = {
     "presets": Command(help="the models that have a name, with their sizes", options=Presets, run=presets),
     "summary": Command(help="blocks, parameters, FLOPs and state of a preset or a run", options=Summary, run=summary),
     "explain": Command(help="which backend each op of a model runs on here, and why", options=Explain, run=explain),
+    "tune": Command(
+        help="find the fastest settings of the mLSTM's GPU kernels, and keep them",
+        more="Takes some minutes for each kind of cell in the model. Without it kernels run with settings that fit "
+        "every GPU. What is found is kept in your cache folder, for this kind of GPU, and used from then on.",
+        options=Tune,
+        run=tune,
+    ),
 }
+
+
+def _cells(state: "State") -> "Iterator[tuple[int, ...]]":
+    """(H, K, V) of every mLSTM cell in the state of a model."""
+    from exlstm.ops.mlstm import MLSTMState
+
+    if isinstance(state, MLSTMState):
+        yield tuple(state.c_BHKV.shape[1:])
+    elif isinstance(state, tuple):
+        for part in state:
+            yield from _cells(part)
 
 
 def _lengths(text: str) -> list[int]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from exlstm.ops.tape import recording
 
-
 T = TypeVar("T")
 
 
@@ -93,6 +92,16 @@ def interpreted() -> bool:
     import triton
 
     return bool(triton.knobs.runtime.interpret)
+
+
+@cache
+def graphics(device: torch.device) -> tuple[str, int]:
+    """The name of a GPU, and the bytes of shared memory that a program of a kernel can have; an H100's elsewhere."""
+    if device.type != "cuda":
+        return "interpreter", 227 << 10
+    properties = torch.cuda.get_device_properties(device)
+    # not every build of torch says how much there is; 48 KB is what every GPU has
+    return properties.name, getattr(properties, "shared_memory_per_block_optin", 48 << 10)
 
 
 def watched() -> bool:

@@ -5,19 +5,15 @@ depends on the processor (and for bfloat16 on whether it has instructions for it
 once for each kind of weights and number of threads, and holds for the process even where it cannot be written down.
 """
 
-import json
 import math
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from threading import Lock
 
 import torch
+
+from exlstm.ops.kept import remember, remembered
 
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SIZE = 1024  # outputs and inputs of the matrix that is tried
@@ -36,11 +32,11 @@ def most_rows(kind: str, threads: int) -> int:
 def decided(kind: str, threads: int) -> int:
     """From the file, or measured and written there."""
     key = f"{kind}, {threads} threads, {machine()}, edition {EDITION}"
-    found = remembered().get(key)
+    found = remembered("linear").get(key)
     if isinstance(found, int) and (found == 1 or found in ROWS):
         return found
     most = measured(kind)
-    remember(key, most)
+    remember("linear", key, most)
     return most
 
 
@@ -88,32 +84,3 @@ def shortest(*works: Callable[[], object]) -> list[float]:
             work()
             best[number] = min(best[number], time.perf_counter() - began)
     return best
-
-
-def folder() -> Path:
-    """Where this user's caches belong."""
-    if sys.platform == "win32":
-        return Path.home() / "AppData" / "Local" / "exlstm"
-    return Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache") / "exlstm"
-
-
-def remembered() -> dict[str, object]:
-    """What the file says; nothing if there is none or it is damaged."""
-    # RuntimeError: a user without a home
-    with suppress(OSError, ValueError, RuntimeError):
-        found = json.loads((folder() / "linear.json").read_text())
-        if isinstance(found, dict):
-            return found
-    return {}
-
-
-def remember(key: str, most: int) -> None:
-    """Adds a decision to the file, where that can be done."""
-    with suppress(OSError, RuntimeError):
-        folder().mkdir(parents=True, exist_ok=True)
-        beside = folder() / f"linear.{os.getpid()}.new"
-        try:
-            beside.write_text(json.dumps({**remembered(), key: most}, indent=1) + "\n")
-            beside.replace(folder() / "linear.json")
-        finally:
-            beside.unlink(missing_ok=True)

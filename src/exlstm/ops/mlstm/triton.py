@@ -19,7 +19,7 @@ from torch import Tensor
 from exlstm.ops.library import operator
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
 from exlstm.ops.mlstm.triton_backward import gradient_kernel, mass_kernel, state_gradient_kernel
-from exlstm.ops.mlstm.triton_config import Config, Launch, block, config_of
+from exlstm.ops.mlstm.triton_config import Config, Launch, block, config_of, work_of
 from exlstm.ops.mlstm.triton_forward import output_kernel, state_kernel
 from exlstm.ops.mlstm.triton_gates import sum_kernel, unit_kernel, unit_scan
 from exlstm.ops.shared import wide
@@ -90,10 +90,12 @@ class Job(NamedTuple):
         return self.sequences.number * self.H, -(-self.K // launch.block_k), -(-self.V // launch.block_v)
 
 
-def job_of(q_BTHK: Tensor, v_BTHV: Tensor, borders: Tensor | None, chunk_len: int) -> Job:
-    """For these inputs; chunk_len: 0 for what is fastest."""
-    (_, T, H, K), V = q_BTHK.shape, v_BTHV.shape[3]
-    config = config_of(q_BTHK.dtype, K, V, chunk_len or None)
+def job_of(q_BTHK: Tensor, v_BTHV: Tensor, borders: Tensor | None, chunk_len: int, config: Config | None = None) -> Job:
+    """For these inputs; chunk_len: 0 for what is fastest. config: None for what `config_of` says."""
+    (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[3]
+    if config is None:
+        merged = H * (B if borders is None else borders.shape[0] - 1)
+        config = config_of(work_of(q_BTHK.dtype, K, V, merged), q_BTHK.device, chunk_len)
     exact = q_BTHK.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     sequences = sequences_of(q_BTHK, borders, config.tile, config.parts)
     return Job(sequences, config, T, H, K, V, "ieee" if exact else "tf32")
@@ -143,10 +145,11 @@ def states(k_BTHK: Tensor, v_BTHV: Tensor, planes: Tensor, state: tuple[Tensor, 
 
 def forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor, c_SHKV: Tensor,
             n_SHK: Tensor, m_SH: Tensor, reset_BT: Tensor | None, borders: Tensor | None, stabilize: bool,
-            normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
+            normalize: bool, eps: float, chunk_len: int, config: Config | None = None
+            ) -> tuple[Tensor, ...]:  # fmt: skip
     """h, the state after, and for the backward: the planes of the gates and the signed mass [H, P]."""
     q_BTHK, k_BTHK, v_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV))
-    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len), (c_SHKV, n_SHK, m_SH)
+    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK, m_SH)
     planes, last_m_SH = scan_gates(log_i_BTH, log_f_BTH, m_SH, reset_BT, job, stabilize)
     cs, ns, *last = states(k_BTHK, v_BTHV, planes, first, job, job.config.parts)
     h_BTHV, mass_HP, launch = v_BTHV.new_empty(v_BTHV.shape), torch.empty_like(planes[0]), job.config.output
@@ -170,11 +173,11 @@ def fake_forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tens
 
 def backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor, m_SH: Tensor,
              borders: Tensor | None, planes: Tensor, mass_HP: Tensor, h_BTHV: Tensor, dh_BTHV: Tensor,
-             dc_SHKV: Tensor, dn_SHK: Tensor, normalize: bool, eps: float, chunk_len: int
+             dc_SHKV: Tensor, dn_SHK: Tensor, normalize: bool, eps: float, chunk_len: int, config: Config | None = None
              ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of q, k, v, log i, log f, C and n."""
     q_BTHK, k_BTHK, v_BTHV, dh_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV, dh_BTHV))
-    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len), (c_SHKV, n_SHK, m_SH)
+    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK, m_SH)
     scale, tiles, config = job.K**-0.5, job.sequences.all_tiles, job.config
     inverse_HP, dmass_HP = torch.empty_like(mass_HP), torch.empty_like(mass_HP)
     mass_kernel[tiles, job.H](

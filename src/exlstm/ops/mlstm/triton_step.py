@@ -61,7 +61,7 @@ def step_kernel(q, k, v, i, f, reset, c0, n0, m0, c1, n1, m1, h, H, q_b, q_h, q_
     fresh = tl.full([], False, tl.int1)
     if RESETS:
         fresh = tl.load(reset + row * reset_b) != 0
-        m_before = m_before
+        m_before = tl.where(fresh, 0.0, m_before)
     kept, m = log_f + m_before, tl.full([], 0.0, tl.float32)
     if EXP_GATE:
         m = larger(kept, log_i)
