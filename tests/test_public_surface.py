@@ -60,9 +60,9 @@ SURFACE = {
     # ops
     "ops.mlstm.mlstm": (
         "(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState | None = "
-        "None, /, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, input_gate: Literal['exp', "
-        "'sigmoid'] = 'exp', normalize: bool = True, eps: float = 1e-06, chunk_len: int = 64, backend: str = "
-        "'auto') -> tuple[Tensor, MLSTMState]"
+        "None, /, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, cu_seqlens: Tensor | None = "
+        "None, input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, eps: float = 1e-06, "
+        "chunk_len: int | None = None, backend: str = 'auto') -> tuple[Tensor, MLSTMState]"
     ),
     "ops.mlstm.zero_state": "(k_BTHK: Tensor, v_BTHV: Tensor, /) -> MLSTMState",
     "ops.mlstm.MLSTMState": "(c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor)",

@@ -1,5 +1,6 @@
-"""bfloat16 in Triton's interpreter, which keeps it as its 16 bits: it cuts numbers off instead of rounding them, and its
-products are of the bits.
+"""bfloat16 in Triton's interpreter, which keeps it as its 16 bits.
+
+It cuts numbers off instead of rounding them, and its products are of the bits.
 """
 
 import numpy as np

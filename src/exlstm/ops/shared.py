@@ -5,7 +5,7 @@ B batch  T time
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, wraps
+from functools import cache
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exlstm.ops.tape import recording
 
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -39,29 +39,31 @@ def exactly(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if off else torch.autocast(x.device.type, enabled=False)
 
 
-def asked_once(question: Callable[[], T]) -> Callable[[], T]:
-    """`question`, answered once a process; torch.compile takes the answer as it is and does not look for reasons."""
-    answer = cache(question)
+def taken_as_given(question: Callable[[], Answer]) -> Callable[[], Answer]:
+    """torch.compile takes the answer as it is and does not look for reasons.
 
-    @wraps(question)
-    def answered() -> T:
-        return answer()
-
-    # what torch.compiler.assume_constant_result does, which would load the compiler now
-    vars(answered)["_dynamo_marked_constant"] = True
-    return answered
+    It is what `torch.compiler.assume_constant_result` does, which would load the compiler now.
+    """
+    vars(question)["_dynamo_marked_constant"] = True
+    return question
 
 
-@asked_once
+@cache
+def installed(package: str) -> bool:
+    """Whether a package is there; looked up once, for the search takes longer than a small op."""
+    return find_spec(package) is not None
+
+
+@taken_as_given
 def has_numba() -> bool:
-    """Whether Numba is installed; looked up once, for the search takes longer than a small op."""
-    return find_spec("numba") is not None
+    """Whether Numba is installed."""
+    return installed("numba")
 
 
-@asked_once
+@taken_as_given
 def has_triton() -> bool:
     """Whether Triton is installed; torch for NVIDIA and AMD GPUs brings it along."""
-    return find_spec("triton") is not None
+    return installed("triton")
 
 
 def gpu_obstacle(tensors: Sequence[Tensor], asked_for: bool) -> str | None:
@@ -86,7 +88,7 @@ def gpu_candidate(tensors: Sequence[Tensor], backend: str, other: str | None) ->
     return [("triton", other or gpu_obstacle(tensors, backend == "triton"))]
 
 
-@asked_once
+@taken_as_given
 def interpreted() -> bool:
     """Whether Triton was told to interpret its kernels, on a CPU, instead of compiling them: for tests."""
     import triton

@@ -10,7 +10,7 @@ from exlstm.ops.choose import choose
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import apart, check_borders
-from exlstm.ops.shared import asked_once, check_rows, exactly, gpu_candidate, has_numba, inside
+from exlstm.ops.shared import check_rows, exactly, gpu_candidate, has_numba, inside, taken_as_given
 
 __all__ = ["InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state"]
 CHUNK = 64  # steps that the forms for a CPU take at once, if they are not told
@@ -28,7 +28,7 @@ def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
     return None if one_step else blas_obstacle()
 
 
-@asked_once
+@taken_as_given
 def blas_obstacle() -> str | None:
     """Why kernels cannot call BLAS here, or None."""
     from exlstm.ops.numba_blas import obstacle

@@ -54,14 +54,15 @@ def state_gradient_kernel(q, dh, gates, first_m, inverse_HP, dmass_HP, last_dc, 
     q, dh = start(q, row, begin, head, q_b, q_t, q_h), start(dh, row, begin, head, g_b, g_t, g_h)
     own = head * G * TILE
     gates, inverse_HP, dmass_HP = gates + own, inverse_HP + own, dmass_HP + own
-    column, leading = kk + tl.arange(0, BK), tl.program_id(2) == 0
+    # n is the same in every block of V: one of them writes it
+    column, most = kk + tl.arange(0, BK), tl.where(tl.program_id(2) == 0, K, 0)
     dc = matrix(last_dc + merged * K * V, kk, vv, K, V, BK, BV)
     dn = vector(last_dn + merged * K, kk, K, BK)
     for back in range(tiles):
         tile = first + tiles - 1 - back
         here = head * G + tile
         put_matrix(dcs + here * K * V, dc, kk, vv, K, V, BK, BV)
-        tl.store(dns + here * K + column, dn, mask=(column < K) & leading)
+        tl.store(dns + here * K + column, dn, mask=column < most)
         before, end = unit_before(gates, plane, tile, first, first_m + merged, TILE), tile * TILE + TILE - 1
         kept = carry_weight(gates, plane, end, 0.0, before)
         t = tile * TILE + tl.arange(0, TILE)
@@ -72,7 +73,7 @@ def state_gradient_kernel(q, dh, gates, first_m, inverse_HP, dmass_HP, last_dc, 
         dc = tl.dot(tl.trans(read), dh_TV, dc * kept, input_precision=PRECISION)
         q, dh, left = q - q_t * TILE, dh - g_t * TILE, left + TILE
     put_matrix(first_dc + merged * K * V, dc, kk, vv, K, V, BK, BV)
-    tl.store(first_dn + merged * K + column, dn, mask=(column < K) & leading)
+    tl.store(first_dn + merged * K + column, dn, mask=column < most)
 
 
 @triton.jit

@@ -96,7 +96,8 @@ def state_kernel(k, v, gates, first_m, first_c, first_n, cs, ns, last_c, last_n,
     row, begin, length, first, tiles = sequence(merged // H, borders, firsts, T, N, PACKED)
     k, v = start(k, row, begin, head, k_b, k_t, k_h), start(v, row, begin, head, v_b, v_t, v_h)
     gates, chunks = gates + head * G * TILE, head * (G // PARTS)
-    column, leading = kk + tl.arange(0, BK), tl.program_id(2) == 0
+    # n is the same in every block of V: one of them writes it
+    column, most = kk + tl.arange(0, BK), tl.where(tl.program_id(2) == 0, K, 0)
     c = matrix(first_c + merged * K * V, kk, vv, K, V, BK, BV)
     n = vector(first_n + merged * K, kk, K, BK)
     for step in range(tiles):
@@ -104,7 +105,7 @@ def state_kernel(k, v, gates, first_m, first_c, first_n, cs, ns, last_c, last_n,
         if step % PARTS == 0:
             chunk = chunks + tile // PARTS
             put_matrix(cs + chunk * K * V, c, kk, vv, K, V, BK, BV)
-            tl.store(ns + chunk * K + column, n, mask=(column < K) & leading)
+            tl.store(ns + chunk * K + column, n, mask=column < most)
         end = tile * TILE + TILE - 1
         kept = carry_weight(gates, plane, end, 0.0, unit_before(gates, plane, tile, first, first_m + merged, TILE))
         k_SK, v_SV = rows(k, k_t, length, kk, TILE, K, BK), rows(v, v_t, length, vv, TILE, V, BV)
@@ -113,7 +114,7 @@ def state_kernel(k, v, gates, first_m, first_c, first_n, cs, ns, last_c, last_n,
         n = n * kept + tl.sum(written, 0)
         k, v, length = k + k_t * TILE, v + v_t * TILE, length - TILE
     put_matrix(last_c + merged * K * V, c, kk, vv, K, V, BK, BV)
-    tl.store(last_n + merged * K + column, n, mask=(column < K) & leading)
+    tl.store(last_n + merged * K + column, n, mask=column < most)
 
 
 @triton.jit
@@ -166,4 +167,4 @@ def output_kernel(q, k, v, gates, first_m, cs, ns, h, mass_HP, borders, firsts, 
     total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), (mass + tl.sum(p, 1)) * scale
     norm = norm_of(mass, tl.load(gates + 3 * plane + t), eps, NORMALIZE)
     put_rows(h, total * (scale / norm)[:, None], h_t, left, vv, TILE, V, BV)
-    tl.store(mass_HP + own + t, mass, mask=tl.program_id(1) == 0)
+    tl.store(mass_HP + own + t, mass, mask=tl.arange(0, TILE) < tl.where(tl.program_id(1) == 0, TILE, 0))

@@ -1,12 +1,13 @@
-"""sLSTM: the scalar memory of xLSTM, with memory mixing. `reference` defines it, `numba` runs it fast on a CPU."""
+"""sLSTM: the scalar memory of xLSTM, with memory mixing. `reference` defines it, `numba` and `triton` run it fast."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import check_rows, exactly, gpu_candidate, has_numba, inside, wide_dtype
+from exlstm.ops.shared import check_rows, exactly, gpu_candidate, graphics, has_numba, inside, wide_dtype
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -35,23 +36,44 @@ def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
 
 def scan(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
     """The fast form of this name, imported when it is first needed."""
-    if backend == "triton":
+    if backend in ("triton", "triton_steps"):
         from exlstm.ops.slstm.triton import slstm_triton
 
-        return slstm_triton
+        return partial(slstm_triton, resident=backend == "triton")
     from exlstm.ops.slstm.numba import slstm_numba
 
     return slstm_numba
 
 
-def gpu_scan_obstacle(tensors: Sequence[Tensor], cell_activation: CellActivation) -> str | None:
-    """What only the Triton scan minds in these tensors, x first, or None."""
-    if cell_activation != "tanh":
-        return f"it has the cell-input activation tanh, not {cell_activation}"
-    units, most = tensors[0].shape[4], 64
-    if units > most:
-        return f"a multiprocessor holds R of heads of up to {most} units, not {units}"
-    return None
+def scan_memory(r_HKGV: Tensor) -> int:
+    """Bytes of shared memory that the Triton scan takes at most: R, and tiles of numbers of 16 rows of the batch."""
+    units = max(16, 1 << (r_HKGV.shape[1] - 1).bit_length())
+    tiles = 16 if r_HKGV.dtype == torch.float32 else 12
+    return 4 * units * units * r_HKGV.itemsize + tiles * 16 * units * 4
+
+
+def scan_obstacle(r_HKGV: Tensor | None) -> str | None:
+    """Why a multiprocessor of this GPU cannot hold R, or None; for the interpreter, of an H100."""
+    if r_HKGV is None:
+        return None
+    _, here = graphics(r_HKGV.device)
+    needed, kind = scan_memory(r_HKGV), str(r_HKGV.dtype).removeprefix("torch.")
+    if needed <= here:
+        return None
+    return (
+        f"heads of {r_HKGV.shape[1]} units in {kind} take {needed >> 10} KB of a multiprocessor's shared memory, "
+        f"which is {here >> 10} KB here"
+    )
+
+
+def gpu_candidates(
+    tensors: Sequence[Tensor], r_HKGV: Tensor | None, backend: str, cell_activation: CellActivation
+) -> list[tuple[str, str | None]]:
+    """What `choose` is told of both ways through time, and what is in their way."""
+    asked_for = "triton" if backend == "triton_steps" else backend
+    both = None if cell_activation == "tanh" else f"it has the cell-input activation tanh, not {cell_activation}"
+    scans = gpu_candidate(tensors, asked_for, both or scan_obstacle(r_HKGV))
+    return scans + [("triton_steps", other) for _, other in gpu_candidate(tensors, asked_for, both)]
 
 
 def slstm(
@@ -66,8 +88,9 @@ def slstm(
     state: what came before, None for nothing. reset_BT (bool): clear the row's state before that step.
     lengths_B (int): steps at or beyond a row's length leave its state alone and give h = 0.
     forget_gate: "sigmoid" or "exp". cell_activation: phi, applied to z.
-    backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32, heads of up to 64 units) or
-    "recurrent" (the definition, plain torch).
+    backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32; r has to fit into a multiprocessor's
+    shared memory: on an H100 heads of up to 128 units in 16 bits or 64 in float32), "triton_steps" (a GPU, up to
+    float32, heads of any width, a launch per step) or "recurrent" (the definition, plain torch).
 
     Returns h [B, T, H, V] in x's dtype and the state after the last step, float32 or wider. The state's m carries no
     gradient (see `reference`); h, c and n do, in both directions.
@@ -90,11 +113,11 @@ def slstm(
     tensors = [x_BTHGV, *state, *([] if r_HKGV is None else [r_HKGV])]
     name = choose("slstm", backend, [
         ("numba", numba_obstacle(x_BTHGV, cell_activation)),
-        *gpu_candidate(tensors, backend, gpu_scan_obstacle(tensors, cell_activation)),
+        *gpu_candidates(tensors, r_HKGV, backend, cell_activation),
         ("recurrent", None),
     ])  # fmt: skip
     with exactly(x_BTHGV):
-        if name in ("numba", "triton"):
+        if name != "recurrent":
             return scan(name)(
                 x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp"
             )

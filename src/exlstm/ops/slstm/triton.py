@@ -1,13 +1,18 @@
-"""The sLSTM on a GPU: Triton's loops over time, everything else as products outside of them.
+"""The sLSTM on a GPU: Triton's kernels go through time, everything else is products outside of them.
 
-Outside are W x (the caller's), the gates of all steps again for the backward, and the gradient of R. Heads of up to 64
-units, whose R one multiprocessor holds beside the rest even in float32 (128 units take 221 KB in bfloat16 and 379 KB in
-float32; an H100 has 227); for wider ones the definition runs.
+Outside are W x (the caller's), the gates of all steps again for the backward, and the gradient of R. There are two ways
+through time, with the same mathematics (`triton_cell`):
 
-B batch  T time  H heads  K, V head width  G gates: i, f, z, o
+    scan   one launch; a multiprocessor holds R of a head (`triton_scan`)
+    steps  a launch per step, for heads of any width: R is read again in every step, by the whole GPU (`triton_step`)
+
+A launch takes several microseconds of Python, and about two in a CUDA graph: nothing here waits for the GPU, so both
+ways can be captured in one.
+
+B batch  T time  H heads  K, V head width  G gates: i, f, z, o  J gates times units  M merged batch and time
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,8 +21,42 @@ from torch import Tensor
 from exlstm.ops.shared import contiguous, exactly, wide
 from exlstm.ops.slstm.reference import SLSTMState
 from exlstm.ops.slstm.triton_scan import backward_kernel, forward_kernel
+from exlstm.ops.slstm.triton_step import backward_step, forward_step
 
-ROWS = 16  # of a tile of the batch, the least that a product takes
+MULTIPROCESSORS = 128  # of a large GPU, about
+
+
+class Plan(NamedTuple):
+    """How the work is cut, and what a pair of kernels is compiled for."""
+
+    grid: tuple[int, int]
+    forward: dict[str, Any]
+    backward: dict[str, Any]
+
+
+def block(width: int, most: int) -> int:
+    """A power of two from 16 to `most` that holds `width` numbers, if it can."""
+    return max(16, min(most, int(triton.next_power_of_2(width))))
+
+
+def scan_plan(B: int, H: int, V: int, dtype: torch.dtype, mixing: bool) -> Plan:
+    """For the scan. A unit takes the registers of a step's arithmetic for all rows: hence the warps."""
+    exact, units = dtype == torch.float32, block(V, 128 if mixing else 64)
+    parts = H * triton.cdiv(V, units)
+    # 8 rows take a step in less time than 16, as long as every program has a multiprocessor of its own
+    rows = 8 if parts * triton.cdiv(B, 8) <= MULTIPROCESSORS else 16
+    warps = max(4, units // 4 if exact else min(8, units // 8))
+    both = {"WIDE": units, "ROWS": rows, "num_warps": warps}
+    # the products of float32 have no matrix units: they take the registers that fetching ahead would need
+    forward = {"STAGES": 1 if exact and mixing else 2}
+    return Plan((parts, triton.cdiv(B, rows)), both | forward, both | {"STAGES": 2})
+
+
+def steps_plan(B: int, H: int, V: int, dtype: torch.dtype) -> Plan:
+    """For steps. Few units per program: a step is as fast as the memory from which all of them together read R."""
+    units, rows, depth = 16, block(B, 32), block(V, 32 if dtype == torch.float32 else 128)
+    both = {"UNITS": units, "ROWS": rows, "DEPTH": depth, "STAGES": 3, "num_warps": 4}
+    return Plan((H * triton.cdiv(V, units), triton.cdiv(B, rows)), both, both)
 
 
 class Scan(torch.autograd.Function):
@@ -25,27 +64,30 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor,
-                reset_BT: Tensor | None, lengths_B: Tensor, exp_forget: bool) -> tuple[Tensor, ...]:  # fmt: skip
+                reset_BT: Tensor | None, lengths_B: Tensor, exp_forget: bool, resident: bool,
+                ) -> tuple[Tensor, ...]:  # fmt: skip
         B, T, H, _, V = x_BTHGV.shape
-        x_BTHGV, r_HKGV, *first = contiguous(x_BTHGV, r_HKGV, h_BHV, c_BHV, n_BHV, m_BHV)
-        h_BTHV, kept = x_BTHGV.new_empty(B, T, H, V), x_BTHGV.new_empty(3, B, T, H, V)
-        last = [torch.empty_like(x) for x in first]
-        forward_kernel[H, triton.cdiv(B, ROWS)](
-            x_BTHGV, r_HKGV, *first, lengths_B if reset_BT is None else reset_BT, lengths_B, h_BTHV, kept, *last,
-            B, T, H, **options(r_HKGV, V, reset_BT, exp_forget),
-        )  # fmt: skip
-        ctx.save_for_backward(x_BTHGV, r_HKGV, *first, lengths_B, h_BTHV, kept)
-        ctx.reset, ctx.exp_forget = reset_BT, exp_forget
-        ctx.mark_non_differentiable(last[3])
-        return h_BTHV, *last
+        x_BTHGV, r_HKGV = contiguous(x_BTHGV, r_HKGV)
+        first, planes = torch.stack([h_BHV, c_BHV, n_BHV, m_BHV]), x_BTHGV.new_empty(4, B, T, H, V)
+        reset = lengths_B if reset_BT is None else reset_BT
+        run(forward_kernel if resident else forward_step, range(T), x_BTHGV, r_HKGV, first, reset, lengths_B, planes,
+            exp_forget=exp_forget, resets=reset_BT is not None)  # fmt: skip
+        ctx.save_for_backward(x_BTHGV, r_HKGV, first, lengths_B, planes)
+        ctx.reset, ctx.exp_forget, ctx.resident = reset_BT, exp_forget, resident
+        end_B1HV = (lengths_B - 1).clamp(min=0)[:, None, None, None].expand(B, 1, H, V)
+        h_BHV = torch.where(lengths_B[:, None, None] > 0, planes[0].gather(1, end_B1HV)[:, 0], first[0])
+        c_BHV, n_BHV, m_BHV = planes[1:, :, -1].clone()
+        ctx.mark_non_differentiable(m_BHV)
+        return planes[0], h_BHV, c_BHV, n_BHV, m_BHV
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
-        x_BTHGV, r_HKGV, h_BHV, *first, lengths_B, h_BTHV, kept = ctx.saved_tensors
+        x_BTHGV, r_HKGV, first, lengths_B, planes = ctx.saved_tensors
         B, T, H, _, V = x_BTHGV.shape
-        dh_BTHV, *dstate = contiguous(dh_BTHV, *dlast[:3])
-        past_HMV = torch.cat([h_BHV[:, None], h_BTHV[:, :-1]], dim=1)
+        dh_BTHV, dh1_BHV = contiguous(dh_BTHV, dlast[0])
+        dc_BHV, dn_BHV = (x.clone(memory_format=torch.contiguous_format) for x in dlast[1:3])
+        past_HMV = torch.cat([first[0][:, None], planes[0][:, :-1]], dim=1)
         if ctx.reset is not None:
             past_HMV = past_HMV.masked_fill(ctx.reset[:, :, None, None], 0)
         past_HMV, raw_BTHGV = past_HMV.permute(2, 0, 1, 3).reshape(H, B * T, V), x_BTHGV
@@ -54,37 +96,46 @@ class Scan(torch.autograd.Function):
             if mixing:
                 mixed_HMJ = past_HMV.to(r_HKGV.dtype).float() @ r_HKGV.float().flatten(2)
                 raw_BTHGV = x_BTHGV + mixed_HMJ.view(H, B, T, 4, V).permute(1, 2, 0, 3, 4)
-            dx_BTHGV, dfirst = torch.empty_like(raw_BTHGV), [torch.empty_like(h_BHV) for _ in range(3)]
-            backward_kernel[H, triton.cdiv(B, ROWS)](
-                raw_BTHGV, r_HKGV, *first, lengths_B if ctx.reset is None else ctx.reset, lengths_B, kept, dh_BTHV,
-                *dstate, dx_BTHGV, *dfirst, B, T, H, **options(r_HKGV, V, ctx.reset, ctx.exp_forget),
-            )  # fmt: skip
+            raw_BTHGV, dx_BTHGV, dh0_BHV = raw_BTHGV.contiguous(), torch.empty_like(x_BTHGV), torch.empty_like(dh1_BHV)
+            run(backward_kernel if ctx.resident else backward_step, range(T - 1, -2, -1), raw_BTHGV, r_HKGV, first,
+                lengths_B if ctx.reset is None else ctx.reset, lengths_B, planes, dh_BTHV, dh1_BHV, dx_BTHGV, dh0_BHV,
+                dc_BHV, dn_BHV, exp_forget=ctx.exp_forget, resets=ctx.reset is not None)  # fmt: skip
             dr_HKGV = torch.zeros_like(r_HKGV)
             if mixing and ctx.needs_input_grad[1]:
                 dx_HMJ = dx_BTHGV.permute(2, 0, 1, 3, 4).reshape(H, B * T, 4 * V)
                 dr_HKGV = (past_HMV.mT @ dx_HMJ).view_as(r_HKGV).to(r_HKGV.dtype)
-        return dx_BTHGV, dr_HKGV, *dfirst, None, None, None, None
+        return dx_BTHGV, dr_HKGV, dh0_BHV, dc_BHV, dn_BHV, None, None, None, None, None
 
 
-def options(r_HKGV: Tensor, V: int, reset_BT: Tensor | None, exp_forget: bool) -> dict[str, Any]:
-    """What both kernels are compiled for."""
-    return {
-        "V": V, "WIDE": max(16, triton.next_power_of_2(V)), "ROWS": ROWS, "MIXING": r_HKGV.shape[1] > 0,
-        "RESETS": reset_BT is not None, "EXP_FORGET": exp_forget,
-        "PRECISION": "ieee" if r_HKGV.dtype == torch.float32 else "tf32",
+def run(kernel: Any, steps: range, x_BTHGV: Tensor, r_HKGV: Tensor, *tensors: Tensor, exp_forget: bool, resets: bool
+        ) -> None:  # fmt: skip
+    """Launches one of the four kernels: a scan once, a step for every one of `steps`."""
+    (B, T, H, _, V), dtype, mixing = x_BTHGV.shape, r_HKGV.dtype, r_HKGV.shape[1] > 0
+    options = {
+        "V": V, "RESETS": resets, "EXP_FORGET": exp_forget, "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
     }  # fmt: skip
+    if kernel in (forward_kernel, backward_kernel):
+        plan = scan_plan(B, H, V, dtype, mixing)
+        options |= (plan.forward if kernel is forward_kernel else plan.backward) | {"MIXING": mixing}
+        kernel[plan.grid](x_BTHGV, r_HKGV, *tensors, B, T, H, **options)
+        return
+    plan = steps_plan(B, H, V, dtype)
+    options |= plan.forward if kernel is forward_step else plan.backward
+    for t in steps:
+        kernel[plan.grid](x_BTHGV, r_HKGV, *tensors, t, B, T, H, **options)
 
 
 def slstm_triton(
     x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState, /,
-    *, reset_BT: Tensor | None, lengths_B: Tensor | None, exp_forget: bool,
+    *, reset_BT: Tensor | None, lengths_B: Tensor | None, exp_forget: bool, resident: bool = True,
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
-    """The same numbers as `slstm_recurrent`, tanh cell input."""
+    """The same numbers as `slstm_recurrent`, tanh cell input. resident: as a scan, otherwise in steps."""
     B, T, H, _, V = x_BTHGV.shape
+    resident = resident or r_HKGV is None
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
     lengths_B = torch.full((B,), T, device=x_BTHGV.device) if lengths_B is None else lengths_B.clamp(0, T).long()
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     h_BTHV, *last = Scan.apply(  # type: ignore[no-untyped-call]
-        wide(x_BTHGV), r_HKGV, *state, reset_BT, lengths_B.contiguous(), exp_forget
+        wide(x_BTHGV), r_HKGV, *state, reset_BT, lengths_B.contiguous(), exp_forget, resident
     )
     return h_BTHV.to(x_BTHGV.dtype), SLSTMState(*last)
