@@ -90,7 +90,7 @@ def played_called_exact(model, tokens_BT):
     loops = (played, called, exact)
     found = {"logits": [run(loop, tokens_BT) for loop in loops]}
     assert played.why_not is None
-    assert called.recorded is None
+    assert called.steps is None
     states = zip(*(leaves(loop.state) for loop in loops), strict=True)
     return found | {f"state {n}": tensors for n, tensors in enumerate(states)}
 

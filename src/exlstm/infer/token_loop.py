@@ -1,42 +1,24 @@
 """Decoding: a model, a state, and one token after another.
 
-The first step runs as every call of a model does, and is recorded, where that is possible. From then on it is played:
-no interpreter, nothing allocated; a token costs what its kernels cost. The numbers agree to rounding.
+The first step is called, as every step of a model is, to find out what it does: on a CPU it is recorded, on a GPU it is
+captured. From then on it is played or replayed, without the interpreter; a token costs what its kernels cost. The
+numbers agree to rounding.
 
 B batch  C classes (vocabulary)
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import leaves, map_state
+from exlstm.infer.cuda_graph import GraphSteps
+from exlstm.infer.recorded import RecordedSteps
+from exlstm.infer.steps import Steps, draws
 from exlstm.models.lm import LM, LMState
-from exlstm.ops.shared import has_numba
 from exlstm.ops.tape import NotRecordable
 
-if TYPE_CHECKING:
-    from exlstm.ops.numba_replay import Program
-
-
-@dataclass
-class Recorded:
-    """A step that can be played, and the memory it works on."""
-
-    program: "Program"
-    tokens_B1: Tensor
-    logits_B1C: Tensor
-    states: tuple[LMState, LMState]  # read and written in turn
-    weights: list[tuple[dict[str, Any], str, int]]  # who holds each, its name there, and its address
-
-    def fits(self, tokens_B: Tensor) -> bool:
-        """Whether there is one token per row, and the weights are where they were."""
-        return tokens_B.shape == self.tokens_B1.shape[:1] and all(
-            held[name].data_ptr() == address for held, name, address in self.weights
-        )
+KINDS: dict[str, type[Steps]] = {"cpu": RecordedSteps, "cuda": GraphSteps}  # by type of device
 
 
 class TokenLoop:
@@ -53,29 +35,13 @@ class TokenLoop:
     def __init__(self, model: nn.Module, state: LMState | None = None, *, replay: bool = True) -> None:
         self.model: Any = model
         self.before = state
-        self.recorded: Recorded | None = None
-        self.why_not = None if replay else "it was not asked for"
-        if replay and (obstacle := self.obstacle()):
-            self.why_not = obstacle
-
-    def obstacle(self) -> str | None:
-        """Why a step of this model is not even tried to be recorded, or None."""
-        if not isinstance(self.model, LM):
-            return f"it is a {type(self.model).__name__}, not an LM"
-        weight = self.model.embed.weight
-        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-            return f"its weights are {weight.dtype} on {weight.device}, and kernels that play take two dtypes on a CPU"
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()):
-            return "there are hooks, which see the calls of their modules"
-        return None if has_numba() else "Numba is not installed"
+        self.steps: Steps | None = None
+        self.why_not = obstacle(model) if replay else "it was not asked for"
 
     @property
     def state(self) -> LMState | None:
         """The state after the last token; later tokens do not change it."""
-        if self.recorded is None:
-            return self.before
-        state: LMState = map_state(torch.clone, self.recorded.states[self.recorded.program.turn])
-        return state
+        return self.before if self.steps is None else self.steps.state()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -84,45 +50,42 @@ class TokenLoop:
 
         Raises ValueError for tokens that are not in the vocabulary or not one for every row of the state.
         """
-        tokens_B1, recorded = tokens_B[:, None], self.recorded
-        if recorded is not None and recorded.fits(tokens_B):
+        tokens_B1 = tokens_B[:, None]
+        if self.steps is not None and self.steps.fits(tokens_B):
             self.model.check(tokens_B1, None, None, None)
-            recorded.tokens_B1.copy_(tokens_B1)
-            recorded.program.play()
-            return self.logits(recorded)
-        self.before, self.recorded = self.state, None
+            return self.steps.step(tokens_B)
+        self.before, self.steps = self.state, None
         if self.why_not is None:
             self.model.check(tokens_B1, self.before, None, None)
             try:
-                self.recorded = self.record(tokens_B1.long())
-                return self.logits(self.recorded)
+                steps = steps_of(self.model, tokens_B1.long(), self.before)
             except NotRecordable as reason:
                 self.why_not = str(reason)
+            else:
+                self.steps = steps
+                return steps.step(tokens_B)
         logits_B1C: Tensor
         logits_B1C, self.before = self.model(tokens_B1, self.before)
         return logits_B1C[:, 0]
 
-    @staticmethod
-    def logits(recorded: Recorded) -> Tensor:
-        """Of the step that was played last, [B, C]; a copy, for the next step overwrites them."""
-        return recorded.logits_B1C[:, 0].clone()
 
-    def record(self, tokens_B1: Tensor) -> Recorded:
-        """The next step, and what it takes to go on from there. NotRecordable if that is not possible."""
-        from exlstm.ops.numba_replay import Program, record
+def obstacle(model: nn.Module) -> str | None:
+    """Why a step of this model is not even tried to be played, or None."""
+    if not isinstance(model, LM):
+        return f"it is a {type(model).__name__}, not an LM"
+    device = model.embed.weight.device
+    if device.type not in KINDS:
+        return f"its weights are on {device}, where nothing plays steps"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return "there are hooks, which see the calls of their modules"
+    return KINDS[device.type].obstacle(model)
 
-        state = self.model.zero_state(len(tokens_B1)) if self.before is None else self.before
-        # memory of its own, which later steps write to
-        tokens_B1, state = tokens_B1.clone(), map_state(torch.clone, state)
-        tape, (logits_B1C, after) = record(lambda: self.model.advance(tokens_B1, state))
-        program = Program(tape, list(zip(leaves(state), leaves(after), strict=True)))
-        program.play()  # once more from the same state, so that no number depends on when a loop began
-        return Recorded(program, tokens_B1, logits_B1C, (state, after), list(self.weights()))
 
-    def weights(self) -> Iterator[tuple[dict[str, Any], str, int]]:
-        """Every tensor of the model: who holds it, its name there, and its address."""
-        for module in self.model.modules():
-            for held in (module._parameters, module._buffers):
-                for name, x in held.items():
-                    if x is not None:
-                        yield held, name, x.data_ptr()
+def steps_of(model: LM, tokens_B1: Tensor, state: LMState | None) -> Steps:
+    """The steps from this one on. NotRecordable if they have to be called."""
+    # weights may have moved since the loop was made
+    if (problem := obstacle(model)) is not None:
+        raise NotRecordable(problem)
+    if draws(model):
+        raise NotRecordable("it is in training mode, where dropout draws anew at every step; call its eval() first")
+    return KINDS[model.embed.weight.device.type](model, tokens_B1, state)
