@@ -42,6 +42,21 @@ def test_token_by_token_is_the_whole(cuts):
     assert_close(model(x, after)[0], model(x, state)[0])
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_hidden_states_read_out_are_the_logits(cap):
+    """Also in pieces, and a state goes in and out of both alike; input that does not fit is told by both."""
+    model, x = build(logit_cap=cap), tokens()
+    reset, lengths = torch.rand(2, 20) < 0.2, torch.tensor([20, 11])
+    _, noise = model(tokens(seed=3))
+    want, after = model(x, noise, reset_BT=reset, lengths_B=lengths)
+    hidden, state = model.hidden(x, noise, reset_BT=reset, lengths_B=lengths)
+    assert torch.equal(model.read_out(hidden), want)
+    assert_close(torch.cat([model.read_out(part) for part in hidden.flatten(0, 1).split(7)]), want.flatten(0, 1))
+    assert_close(model(x, state)[0], model(x, after)[0])
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        model.hidden(x + VOCAB)
+
+
 def test_documents_in_one_row_do_not_see_each_other():
     """Packed with resets, three documents give the logits and the gradients that they give apart."""
     model, documents = build(), [tokens(1, n, seed=n) for n in (5, 1, 9)]

@@ -54,8 +54,8 @@ def test_copies_have_gradients_of_their_own_until_they_are_gathered() -> None:
     crew = Crew(model, 2)
     tokens_BT, targets_BT = torch.randint(11, (2, 4, 7))
 
-    def work(forward, part: slice, number: int) -> None:
-        logits_BTC, _ = forward(tokens_BT[part])
+    def work(model: LM, part: slice, number: int) -> None:
+        logits_BTC = model.read_out(crew.hidden[number](tokens_BT[part])[0])
         functional.cross_entropy(logits_BTC.flatten(0, 1), targets_BT[part].flatten(), reduction="sum").backward()
 
     crew.run(work, 4)

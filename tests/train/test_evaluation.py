@@ -87,7 +87,7 @@ def test_the_time_limit_gives_an_honest_share(model: LM, stream: TokenStream) ->
 @pytest.mark.parametrize("chunk", [1, 16, 33, 64])
 def test_chunks_change_nothing_but_the_memory(chunk: int, model: LM, stream: TokenStream) -> None:
     widths = []
-    model.register_forward_pre_hook(lambda module, arguments: widths.append(arguments[0].shape[1]))
+    model.embed.register_forward_pre_hook(lambda module, arguments: widths.append(arguments[0].shape[1]))
     whole = score_contexts(Crew(model, 1), stream, LENGTHS, [64], tokens=300, batch=3, chunk=1000)
     cut = score_contexts(Crew(model, 1), stream, LENGTHS, [64], tokens=300, batch=3, chunk=chunk)
     assert max(widths[-3:]) <= chunk

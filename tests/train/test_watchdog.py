@@ -110,6 +110,7 @@ def test_random_numbers_come_again() -> None:
         ("weight", r"loss is not finite; .* is the parameter blocks\.0\.mixer\.down\.weight \(block 1 of 1, MLSTM\); "),
         ("activation", r"loss is not finite; .* is the output of blocks\.0\.mixer\.down \(block 1 of 1, MLSTM\); "),
         ("gradient", r"gradient is not finite; .* is the gradient of the output of blocks\.0\.mixer"),
+        ("logits", r"loss is not finite; .* is the output of head; "),
     ],
 )
 def test_training_stops_and_keeps_its_checkpoints(place: str, message: str, settings: Settings, tiny: LMConfig) -> None:
@@ -120,7 +121,9 @@ def test_training_stops_and_keeps_its_checkpoints(place: str, message: str, sett
         calls.append(None)
         if len(calls) == 5:
             down = model.blocks[0].mixer.down  # type: ignore[union-attr]
-            if place == "weight":
+            if place == "logits":
+                model.head.weight.data.fill_(3e38)
+            elif place == "weight":
                 down.weight.data[0, 0] = math.inf  # type: ignore[union-attr]
             else:
                 spoil(down, forward=place == "activation")  # type: ignore[arg-type]

@@ -134,17 +134,37 @@ class LM(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, LMState]:  # fmt: skip
         """`forward` of input that is known to fit."""
+        x_BTD, after = self.stack(tokens_BT, state, reset_BT=reset_BT, lengths_B=lengths_B)
+        return self.read_out(x_BTD), after
+
+    def hidden(
+        self, tokens_BT: Tensor, state: LMState | None = None, *,
+        reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, LMState]:  # fmt: skip
+        """`forward` without its last step: what `read_out` makes logits of, [B, T, D]. For losses that need no more
+        logits at a time than those of a few tokens."""  # fmt: skip
+        self.check(tokens_BT, state, reset_BT, lengths_B)
+        return self.stack(tokens_BT, state, reset_BT=reset_BT, lengths_B=lengths_B)
+
+    def stack(
+        self, tokens_BT: Tensor, state: LMState | None = None, *,
+        reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, LMState]:  # fmt: skip
+        """`hidden` of input that is known to fit."""
         x_BTD = functional.dropout(self.embed(tokens_BT), self.config.dropout, self.training)
         after = []
         for index, block in enumerate(self.blocks):
             before = None if state is None else state[index]
             x_BTD, block_state = block(x_BTD, before, reset_BT=reset_BT, lengths_B=lengths_B)
             after.append(block_state)
-        logits_BTC = self.head(self.norm(x_BTD))
-        if self.config.logit_cap is not None:
-            logits_BTC = soft_cap(logits_BTC.float() if logits_BTC.dtype.itemsize < 4 else logits_BTC,
-                                  self.config.logit_cap)  # fmt: skip
-        return logits_BTC, tuple(after)
+        return self.norm(x_BTD), tuple(after)
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """Logits [..., C] of hidden states [..., D]."""
+        logits: Tensor = self.head(x)
+        if self.config.logit_cap is None:
+            return logits
+        return soft_cap(logits.float() if logits.dtype.itemsize < 4 else logits, self.config.logit_cap)
 
     def check(self, tokens: Any, state: Any, reset: Any, lengths: Any) -> None:
         """ValueError, in one sentence, for input that does not fit this model."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from exlstm.models.lm import LM
 
 Result = TypeVar("Result")
-Forward = Callable[..., Any]  # a model, or a model compiled
+Forward = Callable[..., Any]  # a model, its `hidden`, or that compiled
 
 
 def shared_copy(model: LM) -> LM:
@@ -30,23 +30,27 @@ def shared_copy(model: LM) -> LM:
 
 
 class Crew:
-    """A model, and copies that share its weights: one for each of `workers` threads."""
+    """A model, and copies that share its weights: one for each of `workers` threads.
+
+    hidden: `LM.hidden` of each of them; that of the only one may be compiled.
+    """
 
     def __init__(self, model: LM, workers: int, *, compiled: bool = False) -> None:
         self.models = [model, *(shared_copy(model) for _ in range(workers - 1))]
-        self.forwards: list[Forward] = [torch.compile(model)] if compiled else list(self.models)
+        assert workers == 1 or not compiled
+        self.hidden: list[Forward] = [torch.compile(model.hidden)] if compiled else [m.hidden for m in self.models]
         self.pool = ThreadPoolExecutor(
             workers, "exlstm-crew", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         )
 
-    def run(self, work: Callable[[Forward, slice, int], Result], rows: int) -> list[Result]:
-        """`work(forward, part, number)` for one part of `rows` rows per worker; results in the order of the rows."""
-        workers = min(len(self.forwards), rows)
+    def run(self, work: Callable[[LM, slice, int], Result], rows: int) -> list[Result]:
+        """`work(model, part, number)` for one part of `rows` rows per worker; results in the order of the rows."""
+        workers = min(len(self.models), rows)
         if workers == 1:
-            return [work(self.forwards[0], slice(0, rows), 0)]
+            return [work(self.models[0], slice(0, rows), 0)]
         edges = [rows * number // workers for number in range(workers + 1)]
         parts = [slice(*edge) for edge in pairwise(edges)]
-        return list(self.pool.map(work, self.forwards[:workers], parts, range(workers)))
+        return list(self.pool.map(work, self.models[:workers], parts, range(workers)))
 
     def gather_gradients(self) -> None:
         """Adds every worker's gradients to the model's, in a fixed order, and clears theirs."""

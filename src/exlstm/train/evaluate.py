@@ -1,6 +1,6 @@
 """How good a model is on text: loss, perplexity and bits per byte, in memory that does not depend on the length.
 
-B batch  T time
+B batch  T time  D model width
 """
 
 import math
@@ -19,8 +19,8 @@ from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows
 from exlstm.data.text import documents, fingerprint, split_documents
 from exlstm.models.lm import LM
 from exlstm.ops.shared import bfloat16_is_emulated
-from exlstm.train.crew import Crew, Forward, default_workers, threads_shared
-from exlstm.train.loss import bits_per_byte, cross_entropy
+from exlstm.train.crew import Crew, default_workers, threads_shared
+from exlstm.train.loss import bits_per_byte, model_cross_entropy
 from exlstm.train.run_folder import Which, open_run
 
 CONTEXTS = (256, 1024, 4096, 16384)
@@ -124,14 +124,14 @@ def score(
     nats, tokens, size = 0.0, 0, 0
     states: dict[int, Any] = {}
 
-    def work(forward: Forward, part: slice, number: int, piece: Batch) -> float:
+    def work(model: LM, part: slice, number: int, piece: Batch) -> float:
         inputs_BT, targets_BT, reset_BT, lengths_B = (x[part].to(device) for x in piece)
         ragged = bool((lengths_B < inputs_BT.shape[1]).any())
         with torch.inference_mode(), autocast(device, dtype):
-            logits_BTC, states[number] = forward(
+            hidden_BTD, states[number] = crew.hidden[number](
                 inputs_BT, states.get(number), reset_BT=reset_BT, lengths_B=lengths_B if ragged else None
             )
-            return cross_entropy(logits_BTC, targets_BT).item()
+            return model_cross_entropy(model, hidden_BTD, targets_BT).item()
 
     with crew.evaluating():
         for fresh, piece in _pieces(batches, chunk):

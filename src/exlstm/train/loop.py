@@ -3,7 +3,7 @@
 A step is a function of the step number, the weights, the optimiser's averages, the random generators and (with
 carry_state) the carried state. A checkpoint holds exactly these, which is why a resumed run continues bit for bit.
 
-B batch  T time  C classes (vocabulary)
+B batch  T time  D model width  C classes (vocabulary)
 """
 
 import math
@@ -22,11 +22,11 @@ from exlstm.mixers.contract import detach, join, map_state
 from exlstm.models.lm import LM
 from exlstm.train.checkpoint import Position, load_checkpoint, save_checkpoint, tidy
 from exlstm.train.config import TrainConfig
-from exlstm.train.crew import Crew, Forward
+from exlstm.train.crew import Crew
 from exlstm.train.display import Display, Progress
 from exlstm.train.evaluate import autocast, score
 from exlstm.train.files import sync
-from exlstm.train.loss import bits_per_byte, cross_entropy
+from exlstm.train.loss import bits_per_byte, model_cross_entropy
 from exlstm.train.optimiser import adamw
 from exlstm.train.schedule import due, learning_rate, progress
 from exlstm.train.setup import Setup
@@ -169,20 +169,20 @@ class Trainer:
                 seed=config.seed,
                 carry=config.carry_state,
             )
-            parts = crew.run(partial(self._part, batch=batch, state=state), config.batch)
+            parts = crew.run(partial(self._part, crew=crew, batch=batch, state=state), config.batch)
             nats += sum(loss for loss, _ in parts)
             size += int(self.byte_lengths_C[batch.targets_BT].sum())
             state = join([part_state for _, part_state in parts]) if config.carry_state else None
         crew.gather_gradients()
         return nats, size, state
 
-    def _part(self, forward: Forward, part: slice, _number: int, batch: Batch, state: Any) -> tuple[float, Any]:
+    def _part(self, model: LM, part: slice, number: int, crew: Crew, batch: Batch, state: Any) -> tuple[float, Any]:
         """Adds the gradient of some rows of a batch; their loss in nats, and their state."""
         inputs_BT, targets_BT, reset_BT = (x[part].to(self.device) for x in batch[:3])
         before = None if state is None else map_state(lambda x: x[part], state)
         with autocast(self.device, self.config.dtype):
-            logits_BTC, after = forward(inputs_BT, before, reset_BT=reset_BT)
-        loss = cross_entropy(logits_BTC, targets_BT)
+            hidden_BTD, after = crew.hidden[number](inputs_BT, before, reset_BT=reset_BT)
+            loss = model_cross_entropy(model, hidden_BTD, targets_BT)
         (loss / self.config.tokens_per_step).backward()  # type: ignore[no-untyped-call]
         return loss.item(), detach(after) if self.config.carry_state else None
 

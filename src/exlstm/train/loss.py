@@ -1,6 +1,6 @@
-"""Cross entropy of next-token predictions, in float32 or wider whatever the logits are.
+"""Cross entropy of next-token predictions, in float32 or wider whatever the model's precision.
 
-B batch  T time  C classes (vocabulary)  N tokens  L tokens of one chunk
+B batch  T time  D model width  C classes (vocabulary)  N tokens  L tokens of one chunk
 """
 
 import math
@@ -10,8 +10,87 @@ import torch
 from torch import Tensor
 
 from exlstm.data.packing import IGNORE
+from exlstm.models.lm import LM
+from exlstm.nn.linear import Linear, hooked
+from exlstm.ops.shared import bfloat16_is_emulated
 
-_CHUNK = 1 << 22  # float32 numbers that are alive at once beyond the logits themselves
+# logits of one chunk, 64 MiB in float32. Each chunk reads and writes the whole gradient of the head: with a quarter of
+# it, and 32,000 classes, a step took 1.3 times as long
+_CHUNK = 1 << 24
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of -log softmax(cap(x W^T))[target] in chunks of tokens; no more logits than a chunk's ever exist.
+
+    The gradients are made at once, where a chunk's probabilities are, and scaled in the backward. To compute the logits
+    again there took 1.4 times as long, with four products instead of three; what it saves is one [C, D].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, w_CD: Tensor, targets_N: Tensor, cap: float | None) -> Tensor:
+        ctx.dtype = w_CD.dtype
+        dx_ND = torch.empty_like(x_ND) if ctx.needs_input_grad[0] else None
+        x_ND, w_CD = _as_multiplied(x_ND), _as_multiplied(w_CD)
+        wide = torch.promote_types(x_ND.dtype, torch.float32)
+        dw_CD = torch.zeros_like(w_CD, dtype=wide) if ctx.needs_input_grad[1] else None
+        total = x_ND.new_zeros((), dtype=wide)
+        rows = min(_rows(len(w_CD)), len(x_ND))
+        # one for all chunks: fresh memory comes page by page, which takes time
+        room = x_ND.new_empty(rows, len(w_CD), dtype=wide)
+        for start in range(0, len(x_ND), rows):
+            chunk = slice(start, start + rows)
+            x_LD, targets_L = x_ND[chunk], targets_N[chunk]
+            z_LC = _product(x_LD, w_CD.T, room[: len(x_LD)])
+            total += _nats_and_gradient(z_LC, targets_L, cap)
+            dz_LC = z_LC.to(x_LD.dtype)
+            if dx_ND is not None:
+                _product(dz_LC, w_CD, dx_ND[chunk])
+            if dw_CD is not None:
+                dw_CD = dw_CD.addmm_(dz_LC.T, x_LD) if dz_LC.dtype == wide else dw_CD.add_(dz_LC.T @ x_LD)
+        ctx.save_for_backward(dx_ND, dw_CD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if torch.is_grad_enabled():
+            raise ValueError("create_graph=True asks linear_cross_entropy for second derivatives; use cross_entropy.")
+        dx_ND, dw_CD = ctx.saved_tensors
+        dw_CD = None if dw_CD is None else (dw_CD * grad).to(ctx.dtype)
+        return None if dx_ND is None else dx_ND * grad, dw_CD, None, None
+
+
+def _as_multiplied(x: Tensor) -> Tensor:
+    """x as products of the present precision take it: rounded by autocast, and with float32's products for bfloat16 on
+    a CPU that has none of its own."""  # fmt: skip
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
+    return x.float() if x.is_cpu and x.dtype == torch.bfloat16 and bfloat16_is_emulated() else x
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a b, written to `out`, which may have another dtype."""
+    return torch.mm(a, b, out=out) if a.dtype == out.dtype else out.copy_(a @ b)
+
+
+def _nats_and_gradient(z_LC: Tensor, targets_L: Tensor, cap: float | None) -> Tensor:
+    """The total of a chunk. In the memory of its logits, which are not capped yet, is then their gradient."""
+    slope_LC = None
+    if cap is not None:
+        z_LC.div_(cap).tanh_()
+        slope_LC = z_LC.square().neg_().add_(1)
+        z_LC.mul_(cap)
+    counts_L = targets_L != IGNORE
+    picked = torch.arange(len(z_LC), device=z_LC.device), targets_L.clamp(min=0)
+    z_LC.sub_(z_LC.amax(dim=1, keepdim=True))
+    picked_L = z_LC[picked]
+    sum_L = z_LC.exp_().sum(dim=1)
+    nats = (sum_L.log() - picked_L).where(counts_L, 0.0).sum()
+    z_LC.mul_((counts_L / sum_L)[:, None])
+    z_LC[picked] -= counts_L.to(z_LC.dtype)
+    if slope_LC is not None:
+        z_LC.mul_(slope_LC)
+    return nats
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -22,7 +101,8 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NC: Tensor, targets_N: Tensor) -> Tensor:
-        lse_N = torch.cat([_wide(logits_LC).logsumexp(dim=1) for logits_LC in torch.split(logits_NC, _rows(logits_NC))])
+        chunks = torch.split(logits_NC, _rows(logits_NC.shape[1]))
+        lse_N = torch.cat([_wide(logits_LC).logsumexp(dim=1) for logits_LC in chunks])
         picked_N = _wide(logits_NC.gather(1, targets_N.clamp(min=0)[:, None])[:, 0])
         ctx.save_for_backward(logits_NC, targets_N, lse_N)
         return (lse_N - picked_N).where(targets_N != IGNORE, 0.0).sum()
@@ -30,9 +110,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits_NC, targets_N, lse_N = ctx.saved_tensors
-        grad_NC = torch.empty_like(logits_NC)
-        for start in range(0, len(targets_N), _rows(logits_NC)):
-            chunk = slice(start, start + _rows(logits_NC))
+        grad_NC, rows = torch.empty_like(logits_NC), _rows(logits_NC.shape[1])
+        for start in range(0, len(targets_N), rows):
+            chunk = slice(start, start + rows)
             targets_L = targets_N[chunk]
             p_LC = (_wide(logits_NC[chunk]) - lse_N[chunk, None]).exp_()
             p_LC[torch.arange(len(p_LC), device=p_LC.device), targets_L.clamp(min=0)] -= 1
@@ -44,14 +124,38 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _rows(logits_NC: Tensor) -> int:
-    return max(1, _CHUNK // logits_NC.shape[1])
+def _rows(classes: int) -> int:
+    return max(1, _CHUNK // classes)
 
 
 def cross_entropy(logits_BTC: Tensor, targets_BT: Tensor) -> Tensor:
     """Total in nats (a scalar, float32 or wider) over all predictions; int64 targets, those that are IGNORE count 0."""
     total: Tensor = _CrossEntropy.apply(logits_BTC.flatten(0, 1), targets_BT.flatten())  # type: ignore[no-untyped-call]
     return total
+
+
+def linear_cross_entropy(x_BTD: Tensor, w_CD: Tensor, targets_BT: Tensor, cap: float | None = None) -> Tensor:
+    """`cross_entropy` of the logits x W^T, held within (-cap, cap) if there is a cap, in memory for one chunk of them.
+
+    Products have the precision that they have in a Linear, also under autocast, and everything else is float32 or
+    wider. For training: both gradients are computed on the way. They have no gradients of their own.
+    """
+    total: Tensor = _LinearCrossEntropy.apply(x_BTD.flatten(0, 1), w_CD, targets_BT.flatten(), cap)  # type: ignore[no-untyped-call]
+    return total
+
+
+def model_cross_entropy(model: LM, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+    """`cross_entropy` of the model's predictions, given what `model.hidden` returns, without all logits at once.
+
+    A head that somebody watches, or that is not a plain matrix, is called as it is, with a chunk of tokens at a time.
+    Under autograd such logits are kept.
+    """
+    head, cap = model.head, model.config.logit_cap
+    if torch.is_grad_enabled() and type(head) is Linear and head.stored()[1] is None and not hooked(head):
+        return linear_cross_entropy(hidden_BTD, head.weight, targets_BT, cap)
+    rows = _rows(model.config.vocab_size)
+    chunks = zip(*(torch.split(x.flatten(0, 1), rows) for x in (hidden_BTD, targets_BT)), strict=True)
+    return torch.stack([cross_entropy(model.read_out(x_LD)[None], targets_L[None]) for x_LD, targets_L in chunks]).sum()
 
 
 def bits_per_byte(nats: float, size: float) -> float:
