@@ -10,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 USE := $(VENV)/.installed-exlstm
 DEV := $(VENV)/.installed-dev
+PEERS := $(VENV)/.installed-peers
 
-.PHONY: help venv demo test test-slow test-gpu bench-cpu format lint types docs ci lock clean
+.PHONY: help venv demo test test-slow test-gpu bench-cpu bench-gpu format lint types docs ci lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +30,11 @@ $(USE): pyproject.toml requirements.lock
 $(DEV): $(USE)
 	@echo "adding what tests, lint, types and docs need"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev,docs,golden]'
+	@touch $@
+
+$(PEERS): $(DEV)
+	@echo "adding the software that is timed beside ours on a GPU"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[gpu,bench-gpu]'
 	@touch $@
 
 venv: $(DEV)  ## .venv with everything for working on exlstm
@@ -49,6 +55,11 @@ test-gpu: $(DEV)  ## the tests that need an NVIDIA GPU
 bench-cpu: $(DEV)  ## speed and memory next to other software, then docs/results/cpu.md (about 40 minutes, quiet machine)
 	@code=0; $(BIN)/python -m benchmarks cpu || code=$$?; $(BIN)/python -m benchmarks report; exit $$code
 
+bench-gpu: $(DEV)  ## speed on an NVIDIA GPU next to other kernels, then docs/results/gpu.md (about 9 minutes)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU: torch.cuda.is_available() is False here, so nothing was timed.")'
+	@$(MAKE) --no-print-directory $(PEERS)
+	@code=0; $(BIN)/python -m benchmarks gpu || code=$$?; $(BIN)/python -m benchmarks report; exit $$code
+
 format: $(DEV)  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
@@ -65,7 +76,7 @@ docs: $(DEV)  ## build the documentation into site/, warnings are errors
 
 ci: test lint types docs  ## what .ci/run runs
 
-lock: $(DEV)  ## write requirements.lock from what .venv holds now
+lock: $(PEERS)  ## write requirements.lock from what .venv holds now
 	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip list --format=freeze --exclude pip --exclude triton --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 

@@ -30,12 +30,13 @@ class Bench:
     only: tuple[str, ...] = ()
     quick: bool = False
     resume: bool = False
+    rounds: int = 7
     red: int = 0  # measurements refused so far
     say: Callable[[str], None] = print
 
     @property
     def repeats(self) -> int:
-        return 2 if self.quick else 7
+        return 2 if self.quick else self.rounds
 
     def wants(self, name: str) -> bool:
         """Whether this measurement is to be done now: ask before building what it needs."""

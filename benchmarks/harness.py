@@ -14,6 +14,7 @@ from statistics import geometric_mean, median
 from typing import Any, NamedTuple
 
 Run = Callable[[], object]
+Clock = Callable[[Run, int], float]  # seconds per call, the mean over some calls in a row
 OURS = "exlstm"  # the names of our variants begin with this; all others are peers
 
 
@@ -34,25 +35,27 @@ class Timing(NamedTuple):
 
 
 def side_by_side(
-    runs: Mapping[str, Run], *, repeats: int = 7, warmup: int = 2, shortest: float = 0.02
+    runs: Mapping[str, Run], *, repeats: int = 7, warmup: int = 2, shortest: float = 0.02, clock: Clock | None = None
 ) -> dict[str, Timing]:
     """Times every variant `repeats` times, in turn, after `warmup` calls of each.
 
-    shortest: seconds that one timing lasts at least; quick variants are called several times for it.
+    shortest: seconds that one timing lasts at least; quick variants are called several times for it. clock: what
+    measures; None is the time that passes here.
     """
-    calls = {name: max(1, round(shortest / seconds)) for name, seconds in warm_up(runs, warmup).items()}
+    clock = clock or seconds_per_call
+    calls = {name: max(1, round(shortest / seconds)) for name, seconds in warm_up(runs, warmup, clock).items()}
     rounds: dict[str, list[float]] = {name: [] for name in runs}
     chance = Random(0)
     with without_garbage_collection():
         for _ in range(repeats):
             for name in chance.sample(list(runs), len(runs)):
-                rounds[name].append(seconds_per_call(runs[name], calls[name]))
+                rounds[name].append(clock(runs[name], calls[name]))
     return {name: Timing(tuple(rounds[name]), calls[name]) for name in runs}
 
 
-def warm_up(runs: Mapping[str, Run], warmup: int) -> dict[str, float]:
+def warm_up(runs: Mapping[str, Run], warmup: int, clock: Clock) -> dict[str, float]:
     """Seconds of the last of `warmup` calls of each."""
-    return {name: [max(seconds_per_call(run, 1), 1e-7) for _ in range(warmup)][-1] for name, run in runs.items()}
+    return {name: [max(clock(run, 1), 1e-7) for _ in range(warmup)][-1] for name, run in runs.items()}
 
 
 def seconds_per_call(run: Run, calls: int) -> float:

@@ -26,6 +26,7 @@ CODE = (
     "pyproject.toml",
     ":!benchmarks/results",
     ":!benchmarks/limits.md",
+    ":!benchmarks/gpu/limits.md",
 )
 
 

@@ -1,6 +1,7 @@
 """The tables of docs/results/cpu.md and its picture, made from the results and from nothing else."""
 
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ def filled(text: str, results: Results, machines: dict[str, Any]) -> str:
     return text
 
 
-def target_table(results: Results) -> str:
-    """One row per target; what was not measured says so."""
-    texts = limits()
+def target_table(results: Results, targets: Iterable[Target] = TARGETS, texts: dict[str, str] | None = None) -> str:
+    """One row per target; what was not measured says so. texts: what limits a number, by the target's key."""
+    texts = limits() if texts is None else texts
     rows = [("work", "must reach", "measured", "reached", "what limits it")]
-    for target in TARGETS:
+    for target in targets:
         value = target.find(results)
         if value is None:
             rows.append((target.work, target.goal, "not measured", "", texts.get(target.key, "")))
@@ -88,9 +89,9 @@ def span(values: list[float]) -> str:
     return f"{min(values):.0f} to {max(values):.0f}"
 
 
-def tables(results: Results) -> str:
+def tables(results: Results, cases: Sequence[str] = CASES) -> str:
     """Every measurement, case by case: milliseconds by variant, or what the case measures itself."""
-    return "\n\n".join(f"### {case}\n\n{case_table(results[case])}" for case in CASES if results.get(case))
+    return "\n\n".join(f"### {case}\n\n{case_table(results[case])}" for case in cases if results.get(case))
 
 
 def case_table(measured: dict[str, Record]) -> str:
@@ -122,14 +123,14 @@ def table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def draw(results: Results, path: Path) -> None:
+def draw(results: Results, path: Path, targets: Iterable[Target] = TARGETS, place: str = "a CPU") -> None:
     """A bar per target: how many times better than asked, on a log scale; right of the line is reached."""
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    found = [(target, value) for target in TARGETS if (value := target.find(results)) is not None]
+    found = [(target, value) for target in targets if (value := target.find(results)) is not None]
     figure, axes = plt.subplots(figsize=(11, 0.32 * max(len(found), 3) + 1.4), layout="constrained")
     for row, (target, value) in enumerate(found):
         margin = target.margin(value)
@@ -151,7 +152,7 @@ def draw(results: Results, path: Path) -> None:
     axes.minorticks_off()
     axes.axvline(1, color="black", linewidth=1.2)
     axes.set_xlabel("times better than asked (log scale); beside each bar what was measured (and asked)")
-    axes.set_title("Speed on a CPU: green is reached, orange is not", fontsize=12)
+    axes.set_title(f"Speed on {place}: green is reached, orange is not", fontsize=12)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     for side_name in ("top", "right", "left"):

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "cpu"
+ALL_RESULTS = Path(__file__).parent / "results"  # a folder for CPUs, and one for each kind of GPU
+RESULTS = ALL_RESULTS / "cpu"
 FORMAT = 1
 # of a machine, what has to be equal for two measurements to stand in one table
 SAME = ("cpu", "cores", "threads", "instructions", "torch", "versions")
@@ -14,13 +15,13 @@ Results = dict[str, dict[str, Record]]  # case -> measurement -> record
 
 
 class Store:
-    """The file of one case."""
+    """The file of one case. same: what of the machine has to be equal for the file to go on."""
 
-    def __init__(self, folder: Path, case: str, machine: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, case: str, machine: dict[str, Any], same: tuple[str, ...] = SAME) -> None:
         self.path, self.machine = folder / f"{case}.json", machine
         before = json.loads(self.path.read_text()) if self.path.exists() else {}
         was = before.get("machine", {})
-        self.other_machine = bool(was) and any(was.get(name) != machine.get(name) for name in SAME)
+        self.other_machine = bool(was) and any(was.get(name) != machine.get(name) for name in same)
         # numbers of two machines are not compared: the file begins anew
         self.measured: dict[str, Record] = {} if self.other_machine else before.get("measured", {})
 

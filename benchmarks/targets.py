@@ -18,7 +18,7 @@ Find = Callable[[Results], float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One line of the table. unit "x" is a ratio, "%" a share, "s" seconds; at_most: smaller is better."""
+    """One line of the table. unit "x" is a ratio, "%" a share, others are of time; at_most: smaller is better."""
 
     key: str
     work: str
@@ -38,11 +38,15 @@ class Target:
         if self.unit == "%":
             return f"{100 * value:.0f} %"
         digits = 2 if value < 10 else 1
-        return f"{value:.{digits}f}{' s' if self.unit == 's' else 'x'}"
+        return f"{value:.{digits}f}{self.ending}"
+
+    @property
+    def ending(self) -> str:
+        return "x" if self.unit == "x" else f" {self.unit}"
 
     @property
     def goal(self) -> str:
-        bound = f"{100 * self.bound:g} %" if self.unit == "%" else f"{self.bound:g}{' s' if self.unit == 's' else 'x'}"
+        bound = f"{100 * self.bound:g} %" if self.unit == "%" else f"{self.bound:g}{self.ending}"
         return f"{'≤' if self.at_most else '≥'} {bound}"
 
 
@@ -199,7 +203,7 @@ TARGETS: tuple[Target, ...] = (
 )  # fmt: skip
 
 
-def limits() -> dict[str, str]:
+def limits(path: Path = LIMITS) -> dict[str, str]:
     """What limits a number, by key: the paragraphs under `## key` of limits.md, on one line each."""
-    sections = LIMITS.read_text().split("\n## ")[1:]
+    sections = path.read_text().split("\n## ")[1:]
     return {key.strip(): " ".join(text.split()) for key, _, text in (section.partition("\n") for section in sections)}
