@@ -1,53 +1,79 @@
 """Kernels are operators of torch: compiling and exporting see one call, with the right shapes and no graph breaks."""
 
-from functools import partial
-
+import mlstm_cases
 import pytest
+import slstm_cases
 import torch
-from mlstm_cases import NAMES, call, make
 from triton_cases import here
 
+from exlstm.models.lm import LM
+from exlstm.models.presets import preset
+from exlstm.ops import shared
+
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
-run = partial(call, backend="triton", chunk_len=16)
 
 
-def gradients(f, x, reset_BT=None):
-    """The output and the gradients of all inputs that have one."""
-    x = [t.clone().requires_grad_(n < 7) for n, t in enumerate(x)]
-    h_BTHV, state = f(*x, reset_BT=reset_BT)
-    (h_BTHV.square().sum() + state.c_BHKV.sum()).backward()
-    return {"h": h_BTHV.detach(), **{name: t.grad for name, t in zip(NAMES[:7], x, strict=False)}}
+@pytest.fixture
+def model(monkeypatch):
+    """An mLSTM and an sLSTM block on Triton's kernels, everything else in plain torch as on a GPU."""
+    monkeypatch.setattr(shared, "installed", lambda package: package == "triton")
+    made = here(LM(preset("laptop-tiny")))
+    for mixer in made.mixers:
+        mixer.backend = "triton"
+    return made
 
 
-def test_compiled_whole_with_gradients():
-    """fullgraph: a break in the graph is an error."""
-    x = here(make(2, 19, 2, 8, 6, dtype=torch.float32))
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    want, got = gradients(run, x), gradients(compiled, x)
-    for name, exact in want.items():
-        torch.testing.assert_close(got[name], exact, rtol=1e-5, atol=1e-6, msg=name)
+def test_a_model_compiles_whole(model):
+    """In training and in decoding; fullgraph: a break in the graph is an error."""
+    tokens_BT = here(torch.arange(38).view(2, 19))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        _, state = model(tokens_BT)
+    found = []
+    for run in (model, compiled):
+        model.zero_grad()
+        logits_BTC, _ = run(tokens_BT)
+        logits_BTC.square().mean().backward()
+        with torch.no_grad():
+            decoded_B1C, _ = run(tokens_BT[:, :1], state)
+        found.append([logits_BTC, decoded_B1C, *(parameter.grad for parameter in model.parameters())])
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_operators_keep_their_word():
-    """torch's own check: schema, shapes without numbers, nothing changed in place; packed sequences as well."""
+def test_a_model_is_exported_whole(model):
+    tokens_BT = here(torch.arange(38).view(2, 19))
+    program = torch.export.export(model, (tokens_BT,))
+    assert {"exlstm.mlstm_forward.default", "exlstm.slstm_forward.default"} <= {
+        str(node.target) for node in program.graph.nodes
+    }
+    torch.testing.assert_close(program.module()(tokens_BT)[0], model(tokens_BT)[0])
+
+
+def keeps_its_word(operator, *arguments):
+    """torch's own check: the schema holds, shapes without numbers are right, nothing is changed in place."""
+    torch.library.opcheck(operator, arguments, test_utils=["test_schema", "test_faketensor"])
+    return operator(*arguments)
+
+
+def test_operators_of_the_mlstm():
     from exlstm.ops.mlstm.triton import run_backward, run_forward
+    from exlstm.ops.mlstm.triton_step import run_step
 
-    q, k, v, i, f, *state = here(make(1, 19, 2, 8, 6, dtype=torch.float32))
+    q, k, v, i, f, *state = here(mlstm_cases.make(1, 19, 2, 8, 6, dtype=torch.float32))
     packed = [torch.cat([t, t]) for t in state]
     for borders, first in ((None, state), (here(torch.tensor([0, 4, 19])), packed)):
-        forward = (q, k, v, i, f, *first, None, borders, True, True, 1e-6, 16)
-        torch.library.opcheck(run_forward, forward, test_utils=["test_schema", "test_faketensor"])
-        h, c, n, _, gates, mass = run_forward(*forward)
-        backward = (q, k, v, *first, borders, gates, mass, h, h, c, n, True, 1e-6, 16)
-        torch.library.opcheck(run_backward, backward, test_utils=["test_schema", "test_faketensor"])
+        found = keeps_its_word(run_forward, q, k, v, i, f, *first, None, borders, True, True, 1e-6, 16)
+        h, c, n, _, gates, mass = found
+        keeps_its_word(run_backward, q, k, v, *first, borders, gates, mass, h, h, c, n, True, 1e-6, 16)
+    keeps_its_word(run_step, *(x[:, :1] for x in (q, k, v, i, f)), *state, None, True, True, 1e-6)
 
 
-def test_exported():
-    class Cell(torch.nn.Module):
-        def forward(self, *x):
-            return run(*x)[0]
+@pytest.mark.parametrize("resident", [True, False])
+def test_operators_of_the_slstm(resident):
+    from exlstm.ops.slstm.triton import run_backward, run_forward
 
-    x = here(make(2, 19, 2, 8, 6, dtype=torch.float32))
-    program = torch.export.export(Cell(), tuple(x))
-    assert "exlstm.mlstm_forward" in str(program.graph)
-    torch.testing.assert_close(program.module()(*x), run(*x)[0])
+    x, r, *state = here(slstm_cases.make(2, 5, 1, 6, dtype=torch.float32))
+    first, lengths, more = torch.stack(state), here(torch.tensor([5, 3])), (False, resident)
+    planes = keeps_its_word(run_forward, x, r, first, None, lengths, *more)
+    keeps_its_word(run_backward, x, r, first, None, lengths, planes, planes[0], *state[:3], *more)

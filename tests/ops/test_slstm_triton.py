@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from same import assert_same
 from slstm_cases import NAMES, call, everything, make, resets
-from triton_cases import here
+from triton_cases import DEVICE, here
 
 from exlstm.ops.slstm import SLSTMState, gpu_candidates, scan_obstacle, slstm
 
@@ -129,6 +129,30 @@ def test_16_bits(way):
     assert narrow == {"output", "gradient of x", "gradient of r"}
     want = everything([t.double() for t in x], definition)
     assert_same({name: t.double() for name, t in got.items()}, want, tolerance=0.004)
+
+
+@both_ways
+@pytest.mark.usefixtures("bfloat16_as_on_a_gpu")
+def test_bfloat16(way):
+    """Within 1 % in the mean square, of every output, state and gradient."""
+    x = here(make(2, 12, 1, 20, dtype=torch.bfloat16))
+    exact = everything([t.double() for t in x], definition)
+    for name, got in everything(x, partial(call, backend=way)).items():
+        error = (got.double() - exact[name]).norm() / exact[name].norm().clamp(min=1e-30)
+        assert error <= 1e-2, f"{name}: {error:.1e}"
+
+
+@pytest.mark.usefixtures("bfloat16_as_on_a_gpu")
+def test_autocast_narrows_products():
+    """R in float32 is multiplied in autocast's dtype, as nn.LSTM's is: so wide heads stay on the chip."""
+    x = here(make(1, 3, 1, 70, dtype=torch.float32))
+    with pytest.raises(ValueError, match="take 384 KB"):
+        call(*x, backend="triton")
+    with torch.autocast(DEVICE, torch.bfloat16):
+        h_BTHV, state = call(*x, backend="triton")
+    narrow = [x[0], x[1].bfloat16(), *x[2:]]
+    torch.testing.assert_close(h_BTHV, call(*narrow, backend="triton")[0], rtol=0, atol=0)
+    assert (h_BTHV.dtype, state.c_BHV.dtype) == (torch.float32, torch.float32)
 
 
 def test_which_way():

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from exlstm.ops.tape import recording
 
+Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 
@@ -39,7 +40,7 @@ def exactly(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if off else torch.autocast(x.device.type, enabled=False)
 
 
-def taken_as_given(question: Callable[[], Answer]) -> Callable[[], Answer]:
+def taken_as_given(question: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
     """torch.compile takes the answer as it is and does not look for reasons.
 
     It is what `torch.compiler.assume_constant_result` does, which would load the compiler now.
@@ -96,7 +97,7 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-@cache
+@taken_as_given
 def graphics(device: torch.device) -> tuple[str, int]:
     """The name of a GPU, and the bytes of shared memory that a program of a kernel can have; an H100's elsewhere."""
     if device.type != "cuda":

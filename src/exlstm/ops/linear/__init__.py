@@ -43,7 +43,7 @@ def linears(x: Tensor, maps: Sequence[Map], /, *, backend: str = "auto") -> list
     obstacle = input_obstacle(x) or weights_obstacle(maps, torch.is_grad_enabled())
     if obstacle is None and backend == "auto":
         obstacle = too_many_rows(x, maps)
-    if choose("linear", backend, candidates(obstacle)) == "torch":
+    if choose("linear", backend, [("numba", obstacle), ("torch", None)]) == "torch":
         return [linear_torch(x, *each) for each in maps]
     return kernels()(maps).run(x if x.is_contiguous() else x.contiguous())
 
@@ -74,7 +74,7 @@ class Prepared:
         if x.shape[-1:] != (self.columns,) or self.plan is None:
             check_shapes(x, self.maps)
         obstacle = self.obstacle or input_obstacle(x) or too_many_rows(x, self.maps)
-        if choose("linear", "auto", candidates(obstacle)) == "torch":
+        if choose("linear", "auto", [("numba", obstacle), ("torch", None)]) == "torch":
             return [linear_torch(x, *each) for each in self.maps]
         if self.plan is None:
             self.plan = kernels()(self.maps)
@@ -104,12 +104,6 @@ def kernels() -> "type[Plan]":
     from exlstm.ops.linear.numba import Plan
 
     return Plan
-
-
-@cache
-def candidates(obstacle: str | None) -> list[tuple[str, str | None]]:
-    """What `choose` asks for; kept, for a token takes a hundred such choices."""
-    return [("numba", obstacle), ("torch", None)]
 
 
 def linear_torch(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -8,11 +8,13 @@ of C once, writes it once, and sums the read-out on the way. The host waits for 
 B batch  T time (one step)  H heads  M rows and heads merged  K key width  V value width
 """
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from exlstm.ops.library import operator
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState
 from exlstm.ops.shared import wide
 
@@ -101,21 +103,43 @@ def blocks(M: int, K: int, V: int) -> tuple[int, int]:
     return min(TILE // BV, int(triton.next_power_of_2(K))), BV
 
 
+def step(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, c_BHKV: Tensor, n_BHK: Tensor,
+         m_BH: Tensor, reset_BT: Tensor | None, exp_gate: bool, normalize: bool, eps: float
+         ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """h and the state afterwards."""
+    B, H, K, V = c_BHKV.shape
+    before = [x.contiguous() for x in (c_BHKV, n_BHK, m_BH)]
+    h_BTHV, c, n, m = fake_step(q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, *before)
+    reset_BT, resets = (i_BTH[..., 0], False) if reset_BT is None else (reset_BT, True)
+    BK, BV = blocks(B * H, K, V)
+    step_kernel[B * H * triton.cdiv(V, BV),](
+        q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, reset_BT, *before, c, n, m, h_BTHV, H,
+        *(x.stride(axis) for x in (q_BTHK, k_BTHK, v_BTHV) for axis in (0, 2, 3)),
+        *(x.stride(axis) for x in (i_BTH, f_BTH) for axis in (0, 2)), reset_BT.stride(0), K**-0.5, eps,
+        K=K, V=V, BK=BK, BV=BV, EXP_GATE=exp_gate, NORMALIZE=normalize, RESETS=resets,
+    )  # fmt: skip
+    return h_BTHV, c, n, m
+
+
+def fake_step(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, c_BHKV: Tensor,
+              n_BHK: Tensor, m_BH: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """What `step` fills."""
+    after = (x.new_empty(x.shape) for x in (c_BHKV, n_BHK, m_BH))
+    return q_BTHK.new_empty(v_BTHV.shape), *after  # type: ignore[return-value]
+
+
+run_step = operator(
+    "mlstm_step(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor c, Tensor n, Tensor m, Tensor? reset, "
+    "bool exp_gate, bool normalize, float eps) -> (Tensor, Tensor, Tensor, Tensor)", step, fake_step,
+)  # fmt: skip
+
+
 def mlstm_triton_step(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
     *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The numbers of `mlstm_recurrent` for T = 1, without gradients, in float32; h is returned in the dtype of q."""
-    B, H, K, V = state.c_BHKV.shape
-    before = [wide(x).contiguous() for x in state]
-    after = [torch.empty_like(x) for x in before]
-    h_BTHV = torch.empty((B, 1, H, V), dtype=q_BTHK.dtype, device=q_BTHK.device)
-    reset_BT, resets = (i_BTH[..., 0], False) if reset_BT is None else (reset_BT, True)
-    BK, BV = blocks(B * H, K, V)
-    step_kernel[B * H * triton.cdiv(V, BV),](
-        q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, reset_BT, *before, *after, h_BTHV, H,
-        *(x.stride(axis) for x in (q_BTHK, k_BTHK, v_BTHV) for axis in (0, 2, 3)),
-        *(x.stride(axis) for x in (i_BTH, f_BTH) for axis in (0, 2)), reset_BT.stride(0), K**-0.5, eps,
-        K=K, V=V, BK=BK, BV=BV, EXP_GATE=input_gate == "exp", NORMALIZE=normalize, RESETS=resets,
-    )  # fmt: skip
+    h_BTHV, *after = run_step(
+        q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, *map(wide, state), reset_BT, input_gate == "exp", normalize, eps
+    )
     return h_BTHV, MLSTMState(*after)

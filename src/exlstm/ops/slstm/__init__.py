@@ -66,13 +66,20 @@ def scan_obstacle(r_HKGV: Tensor | None) -> str | None:
     )
 
 
+def narrowed(r_HKGV: Tensor | None) -> Tensor | None:
+    """R as products on a GPU take it: in autocast's dtype, where that is on. What is summed stays float32."""
+    if r_HKGV is None or r_HKGV.dtype != torch.float32 or not torch.is_autocast_enabled(r_HKGV.device.type):
+        return r_HKGV
+    return r_HKGV.to(torch.get_autocast_dtype(r_HKGV.device.type))
+
+
 def gpu_candidates(
     tensors: Sequence[Tensor], r_HKGV: Tensor | None, backend: str, cell_activation: CellActivation
 ) -> list[tuple[str, str | None]]:
     """What `choose` is told of both ways through time, and what is in their way."""
     asked_for = "triton" if backend == "triton_steps" else backend
     both = None if cell_activation == "tanh" else f"it has the cell-input activation tanh, not {cell_activation}"
-    scans = gpu_candidate(tensors, asked_for, both or scan_obstacle(r_HKGV))
+    scans = gpu_candidate(tensors, asked_for, both or scan_obstacle(narrowed(r_HKGV)))
     return scans + [("triton_steps", other) for _, other in gpu_candidate(tensors, asked_for, both)]
 
 
@@ -116,6 +123,8 @@ def slstm(
         *gpu_candidates(tensors, r_HKGV, backend, cell_activation),
         ("recurrent", None),
     ])  # fmt: skip
+    if name in ("triton", "triton_steps"):
+        r_HKGV = narrowed(r_HKGV)
     with exactly(x_BTHGV):
         if name != "recurrent":
             return scan(name)(

@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from exlstm.ops.library import operator
 from exlstm.ops.shared import contiguous, exactly, wide
 from exlstm.ops.slstm.reference import SLSTMState
 from exlstm.ops.slstm.triton_scan import backward_kernel, forward_kernel
@@ -59,54 +60,6 @@ def steps_plan(B: int, H: int, V: int, dtype: torch.dtype) -> Plan:
     return Plan((H * triton.cdiv(V, units), triton.cdiv(B, rows)), both, both)
 
 
-class Scan(torch.autograd.Function):
-    """(x, R, h, c, n, m) -> (h of every step, last h, c, n, m); R in any dtype, possibly of width 0: no mixing."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor,
-                reset_BT: Tensor | None, lengths_B: Tensor, exp_forget: bool, resident: bool,
-                ) -> tuple[Tensor, ...]:  # fmt: skip
-        B, T, H, _, V = x_BTHGV.shape
-        x_BTHGV, r_HKGV = contiguous(x_BTHGV, r_HKGV)
-        first, planes = torch.stack([h_BHV, c_BHV, n_BHV, m_BHV]), x_BTHGV.new_empty(4, B, T, H, V)
-        reset = lengths_B if reset_BT is None else reset_BT
-        run(forward_kernel if resident else forward_step, range(T), x_BTHGV, r_HKGV, first, reset, lengths_B, planes,
-            exp_forget=exp_forget, resets=reset_BT is not None)  # fmt: skip
-        ctx.save_for_backward(x_BTHGV, r_HKGV, first, lengths_B, planes)
-        ctx.reset, ctx.exp_forget, ctx.resident = reset_BT, exp_forget, resident
-        end_B1HV = (lengths_B - 1).clamp(min=0)[:, None, None, None].expand(B, 1, H, V)
-        h_BHV = torch.where(lengths_B[:, None, None] > 0, planes[0].gather(1, end_B1HV)[:, 0], first[0])
-        c_BHV, n_BHV, m_BHV = planes[1:, :, -1].clone()
-        ctx.mark_non_differentiable(m_BHV)
-        return planes[0], h_BHV, c_BHV, n_BHV, m_BHV
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
-        x_BTHGV, r_HKGV, first, lengths_B, planes = ctx.saved_tensors
-        B, T, H, _, V = x_BTHGV.shape
-        dh_BTHV, dh1_BHV = contiguous(dh_BTHV, dlast[0])
-        dc_BHV, dn_BHV = (x.clone(memory_format=torch.contiguous_format) for x in dlast[1:3])
-        past_HMV = torch.cat([first[0][:, None], planes[0][:, :-1]], dim=1)
-        if ctx.reset is not None:
-            past_HMV = past_HMV.masked_fill(ctx.reset[:, :, None, None], 0)
-        past_HMV, raw_BTHGV = past_HMV.permute(2, 0, 1, 3).reshape(H, B * T, V), x_BTHGV
-        mixing = r_HKGV.shape[1] > 0
-        with exactly(dh_BTHV):
-            if mixing:
-                mixed_HMJ = past_HMV.to(r_HKGV.dtype).float() @ r_HKGV.float().flatten(2)
-                raw_BTHGV = x_BTHGV + mixed_HMJ.view(H, B, T, 4, V).permute(1, 2, 0, 3, 4)
-            raw_BTHGV, dx_BTHGV, dh0_BHV = raw_BTHGV.contiguous(), torch.empty_like(x_BTHGV), torch.empty_like(dh1_BHV)
-            run(backward_kernel if ctx.resident else backward_step, range(T - 1, -2, -1), raw_BTHGV, r_HKGV, first,
-                lengths_B if ctx.reset is None else ctx.reset, lengths_B, planes, dh_BTHV, dh1_BHV, dx_BTHGV, dh0_BHV,
-                dc_BHV, dn_BHV, exp_forget=ctx.exp_forget, resets=ctx.reset is not None)  # fmt: skip
-            dr_HKGV = torch.zeros_like(r_HKGV)
-            if mixing and ctx.needs_input_grad[1]:
-                dx_HMJ = dx_BTHGV.permute(2, 0, 1, 3, 4).reshape(H, B * T, 4 * V)
-                dr_HKGV = (past_HMV.mT @ dx_HMJ).view_as(r_HKGV).to(r_HKGV.dtype)
-        return dx_BTHGV, dr_HKGV, dh0_BHV, dc_BHV, dn_BHV, None, None, None, None, None
-
-
 def run(kernel: Any, steps: range, x_BTHGV: Tensor, r_HKGV: Tensor, *tensors: Tensor, exp_forget: bool, resets: bool
         ) -> None:  # fmt: skip
     """Launches one of the four kernels: a scan once, a step for every one of `steps`."""
@@ -123,6 +76,95 @@ def run(kernel: Any, steps: range, x_BTHGV: Tensor, r_HKGV: Tensor, *tensors: Te
     options |= plan.forward if kernel is forward_step else plan.backward
     for t in steps:
         kernel[plan.grid](x_BTHGV, r_HKGV, *tensors, t, B, T, H, **options)
+
+
+def forward(x_BTHGV: Tensor, r_HKGV: Tensor, first: Tensor, reset_BT: Tensor | None, lengths_B: Tensor,
+            exp_forget: bool, resident: bool) -> Tensor:  # fmt: skip
+    """h, c, n, m of every step, [4, B, T, H, V], from those before the first, [4, B, H, V]."""
+    B, T, H, _, V = x_BTHGV.shape
+    planes, reset = x_BTHGV.new_empty(4, B, T, H, V), lengths_B if reset_BT is None else reset_BT
+    run(forward_kernel if resident else forward_step, range(T), x_BTHGV, r_HKGV, first, reset, lengths_B, planes,
+        exp_forget=exp_forget, resets=reset_BT is not None)  # fmt: skip
+    return planes
+
+
+def backward(raw_BTHGV: Tensor, r_HKGV: Tensor, first: Tensor, reset_BT: Tensor | None, lengths_B: Tensor,
+             planes: Tensor, dh_BTHV: Tensor, dh1_BHV: Tensor, dc1_BHV: Tensor, dn1_BHV: Tensor, exp_forget: bool,
+             resident: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of x and of h, c, n before the first step. raw: the gates before their activations."""
+    T, dx_BTHGV, dh0_BHV = raw_BTHGV.shape[1], torch.empty_like(raw_BTHGV), torch.empty_like(dh1_BHV)
+    # kernels take these back through time in place
+    dc_BHV, dn_BHV = (x.clone(memory_format=torch.contiguous_format) for x in (dc1_BHV, dn1_BHV))
+    run(backward_kernel if resident else backward_step, range(T - 1, -2, -1), raw_BTHGV, r_HKGV, first,
+        lengths_B if reset_BT is None else reset_BT, lengths_B, planes, dh_BTHV, dh1_BHV, dx_BTHGV, dh0_BHV, dc_BHV,
+        dn_BHV, exp_forget=exp_forget, resets=reset_BT is not None)  # fmt: skip
+    return dx_BTHGV, dh0_BHV, dc_BHV, dn_BHV
+
+
+def fake_forward(x_BTHGV: Tensor, *_: Any) -> Tensor:
+    """The shape of `forward`."""
+    B, T, H, _, V = x_BTHGV.shape  # type: ignore[assignment]
+    return x_BTHGV.new_empty(4, B, T, H, V)
+
+
+def fake_backward(raw_BTHGV: Tensor, r_HKGV: Tensor, first: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    """The shapes of `backward`."""
+    return torch.empty_like(raw_BTHGV), *(torch.empty_like(first[0]) for _ in range(3))
+
+
+run_forward = operator(
+    "slstm_forward(Tensor x, Tensor r, Tensor first, Tensor? reset, Tensor lengths, bool exp_forget, bool resident) "
+    "-> Tensor", forward, fake_forward,
+)  # fmt: skip
+run_backward = operator(
+    "slstm_backward(Tensor raw, Tensor r, Tensor first, Tensor? reset, Tensor lengths, Tensor planes, Tensor dh, "
+    "Tensor dh1, Tensor dc1, Tensor dn1, bool exp_forget, bool resident) -> (Tensor, Tensor, Tensor, Tensor)",
+    backward, fake_backward,
+)  # fmt: skip
+
+
+class Scan(torch.autograd.Function):
+    """(x, R, h, c, n, m) -> (h of every step, last h, c, n, m); R in any dtype, possibly of width 0: no mixing."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor,
+                reset_BT: Tensor | None, lengths_B: Tensor, exp_forget: bool, resident: bool,
+                ) -> tuple[Tensor, ...]:  # fmt: skip
+        B, _, H, _, V = x_BTHGV.shape
+        x_BTHGV, r_HKGV = contiguous(x_BTHGV, r_HKGV)
+        first = torch.stack([h_BHV, c_BHV, n_BHV, m_BHV])
+        planes = run_forward(x_BTHGV, r_HKGV, first, reset_BT, lengths_B, exp_forget, resident)
+        ctx.save_for_backward(x_BTHGV, r_HKGV, first, reset_BT, lengths_B, planes)
+        ctx.options = exp_forget, resident
+        end_B1HV = (lengths_B - 1).clamp(min=0)[:, None, None, None].expand(B, 1, H, V)
+        h_BHV = torch.where(lengths_B[:, None, None] > 0, planes[0].gather(1, end_B1HV)[:, 0], first[0])
+        c_BHV, n_BHV, m_BHV = (planes[part, :, -1].clone() for part in (1, 2, 3))
+        ctx.mark_non_differentiable(m_BHV)
+        return planes[0], h_BHV, c_BHV, n_BHV, m_BHV
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTHGV, r_HKGV, first, reset_BT, lengths_B, planes = ctx.saved_tensors
+        B, T, H, _, V = x_BTHGV.shape
+        dh_BTHV, dh1_BHV = contiguous(dh_BTHV, dlast[0])
+        past_HMV = torch.cat([first[0][:, None], planes[0][:, :-1]], dim=1)
+        if reset_BT is not None:
+            past_HMV = past_HMV.masked_fill(reset_BT[:, :, None, None], 0)
+        past_HMV, raw_BTHGV = past_HMV.permute(2, 0, 1, 3).reshape(H, B * T, V), x_BTHGV
+        mixing = r_HKGV.shape[1] > 0
+        with exactly(dh_BTHV):
+            if mixing:
+                mixed_HMJ = past_HMV.to(r_HKGV.dtype).float() @ r_HKGV.float().flatten(2)
+                raw_BTHGV = (x_BTHGV + mixed_HMJ.view(H, B, T, 4, V).permute(1, 2, 0, 3, 4)).contiguous()
+            dx_BTHGV, *dfirst = run_backward(
+                raw_BTHGV, r_HKGV, first, reset_BT, lengths_B, planes, dh_BTHV, dh1_BHV, *dlast[1:3], *ctx.options
+            )
+            dr_HKGV = torch.zeros_like(r_HKGV)
+            if mixing and ctx.needs_input_grad[1]:
+                dx_HMJ = dx_BTHGV.permute(2, 0, 1, 3, 4).reshape(H, B * T, 4 * V)
+                dr_HKGV = (past_HMV.mT @ dx_HMJ).view_as(r_HKGV).to(r_HKGV.dtype)
+        return dx_BTHGV, dr_HKGV, *dfirst, None, None, None, None, None
 
 
 def slstm_triton(
