@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.gate import logits_of
 from benchmarks.harness import Run
 from exlstm.models.lm import LM
-from exlstm.train.crew import Crew, Forward, default_workers, threads_shared
-from exlstm.train.loss import cross_entropy as total_cross_entropy
+from exlstm.train.crew import Crew, default_workers, threads_shared
+from exlstm.train.loss import model_cross_entropy
 
 PLAIN, ROWS = "exlstm, plain loop", "exlstm, rows on threads"
 
@@ -43,10 +43,11 @@ def rows_step(model: LM, tokens_BT: Tensor, dtype: torch.dtype | None = None) ->
     with threads_shared(workers):
         crew = Crew(model, workers)
 
-    def part(forward: Forward, rows: slice, _number: int) -> None:
+    def part(own: LM, rows: slice, number: int) -> None:
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            logits_BTC, _ = forward(tokens_BT[rows])
-        (total_cross_entropy(logits_BTC, targets_BT[rows]) / tokens_BT.numel()).backward()
+            hidden_BTD, _ = crew.hidden[number](tokens_BT[rows])
+            loss = model_cross_entropy(own, hidden_BTD, targets_BT[rows])
+        (loss / tokens_BT.numel()).backward()
 
     def step() -> None:
         with threads_shared(workers):

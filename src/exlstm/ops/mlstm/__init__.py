@@ -142,7 +142,8 @@ def checked(inputs: tuple[Tensor, ...], state: MLSTMState | None, reset_BT: Tens
         if lengths_B is not None:
             raise ValueError("lengths_B and cu_seqlens are both given; cu_seqlens already says how long sequences are.")
     S = B if cu_seqlens is None else len(cu_seqlens) - 1
-    state = zero_state(k_BTHK.expand(S, -1, -1, -1), v_BTHV) if state is None else state
+    if state is None:
+        state = zero_state(*(x.expand(S, -1, -1, -1) for x in (k_BTHK, v_BTHV)))
     for name, x, shape in zip(state._fields, state, ((S, H, K, V), (S, H, K), (S, H)), strict=True):
         if x.shape != shape:
             check_rows(f"{name} of the state", x, shape)
