@@ -65,7 +65,7 @@ def check_steps(found, kind):
         assert kind == "fp32" or kernel.wgmma + kernel.mma > 0, name
 
 
-@pytest.mark.parametrize(("batch", "units"), [(1, 16), (2, 64)])
+@pytest.mark.parametrize(("batch", "units"), [pytest.param(1, 16, marks=pytest.mark.slow), (2, 64)])
 def test_small_kernels(batch, units):
     found = compile_all("bf16", 90, batch, units, "scan", "steps")
     check_scan(found, "bf16", 90, units)

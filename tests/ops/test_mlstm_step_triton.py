@@ -229,6 +229,7 @@ def test_how_finely_the_values_are_cut_changes_nothing(monkeypatch, most):
         torch.testing.assert_close(value, want[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_compiles_for_gpus_that_are_not_there():
     """What Triton's interpreter accepts its compiler may not. In a process of its own, for here it interprets."""
     script = Path(__file__).with_name("compile_step.py")

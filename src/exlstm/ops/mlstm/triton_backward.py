@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 
 from exlstm.ops.mlstm.triton_forward import matrix, norm_of, put_matrix, put_rows, rows, scores, start, vector
-from exlstm.ops.mlstm.triton_gates import carry_weight, owner, pair_weights, sequence, unit_before, write_weight
+from exlstm.ops.mlstm.triton_gates import SIZES, carry_weight, owner, pair_weights, sequence, unit_before, write_weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mass_kernel(h, dh, gates, mass_HP, inverse_HP, dmass_HP, borders, firsts, owners, T, N, G, H, h_b, h_t, h_h,
                 g_b, g_t, g_h, eps, TILE: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
                 NORMALIZE: tl.constexpr):  # fmt: skip
@@ -41,7 +41,7 @@ def mass_kernel(h, dh, gates, mass_HP, inverse_HP, dmass_HP, borders, firsts, ow
     tl.store(dmass_HP + t, dmass)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def state_gradient_kernel(q, dh, gates, first_m, inverse_HP, dmass_HP, last_dc, last_dn, dcs, dns, first_dc, first_dn,
                           borders, firsts, T, N, G, H, q_b, q_t, q_h, g_b, g_t, g_h, scale, TILE: tl.constexpr,
                           K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -123,7 +123,7 @@ def of_states(v, v_t, dh, g_t, cs, ns, dcs, dns, left, inverse, dmass, kk, TILE:
     return read * inverse[:, None] + dmass[:, None] * n_K[None, :], written + dn_K[None, :], tl.sum(product, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gradient_kernel(q, k, v, dh, gates, first_m, inverse_HP, dmass_HP, cs, ns, dcs, dns, dq, dk, dv, dlog_i, dlog_f,
                     borders, firsts, owners, T, N, G, H, q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
                     a_b, a_t, a_h, c_b, c_t, c_h, d_b, d_t, d_h, scale, TILE: tl.constexpr, K: tl.constexpr,

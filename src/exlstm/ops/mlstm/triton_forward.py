@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from exlstm.ops.mlstm.triton_gates import (
+    SIZES,
     carry_weight,
     owner,
     pair_weights,
@@ -85,7 +86,7 @@ def scores(q, q_t, left_q, k, k_t, left_k, TILE: tl.constexpr, K: tl.constexpr, 
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def state_kernel(k, v, gates, first_m, first_c, first_n, cs, ns, last_c, last_n, borders, firsts, T, N, G, H,
                  k_b, k_t, k_h, v_b, v_t, v_h, TILE: tl.constexpr, PARTS: tl.constexpr, K: tl.constexpr,
                  V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
@@ -126,7 +127,7 @@ def norm_of(mass, m, eps, NORMALIZE: tl.constexpr):
     return floor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def output_kernel(q, k, v, gates, first_m, cs, ns, h, mass_HP, borders, firsts, owners, T, N, G, H, q_b, q_t, q_h,
                   k_b, k_t, k_h, v_b, v_t, v_h, h_b, h_t, h_h, scale, eps, TILE: tl.constexpr, PARTS: tl.constexpr,
                   K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,

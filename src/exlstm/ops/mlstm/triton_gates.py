@@ -27,6 +27,8 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# of kernels: one compiled form serves all lengths and batches, and a size of 1 is a number like any other
+SIZES = ("T", "N", "G", "H")
 
 
 @triton.jit
@@ -67,7 +69,7 @@ def put_unit(at, plane, m):
     tl.store(at + 4 * plane, (m - high.to(tl.float64)).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def sum_kernel(log_i, log_f, reset, gates, maps, borders, firsts, owners, T, N, G, H, TILE: tl.constexpr,
                PACKED: tl.constexpr, RESETS: tl.constexpr):  # fmt: skip
     """A tile of a head: all planes, with in the place of m what it is after nothing; and maps [2, H, G] of m over it.
@@ -104,7 +106,7 @@ def sum_kernel(log_i, log_f, reset, gates, maps, borders, firsts, owners, T, N, 
     tl.store(here + G.to(tl.int64) * H, tl.sum(tl.where(step == TILE - 1, b, 0.0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def unit_scan(maps, first_m, after, borders, firsts, T, N, G, H, BLOCK: tl.constexpr, PACKED: tl.constexpr):
     """A sequence and head: m after each of its tiles, in float64 [H, G], from the tiles' maps."""
     merged = tl.program_id(0).to(tl.int64)
@@ -121,7 +123,7 @@ def unit_scan(maps, first_m, after, borders, firsts, T, N, G, H, BLOCK: tl.const
         m = tl.sum(tl.where(step == BLOCK - 1, m_after, 0.0), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def unit_kernel(gates, after, first_m, last_m, borders, firsts, owners, T, N, G, H, TILE: tl.constexpr,
                 PACKED: tl.constexpr):  # fmt: skip
     """A tile of a head: m, and after the last tile what the state says."""

@@ -48,7 +48,7 @@ def larger(x, y):
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def step_kernel(q, k, v, i, f, reset, c0, n0, m0, c1, n1, m1, h, H, q_b, q_h, q_k, k_b, k_h, k_k, v_b, v_h, v_v, i_b,
                 i_h, f_b, f_h, reset_b, scale, eps, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr,
                 BV: tl.constexpr, EXP_GATE: tl.constexpr, NORMALIZE: tl.constexpr, RESETS: tl.constexpr):  # fmt: skip

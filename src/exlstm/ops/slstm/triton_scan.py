@@ -24,7 +24,7 @@ def matrix(r, head, V: tl.constexpr, WIDE: tl.constexpr):
     return at, (j % WIDE < V)[:, None] & (k < V)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "H"])
 def forward_kernel(x, r, first, reset, lengths, planes, B, T, H, V: tl.constexpr, WIDE: tl.constexpr,
                    ROWS: tl.constexpr, MIXING: tl.constexpr, RESETS: tl.constexpr, EXP_FORGET: tl.constexpr,
                    PRECISION: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
@@ -60,7 +60,7 @@ def forward_kernel(x, r, first, reset, lengths, planes, B, T, H, V: tl.constexpr
         tl.store(out_at + past, together(h_VB, c_VB, n_VB, m_VB, WIDE, ROWS), mask=all_there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "H"])
 def backward_kernel(raw, r, first, reset, lengths, planes, dh, dh1, dx, dh0, dc, dn, B, T, H, V: tl.constexpr,
                     WIDE: tl.constexpr, ROWS: tl.constexpr, MIXING: tl.constexpr, RESETS: tl.constexpr,
                     EXP_FORGET: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip

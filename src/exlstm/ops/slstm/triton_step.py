@@ -14,7 +14,7 @@ import triton.language as tl
 from exlstm.ops.slstm.triton_cell import apart, state_before, step, step_gradients, together
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit(do_not_specialize=["t", "B", "T", "H"])
 def forward_step(x, r, first, reset, lengths, planes, t, B, T, H, V: tl.constexpr, UNITS: tl.constexpr,
                  ROWS: tl.constexpr, DEPTH: tl.constexpr, RESETS: tl.constexpr, EXP_FORGET: tl.constexpr,
                  PRECISION: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
@@ -48,7 +48,7 @@ def forward_step(x, r, first, reset, lengths, planes, t, B, T, H, V: tl.constexp
     tl.store(out_at, out_JB, mask=all_there)
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit(do_not_specialize=["t", "B", "T", "H"])
 def backward_step(raw, r, first, reset, lengths, planes, dh, dh1, dx, dh0, dc, dn, t, B, T, H, V: tl.constexpr,
                   UNITS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, RESETS: tl.constexpr,
                   EXP_FORGET: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
