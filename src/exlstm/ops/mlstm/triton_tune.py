@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from exlstm.ops.kept import remember
 from exlstm.ops.mlstm.triton import backward, forward
@@ -107,5 +107,5 @@ def timed(run: Callable[[], object], clock: Clock) -> float:
     """Milliseconds; infinite for what does not fit."""
     try:
         return clock(run)
-    except (OutOfResources, torch.OutOfMemoryError):
+    except (OutOfResources, PTXASError, torch.OutOfMemoryError):
         return math.inf
