@@ -3,6 +3,8 @@
 An input is a list of eight tensors: q, k, v, i, f and the state C, n, m.
 """
 
+from itertools import pairwise
+
 import torch
 from hypothesis import strategies as st
 
@@ -10,6 +12,7 @@ from exlstm.ops.mlstm import MLSTMState, mlstm
 
 NAMES = ("q", "k", "v", "i", "f", "c", "n", "m")
 BACKENDS = ["chunkwise", "recurrent"]
+BORDERS = [0, 7, 8, 8, 50, 75]  # sequences: one step, and none at all
 # both forms in float64 differ by rounding alone; a division by a mass near the eps of 1e-6 magnifies it
 ROUNDING = 1e-9
 
@@ -55,9 +58,9 @@ def drawn(data, longest, rows, heads):
     return x, options, data.draw(st.integers(1, 45))
 
 
-def with_a_large_unit():
+def with_a_large_unit(T=200):
     """m is near 10,000, where float32 has steps of 0.001."""
-    x = make(1, 200, 1, 4, 3, dtype=torch.float32, positive=True)
+    x = make(1, T, 1, 4, 3, dtype=torch.float32, positive=True)
     x[3], x[4] = x[3] + 1e4, x[4] + 3
     x[7] = x[7] + 1e4
     return x
@@ -96,3 +99,23 @@ def everything(x, run):
 def in_true_units(h, state):
     """The output and the memory in units that do not depend on m."""
     return h, state.c_BHKV * torch.exp(state.m_BH)[..., None, None], state.n_BHK * torch.exp(state.m_BH)[..., None]
+
+
+def packed(borders, H=2, seed=0):
+    """The eight tensors: one row of inputs, and a state for each sequence."""
+    row = make(1, borders[-1], H, 8, 6, seed=seed, positive=True)
+    return row[:5] + make(len(borders) - 1, 1, H, 8, 6, seed=seed + 1, positive=True)[5:]
+
+
+def one_by_one(borders, *x, reset_BT=None, **options):
+    """What packing has to equal."""
+    found = []
+    for number, (begin, end) in enumerate(pairwise(borders)):
+        state = MLSTMState(*(t[number : number + 1] for t in x[5:]))
+        if begin == end:
+            found.append((x[2][:, :0], state))
+            continue
+        reset = None if reset_BT is None else reset_BT[:, begin:end]
+        found.append(mlstm(*(t[:, begin:end] for t in x[:5]), state, reset_BT=reset, backend="recurrent", **options))
+    outputs, states = zip(*found, strict=True)
+    return torch.cat(outputs, dim=1), MLSTMState(*map(torch.cat, zip(*states, strict=True)))

@@ -15,6 +15,7 @@ from exlstm.ops.choose import recorded
 from exlstm.ops.mlstm import mlstm
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
+triton = pytest.importorskip("exlstm.ops.mlstm.triton")
 fast, definition = partial(call, backend="triton"), partial(call, backend="recurrent")
 
 
@@ -31,47 +32,56 @@ def check(sizes, chunk_len, **options):
 
 def test_names():
     """The one test here in which the names of tensors are checked."""
-    everything(here(make(2, 19, 2, 8, 6, dtype=torch.float32)), partial(fast, chunk_len=16))
+    everything(here(make(1, 5, 2, 8, 6, dtype=torch.float32)), partial(fast, chunk_len=16))
 
 
-@pytest.mark.parametrize(("T", "chunk_len"), [(1, 16), (16, 16), (37, 16), (65, 64)])
-def test_lengths(T, chunk_len):
-    check((2, T, 2, 8, 6), chunk_len)
+@pytest.mark.parametrize(("B", "T", "H"), [(1, 1, 1), (1, 16, 1), (2, 20, 2)])
+def test_lengths(B, T, H):
+    check((B, T, H, 8, 6), 16)
 
 
-@pytest.mark.parametrize(("T", "chunk_len"), [(140, 64), (300, 128), (530, 256)])
+@pytest.mark.parametrize(("T", "chunk_len"), [(140, 64), (400, 256)])
 def test_several_tiles_in_several_chunks(T, chunk_len):
     """Pairs of tiles, tiles between them, the state from chunk to chunk; resets fall in, on and between tiles."""
     check((1, T, 1, 16, 16), chunk_len)
     check((1, T, 1, 16, 16), chunk_len, reset_BT=resets(1, T, share=0.01))
 
 
-@pytest.mark.parametrize(("K", "V"), [(72, 40), (24, 136), (130, 66)])
+def test_a_scan_over_tiles_in_several_blocks(monkeypatch):
+    """What was large at first still is after all blocks."""
+    monkeypatch.setattr(triton, "SCAN", 2)
+    x = here(make(1, 70, 1, 4, 3, positive=True))
+    x[4], x[7] = x[4] + 6, x[7] + 20
+    got = everything([t.float() for t in x], partial(fast, chunk_len=16))
+    assert_same(got, everything(x, definition), tolerance=2e-5)
+
+
+@pytest.mark.parametrize(("K", "V"), [(24, 136), (130, 66)])
 def test_widths_of_several_blocks_and_of_no_power_of_two(K, V):
-    check((1, 40, 1, K, V), 32)
+    check((1, 20, 1, K, V), 32)
 
 
-@pytest.mark.parametrize(("gate", "chunk_len"), [(1.0, 64), (10.0, 16), (40.0, 128)])
-def test_accuracy(gate, chunk_len):
+@pytest.mark.parametrize(("gate", "T", "chunk_len"), [(1.0, 40, 64), (10.0, 48, 16), (40.0, 100, 128)])
+def test_accuracy(gate, T, chunk_len):
     """As accurate as the definition in float32, with weak and with strong gates."""
-    draws = [here(make(1, 140, 1, 8, 8, gate=gate, dtype=torch.float32, seed=seed)) for seed in range(7)]
+    draws = [here(make(1, T, 1, 8, 8, gate=gate, dtype=torch.float32, seed=seed)) for seed in range(5)]
     assert_as_accurate_in_the_middle(partial(fast, chunk_len=chunk_len), definition, draws, names=NAMES)
 
 
 @pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_variants(input_gate, normalize):
-    check((1, 150, 1, 8, 8), 128, input_gate=input_gate, normalize=normalize, reset_BT=resets(1, 150, share=0.02))
+    check((1, 100, 1, 8, 8), 128, input_gate=input_gate, normalize=normalize, reset_BT=resets(1, 100, share=0.02))
 
 
 def test_ragged_rows():
     check((3, 50, 1, 8, 8), 32, lengths_B=torch.tensor([50, 33, 0]), reset_BT=resets(3, 50, share=0.05))
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_any_shape_is_the_definition(data):
-    x, options, chunk_len = drawn(data, longest=40, rows=2, heads=2)
+    x, options, chunk_len = drawn(data, longest=33, rows=2, heads=2)
     x, options = here(x), here(options)
     want = everything(x, partial(definition, **options))
     assert_same(everything([t.float() for t in x], partial(fast, chunk_len=chunk_len, **options)), want, tolerance=2e-4)
@@ -79,13 +89,13 @@ def test_any_shape_is_the_definition(data):
 
 def test_a_unit_that_is_large():
     """States are in units of the m that is stored, rounded: whatever weighs them has to use the same."""
-    x = here(with_a_large_unit())
+    x = here(with_a_large_unit(T=70))
     want = output_and_gradients(definition, [t.double() for t in x])
     assert_same(output_and_gradients(partial(fast, chunk_len=16), x), want, tolerance=2e-5)
 
 
 def test_cutting_time_changes_nothing():
-    x = here(make(2, 90, 2, 8, 8, dtype=torch.float32, gate=3.0, positive=True))
+    x = here(make(1, 60, 1, 8, 8, dtype=torch.float32, gate=3.0, positive=True))
 
     def cut_in_two(*x):
         h1_BTHV, state = fast(*[t[:, :41] for t in x[:5]], *x[5:], chunk_len=32)
@@ -95,7 +105,7 @@ def test_cutting_time_changes_nothing():
     assert_same(everything(x, cut_in_two), everything(x, fast), tolerance=1e-4)
 
 
-@pytest.mark.parametrize("f", [-1e15, torch.finfo(torch.float32).min, -torch.inf])
+@pytest.mark.parametrize("f", [-1e15, -torch.inf])
 def test_a_forget_gate_that_closes_for_good(f):
     x = make(1, 80, 1, 4, 3, dtype=torch.float32, positive=True)
     x[4][:, [30, 64]] = f
@@ -105,22 +115,33 @@ def test_a_forget_gate_that_closes_for_good(f):
 
 
 def test_inputs_in_any_order_of_memory():
-    """As they come out of one projection, or transposed; the gradient that comes in may be one number, expanded."""
-    x = here(make(2, 40, 3, 8, 6, dtype=torch.float32, positive=True))
-    want = everything(x, fast)
+    """As they come out of one projection, or transposed."""
+    x = here(make(2, 20, 2, 8, 6, dtype=torch.float32, positive=True))
+    reset_BT = here(resets(2, 20))
+    plain, run = (partial(form, reset_BT=reset_BT.T.contiguous().T) for form in (definition, fast))
     turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in x]
     assert not turned[0].is_contiguous()
-    assert_same(everything(turned, fast), want, tolerance=1e-6)
-    joined = torch.cat([x[0], x[1]], dim=3)
-    views = [*joined.split(8, dim=3), *x[2:]]
-    assert torch.equal(fast(*views)[0], fast(*x)[0])
-    x[0].requires_grad_()
-    fast(*x)[0].sum().backward()
-    assert torch.isfinite(x[0].grad).all()
+    assert_same(everything(turned, run), everything(x, plain), tolerance=2e-5)
+    x = here(make(2, 70, 2, 8, 6, dtype=torch.float32, positive=True))
+    found = []
+    for form in (definition, partial(fast, chunk_len=128)):
+        q_BTHK, joined_BTHJ = x[0].clone().requires_grad_(), torch.cat([x[1], x[2]], dim=3).requires_grad_()
+        h_BTHV, state = form(q_BTHK, *joined_BTHJ.split([8, 6], dim=3), *x[3:5], *x[5:])
+        out = torch.cat([h_BTHV, q_BTHK, q_BTHK], dim=3)
+        (out.square().sum() + state.c_BHKV.sum() + state.n_BHK.sum()).backward()
+        found.append({"h": h_BTHV.detach(), "gradient of q": q_BTHK.grad, "gradient of k, v": joined_BTHJ.grad})
+    assert_same(found[1], found[0], tolerance=2e-5)
+
+
+def test_the_gradient_that_comes_in_is_one_number_expanded():
+    x = here(make(1, 5, 1, 4, 3, dtype=torch.float32, positive=True))
+    x[2].requires_grad_()
+    found = [torch.autograd.grad(form(*x)[0].sum(), x[2])[0] for form in (definition, fast)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_and_state_stay_as_they_are():
-    x = here(make(2, 40, 2, 8, 6, dtype=torch.float32))
+    x = here(make(1, 20, 2, 8, 6, dtype=torch.float32))
     before = [t.clone() for t in x]
     everything(x, fast)
     assert all(map(torch.equal, x, before))
@@ -133,6 +154,28 @@ def test_backends():
     assert choices[0].backend == ("numba" if DEVICE == "cpu" else "triton")
     with pytest.raises(ValueError, match=r"float64 in the input"):
         fast(*(t.double() for t in x))
+
+
+def test_a_mass_of_nothing():
+    """Two steps cancel to a mass of exactly 0, which has no sign and so no gradient; m = 200 leaves no floor."""
+    x = [torch.ones_like(t) for t in make(1, 2, 1, 1, 1, dtype=torch.float32)]
+    x[1][:, 1], x[2][:, 1] = -1, 3
+    x[3], x[4], x[5:] = x[3] * 200, x[4] * torch.inf, [torch.zeros_like(t) for t in x[5:]]
+    x, options = here(x), {"eps": 0.5}
+    want = output_and_gradients(partial(definition, **options), x)
+    assert_same(output_and_gradients(partial(fast, chunk_len=16, **options), x), want, tolerance=1e-5)
+
+
+def test_float16():
+    """The memory sums up to more than float16 can hold."""
+    x = here(make(1, 20, 1, 8, 6, dtype=torch.float16, positive=True))
+    x[2], x[4] = 30_000 + 1000 * x[2], x[4] + 6
+    h_BTHV, state = fast(*x, chunk_len=16)
+    exact_BTHV, exact = definition(*(t.double() for t in x))
+    assert h_BTHV.dtype == torch.float16
+    assert state.c_BHKV.dtype == torch.float32
+    for got, want in ((h_BTHV, exact_BTHV), (state.c_BHKV, exact.c_BHKV)):
+        assert (got - want).abs().max() <= 1e-3 * want.abs().max()
 
 
 def check_bfloat16(sizes, chunk_len, **options):
@@ -149,10 +192,10 @@ def check_bfloat16(sizes, chunk_len, **options):
         assert error <= 1e-2, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("chunk_len", [16, 128])
+@pytest.mark.parametrize(("T", "chunk_len"), [(40, 16), (140, 128)])
 @pytest.mark.usefixtures("bfloat16_as_on_a_gpu")
-def test_bfloat16(chunk_len):
-    check_bfloat16((1, 140, 2, 16, 24), chunk_len, reset_BT=resets(1, 140, share=0.01))
+def test_bfloat16(T, chunk_len):
+    check_bfloat16((1, T, 1, 16, 24), chunk_len, reset_BT=resets(1, T, share=0.01))
 
 
 @pytest.mark.gpu
