@@ -221,3 +221,12 @@ def test_three_hundred_thousand_steps():
         _, state = mlstm(*(x[:, :cut] for x in inputs), backend="triton")
         rest_BTHV, _ = mlstm(*(x[:, cut:] for x in inputs), state, backend="triton")
     torch.testing.assert_close(whole_BTHV[:, cut:], rest_BTHV, rtol=0.05, atol=0.05)
+
+
+def test_a_step_after_a_reset_that_writes_little():
+    """m was 0 before it, so m is at least log f, however small the input gate."""
+    x, reset_BT = here(make(1, 5, 1, 4, 3, positive=True)), here(torch.arange(5)[None] == 4)
+    x[3][:, 4], x[4] = -3, x[4] + 6
+    want = everything(x, partial(definition, reset_BT=reset_BT))
+    got = everything([t.float() for t in x], partial(fast, chunk_len=16, reset_BT=reset_BT))
+    assert_same(got, want, tolerance=2e-5)
