@@ -17,6 +17,7 @@ from torch import Tensor
 from exlstm.ops.library import operator
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState
 from exlstm.ops.shared import wide
+from exlstm.ops.triton_math import log_sigmoid
 
 ENOUGH = 512  # programs: some for each of the hundred or so multiprocessors of a large GPU
 TILE = 4096  # numbers of C that a program holds at a time: 32 for each of its threads, all of them on their way at once
@@ -29,17 +30,6 @@ def exponential(x):
     x = tl.where(x < -150.0, -150.0, tl.where(x > 150.0, 150.0, x))
     n = tl.floor(x * 1.4426950408889634 + 0.5)
     return tl.exp((x - n * 0.693359375) + n * 2.12194440e-4) * tl.exp2(n)
-
-
-@triton.jit
-def log_sigmoid(x):
-    """log(1 / (1 + e^-x)) = min(x, 0) - log(1 + e^-|x|); the logarithm as 2 artanh(e / (2 + e))."""
-    e = exponential(-tl.abs(x))
-    y = e / (e + 2.0)
-    y2 = y * y
-    p = (((y2 / 15 + 1 / 13) * y2 + 1 / 11) * y2 + 1 / 9) * y2 + 1 / 7
-    p = (p * y2 + 1 / 5) * y2 + 1 / 3
-    return tl.minimum(x, 0.0) - 2.0 * (y + y * y2 * p)
 
 
 @triton.jit
@@ -59,7 +49,8 @@ def step_kernel(q, k, v, i, f, reset, c0, n0, m0, c1, n1, m1, h, H, q_b, q_h, q_
     merged, part = (tl.program_id(0) // tl.cdiv(V, BV)).to(tl.int64), tl.program_id(0) % tl.cdiv(V, BV)
     row, head = merged // H, merged % H
     log_i = tl.load(i + row * i_b + head * i_h).to(tl.float32)
-    log_f, m_before = log_sigmoid(tl.load(f + row * f_b + head * f_h).to(tl.float32)), tl.load(m0 + merged)
+    raw_f, m_before = tl.load(f + row * f_b + head * f_h).to(tl.float32), tl.load(m0 + merged)
+    log_f = log_sigmoid(raw_f, exponential(-tl.abs(raw_f)))
     fresh = tl.full([], False, tl.int1)
     if RESETS:
         fresh = tl.load(reset + row * reset_b) != 0
@@ -68,7 +59,7 @@ def step_kernel(q, k, v, i, f, reset, c0, n0, m0, c1, n1, m1, h, H, q_b, q_h, q_
     if EXP_GATE:
         m = larger(kept, log_i)
     else:
-        log_i = log_sigmoid(log_i)
+        log_i = log_sigmoid(log_i, exponential(-tl.abs(log_i)))
     decay, write = exponential(kept - m), exponential(log_i - m)
     column = part * BV + tl.arange(0, BV)
     v_V = tl.load(v + row * v_b + head * v_h + column * v_v, mask=column < V, other=0.0).to(tl.float32)

@@ -11,6 +11,8 @@ T time  H heads  V head width  J gates times units  B rows of the batch
 import triton
 import triton.language as tl
 
+from exlstm.ops.triton_math import log_sigmoid
+
 
 @triton.jit
 def apart(x_JB, UNITS: tl.constexpr, ROWS: tl.constexpr):
@@ -38,17 +40,6 @@ def state_before(t, first, planes, B, T, H, V: tl.constexpr):
 
 
 @triton.jit
-def log_sigmoid(x):
-    """log(1 / (1 + e^-x)) = min(x, 0) - log(1 + e^-|x|); the logarithm as 2 artanh(e / (2 + e))."""
-    e = tl.exp(-tl.abs(x))
-    y = e / (e + 2.0)
-    y2 = y * y
-    p = (((y2 / 15 + 1 / 13) * y2 + 1 / 11) * y2 + 1 / 9) * y2 + 1 / 7
-    p = (p * y2 + 1 / 5) * y2 + 1 / 3
-    return tl.minimum(x, 0.0) - 2.0 * (y + y * y2 * p)
-
-
-@triton.jit
 def sigmoid(x):
     """1 / (1 + e^-x), for any x."""
     e = tl.exp(-tl.abs(x))
@@ -69,7 +60,7 @@ def tanh(x):
 @triton.jit
 def weights(i, f, n, m, EXP_FORGET: tl.constexpr):
     """(decay, write, m after) of a step, from the gates before their activations and the state before."""
-    past = (f if EXP_FORGET else log_sigmoid(f)) + m
+    past = (f if EXP_FORGET else log_sigmoid(f, tl.exp(-tl.abs(f)))) + m
     after = tl.where(n == 0, i, tl.maximum(past, i))
     return tl.exp(tl.minimum(past - after, 0.0)), tl.exp(i - after), after
 
