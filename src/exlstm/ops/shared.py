@@ -124,6 +124,11 @@ def bfloat16_is_emulated() -> bool:
     return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def block(width: int, most: int) -> int:
+    """Of a kernel for GPUs: a power of two from 16 to `most` that holds `width` numbers, if it can."""
+    return max(16, min(most, 1 << (width - 1).bit_length()))
+
+
 def like(mask: Tensor, x: Tensor) -> Tensor:
     """`mask` with trailing axes of size one, so that it broadcasts against `x` from the left."""
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))

@@ -19,10 +19,10 @@ from torch import Tensor
 from exlstm.ops.library import operator
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
 from exlstm.ops.mlstm.triton_backward import gradient_kernel, mass_kernel, state_gradient_kernel
-from exlstm.ops.mlstm.triton_config import Config, Launch, block, config_of, work_of
+from exlstm.ops.mlstm.triton_config import Config, Launch, config_of, work_of
 from exlstm.ops.mlstm.triton_forward import output_kernel, state_kernel
 from exlstm.ops.mlstm.triton_gates import sum_kernel, unit_kernel, unit_scan
-from exlstm.ops.shared import wide
+from exlstm.ops.shared import block, wide
 
 SCAN = 256  # tiles that a program of the scan over tiles takes at once
 

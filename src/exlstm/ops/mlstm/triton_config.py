@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from exlstm.ops.kept import remembered
-from exlstm.ops.shared import graphics
+from exlstm.ops.shared import block, graphics
 
 ENOUGH = 128  # programs that keep a GPU busy
 EDITION = 1  # counts up when kernels change, so that every machine measures again
@@ -45,11 +45,6 @@ class Work(NamedTuple):
     K: int
     V: int
     few: bool
-
-
-def block(width: int, most: int) -> int:
-    """A power of two from 16 to `most` that holds `width` numbers, if it can."""
-    return max(16, min(most, 1 << (width - 1).bit_length()))
 
 
 def work_of(dtype: torch.dtype, K: int, V: int, merged: int) -> Work:

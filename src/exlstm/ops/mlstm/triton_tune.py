@@ -17,8 +17,8 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from exlstm.ops.kept import remember
 from exlstm.ops.mlstm.triton import backward, forward
-from exlstm.ops.mlstm.triton_config import Config, Launch, block, by_rule, config_of, key_of, work_of
-from exlstm.ops.shared import graphics
+from exlstm.ops.mlstm.triton_config import Config, Launch, by_rule, config_of, key_of, work_of
+from exlstm.ops.shared import block, graphics
 
 CUTS = ((64, 1), (64, 2), (64, 4), (128, 1), (128, 2))  # steps of a tile, tiles of a chunk
 FORWARD, BACKWARD = ("state", "output"), ("state_gradient", "gradient")

@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from exlstm.ops.library import operator
-from exlstm.ops.shared import contiguous, exactly, wide
+from exlstm.ops.shared import block, contiguous, exactly, wide
 from exlstm.ops.slstm.reference import SLSTMState
 from exlstm.ops.slstm.triton_scan import backward_kernel, forward_kernel
 from exlstm.ops.slstm.triton_step import backward_step, forward_step
@@ -33,11 +33,6 @@ class Plan(NamedTuple):
     grid: tuple[int, int]
     forward: dict[str, Any]
     backward: dict[str, Any]
-
-
-def block(width: int, most: int) -> int:
-    """A power of two from 16 to `most` that holds `width` numbers, if it can."""
-    return max(16, min(most, int(triton.next_power_of_2(width))))
 
 
 def scan_plan(B: int, H: int, V: int, dtype: torch.dtype, mixing: bool) -> Plan:
