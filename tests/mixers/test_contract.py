@@ -21,6 +21,8 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid"),
     "mlstm no normaliser": MLSTMConfig(input_gate="sigmoid", normalize=False),
     "mlstm conv of 1": MLSTMConfig(conv_width=1, heads=2, qkv_block=8),
+    "mlstm biases": MLSTMConfig(bias=True, up_factor=1.35, up_multiple=4),
+    "mlstm_large biases": MLSTMLargeConfig(bias=True),
     "mlstm_large no cap": MLSTMLargeConfig(gate_cap=None, key_factor=0.25, value_factor=2.0),
     "slstm no conv": SLSTMConfig(conv_width=0),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),
@@ -397,12 +399,25 @@ def test_map_state_keeps_the_structure():
 
 
 @pytest.mark.parametrize(
+    ("factor", "multiple", "inner"),
+    [(2.0, 64, 64), (1.3, 64, 64), (2.01, 64, 128), (1.3, 1, 42), (1.3, 4, 44), (1.25, 1, 40), (1.25, 12, 48)],
+)
+def test_the_inner_width_is_rounded_up(factor, multiple, inner):
+    """1: to the next whole number; a width that is a multiple stays."""
+    mixer = MLSTMConfig(heads=2, qkv_block=2, up_factor=factor, up_multiple=multiple).build(WIDTH)
+    assert mixer.inner == mixer.skip.numel() == inner
+    assert mixer.up.out_features == 2 * inner
+
+
+@pytest.mark.parametrize(
     ("config", "width", "message"),
     [
         (MLSTMConfig(heads=5), 32, "heads is 5; it must divide the inner width 64"),
         (MLSTMConfig(heads=0), 32, "heads is 0; it must divide the inner width 64"),
         (MLSTMConfig(qkv_block=3), 32, "qkv_block is 3; it must divide the inner width 64"),
         (MLSTMConfig(conv_width=0), 32, "conv_width is 0; it must be at least 1"),
+        (MLSTMConfig(up_multiple=0), 32, "up_multiple is 0; it must be at least 1"),
+        (MLSTMConfig(up_factor=1.35, up_multiple=1), 30, "heads is 4; it must divide the inner width 41"),
         (MLSTMLargeConfig(heads=3), 32, "heads is 3; it must divide the width 16 of the keys"),
         (MLSTMLargeConfig(heads=16, value_factor=0.75), 32, "heads is 16; it must divide the width 24 of the values"),
         (MLSTMLargeConfig(key_factor=0.0), 32, "heads is 4; it must divide the width 0 of the keys"),

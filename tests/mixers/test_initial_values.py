@@ -44,6 +44,20 @@ def test_mlstm():
     assert not p
 
 
+def test_biases_are_zero_at_first_and_nothing_else_is_added():
+    added = {
+        MLSTMConfig: ["up.bias", "q.bias_D", "k.bias_D", "v.bias_D", "down.bias"],
+        MLSTMLargeConfig: ["q.bias", "k.bias", "v.bias", "o.bias", "norm.bias", "out.bias"],
+    }
+    for config, names in added.items():
+        p, plain = build(config(bias=True)), build(config())
+        for name in names:
+            assert name not in plain
+            assert not p.pop(name).any()
+        assert {name: x.shape for name, x in p.items()} == {name: x.shape for name, x in plain.items()}
+        assert (p["norm.weight"] == 1).all()
+
+
 def test_the_input_gates_bias_is_small_and_random():
     assert_normal(torch.cat([build(MLSTMConfig(heads=64))["i.bias"] for _ in range(10)]), 0.1)
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import elu, gelu, linear, silu
 
 from exlstm.nn.layers import (
+    ACTIVATIONS,
     BlockLinear,
     CausalConv,
     GatedMLP,
@@ -27,10 +28,44 @@ def random(module):
 
 def test_block_linear_is_a_block_diagonal_matrix():
     layer, x = random(BlockLinear(12, 4)).double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    assert layer.bias_D is None
     torch.testing.assert_close(layer(x), x @ torch.block_diag(*layer.weight_HVK).mT, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("activation", "act"), [("gelu", gelu), ("silu", silu)])
+@pytest.mark.parametrize("blocks", [3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_block_linear_adds_its_bias(blocks, dtype):
+    """In the dtype of its result, also under autocast; blocks of 4 in float32 have a kernel."""
+    layer, x = random(BlockLinear(12, blocks, bias=True)).to(dtype), torch.randn(2, 5, 12).to(dtype)
+    exact = x.double() @ torch.block_diag(*layer.weight_HVK.double()).mT + layer.bias_D.double()
+    room = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.03}[dtype]
+    torch.testing.assert_close(layer(x), exact.to(dtype), rtol=room, atol=room)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == (torch.float64 if dtype == torch.float64 else torch.bfloat16)
+    torch.testing.assert_close(y.double(), exact, rtol=0.05, atol=0.05)
+
+
+def selu(x):
+    """Klambauer et al. 2017, with their constants."""
+    return 1.0507009873554805 * elu(x, 1.6732632423543772)
+
+
+FORMULAS = {
+    "gelu": gelu,
+    "silu": silu,
+    "relu": lambda x: x.clamp(min=0),
+    "relu2": lambda x: x.clamp(min=0) ** 2,
+    "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
+    "selu": selu,
+}
+
+
+def test_every_activation_has_a_formula():
+    assert FORMULAS.keys() == ACTIVATIONS.keys()
+
+
+@pytest.mark.parametrize(("activation", "act"), FORMULAS.items(), ids=FORMULAS)
 def test_gated_mlp(activation, act):
     """The first half of `up` is the gate, and gelu is the exact one."""
     mlp, x = random(GatedMLP(6, 10, activation)).double(), torch.randn(2, 5, 6, dtype=torch.float64)
@@ -43,6 +78,19 @@ def test_gated_mlp(activation, act):
     }
 
 
+def test_gated_mlp_with_biases():
+    mlp, x = random(GatedMLP(6, 10, "relu2", bias=True)).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    inner = x @ mlp.up.weight.mT + mlp.up.bias
+    want = (inner[..., :10].clamp(min=0) ** 2 * inner[..., 10:]) @ mlp.down.weight.mT + mlp.down.bias
+    torch.testing.assert_close(mlp(x), want, rtol=1e-12, atol=1e-12)
+    assert mlp.up.bias.shape == (20,)
+
+
+def test_an_activation_that_is_not_known():
+    with pytest.raises(ValueError, match=r"^activation is 'tanh'; it must be one of gelu, silu, relu, .*, selu\.$"):
+        GatedMLP(6, 10, "tanh")
+
+
 def test_width_norm():
     x = torch.randn(2, 3, 8)
     for kind, function in (("layer", layer_norm), ("rms", rms_norm)):
@@ -50,6 +98,21 @@ def test_width_norm():
         assert (norm.weight == 1).all()
         random(norm)
         assert torch.equal(norm(x), function(x, norm.weight, 1e-3))
+        assert [name for name, _ in norm.named_parameters()] == ["weight"]
+        norm = WidthNorm(8, kind, 1e-3, bias=True)
+        assert (norm.weight == 1).all()
+        assert not norm.bias.any()
+        random(norm)
+        torch.testing.assert_close(norm(x), function(x, norm.weight, 1e-3) + norm.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_head_norm_with_a_bias():
+    norm, x = HeadNorm(2, 4, 1e-3, bias=True), torch.randn(2, 3, 2, 4)
+    assert not norm.bias.any()
+    random(norm)
+    want = head_norm(x, norm.weight.view(2, 4), 1e-3).flatten(2) + norm.bias
+    torch.testing.assert_close(norm(x), want, rtol=1e-6, atol=1e-6)
+    assert [name for name, _ in HeadNorm(2, 4, 1e-3).named_parameters()] == ["weight"]
 
 
 def test_head_norm_merges_the_heads():

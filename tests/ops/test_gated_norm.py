@@ -15,7 +15,7 @@ from exlstm.ops.choose import recorded
 from exlstm.ops.gated_norm import gated_norm
 
 VARIANTS = [(activation, skip) for activation in ("silu", "sigmoid") for skip in (True, False)]
-NAMES = ("h", "gain", "z", "skip", "c")
+NAMES = ("h", "gain", "z", "skip", "c", "bias")
 
 
 class Nothing(NamedTuple):
@@ -33,9 +33,11 @@ def make(B, T, H, V, *, seed=0, skip=True, mean=0.0, scale=1.0, dtype=torch.floa
     return [t.to(dtype) for t in x]
 
 
-def call(h, gain, z, skip=None, c=None, **options):
-    """As `accuracy` wants it."""
-    return gated_norm(h, gain, z, skip_E=skip, c_BTE=c, **options), Nothing()
+def call(h, gain, z, *others, **options):
+    """As `accuracy` wants it. The others are skip, c and bias; or bias; or skip and c."""
+    skip, c = others[:2] if len(others) > 1 else (None, None)
+    bias = others[-1] if len(others) % 2 else None
+    return gated_norm(h, gain, z, skip_E=skip, c_BTE=c, bias_E=bias, **options), Nothing()
 
 
 definition = partial(call, backend="torch")
@@ -47,11 +49,21 @@ def everything(op, x, **options):
     return same.everything(x, partial(op, **options), NAMES[: len(x)])
 
 
-def by_formula(h, gain, z, skip, c, activation, eps):
+def with_bias(x):
+    """The same tensors and a bias after them."""
+    return [*x, torch.randn(x[1].shape, generator=torch.Generator().manual_seed(8), dtype=x[1].dtype)]
+
+
+def biased_names(x):
+    """The names of what `with_bias` gives."""
+    return (*NAMES[: len(x) - 1], "bias")
+
+
+def by_formula(h, gain, z, skip, c, activation, eps, bias=0.0):
     """The page's equations, letter by letter."""
     centred = h - h.mean(-1, keepdim=True)
     n = (centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()).flatten(2)
-    inside = gain * n if skip is None else gain * n + skip * c
+    inside = gain * n + bias + (0.0 if skip is None else skip * c)
     return inside / (1 + torch.exp(-z)) * (z if activation == "silu" else 1)
 
 
@@ -62,6 +74,9 @@ def test_the_definition_is_the_formula(activation, skip):
         want = by_formula(*x, *[None] * (5 - len(x)), activation, eps)
         got, _ = definition(*x, activation=activation, eps=eps)
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+        *_, bias = x = with_bias(x)
+        want = by_formula(*x[:-1], *[None] * (6 - len(x)), activation, eps, bias)
+        torch.testing.assert_close(definition(*x, activation=activation, eps=eps)[0], want, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=60)
@@ -84,6 +99,32 @@ def test_accuracy(T, H, V, activation, skip):
     options = {"activation": activation, "eps": 1e-5}
     x = make(2, T, H, V, skip=skip)
     assert_as_accurate(partial(numba, **options), partial(definition, **options), x, names=NAMES)
+
+
+@pytest.mark.parametrize(("activation", "skip"), VARIANTS)
+@pytest.mark.parametrize(("T", "H", "V"), [(1, 4, 128), (70, 3, 33), (40, 30, 4)])
+def test_accuracy_with_a_bias(T, H, V, activation, skip):
+    """Outputs and every gradient, over several tiles of rows."""
+    options, x = {"activation": activation, "eps": 1e-5}, with_bias(make(2, T, H, V, skip=skip))
+    assert_as_accurate(partial(numba, **options), partial(definition, **options), x, names=biased_names(x))
+
+
+def test_a_bias_seen_from_afar_and_its_gradient_alone():
+    """It need not be contiguous; and without a gradient of its own it gets none."""
+    x = with_bias(make(2, 40, 2, 9, skip=False))
+    apart = torch.stack([x[3], x[3] + 1], dim=-1)[..., 0]
+    assert not apart.is_contiguous()
+    assert torch.equal(numba(*x[:3], apart)[0], numba(*x)[0])
+    with torch.no_grad():
+        assert torch.equal(call(*x[:3], apart)[0], call(*x)[0])
+    dy_BTE = torch.randn(2, 40, 18)
+    for number in range(4):
+        together, alone = [t.clone().requires_grad_() for t in x], [t.clone() for t in x]
+        alone[number].requires_grad_()
+        numba(*together)[0].backward(dy_BTE)
+        numba(*alone)[0].backward(dy_BTE)
+        assert torch.equal(alone[number].grad, together[number].grad)
+        assert [t.grad is None for t in alone] == [n != number for n in range(4)]
 
 
 @pytest.mark.parametrize(("mean", "scale"), [(100.0, 1.0), (1e4, 1.0), (1e4, 0.01), (0.0, 1e-4), (1.0, 1e-6), (0, 1e6)])
@@ -156,7 +197,7 @@ def test_gradients_from_rows_that_are_part_of_longer_ones(number, cut):
             assert not seen[number].is_contiguous()
         y_BTE, _ = numba(*seen[:5])
         results.append(torch.autograd.grad(y_BTE, leaves, seen[5]))
-    for name, got, want in zip(NAMES, *results, strict=True):
+    for name, got, want in zip(NAMES[:5], *results, strict=True):
         assert torch.equal(got, want), name
 
 
@@ -166,7 +207,7 @@ def test_an_expanded_gradient():
     for op, dtype in ((numba, torch.float32), (definition, torch.float64)):
         x = [t.to(dtype).requires_grad_() for t in make(2, 5, 2, 6)]
         op(*x)[0].sum().backward()
-        grads.append({f"gradient of {name}": t.grad for name, t in zip(NAMES, x, strict=True)})
+        grads.append({f"gradient of {name}": t.grad for name, t in zip(NAMES[:5], x, strict=True)})
     same.assert_same(*grads, tolerance=1e-5)
 
 
@@ -212,7 +253,7 @@ def test_some_gradients_alone():
 def test_threads_change_nothing(monkeypatch):
     """Any number of threads, work large or small, and several callers at once."""
     monkeypatch.setattr("exlstm.ops.numba_gated_norm.THREAD_NUMBERS", 64)
-    x = make(3, 67, 3, 16)
+    x = with_bias(make(3, 67, 3, 16))
     results = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -252,18 +293,21 @@ def test_other_dtypes(dtype):
 @pytest.mark.parametrize(("B", "T", "H", "V"), [(1, 1, 1, 1), (1, 1, 4, 16), (3, 1, 2, 33), (2, 5, 3, 8)])
 @pytest.mark.parametrize("activation", ["silu", "sigmoid"])
 @pytest.mark.parametrize("skip", [True, False])
-def test_a_few_rows_without_gradients(dtype, B, T, H, V, activation, skip):
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_few_rows_without_gradients(dtype, B, T, H, V, activation, skip, bias):
     """One kernel for both dtypes; c and z may be parts of longer rows."""
     h, gain, z, s, c = make(B, T, H, V, mean=3.0, dtype=dtype)
     z, c = (torch.cat([x, x + 1, x], dim=-1)[..., H * V : 2 * H * V] for x in (z, c))
     options = {"skip_E": s, "c_BTE": c} if skip else {}
+    options |= {"bias_E": torch.randn(H * V).to(dtype)} if bias else {}
     with recorded() as choices:
         got = gated_norm(h, gain, z, activation=activation, **options)
     assert choices[0].backend == "numba"
     wide = {name: x.double() for name, x in options.items()}
     exact = gated_norm(h.double(), gain.double(), z.double(), activation=activation, backend="torch", **wide)
-    plain = gated_norm(h, gain, z, activation=activation, backend="torch", **options)
-    compare("y", exact, plain, got, 2.0)
+    with torch.enable_grad():  # so that no norm inside runs on this kernel too
+        plain = gated_norm(h, gain.requires_grad_(), z, activation=activation, backend="torch", **options)
+    compare("y", exact, plain.detach(), got, 2.0)
 
 
 def test_which_backend_runs():
@@ -292,6 +336,8 @@ def test_errors():
         gated_norm(h, gain, z, skip_E=skip[:1], c_BTE=c)
     with pytest.raises(ValueError, match=r"c has shape \(2, 2, 8\)"):
         gated_norm(h, gain, z, skip_E=skip, c_BTE=c[:, :2])
+    with pytest.raises(ValueError, match=r"bias has shape \(2, 4\)"):
+        gated_norm(h, gain, z, bias_E=gain.view(2, 4))
     with pytest.raises(ValueError, match="skip and c come together"):
         gated_norm(h, gain, z, skip_E=skip)
     with pytest.raises(ValueError, match="activation is 'relu'"):

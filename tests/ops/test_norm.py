@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from accuracy import compare
-from exlstm.ops.norm import FEW, few_rows, head_norm, layer_norm, rms_norm
+from exlstm.ops.norm import FEW, alike, few_rows, head_norm, layer_norm, rms_norm
 
 
 def centred(x):
@@ -22,12 +22,15 @@ def by_formula(kind, x, gain, eps):
 def test_formulas(scale):
     """At a scale of 1e-3 an eps of 1e-5 decides: it has to stand inside the root."""
     x, gain = scale * torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    bias = torch.randn(8, dtype=torch.float64)
     for kind, function in (("layer", layer_norm), ("rms", rms_norm)):
-        torch.testing.assert_close(function(x, gain, 1e-5), by_formula(kind, x, gain, 1e-5), rtol=1e-11, atol=1e-12)
-    heads, gain = x.unflatten(-1, (2, 4)), gain.view(2, 4)
-    torch.testing.assert_close(
-        head_norm(heads, gain, 1e-5), by_formula("layer", heads, gain, 1e-5), rtol=1e-11, atol=1e-12
-    )
+        want = by_formula(kind, x, gain, 1e-5)
+        torch.testing.assert_close(function(x, gain, 1e-5), want, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(function(x, gain, 1e-5, bias), want + bias, rtol=1e-11, atol=1e-12)
+    heads, gain, bias = x.unflatten(-1, (2, 4)), gain.view(2, 4), bias.view(2, 4)
+    want = by_formula("layer", heads, gain, 1e-5)
+    torch.testing.assert_close(head_norm(heads, gain, 1e-5), want, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(head_norm(heads, gain, 1e-5, bias), want + bias, rtol=1e-11, atol=1e-12)
 
 
 def test_heads_are_normalised_on_their_own():
@@ -42,11 +45,13 @@ def test_statistics_are_wide(function):
     """bfloat16 has 8 bits: a mean or a sum of squares in it would be off by a percent. Only the result is rounded."""
     x = (torch.randn(4, 64, 2, 256) + 10).bfloat16()
     gain = (torch.rand(2, 256) if function is head_norm else torch.rand(256)).bfloat16()
-    y = function(x, gain, 1e-5)
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, function(x.float(), gain.float(), 1e-5).bfloat16())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(function(x, gain, 1e-5), y)
+    for bias in (None, gain.flip(-1)):
+        y = function(x, gain, 1e-5, bias)
+        assert y.dtype == torch.bfloat16
+        wide_bias = None if bias is None else bias.float()
+        assert torch.equal(y, function(x.float(), gain.float(), 1e-5, wide_bias).bfloat16())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(function(x, gain, 1e-5, bias), y)
 
 
 @pytest.mark.parametrize("function", [layer_norm, rms_norm])
@@ -59,6 +64,20 @@ def test_a_few_rows_are_as_accurate_as_many(function, dtype, scale, offset):
     exact = function(x.double(), gain.double(), 1e-5)
     plain = function(x, gain.clone().requires_grad_(), 1e-5).detach()
     compare(function.__name__, exact, plain, function(x, gain, 1e-5), 2.0)
+    bias = torch.randn(77).to(dtype)
+    exact = function(x.double(), gain.double(), 1e-5, bias.double())
+    plain = function(x, gain, 1e-5, bias.clone().requires_grad_()).detach()
+    compare(function.__name__, exact, plain, function(x, gain, 1e-5, bias), 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_few_heads_with_a_bias(dtype):
+    x, gain, bias = (torch.randn(shape).to(dtype) for shape in ((3, 1, 2, 33), (2, 33), (2, 33)))
+    exact = head_norm(x.double(), gain.double(), 1e-5, bias.double())
+    plain = head_norm(x, gain, 1e-5, bias.clone().requires_grad_()).detach()
+    compare("head_norm", exact, plain, head_norm(x, gain, 1e-5, bias), 2.0)
+    apart = torch.stack([bias, bias + 1], dim=-1)[..., 0]
+    assert torch.equal(head_norm(x, gain, 1e-5, apart), plain)
 
 
 def test_a_few_rows_that_are_not_numbers():
@@ -91,6 +110,10 @@ def test_only_a_few_plain_numbers_go_that_way():
     assert not few_rows(x.double(), gain.double())
     assert not few_rows(torch.randn(64, 2).T, gain)
     assert not few_rows(x[:0], gain)
+    assert few_rows(x, gain, gain)
+    for bias in (gain.clone().requires_grad_(), gain.double(), torch.randn(64, 2)[:, 0]):
+        assert not few_rows(x, gain, bias)
+    assert not alike(gain, torch.randn(32))
     assert not few_rows(x, torch.randn(32))
     assert not few_rows(x.to("meta"), gain)
     assert not torch.vmap(lambda one: torch.as_tensor(few_rows(one, gain)), out_dims=None)(torch.randn(2, 64))

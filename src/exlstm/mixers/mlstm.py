@@ -5,6 +5,8 @@
     i, f = W [q; k; v] + b              h = head_norm(mLSTM(q, k, v, i, f))
     y = W_down ((h + skip * c) * silu(z))
 
+With `bias`, one is added by up, q, k, v and down.
+
 B batch  T time  D model width  E inner width  J all of q, k, v  H heads  V head width (also of keys)
 """
 
@@ -32,7 +34,10 @@ class MLSTMLayerState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MLSTMConfig:
-    """mLSTM with up-projection. The inner width is up_factor * width, rounded up to a multiple of 64."""
+    """mLSTM with up-projection. The inner width is up_factor * width, rounded up to a multiple of up_multiple.
+
+    bias: of the projections up and down and of q, k, v; the gates and the convolution always have theirs.
+    """
 
     heads: int = 4
     up_factor: float = 2.0
@@ -41,6 +46,8 @@ class MLSTMConfig:
     input_gate: InputGate = "exp"
     normalize: bool = True
     norm_eps: float = 1e-5
+    bias: bool = False
+    up_multiple: int = 64
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where the inner width cannot be cut into heads and blocks."""
@@ -52,27 +59,31 @@ class MLSTM(nn.Module):
 
     def __init__(self, width: int, config: MLSTMConfig, depth: int) -> None:
         super().__init__()
-        inner = round_up(config.up_factor * width, 64)
+        if config.up_multiple < 1:
+            raise ValueError(f"up_multiple is {config.up_multiple}; it must be at least 1.")
+        inner = round_up(config.up_factor * width, config.up_multiple)
         for name, parts in {"heads": config.heads, "qkv_block": config.qkv_block}.items():
             if parts < 1 or inner % parts:
                 raise ValueError(f"{name} is {parts}; it must divide the inner width {inner}.")
         if config.conv_width < 1:
             raise ValueError(f"conv_width is {config.conv_width}; it must be at least 1.")
         self.config, self.inner, self.backend = config, inner, "auto"
-        self.up = Linear(width, 2 * inner, bias=False)
+        self.up = Linear(width, 2 * inner, bias=config.bias)
         self.conv = CausalConv(inner, config.conv_width)
-        self.q = BlockLinear(inner, inner // config.qkv_block)
-        self.k = BlockLinear(inner, inner // config.qkv_block)
-        self.v = BlockLinear(inner, inner // config.qkv_block)
+        self.q = BlockLinear(inner, inner // config.qkv_block, config.bias)
+        self.k = BlockLinear(inner, inner // config.qkv_block, config.bias)
+        self.v = BlockLinear(inner, inner // config.qkv_block, config.bias)
         self.i = Linear(3 * inner, config.heads)
         self.f = Linear(3 * inner, config.heads)
         self.norm = HeadNorm(config.heads, inner // config.heads, config.norm_eps)
         self.skip = nn.Parameter(torch.empty(inner))
-        self.down = Linear(inner, width, bias=False)
+        self.down = Linear(inner, width, bias=config.bias)
         conv_bound = config.conv_width**-0.5  # as torch's Conv1d
+        biases = ("up.bias", "q.bias_D", "k.bias_D", "v.bias_D", "down.bias") if config.bias else ()
         init.fill(
             self,
             {
+                **dict.fromkeys(biases, init.zeros),
                 "up.weight": init.small(width),
                 "conv.weight_DW": init.uniform(conv_bound),
                 "conv.bias_D": init.uniform(conv_bound),

@@ -3,6 +3,8 @@
     q, k, v, o = W x                    i, f = cap * tanh((W x + b) / cap)
     y = W_out (sigmoid(o) * head_norm(mLSTM(q, k, v, i, f)))
 
+With `bias`, one is added by each of these W, and by the norm after its gain.
+
 B batch  T time  D model width  H heads  K key width  V value width
 """
 
@@ -21,7 +23,10 @@ from exlstm.ops.mlstm import InputGate, MLSTMState, mlstm
 
 @dataclass(frozen=True, kw_only=True)
 class MLSTMLargeConfig:
-    """mLSTM at the model width. Widths of keys and values are factors of the model width, over all heads."""
+    """mLSTM at the model width. Widths of keys and values are factors of the model width, over all heads.
+
+    bias: of q, k, v, o, out and the head norm; the gates always have theirs.
+    """
 
     heads: int = 4
     key_factor: float = 0.5
@@ -30,6 +35,7 @@ class MLSTMLargeConfig:
     input_gate: InputGate = "exp"
     normalize: bool = True
     norm_eps: float = 1e-6
+    bias: bool = False
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where a width cannot be cut into heads."""
@@ -47,17 +53,19 @@ class MLSTMLarge(nn.Module):
                 raise ValueError(f"heads is {config.heads}; it must divide the width {size} of the {name}.")
         self.config, self.backend = config, "auto"
         self.key_width, self.value_width = keys // config.heads, values // config.heads
-        self.q = Linear(width, keys, bias=False)
-        self.k = Linear(width, keys, bias=False)
-        self.v = Linear(width, values, bias=False)
-        self.o = Linear(width, values, bias=False)
+        self.q = Linear(width, keys, bias=config.bias)
+        self.k = Linear(width, keys, bias=config.bias)
+        self.v = Linear(width, values, bias=config.bias)
+        self.o = Linear(width, values, bias=config.bias)
         self.i = Linear(width, config.heads)
         self.f = Linear(width, config.heads)
-        self.norm = HeadNorm(config.heads, self.value_width, config.norm_eps)
-        self.out = Linear(values, width, bias=False)
+        self.norm = HeadNorm(config.heads, self.value_width, config.norm_eps, config.bias)
+        self.out = Linear(values, width, bias=config.bias)
+        biases = ("q.bias", "k.bias", "v.bias", "o.bias", "norm.bias", "out.bias") if config.bias else ()
         init.fill(
             self,
             {
+                **dict.fromkeys(biases, init.zeros),
                 "q.weight": init.small(width),
                 "k.weight": init.small(width),
                 "v.weight": init.small(width),
@@ -86,7 +94,8 @@ class MLSTMLarge(nn.Module):
             reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
             normalize=self.config.normalize, backend=self.backend,
         )  # fmt: skip
-        y_BTM = gated_norm(h_BTHV, self.norm.weight, o_BTM, activation="sigmoid", eps=self.norm.eps)
+        norm = self.norm
+        y_BTM = gated_norm(h_BTHV, norm.weight, o_BTM, bias_E=norm.bias, activation="sigmoid", eps=norm.eps)
         y_BTD = self.out(y_BTM)
         return mask_tail(y_BTD, lengths_B), state
 

@@ -5,10 +5,9 @@
 B batch  T time  D model width  C classes (vocabulary)
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +18,22 @@ from exlstm.nn import init
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
 
+if TYPE_CHECKING:
+    from exlstm.models.snapshot import Snapshot, Tokens
+
 LMState = tuple[State, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig:
-    """A gated MLP: down(act(gate(x)) * up(x)) with `hidden` channels inside."""
+    """A gated MLP: down(act(gate(x)) * up(x)) with `hidden` channels inside.
+
+    activation: "gelu" is the exact one, "relu2" the square of relu. bias: of both projections.
+    """
 
     hidden: int
     activation: Activation = "gelu"
+    bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,8 @@ class LMConfig:
     """The whole architecture. blocks lists every block in order.
 
     logit_cap: logits are held within (-cap, cap) by cap * tanh(x / cap). dropout: on the embedding and on what every
-    mixer and MLP adds to the residual stream, in training only.
+    mixer and MLP adds to the residual stream, in training only. norm_bias: every norm over the width adds a bias after
+    its gain. out_norm: False for none between the last block and the head.
     """
 
     vocab_size: int
@@ -54,6 +61,8 @@ class LMConfig:
     tie_embeddings: bool = False
     logit_cap: float | None = None
     dropout: float = 0.0
+    norm_bias: bool = False
+    out_norm: bool = True
 
     def __post_init__(self) -> None:
         for name, value in {"vocab_size": self.vocab_size, "width": self.width, "blocks": len(self.blocks)}.items():
@@ -63,20 +72,27 @@ class LMConfig:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1.")
 
 
+def width_norm(config: LMConfig) -> WidthNorm:
+    """A new norm of this model."""
+    return WidthNorm(config.width, config.norm, config.norm_eps, config.norm_bias)
+
+
 class Block(nn.Module):
     """One block of the stack."""
 
     def __init__(self, config: LMConfig, index: int) -> None:
         super().__init__()
         block, depth = config.blocks[index], len(config.blocks)
-        norm: Callable[[], WidthNorm] = partial(WidthNorm, config.width, config.norm, config.norm_eps)
         self.dropout = config.dropout
-        self.mixer_norm = norm()
+        self.mixer_norm = width_norm(config)
         self.mixer = block.mixer.build(config.width, depth=depth, index=index)
         self.mlp_norm, self.mlp = None, None
         if block.mlp is not None:
-            self.mlp_norm, self.mlp = norm(), GatedMLP(config.width, block.mlp.hidden, block.mlp.activation)
-            init.fill(self.mlp, {"up.weight": init.small(config.width), "down.weight": init.wang(config.width, depth)})
+            self.mlp_norm = width_norm(config)
+            self.mlp = GatedMLP(config.width, block.mlp.hidden, block.mlp.activation, block.mlp.bias)
+            biases = dict.fromkeys(("up.bias", "down.bias") if block.mlp.bias else (), init.zeros)
+            weights = {"up.weight": init.small(config.width), "down.weight": init.wang(config.width, depth)}
+            init.fill(self.mlp, weights | biases)
 
     def forward(
         self, x_BTD: Tensor, state: State = None, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None
@@ -108,7 +124,7 @@ class LM(nn.Module):
         self.shapes_kept: tuple[int, LMState] | None = None
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
-        self.norm = WidthNorm(config.width, config.norm, config.norm_eps)
+        self.norm = width_norm(config) if config.out_norm else None
         self.head = Linear(config.width, config.vocab_size, bias=False)
         for matrix in (self.embed, self.head):
             init.fill(matrix, {"weight": init.small(config.width)})
@@ -157,7 +173,7 @@ class LM(nn.Module):
             before = None if state is None else state[index]
             x_BTD, block_state = block(x_BTD, before, reset_BT=reset_BT, lengths_B=lengths_B)
             after.append(block_state)
-        return self.norm(x_BTD), tuple(after)
+        return x_BTD if self.norm is None else self.norm(x_BTD), tuple(after)
 
     def read_out(self, x: Tensor) -> Tensor:
         """Logits [..., C] of hidden states [..., D]."""
@@ -220,6 +236,19 @@ class LM(nn.Module):
     def state_bytes(self, length: int = 0) -> int:
         """Bytes of one sequence's state after `length` tokens. Only attention makes it depend on the length."""
         return sum(mixer.state_bytes(length) for mixer in self.mixers)
+
+    def read(
+        self, prompts: "Tokens | Sequence[Tokens]", after: "Snapshot | None" = None, *, chunk_len: int = 512
+    ) -> "Snapshot":
+        """Read one prompt, or several of any lengths, without gradients and dropout: what to go on from, as a value.
+
+        prompts: ids, at least one each. after: what was read before, one row per prompt; None for nothing.
+        At most `chunk_len` tokens of a prompt are in flight, and logits are made of its last token only: memory does
+        not grow with the prompt. Raises ValueError for prompts that cannot be read and for another model's snapshot.
+        """
+        from exlstm.models.snapshot import read
+
+        return read(self, prompts, after, chunk_len=chunk_len)
 
     def summary(self, length: int = 2048) -> str:
         """Blocks, parameters, FLOPs per token and state bytes as a table in plain text; `length` is the context."""

@@ -3,6 +3,7 @@
 B batch  T time  D width  H blocks or heads  K input and V output width of each  W window  F hidden width of an MLP
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,48 +16,71 @@ from exlstm.ops.conv import ConvActivation, ConvState, causal_conv
 from exlstm.ops.norm import head_norm, layer_norm, rms_norm
 
 Norm = Literal["layer", "rms"]
-Activation = Literal["gelu", "silu"]
+Activation = Literal["gelu", "silu", "relu", "relu2", "sigmoid", "selu"]
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)^2 (So et al. 2021, arXiv:2109.08668)."""
+    return functional.relu(x).square()
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,  # the exact one, with erf
+    "silu": functional.silu,
+    "relu": functional.relu,
+    "relu2": squared_relu,
+    "sigmoid": torch.sigmoid,
+    "selu": functional.selu,
+}
 
 
 class WidthNorm(nn.Module):
-    """Layer norm without bias, or RMS norm, over the model width. The gain is stored as it is applied: 1 at first."""
+    """Layer norm or RMS norm over the model width, then a gain and perhaps a bias.
 
-    def __init__(self, width: int, kind: Norm, eps: float) -> None:
+    Both are stored as they are applied: 1 and 0 at first.
+    """
+
+    def __init__(self, width: int, kind: Norm, eps: float, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.kind, self.eps = kind, eps
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., D]."""
-        return (layer_norm if self.kind == "layer" else rms_norm)(x, self.weight, self.eps)
+        return (layer_norm if self.kind == "layer" else rms_norm)(x, self.weight, self.eps, self.bias)
 
 
 class HeadNorm(nn.Module):
-    """Layer norm of every head on its own, with one gain per channel."""
+    """Layer norm of every head on its own, with one gain per channel, and perhaps one bias."""
 
-    def __init__(self, heads: int, head_width: int, eps: float) -> None:
+    def __init__(self, heads: int, head_width: int, eps: float, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(heads * head_width))
+        self.bias = nn.Parameter(torch.zeros(heads * head_width)) if bias else None
         self.heads, self.eps = heads, eps
 
     def forward(self, x_BTHV: Tensor) -> Tensor:
         """Heads in, heads merged out: [B, T, H, V] -> [B, T, H V]."""
-        return head_norm(x_BTHV, self.weight.view(self.heads, -1), self.eps).flatten(2)
+        b_HV = None if self.bias is None else self.bias.view(self.heads, -1)
+        return head_norm(x_BTHV, self.weight.view(self.heads, -1), self.eps, b_HV).flatten(2)
 
 
 class BlockLinear(nn.Module):
-    """A block-diagonal linear map: `blocks` small matrices side by side, no bias."""
+    """A block-diagonal linear map: `blocks` small matrices side by side, and perhaps a bias."""
 
     backend = "auto"
 
-    def __init__(self, width: int, blocks: int) -> None:
+    def __init__(self, width: int, blocks: int, bias: bool = False) -> None:
         super().__init__()
         size = width // blocks
         self.weight_HVK = nn.Parameter(torch.empty(blocks, size, size))
+        self.bias_D = nn.Parameter(torch.empty(width)) if bias else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        return block_linear(x_BTD, self.weight_HVK, backend=self.backend)
+        y_BTD = block_linear(x_BTD, self.weight_HVK, backend=self.backend)
+        return y_BTD if self.bias_D is None else y_BTD + self.bias_D.to(y_BTD.dtype)
 
 
 class CausalConv(nn.Module):
@@ -77,19 +101,23 @@ class CausalConv(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)), gate and up in one matrix (gate first), no biases (Shazeer 2020)."""
+    """down(act(gate(x)) * up(x)), gate and up in one matrix (gate first), perhaps with biases (Shazeer 2020).
 
-    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+    ValueError for an activation that is not one of ACTIVATIONS.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool = False) -> None:
         super().__init__()
-        self.up = Linear(width, 2 * hidden, bias=False)
-        self.down = Linear(hidden, width, bias=False)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
+        self.up = Linear(width, 2 * hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
         self.activation = activation
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
-        act = functional.gelu if self.activation == "gelu" else functional.silu
-        y_BTD: Tensor = self.down(act(gate_BTF) * value_BTF)
+        y_BTD: Tensor = self.down(ACTIVATIONS[self.activation](gate_BTF) * value_BTF)
         return y_BTD
 
 

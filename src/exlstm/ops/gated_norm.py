@@ -1,7 +1,7 @@
 """How an mLSTM layer ends: every head is normalised, and what comes out is gated (Beck et al. 2024, Figure 11).
 
     n = (h - mean) / sqrt(variance + eps)       over each head
-    y = (g n + s c) a(z)                        a = silu, or sigmoid as in xLSTM-7B; s c is the skip, if there is one
+    y = (g n + b + s c) a(z)                    a = silu, or sigmoid as in xLSTM-7B; b a bias and s c the skip, if any
 
 B batch  T time  H heads  V head width  E heads merged (H V)
 """
@@ -33,12 +33,12 @@ def numba_obstacle(tensors: tuple[Tensor | None, ...]) -> str | None:
 
 def gated_norm(
     h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, /, *, skip_E: Tensor | None = None, c_BTE: Tensor | None = None,
-    activation: GateActivation = "silu", eps: float = 1e-5, backend: str = "auto",
+    bias_E: Tensor | None = None, activation: GateActivation = "silu", eps: float = 1e-5, backend: str = "auto",
 ) -> Tensor:  # fmt: skip
-    """(head_norm(h) * gain + skip * c) * activation(z).
+    """(head_norm(h) * gain + bias + skip * c) * activation(z).
 
     h: [B, T, H, V] output of the cell. gain: [H V]. z: [B, T, H V] pre-activations of the gate. skip: [H V] and
-    c: [B, T, H V], or None for both: nothing passes by the cell.
+    c: [B, T, H V], or None for both: nothing passes by the cell. bias: [H V], or None.
     backend: "auto", "numba" (float32 on a CPU: one pass forward and one backward) or "torch" (any device and dtype).
 
     Returns y [B, T, H V]. Statistics are float32 or wider.
@@ -48,13 +48,14 @@ def gated_norm(
     if (skip_E is None) != (c_BTE is None):
         raise ValueError("skip and c come together: give both or neither.")
     for name, x, shape in (
-        ("gain", gain_E, (H * V,)), ("z", z_BTE, (B, T, H * V)), ("skip", skip_E, (H * V,)), ("c", c_BTE, (B, T, H * V))
+        ("gain", gain_E, (H * V,)), ("z", z_BTE, (B, T, H * V)), ("bias", bias_E, (H * V,)),
+        ("skip", skip_E, (H * V,)), ("c", c_BTE, (B, T, H * V)),
     ):  # fmt: skip
         if x is not None and x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; with h {tuple(h_BTHV.shape)} it must be {shape}.")
     if activation not in ("silu", "sigmoid"):
         raise ValueError(f"activation is {activation!r}; it must be 'silu' or 'sigmoid'.")
-    tensors = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE)
+    tensors = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
     short = few(tensors)
     obstacle = None if short else numba_obstacle(tensors)
     run = gated_norm_torch
@@ -63,15 +64,17 @@ def gated_norm(
             from exlstm.ops.numba_norm import gated_norm_few as run
         else:
             from exlstm.ops.numba_gated_norm import gated_norm_numba as run
-    return run(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, activation, eps)
+    return run(*tensors, activation, eps)
 
 
 def gated_norm_torch(
     h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
-    activation: GateActivation, eps: float,
+    bias_E: Tensor | None, activation: GateActivation, eps: float,
 ) -> Tensor:  # fmt: skip
     """The definition."""
-    y_BTE = head_norm(h_BTHV, gain_E.view(h_BTHV.shape[2:]), eps).flatten(2)
+    heads = h_BTHV.shape[2:]
+    bias_HV = None if bias_E is None else bias_E.view(heads)
+    y_BTE = head_norm(h_BTHV, gain_E.view(heads), eps, bias_HV).flatten(2)
     if skip_E is not None and c_BTE is not None:
         y_BTE = torch.addcmul(y_BTE, skip_E.to(y_BTE.dtype), c_BTE)
     return y_BTE * (silu if activation == "silu" else torch.sigmoid)(z_BTE)

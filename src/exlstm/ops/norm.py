@@ -14,22 +14,24 @@ from exlstm.ops.shared import has_numba, watched, wide
 FEW = 1 << 14  # numbers: for more, torch's own passes are as fast as one
 
 
-def layer_norm(x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * gain over the last axis, without bias."""
-    if few_rows(x, gain_D):
+def layer_norm(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis; None: no bias."""
+    if few_rows(x, gain_D, bias_D):
         from exlstm.ops.numba_norm import norm_numba
 
-        return norm_numba(x, gain_D, eps, False)
-    return functional.layer_norm(wide(x), gain_D.shape, wide(gain_D), eps=eps).to(x.dtype)
+        return norm_numba(x, gain_D, bias_D, eps, False)
+    b_D = None if bias_D is None else wide(bias_D)
+    return functional.layer_norm(wide(x), gain_D.shape, wide(gain_D), b_D, eps).to(x.dtype)
 
 
-def rms_norm(x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean square + eps) * gain over the last axis (Zhang & Sennrich 2019)."""
-    if few_rows(x, gain_D):
+def rms_norm(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor:
+    """x / sqrt(mean square + eps) * gain + bias over the last axis (Zhang & Sennrich 2019); None: no bias."""
+    if few_rows(x, gain_D, bias_D):
         from exlstm.ops.numba_norm import norm_numba
 
-        return norm_numba(x, gain_D, eps, True)
-    return functional.rms_norm(wide(x), gain_D.shape, wide(gain_D), eps=eps).to(x.dtype)
+        return norm_numba(x, gain_D, bias_D, eps, True)
+    y = functional.rms_norm(wide(x), gain_D.shape, wide(gain_D), eps=eps)
+    return (y if bias_D is None else y + wide(bias_D)).to(x.dtype)
 
 
 def few(tensors: Sequence[Tensor | None]) -> bool:
@@ -54,16 +56,24 @@ def few(tensors: Sequence[Tensor | None]) -> bool:
     )
 
 
-def few_rows(x: Tensor, gain_D: Tensor) -> bool:
+def few_rows(x: Tensor, gain_D: Tensor, bias_D: Tensor | None = None) -> bool:
     """Whether a norm over the width is such a kernel."""
-    return few((x, gain_D)) and x.shape[-1:] == gain_D.shape and x.is_contiguous() and gain_D.is_contiguous()
+    return few((x, gain_D, bias_D)) and x.shape[-1:] == gain_D.shape and x.is_contiguous() and alike(gain_D, bias_D)
 
 
-def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float) -> Tensor:
-    """Layer norm of every head on its own (a group norm with one group per head), one gain per channel."""
-    if few((x_BTHV, gain_HV)) and x_BTHV.is_contiguous() and gain_HV.is_contiguous():
+def alike(gain: Tensor, bias: Tensor | None) -> bool:
+    """Whether a kernel can read both from their first number to their last."""
+    return gain.is_contiguous() and (bias is None or (bias.shape == gain.shape and bias.is_contiguous()))
+
+
+def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | None = None) -> Tensor:
+    """Layer norm of every head on its own (a group norm with one group per head), one gain per channel.
+
+    bias: one per channel too, added after the gain, or None.
+    """
+    if few((x_BTHV, gain_HV, bias_HV)) and x_BTHV.is_contiguous() and alike(gain_HV, bias_HV):
         from exlstm.ops.numba_norm import head_norm_numba
 
-        return head_norm_numba(x_BTHV, gain_HV, eps)
+        return head_norm_numba(x_BTHV, gain_HV, bias_HV, eps)
     h_BTHV = functional.layer_norm(wide(x_BTHV), gain_HV.shape[1:], eps=eps) * wide(gain_HV)
-    return h_BTHV.to(x_BTHV.dtype)
+    return (h_BTHV if bias_HV is None else h_BTHV + wide(bias_HV)).to(x_BTHV.dtype)

@@ -63,6 +63,13 @@ def multiply(x_V: Array, y_V: Array, out_V: Array) -> None:
 
 
 @helper()
+def add(x_V: Array, out_V: Array) -> None:
+    """out += x"""
+    for j in range(x_V.size):
+        out_V[j] += x_V[j]
+
+
+@helper()
 def add_product(x_V: Array, y_V: Array, out_V: Array) -> None:
     """out += x y"""
     for j in range(x_V.size):
@@ -120,9 +127,10 @@ def norm_backward(n_V: Array, factor: Number, dn_V: Array, dh_V: Array) -> None:
 
 
 @compiled
-def forward_rows(first: int, last: int, H: int, V: int, h: int, g: int, s: int, c: int, c_step: int, z: int,
-                 z_step: int, y: int, silu: bool, eps: float) -> None:  # fmt: skip
-    """Rows first to last - 1 of y. Single letters in small are addresses, of float32; s, c: 0 for no skip.
+def forward_rows(first: int, last: int, H: int, V: int, h: int, g: int, b: int, s: int, c: int, c_step: int,
+                 z: int, z_step: int, y: int, silu: bool, eps: float) -> None:  # fmt: skip
+    """Rows first to last - 1 of y. Single letters in small are addresses, of float32; b: 0 for no bias; s, c: 0 for no
+    skip.
 
     A row of c and z begins c_step and z_step numbers after the one before it; those of h and y follow each other.
     """
@@ -132,6 +140,8 @@ def forward_rows(first: int, last: int, H: int, V: int, h: int, g: int, s: int, 
             y_V = tensor_at(y + 4 * (m * E + e), V, float32)
             standardise(tensor_at(h + 4 * (m * E + e), V, float32), eps, y_V)
             multiply(y_V, tensor_at(g + 4 * e, V, float32), y_V)
+            if b != 0:
+                add(tensor_at(b + 4 * e, V, float32), y_V)
             if s != 0:
                 c_V = tensor_at(c + 4 * (m * c_step + e), V, float32)
                 add_product(tensor_at(s + 4 * e, V, float32), c_V, y_V)
@@ -139,10 +149,11 @@ def forward_rows(first: int, last: int, H: int, V: int, h: int, g: int, s: int, 
 
 
 @compiled
-def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int, s: int, c: int, c_step: int, z: int,
-                  z_step: int, dy: int, dy_step: int, dh: int, dz: int, dc: int, dgs: int, silu: bool, eps: float
-                  ) -> None:  # fmt: skip
-    """Tiles first to last - 1 of the gradients; addresses as in `forward_rows`. dgs: of g and s, for each tile."""
+def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int, b: int, s: int, c: int, c_step: int,
+                  z: int, z_step: int, dy: int, dy_step: int, dh: int, dz: int, dc: int, dgs: int, db: int, silu: bool,
+                  eps: float) -> None:  # fmt: skip
+    """Tiles first to last - 1 of the gradients; addresses as in `forward_rows`. dgs: of g and s, for each tile; db: of
+    b."""  # fmt: skip
     E = H * V
     work = np.empty(2 * V, float32)
     n_V = tensor_at(address_of(work), V, float32)
@@ -150,6 +161,8 @@ def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int,
     for tile in range(first, last):
         dg, ds = dgs + 8 * tile * E, dgs + 4 * (2 * tile + 1) * E
         clear(dg, 2 * E)
+        if b != 0:
+            clear(db + 4 * tile * E, E)
         for m in range(tile * TILE, min((tile + 1) * TILE, M)):
             for e in range(0, E, V):
                 here = 4 * (m * E + e)
@@ -158,11 +171,15 @@ def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int,
                 z_V = tensor_at(z + 4 * (m * z_step + e), V, float32)
                 factor = standardise(tensor_at(h + here, V, float32), eps, n_V)
                 multiply(n_V, g_V, p_V)
+                if b != 0:
+                    add(tensor_at(b + 4 * e, V, float32), p_V)
                 if s != 0:
                     add_product(s_V, c_V, p_V)
                 dy_V = tensor_at(dy + 4 * (m * dy_step + e), V, float32)
                 gate_backward(z_V, silu, dy_V, p_V, tensor_at(dz + here, V, float32))
                 add_product(p_V, n_V, tensor_at(dg + 4 * e, V, float32))
+                if b != 0:
+                    add(p_V, tensor_at(db + 4 * (tile * E + e), V, float32))
                 if s != 0:
                     add_product(p_V, c_V, tensor_at(ds + 4 * e, V, float32))
                     multiply(p_V, s_V, tensor_at(dc + here, V, float32))
@@ -192,15 +209,16 @@ def threads_for(numbers: int) -> int:
     return 1 + numbers // THREAD_NUMBERS
 
 
-def forward(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None, silu: bool,
-            eps: float) -> Tensor:  # fmt: skip
+def forward(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
+            bias_E: Tensor | None, silu: bool, eps: float) -> Tensor:  # fmt: skip
     """y, without a graph."""
     B, T, H, V = h_BTHV.shape
     h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), even_rows(z_BTE)
     skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
+    bias_E = None if bias_E is None else bias_E.contiguous()
     y_BTE = torch.empty((B, T, H * V), dtype=torch.float32)
     arguments = (
-        H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), *addresses(skip_E, c_BTE), c_step, z_BTE.data_ptr(), z_step,
+        H, V, *addresses(h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step, z_BTE.data_ptr(), z_step,
         y_BTE.data_ptr(), silu, eps,
     )  # fmt: skip
     threads = threads_for(B * T * H * V)
@@ -216,15 +234,15 @@ class GatedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
-                silu: bool, eps: float) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE)
+                bias_E: Tensor | None, silu: bool, eps: float) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
         ctx.silu, ctx.eps = silu, eps
-        return forward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, silu, eps)
+        return forward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E, silu, eps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy_BTE: Tensor) -> tuple[Tensor | None, ...]:
-        h_BTHV, gain_E, z_BTE, skip_E, c_BTE = ctx.saved_tensors
+        h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E = ctx.saved_tensors
         B, T, H, V = h_BTHV.shape
         E, N = H * V, -(-B * T // TILE)
         h_BTHV, gain_E = h_BTHV.contiguous(), gain_E.contiguous()
@@ -233,22 +251,25 @@ class GatedNorm(torch.autograd.Function):
         dh_BTHV, dz_BTE = torch.empty_like(h_BTHV), torch.empty((B, T, E), dtype=torch.float32)
         dc_BTE = None if c_BTE is None else torch.empty_like(dz_BTE)
         dgs_NPE = torch.empty((N, 2, E), dtype=torch.float32)
+        bias_E = None if bias_E is None else bias_E.contiguous()
+        db_NE = None if bias_E is None else torch.empty((N, E), dtype=torch.float32)
         share_out(
-            backward_rows, N, B * T, H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), *addresses(skip_E, c_BTE),
-            c_step, z_BTE.data_ptr(), z_step, dy_BTE.data_ptr(), dy_step, dh_BTHV.data_ptr(), dz_BTE.data_ptr(),
-            *addresses(dc_BTE), dgs_NPE.data_ptr(), ctx.silu, ctx.eps, threads=threads_for(B * T * E),
+            backward_rows, N, B * T, H, V, *addresses(h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step,
+            z_BTE.data_ptr(), z_step, dy_BTE.data_ptr(), dy_step, dh_BTHV.data_ptr(), dz_BTE.data_ptr(),
+            *addresses(dc_BTE, dgs_NPE, db_NE), ctx.silu, ctx.eps, threads=threads_for(B * T * E),
         )  # fmt: skip
         dgain_E, dskip_E = dgs_NPE.sum(0)
-        return dh_BTHV, dgain_E, dz_BTE, None if skip_E is None else dskip_E, dc_BTE, None, None
+        dbias_E = None if db_NE is None else db_NE.sum(0)
+        return dh_BTHV, dgain_E, dz_BTE, None if skip_E is None else dskip_E, dc_BTE, dbias_E, None, None
 
 
 @untraced
 def gated_norm_numba(
     h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
-    activation: GateActivation, eps: float,
+    bias_E: Tensor | None, activation: GateActivation, eps: float,
 ) -> Tensor:  # fmt: skip
     """The numbers of `gated_norm_torch`, in float32."""
-    arguments = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE)
+    arguments = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
     silu = activation == "silu"
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments):
         y_BTE: Tensor = GatedNorm.apply(*arguments, silu, eps)  # type: ignore[no-untyped-call]

@@ -11,10 +11,11 @@ from numpy import float32, float64
 from torch import Tensor
 
 from exlstm.ops.gated_norm import GateActivation
-from exlstm.ops.numba_gated_norm import Array, add_product, dot, even_rows, gate, multiply, shift, standardise
+from exlstm.ops.numba_gated_norm import Array, add, add_product, dot, even_rows, gate, multiply, shift, standardise
 from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_math import bits_of_float, float_of_bits
 from exlstm.ops.numba_tensors import address_of, copy, double_as_long, double_at, long_at, tensor_at
+from exlstm.ops.shared import addresses
 from exlstm.ops.tape import recording
 
 
@@ -46,8 +47,8 @@ def write_numbers(x_D: Array, x: int, short: bool) -> None:
 
 
 @compiled
-def norm_rows(M: int, D: int, x: int, gain: int, y: int, short: bool, rms: bool, eps: float) -> None:
-    """y of M rows. x, gain, y: addresses of tensors, all of bfloat16 if `short`, else of float32."""
+def norm_rows(M: int, D: int, x: int, gain: int, bias: int, y: int, short: bool, rms: bool, eps: float) -> None:
+    """y of M rows. x, gain, bias (or 0), y: addresses of tensors, all of bfloat16 if `short`, else of float32."""
     x_D, gain_D, y_D = np.empty(D, float32), np.empty(D, float32), np.empty(D, float32)
     row_bytes = (2 if short else 4) * D
     read_numbers(gain, short, gain_D)
@@ -58,20 +59,23 @@ def norm_rows(M: int, D: int, x: int, gain: int, y: int, short: bool, rms: bool,
         else:
             standardise(x_D, eps, y_D)
         multiply(y_D, gain_D, y_D)
+        if bias != 0:
+            read_numbers(bias, short, x_D)  # the row is not needed any more
+            add(x_D, y_D)
         write_numbers(y_D, y + m * row_bytes, short)
 
 
 def norm_piece(a: int, _piece: int) -> None:
     """For a `Tape`: the arguments of `norm_rows`."""
-    norm_rows(long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32), long_at(a + 40) != 0,
-              long_at(a + 48) != 0, double_at(a + 56))  # fmt: skip
+    norm_rows(long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32), long_at(a + 40),
+              long_at(a + 48) != 0, long_at(a + 56) != 0, double_at(a + 64))  # fmt: skip
 
 
-def norm_numba(x: Tensor, gain_D: Tensor, eps: float, rms: bool) -> Tensor:
-    """Layer norm or RMS norm of every row of x; x and the gain contiguous and of one dtype."""
+def norm_numba(x: Tensor, gain_D: Tensor, bias_D: Tensor | None, eps: float, rms: bool) -> Tensor:
+    """Layer norm or RMS norm of every row of x; x, the gain and the bias contiguous and of one dtype."""
     y, D = torch.empty_like(x), gain_D.shape[0]
     short = x.dtype is torch.bfloat16
-    arguments = x.numel() // D, D, x.data_ptr(), gain_D.data_ptr(), y.data_ptr(), short, rms
+    arguments = x.numel() // D, D, x.data_ptr(), *addresses(gain_D, bias_D), y.data_ptr(), short, rms
     norm_rows(*arguments, eps)
     if (tape := recording()) is not None:
         tape.add(norm_piece, *arguments, double_as_long(eps))
@@ -79,9 +83,9 @@ def norm_numba(x: Tensor, gain_D: Tensor, eps: float, rms: bool) -> Tensor:
 
 
 @compiled
-def gated_norm_rows(M: int, H: int, V: int, h: int, gain: int, skip: int, c: int, c_step: int, z: int, z_step: int,
-                    y: int, short: bool, silu: bool, eps: float) -> None:  # fmt: skip
-    """y = (norm of h's heads * gain + skip c) a(z) of M rows. Small letters are addresses, skip or z 0 for none.
+def gated_norm_rows(M: int, H: int, V: int, h: int, gain: int, bias: int, skip: int, c: int, c_step: int, z: int,
+                    z_step: int, y: int, short: bool, silu: bool, eps: float) -> None:  # fmt: skip
+    """y = (norm of h's heads * gain + bias + skip c) a(z) of M rows. Small letters are addresses; bias, skip, z or 0.
 
     All are of bfloat16 if `short`, else of float32. A row of c and z begins c_step and z_step numbers after the last.
     """
@@ -96,6 +100,9 @@ def gated_norm_rows(M: int, H: int, V: int, h: int, gain: int, skip: int, c: int
             read_numbers(h + size * (m * E + e), short, h_V)
             standardise(h_V, eps, y_E[e : e + V])
         multiply(y_E, gain_E, y_E)
+        if bias != 0:
+            read_numbers(bias, short, other_E)
+            add(other_E, y_E)
         if skip != 0:
             read_numbers(c + size * m * c_step, short, other_E)
             add_product(skip_E, other_E, y_E)
@@ -109,25 +116,25 @@ def gated_norm_piece(a: int, _piece: int) -> None:
     """For a `Tape`: the arguments of `gated_norm_rows`."""
     gated_norm_rows(
         long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32), long_at(a + 40), long_at(a + 48),
-        long_at(a + 56), long_at(a + 64), long_at(a + 72), long_at(a + 80), long_at(a + 88) != 0, long_at(a + 96) != 0,
-        double_at(a + 104),
+        long_at(a + 56), long_at(a + 64), long_at(a + 72), long_at(a + 80), long_at(a + 88), long_at(a + 96) != 0,
+        long_at(a + 104) != 0, double_at(a + 112),
     )  # fmt: skip
 
 
-def head_norm_numba(h_BTHV: Tensor, gain_HV: Tensor, eps: float) -> Tensor:
-    """`head_norm` of a few rows, without a graph; both contiguous and of one dtype."""
+def head_norm_numba(h_BTHV: Tensor, gain_HV: Tensor, bias_HV: Tensor | None, eps: float) -> Tensor:
+    """`head_norm` of a few rows, without a graph; all contiguous and of one dtype."""
     *outer, H, V = h_BTHV.shape
-    y_BTHV, places = torch.empty_like(h_BTHV), (h_BTHV.data_ptr(), gain_HV.data_ptr(), 0, 0, 0, 0, 0)
+    y_BTHV, places = torch.empty_like(h_BTHV), (*addresses(h_BTHV, gain_HV, bias_HV), 0, 0, 0, 0, 0)
     arguments = (prod(outer), H, V, *places, y_BTHV.data_ptr(), h_BTHV.dtype is torch.bfloat16, False)
     gated_norm_rows(*arguments, eps)
     if (tape := recording()) is not None:
-        tape.keep((h_BTHV, gain_HV))
+        tape.keep((h_BTHV, gain_HV, bias_HV))
         tape.add(gated_norm_piece, *arguments, double_as_long(eps))
     return y_BTHV
 
 
 def gated_norm_few(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
-                   activation: GateActivation, eps: float) -> Tensor:  # fmt: skip
+                   bias_E: Tensor | None, activation: GateActivation, eps: float) -> Tensor:  # fmt: skip
     """`gated_norm` of a few rows, without a graph; all tensors of one dtype."""
     B, T, H, V = h_BTHV.shape
     short, skip, c, c_step = h_BTHV.dtype is torch.bfloat16, 0, 0, 0
@@ -135,13 +142,14 @@ def gated_norm_few(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor
     if skip_E is not None and c_BTE is not None:
         skip_E, (c_BTE, c_step) = skip_E.contiguous(), even_rows(c_BTE)
         skip, c = skip_E.data_ptr(), c_BTE.data_ptr()
+    bias_E = None if bias_E is None else bias_E.contiguous()
     y_BTE = h_BTHV.new_empty((B, T, H * V))
     arguments = (
-        B * T, H, V, h_BTHV.data_ptr(), gain_E.data_ptr(), skip, c, c_step, z_BTE.data_ptr(), z_step,
+        B * T, H, V, *addresses(h_BTHV, gain_E, bias_E), skip, c, c_step, z_BTE.data_ptr(), z_step,
         y_BTE.data_ptr(), short, activation == "silu",
     )  # fmt: skip
     gated_norm_rows(*arguments, eps)
     if (tape := recording()) is not None:
-        tape.keep((h_BTHV, gain_E, z_BTE, skip_E, c_BTE))
+        tape.keep((h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E))
         tape.add(gated_norm_piece, *arguments, double_as_long(eps))
     return y_BTE
