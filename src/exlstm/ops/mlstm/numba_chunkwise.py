@@ -162,7 +162,8 @@ class Chunkwise(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dh_BTHV: Tensor, dc_BHKV: Tensor, dn_BHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, (h_BTHV, *starts) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors  # asked for once: checkpointing refuses a second time
+        inputs, (h_BTHV, *starts) = saved[:6], saved[6:]
         log_i_BTH, log_f_BTH, _, *qkv = inputs
         B, _, H, _ = qkv[0].shape
         dstate, grads = own(dc_BHKV, dn_BHK), [torch.empty_like(x) for x in (*qkv, log_i_BTH, log_f_BTH)]
