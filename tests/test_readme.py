@@ -3,7 +3,7 @@
 `tests/test_docs.py` runs the README's Python and looks up its targets of make; here are its `exlstm` commands: every
 line of a fenced block that begins with `exlstm` or `$ exlstm`. SHORTER is appended, and a later option wins over an
 earlier one, so that whatever the README says is parsed and used, only less of it. Recipes and `exlstm demo` train for
-minutes by themselves: they get a text and a budget of their own in tests/test_cli.py.
+minutes by themselves: they get a text and a budget of their own in tests/cli.
 """
 
 import re

@@ -8,7 +8,12 @@ Importing does no work: no device is touched, and kernels compile when they firs
 """
 
 from exlstm import mixers, ops
+from exlstm.infer.engine import Engine
+from exlstm.infer.generate import generate, stream
+from exlstm.infer.prefix_cache import PrefixCache
 from exlstm.infer.quantize import quantize
+from exlstm.infer.requests import Completion, Event, Request
+from exlstm.infer.sampling import SamplingConfig
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
@@ -17,11 +22,14 @@ from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.models.checkpoints.loading import load
+from exlstm.models.checkpoints.saving import convert, save
 from exlstm.models.explain import explain
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
-from exlstm.models.saving import load, save
+from exlstm.models.snapshot import Snapshot
+from exlstm.models.state_file import load_state, save_state
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,23 +38,35 @@ __all__ = [
     "PRESETS",
     "AttentionConfig",
     "BlockConfig",
+    "Completion",
+    "Engine",
+    "Event",
     "LMConfig",
     "LSTMConfig",
     "MLPConfig",
     "MLSTMConfig",
     "MLSTMLargeConfig",
+    "PrefixCache",
+    "Request",
     "SLSTMConfig",
+    "SamplingConfig",
+    "Snapshot",
     "TokenLoop",
     "__version__",
+    "convert",
     "detach",
     "explain",
+    "generate",
     "lm_from_pattern",
     "load",
+    "load_state",
     "mixers",
     "ops",
     "preset",
     "quantize",
     "rows",
     "save",
+    "save_state",
+    "stream",
     "xlstm_pattern",
 ]

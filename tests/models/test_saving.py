@@ -12,7 +12,9 @@ from exlstm.mixers import MIXERS
 from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import PRESETS, preset
-from exlstm.models.saving import config_from_json, config_to_json, load, save
+from exlstm.models.checkpoints.loading import load
+from exlstm.models.checkpoints.own import config_from_json, config_to_json
+from exlstm.models.checkpoints.saving import save
 
 
 def build(pattern="msMal", dtype=torch.float32, **options):
@@ -90,13 +92,13 @@ def test_the_format_is_what_it_was():
     """What version 1 of the format looks like. A change here is a change for every saved model."""
     assert config_to_json(lm_from_pattern("s", vocab_size=5, width=32)) == {
         "format": 1, "model_type": "exlstm", "vocab_size": 5, "width": 32, "norm": "layer", "norm_eps": 1e-5,
-        "tie_embeddings": False, "logit_cap": None, "dropout": 0.0,
+        "tie_embeddings": False, "logit_cap": None, "dropout": 0.0, "norm_bias": False, "out_norm": True,
         "blocks": [{
             "mixer": {
                 "kind": "slstm", "heads": 4, "conv_width": 4, "forget_gate": "sigmoid", "cell_activation": "tanh",
                 "recurrence": "block", "recurrent_init": "zeros", "forget_bias": "power_law", "norm_eps": 1e-5,
             },
-            "mlp": {"hidden": 64, "activation": "gelu"},
+            "mlp": {"hidden": 64, "activation": "gelu", "bias": False},
         }],
     }  # fmt: skip
 
@@ -131,7 +133,7 @@ def no_room_for_json(*args, **kwargs):
 
 @pytest.mark.parametrize(
     ("target", "failure"),
-    [("exlstm.models.saving.save_file", no_room), ("exlstm.models.saving.save_file", no_room_for_json),
+    [("exlstm.models.checkpoints.saving.save_file", no_room), ("exlstm.models.checkpoints.saving.save_file", no_room_for_json),
      ("pathlib.Path.write_text", no_room_for_json), ("os.fsync", no_room_for_json)],
 )  # fmt: skip
 def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch, target, failure):
@@ -146,7 +148,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch, target, failure
 
 
 def test_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("exlstm.models.saving.save_file", no_room)
+    monkeypatch.setattr("exlstm.models.checkpoints.saving.save_file", no_room)
     with pytest.raises(OSError, match=r"^cannot write .*model.safetensors: .*; free some space and save again\.$"):
         save(build("m"), tmp_path)
 
@@ -189,9 +191,9 @@ def change_tensors(change):
 
 
 DAMAGE = {
-    "no config": (lambda folder: (folder / "config.json").unlink(), r"has no config.json; pass a folder that exlstm"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"has no model.safetensors; pass a folder"),
-    "cut off": (cut_off, r"model.safetensors cannot be read \(.*\); it may be cut off: save it again"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), r"has no config.json, which says what the weights"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"has no weights, such as model.safetensors"),
+    "cut off": (cut_off, r"model.safetensors cannot be read \(.*\); it may be cut off: save or download it again"),
     "cut in the header": (cut_in_the_header, r"model.safetensors cannot be read"),
     "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), r"model.safetensors cannot be read"),
     "not JSON": (lambda folder: (folder / "config.json").write_text("{'a': 1"), r"config.json is not JSON \(.*\); sa"),
@@ -202,10 +204,13 @@ DAMAGE = {
     "an unknown field": (change_json(colour="red"), r"the config does not fit format 1 \(.*colour.*\); write it with"),
     "an unknown kind": (change_mixer(kind="rwkv"), r"a mixer of kind 'rwkv'; known are mlstm, mlstm_large, slstm"),
     "an unknown mixer field": (change_mixer(depth=3), r"does not fit format 1 \(.*depth.*\)"),
+    "weights of no kind": (change_json(weights="int3"), r"the config has weights 'int3'; known are int8, int4"),
     "no blocks": (change_json(blocks=None), r"the config does not fit format 1"),
-    "another width": (change_json(width=64), r"does not fit its config: .* has shape .*, the config needs .*; save"),
-    "a tensor too few": (change_tensors(lambda t: t.pop("norm.weight")), r"norm.weight has shape None, the config"),
-    "a tensor too many": (change_tensors(lambda t: t.update(x=torch.ones(1))), r"x has shape \(1,\), the config need"),
+    "another width": (change_json(width=64), r"does not fit its config: .* has shape .*, and the rest of the model needs"),
+    "a tensor too few": (change_tensors(lambda t: t.pop("norm.weight")), r"config: norm.weight is missing; save or"),
+    "a tensor too many": (
+        change_tensors(lambda t: t.update(x=torch.ones(1))), r"x of shape \(1,\) is not known to the layout 'exlstm'; save"
+    ),
 }  # fmt: skip
 
 
@@ -221,5 +226,5 @@ def test_what_cannot_be_loaded(tmp_path, case):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere has no config.json; pass a folder that exlstm.save wrote"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere; pass a folder with a model or a file"):
         load(tmp_path / "nowhere")

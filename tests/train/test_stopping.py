@@ -141,8 +141,8 @@ def full_disk_in_safetensors(*arguments: Any, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "failure"),
     [
-        ("exlstm.models.saving.save_file", full_disk),
-        ("exlstm.models.saving.save_file", full_disk_in_safetensors),
+        ("exlstm.models.checkpoints.saving.save_file", full_disk),
+        ("exlstm.models.checkpoints.saving.save_file", full_disk_in_safetensors),
         ("exlstm.train.checkpoint.save_file", full_disk_in_safetensors),
         ("exlstm.train.checkpoint.sync", full_disk),
         ("pathlib.Path.write_text", full_disk),

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from exlstm.cli.convert import Convert, convert
+from exlstm.cli.generate import Generate, generate
+from exlstm.cli.models import Weights, named, which
 from exlstm.cli.parse import similar
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES
@@ -19,11 +22,9 @@ if TYPE_CHECKING:
     from exlstm.data.tokenizer import Tokenizer
     from exlstm.mixers.contract import State
     from exlstm.models.lm import LM, LMConfig
-    from exlstm.train.run_folder import Which
 
-Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]
 Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_RUN")]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_MODEL")]
 
 SAMPLE_PROMPT = "def "
 SAMPLE_TOKENS = 200
@@ -45,24 +46,6 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
-    """Options of `exlstm generate`."""
-
-    run: Run  # folder of the run
-    prompt: str = ""  # text to continue; left out: the model begins a document
-    max_tokens: int = 256  # most tokens to generate; the model may end the document before
-    temperature: float = 0.8  # 0 always takes the most likely token, 1 samples the model's own distribution
-    top_k: int | None = None  # sample from the k most likely tokens only
-    top_p: float = 0.95  # sample from the most likely tokens that hold this much probability only
-    min_p: float = 0.0  # drop tokens less likely than this fraction of the most likely one
-    repetition_penalty: float = 1.0  # above 1, tokens that have occurred become less likely
-    seed: int = 0  # the same seed gives the same text
-    checkpoint: str = "best"  # best, last, or the number of a step
-    weights: Weights = "as-saved"  # in another precision; int8 and int4 decode faster on a CPU
-    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
-
-
-@dataclass(frozen=True, kw_only=True)
 class Presets:
     """`exlstm presets` has no options."""
 
@@ -71,14 +54,14 @@ class Presets:
 class Summary:
     """Options of `exlstm summary`."""
 
-    model: Model  # name of a preset, or folder of a run
+    model: Model  # name of a preset, or a run or model on disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explain:
     """Options of `exlstm explain`."""
 
-    model: Model = "laptop-small"  # name of a preset, or folder of a run
+    model: Model = "laptop-small"  # name of a preset, or a run or model on disk
     batch: int = 1  # sequences at a time
     length: int = 128  # tokens of each in training and in reading a prompt
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
@@ -88,7 +71,7 @@ class Explain:
 class Tune:
     """Options of `exlstm tune`."""
 
-    model: Model = "laptop-small"  # name of a preset, or folder of a run
+    model: Model = "laptop-small"  # name of a preset, or a run or model on disk
     batch: int = 8  # sequences at a time
     length: int = 2048  # tokens of each
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of what the kernels multiply
@@ -111,7 +94,7 @@ def demo(options: TrainConfig) -> None:
         return
     folder = Path(summary.run)
     print(f"\nA sample, as `exlstm generate {folder} --prompt {SAMPLE_PROMPT!r}` gives it:\n")
-    generate(Generate(run=summary.run, prompt=SAMPLE_PROMPT, device=options.device))
+    generate(Generate(model=summary.run, prompt=SAMPLE_PROMPT, device=options.device))
     print(f"\nThe learning curve is in {folder / 'loss.png'}, the report in {folder / 'report.html'}.")
 
 
@@ -129,7 +112,7 @@ def evaluate(options: Evaluate) -> None:
         context=None if options.context is None else _lengths(options.context),
         tokens=options.tokens,
         minutes=options.minutes,
-        checkpoint=_checkpoint(options.checkpoint),
+        checkpoint=which(options.checkpoint),
         device=options.device,
     )
     saved = run()
@@ -148,33 +131,6 @@ def evaluate(options: Evaluate) -> None:
             f"({after.bits_per_byte / before.bits_per_byte - 1:+.2%}), "
             f"perplexity {before.perplexity:.3f} -> {after.perplexity:.3f}"
         )
-
-
-def generate(options: Generate) -> None:
-    """`exlstm generate`: the prompt, then the continuation, piece by piece."""
-    from exlstm.infer.generate import generate_text
-    from exlstm.infer.quantize import with_weights
-    from exlstm.infer.sampling import SamplingConfig
-    from exlstm.train.evaluate import pick_device
-    from exlstm.train.run_folder import open_run
-
-    sampling = SamplingConfig(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-    )
-    folder = open_run(options.run)
-    model = folder.load_model(_checkpoint(options.checkpoint), device=str(pick_device(options.device)))
-    model = with_weights(model, options.weights)
-    pieces = generate_text(
-        model, folder.tokenizer(), options.prompt, max_tokens=options.max_tokens, sampling=sampling, seed=options.seed
-    )
-    print(options.prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print(flush=True)
 
 
 def presets(options: Presets) -> None:
@@ -254,7 +210,20 @@ COMMANDS: dict[str, Command] = {
         options=Evaluate,
         run=evaluate,
     ),
-    "generate": Command(help="continue a text with a run; streams as it comes", options=Generate, run=generate),
+    "generate": Command(
+        help="continue a text, many texts or a conversation; streams as it comes",
+        more="Ctrl-C ends the text and not the program: the state is kept where that was asked for. What a prompt and "
+        "its continuation leave behind is a state of constant size: --save-state keeps it, --state goes on from it.",
+        options=Generate,
+        run=generate,
+    ),
+    "convert": Command(
+        help="write a model in another layout, dtype, or with weights of fewer bits",
+        more="Reads our own layout, transformers' xlstm, xlstm-large (single and fused) and the paper's package, and "
+        "writes each of them. Weights go through memory a shard at a time.",
+        options=Convert,
+        run=convert,
+    ),
     "demo": Command(
         help="five minutes: train on Python's own source, compare, generate",
         more="Replaces the former demo in runs/demo. Options change the recipe, as in `exlstm train --recipe demo`.",
@@ -263,7 +232,7 @@ COMMANDS: dict[str, Command] = {
         run=demo,
     ),
     "presets": Command(help="the models that have a name, with their sizes", options=Presets, run=presets),
-    "summary": Command(help="blocks, parameters, FLOPs and state of a preset or a run", options=Summary, run=summary),
+    "summary": Command(help="blocks, parameters, FLOPs and state of a preset or a model", options=Summary, run=summary),
     "explain": Command(help="which backend each op of a model runs on here, and why", options=Explain, run=explain),
     "tune": Command(
         help="find the fastest settings of the mLSTM's GPU kernels, and keep them",
@@ -293,37 +262,31 @@ def _lengths(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _checkpoint(text: str) -> "Which | int":
-    if text == "best":
-        return "best"
-    if text == "last":
-        return "last"
-    if not text.isdecimal():
-        raise ValueError(f"--checkpoint {text!r} cannot work; use best, last, or the number of a step.")
-    return int(text)
-
-
 def _check_not_quantised(options: Evaluate) -> None:
     """Said at once, not after the minutes that the first of two evaluations takes."""
-    from exlstm.models.saving import saved_bits
+    from exlstm.models.checkpoints.loading import open_checkpoint
     from exlstm.train.run_folder import open_run
 
     if options.weights in ("int8", "int4"):
         folder = open_run(options.run)
-        checkpoint = folder.checkpoint_at(folder.step_of(_checkpoint(options.checkpoint)))
-        if bits := saved_bits(checkpoint):
-            raise ValueError(f"{checkpoint} is quantised already ({bits}); leave out --weights {options.weights}.")
+        checkpoint = folder.checkpoint_at(folder.step_of(which(options.checkpoint)))
+        with open_checkpoint(checkpoint) as found:
+            if found.bits:
+                raise ValueError(
+                    f"{checkpoint} is quantised already ({found.bits}); leave out --weights {options.weights}."
+                )
 
 
 def _architecture(name: str) -> "LMConfig":
-    """Of a run, if there is a folder of that name, otherwise of a preset."""
+    """Of a run or a model on disk, if there is one of that name, otherwise of a preset."""
     from exlstm.models.presets import PRESETS, preset
-    from exlstm.train.run_folder import open_run
 
-    if Path(name).is_dir():
-        return open_run(name).model_config()
+    if Path(name).exists():
+        return named(name).config()
     if name not in PRESETS:
-        raise ValueError(f"there is no run and no preset {name!r}{similar(name, PRESETS)}; exlstm presets lists them.")
+        raise ValueError(
+            f"there is no model and no preset {name!r}{similar(name, PRESETS)}; exlstm presets lists them."
+        )
     return preset(name)
 
 

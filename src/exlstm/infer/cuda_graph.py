@@ -12,9 +12,9 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from exlstm.infer.steps import Steps, holders
-from exlstm.mixers.contract import leaves
-from exlstm.models.lm import LM, LMState
+from exlstm.infer.steps import Memory, Steps, holders
+from exlstm.mixers.contract import leaves, map_state
+from exlstm.models.lm import LM
 from exlstm.ops.tape import NotRecordable
 
 # before a capture: the first run compiles kernels and finds out what is kept from then on, the second is as all others
@@ -25,14 +25,19 @@ one_at_a_time = Lock()
 class GraphSteps(Steps):
     """One set of state buffers, which the graph reads and at its end overwrites."""
 
-    def __init__(self, model: LM, tokens_B1: Tensor, state: LMState | None) -> None:
-        super().__init__(model, tokens_B1, state)
+    sides = 1
+
+    def __init__(self, model: LM, tokens_B1: Tensor, memory: Memory, start: int = 0) -> None:
+        super().__init__(model, tokens_B1, memory, start)
         if torch.is_autocast_enabled("cuda"):
             raise NotRecordable("autocast keeps converted weights to itself, where a graph would not find them")
-        given = self.state()
-        self.replay, self.logits_B1C = capture(self.whole_step, model.embed.weight.device)
-        for x, before in zip(leaves(self.first), leaves(given), strict=True):
-            x.copy_(before)  # warming up went on from it
+        self.rows = memory.cut(0, start, len(tokens_B1))
+        given = map_state(torch.clone, self.rows)
+        try:
+            self.replay, self.logits_B1C = capture(self.whole_step, model.embed.weight.device)
+        finally:
+            for x, before in zip(leaves(self.rows), leaves(given), strict=True):
+                x.copy_(before)  # warming up went on from it
 
     @staticmethod
     def obstacle(model: LM) -> str | None:
@@ -42,8 +47,8 @@ class GraphSteps(Steps):
 
     def whole_step(self) -> Tensor:
         """What is captured. NotRecordable for a state that grows."""
-        logits_B1C, after = self.model.advance(self.tokens_B1, self.first)
-        pairs = list(zip(leaves(self.first), leaves(after), strict=True))
+        logits_B1C, after = self.model.advance(self.tokens_B1, self.rows)
+        pairs = list(zip(leaves(self.rows), leaves(after), strict=True))
         for x, new in pairs:
             if new.shape != x.shape or new.dtype != x.dtype:
                 raise NotRecordable(
@@ -56,10 +61,6 @@ class GraphSteps(Steps):
     def do(self) -> None:
         """One launch."""
         self.replay()
-
-    def last(self) -> LMState:
-        """Read and written by every step."""
-        return self.first
 
 
 def capture(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:

@@ -4,14 +4,11 @@ import copy
 from typing import Literal
 
 import torch
-from torch import nn
 
 from exlstm.models.lm import LM
-from exlstm.models.quantized import KINDS, Bits, quantised_layers
-from exlstm.nn.linear import Linear
+from exlstm.models.quantized import KINDS, Bits, quantised_layers, to_quantise
 
 Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]  # what the command line offers
-GATES = ("i", "f")  # decide what is remembered for how long, and are small
 
 
 def quantize(model: LM, weights: Bits) -> LM:
@@ -28,7 +25,7 @@ def quantize(model: LM, weights: Bits) -> LM:
     if quantised_layers(model):
         raise ValueError("the model is quantised already; quantise the original.")
     # deepcopy takes these as the copies of their layers, so that there are never two of a large model
-    memo = {id(layer): KINDS[weights](layer) for layer in _layers_to_quantise(model)}
+    memo = {id(layer): KINDS[weights](layer) for layer in to_quantise(model).values()}
     return copy.deepcopy(model, memo)
 
 
@@ -39,12 +36,3 @@ def with_weights(model: LM, weights: Weights) -> LM:
     if weights in ("float32", "bfloat16"):
         return model.to(getattr(torch, weights))
     return quantize(model, "int8" if weights == "int8" else "int4")
-
-
-def _layers_to_quantise(model: nn.Module) -> list[Linear]:
-    return [
-        layer
-        for module in model.modules()
-        for name, layer in module.named_children()
-        if isinstance(layer, Linear) and name not in GATES
-    ]

@@ -10,6 +10,7 @@ B batch (sequences)  C classes (vocabulary)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Generator, Tensor
@@ -128,6 +129,35 @@ def sample(
         return logits_BC.argmax(dim=-1)
     draw_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(logits_BC.device)
     return draw_from(logits_BC.double().softmax(dim=-1), draw_B)
+
+
+def sample_rows(
+    logits_BC: Tensor,
+    configs: Sequence[SamplingConfig],
+    generators: Sequence[Generator],
+    seen: Sequence[Tensor | None],
+) -> list[int | None]:
+    """`sample` of every row by its own settings; None for a row whose logits are NaN or infinite.
+
+    seen: for each row the tokens that occurred, [C] bool, or None where there is no repetition penalty.
+    """
+    most_B, likely_B = logits_BC.max(dim=-1)
+    tokens: list[int | None] = [
+        token if isfinite(most) else None for most, token in zip(most_B.tolist(), likely_B.tolist(), strict=True)
+    ]
+    groups: dict[SamplingConfig, list[int]] = {}
+    for row, config in enumerate(configs):
+        # whatever else is set, the most likely token stays the most likely one, unless it is penalised
+        if tokens[row] is not None and (config.temperature > 0.0 or config.repetition_penalty != 1.0):
+            groups.setdefault(config, []).append(row)
+    for config, rows in groups.items():
+        chosen_BC = logits_BC if len(rows) == len(logits_BC) else logits_BC[rows]
+        marked = [mark for row in rows if (mark := seen[row]) is not None]
+        seen_BC = torch.stack(marked) if len(marked) == len(rows) else None
+        drawn_B = sample(chosen_BC, config, [generators[row] for row in rows], seen_BC)
+        for row, token in zip(rows, drawn_B.tolist(), strict=True):
+            tokens[row] = token
+    return tokens
 
 
 def draw_from(probability_BC: Tensor, draw_B: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ numbers agree to rounding.
 B batch  C classes (vocabulary)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from exlstm.infer.cuda_graph import GraphSteps
 from exlstm.infer.recorded import RecordedSteps
-from exlstm.infer.steps import Steps, draws
+from exlstm.infer.steps import Memory, Steps, draws
+from exlstm.mixers.contract import leaves
+from exlstm.models.batching import join_rows, take_rows
 from exlstm.models.lm import LM, LMState
 from exlstm.ops.tape import NotRecordable
 
@@ -41,7 +44,25 @@ class TokenLoop:
     @property
     def state(self) -> LMState | None:
         """The state after the last token; later tokens do not change it."""
-        return self.before if self.steps is None else self.steps.state()
+        return self.before if self.steps is None else self.steps.memory.copy()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def write(self, rows: Sequence[int], state: LMState) -> None:
+        """Other states for some rows, between two steps, without recording or capturing a step again.
+
+        Raises ValueError for rows that are not there, a state that does not fit, and a loop that has no state yet.
+        """
+        held: Any = self.before if self.steps is None else self.steps.memory.now
+        size = 0 if held is None else len(leaves(held)[0])
+        if wrong := [row for row in rows if not 0 <= row < size]:
+            raise ValueError(f"row {wrong[0]} cannot be written: the loop has a state of {size} rows.")
+        self.model.check(torch.zeros(len(rows), 1, dtype=torch.long), state, None, None)
+        if self.steps is not None:
+            self.steps.memory.write(rows, state)
+            return
+        parts = {row: take_rows(state, [place]) for place, row in enumerate(rows)}
+        self.before = join_rows([parts[row] if row in parts else take_rows(held, [row]) for row in range(size)])
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -58,7 +79,9 @@ class TokenLoop:
         if self.why_not is None:
             self.model.check(tokens_B1, self.before, None, None)
             try:
-                steps = steps_of(self.model, tokens_B1.long(), self.before)
+                kind = kind_of_steps(self.model)
+                before = self.model.zero_state(len(tokens_B)) if self.before is None else self.before
+                steps = kind(self.model, tokens_B1.long(), Memory(before, kind.sides))
             except NotRecordable as reason:
                 self.why_not = str(reason)
             else:
@@ -81,11 +104,11 @@ def obstacle(model: nn.Module) -> str | None:
     return KINDS[device.type].obstacle(model)
 
 
-def steps_of(model: LM, tokens_B1: Tensor, state: LMState | None) -> Steps:
-    """The steps from this one on. NotRecordable if they have to be called."""
-    # weights may have moved since the loop was made
+def kind_of_steps(model: LM) -> type[Steps]:
+    """What does steps of this model again. NotRecordable if they have to be called."""
+    # weights may have moved since a loop was made
     if (problem := obstacle(model)) is not None:
         raise NotRecordable(problem)
     if draws(model):
         raise NotRecordable("it is in training mode, where dropout draws anew at every step; call its eval() first")
-    return KINDS[model.embed.weight.device.type](model, tokens_B1, state)
+    return KINDS[model.embed.weight.device.type]

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows_of
-from exlstm.data.text import documents, fingerprint, split_documents
+from exlstm.data.text import Document, documents, fingerprint, split_documents
+from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM
 from exlstm.ops.shared import bfloat16_is_emulated
 from exlstm.train.crew import Crew, default_workers, threads_shared
@@ -208,6 +209,36 @@ def score_contexts(
         )
         for context in contexts
     }
+
+
+def score_beginning(
+    model: LM, tokenizer: Tokenizer, docs: Sequence[Document], *, tokens: int, minutes: float, chunk: int = 256
+) -> Score:
+    """The first `tokens` tokens of a text, the state carried on, or as many of them as the time is enough for.
+
+    At least one chunk. Raises ValueError for a tokenizer with more tokens than the model knows.
+    """
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {model.config.vocab_size}; "
+            "use the tokenizer that the model was trained with."
+        )
+    stream = beginning(docs, tokenizer, tokens)
+    crew = Crew(model, 1)
+    return score_whole(crew, stream, tokenizer.byte_lengths, batch=1, length=chunk, minutes=minutes)[0]
+
+
+def beginning(docs: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> TokenStream:
+    """The first `tokens` targets of a text; no more of it is encoded than is needed."""
+    taken: list[Document] = []
+    size = 0
+    for document in docs:
+        taken.append(document)
+        size += len(document.data)
+        if size > 16 * tokens:  # few tokens are longer
+            break
+    stream = pack(taken, tokenizer)
+    return TokenStream(stream.tokens[: tokens + 1], stream.bytes, stream.boundary)
 
 
 def evaluate(

@@ -1,9 +1,6 @@
 """The command line: every command on a small run; every mistake costs one sentence on stderr and exit code 2."""
 
-import io
 import json
-import os
-import random
 import re
 import shutil
 import signal
@@ -12,6 +9,7 @@ import sys
 from dataclasses import fields, replace
 
 import pytest
+from programs import TINY, in_process_of_its_own, start
 
 import exlstm
 from exlstm.cli import main
@@ -19,66 +17,6 @@ from exlstm.cli.commands import COMMANDS
 from exlstm.cli.parse import parse, take_choice
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES, recipe
-
-TINY = ("--preset", "laptop-tiny", "--batch", "4", "--length", "32", "--validations", "1", "--no-yardsticks")
-
-
-def write_text(path, lines=2000):
-    words = ["the cat", "sat on", "a mat", "while two dogs", "ran over", "green hills", "and far", "away"]
-    rng = random.Random(0)
-    path.write_text("\n".join(" ".join(rng.choices(words, k=5)) for _ in range(lines)))
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A folder with text.txt and a run of a few steps in it; tests that change a run copy it."""
-    folder = tmp_path_factory.mktemp("cli")
-    write_text(folder / "text.txt")
-    done = in_process_of_its_own("train", "--data", "text.txt", "--run", "run", "--steps", "40", *TINY, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture
-def here(trained, monkeypatch):
-    monkeypatch.chdir(trained)
-    return trained
-
-
-def in_process_of_its_own(*words, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "exlstm", *words],
-        cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False, env={**os.environ, **environment},
-    )  # fmt: skip
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a command here; returns what it wrote to stdout."""
-
-    def run(*words):
-        code = main(words)
-        out, err = capsys.readouterr()
-        assert (code, err) == (0, ""), err
-        return out
-
-    return run
-
-
-@pytest.fixture
-def refused(capsys):
-    """Runs a command that must fail; returns the one sentence that it wrote to stderr."""
-
-    def refused(*words):
-        code = main(words)
-        out, err = capsys.readouterr()
-        assert code == 2, (code, out)
-        assert re.fullmatch(r"exlstm[^:\n]*: [^\n]+\.\n", err), err
-        assert "Traceback" not in err
-        return err.strip()
-
-    return refused
-
 
 # ----------------------------------------------------------------------------------------------------------- help
 
@@ -96,7 +34,7 @@ def test_help_names_every_option(name, run):
     out = run(name, "--help")
     for field in fields(COMMANDS[name].options):
         flag = field.name.replace("_", "-")
-        assert f"--{flag}" in out or field.name in ("run", "model"), flag
+        assert f"--{flag}" in out or field.name in ("run", "model", "source", "target"), flag
     assert "{None}" not in out
 
 
@@ -123,29 +61,6 @@ def test_train_leaves_a_run(here):
     samples = [record["sample"] for record in records if "sample" in record]
     assert samples
     assert all(sample.startswith("def ") for sample in samples)
-
-
-def test_generate_is_decided_by_its_seed(here, run):
-    options = ("run", "--prompt", "the cat", "--max-tokens", "40", "--temperature", "1")
-    first, again, other = (run("generate", *options, "--seed", seed) for seed in ("1", "1", "2"))
-    assert first == again != other
-    assert first.startswith("the cat")
-    assert first.endswith("\n")
-    assert run("generate", *options, "--checkpoint", "40", "--seed", "1") == first
-
-
-def test_generate_passes_every_setting_on(here, run):
-    options = ("generate", "run", "--prompt", "the ", "--max-tokens", "30")
-    greedy = run(*options, "--temperature", "0")
-    assert run(*options, "--temperature", "5", "--top-k", "1") == greedy
-    assert run(*options, "--temperature", "5", "--top-p", "1e-9") == greedy
-    assert run(*options, "--temperature", "5", "--top-p", "1", "--min-p", "1") == greedy
-    assert run(*options, "--temperature", "0", "--repetition-penalty", "9") != greedy
-    assert len(run(*options, "--temperature", "0", "--max-tokens", "3")) < len(greedy)
-
-
-def test_generate_without_a_prompt_begins_a_document(here, run):
-    assert run("generate", "run", "--max-tokens", "20").strip() != ""
 
 
 def test_eval_compares_context_lengths(here, run):
@@ -180,11 +95,6 @@ def test_eval_compares_equal_bytes(here, run):
     assert compared(out, "context 32") == tuple(map(float, rows))
 
 
-def test_generate_with_fewer_bits(here, run):
-    options = ("generate", "run", "--prompt", "the ", "--max-tokens", "20")
-    assert run(*options, "--weights", "int8").startswith("the ")
-
-
 def test_a_run_whose_checkpoint_is_quantised(here, tmp_path, run, refused):
     copy = tmp_path / "copy"
     shutil.copytree(here / "run", copy, symlinks=True)
@@ -197,9 +107,9 @@ def test_a_run_whose_checkpoint_is_quantised(here, tmp_path, run, refused):
     )
     words = ("--prompt", "the ", "--max-tokens", "20")
     assert run("generate", str(copy), *words) == run("generate", "run", *words, "--weights", "int8")
-    for command in ("eval", "generate"):
-        for weights in ("int8", "int4"):
-            assert "quantised already" in refused(command, str(copy), "--weights", weights)
+    assert run("generate", str(copy), *words, "--weights", "int8") == run("generate", str(copy), *words)
+    for words in (("eval", "int8"), ("eval", "int4"), ("generate", "int4")):
+        assert "quantised already" in refused(words[0], str(copy), "--weights", words[1])
     (checkpoint / "config.json").unlink()
     assert "config.json" in refused("eval", str(copy), "--weights", "int8")
 
@@ -313,7 +223,7 @@ def test_recipes_keep_their_promises():
         (["eval", "run", "--context", "100000000"], ["100000000"]),
         (["eval", "run", "--part", "train"], ["--part", "'train'", "val"]),
         (["eval", "run", "--data", "nowhere"], ["'nowhere'"]),
-        (["generate"], ["RUN is missing"]),
+        (["generate"], ["MODEL is missing"]),
         (["generate", "nowhere"], ["nowhere"]),
         (["generate", "run", "--temperature", "-1"], ["temperature", "-1"]),
         (["generate", "run", "--top-p", "0"], ["top_p", "0"]),
@@ -322,7 +232,7 @@ def test_recipes_keep_their_promises():
         (["generate", "run", "--checkpoint", "newest"], ["'newest'", "best, last"]),
         (["generate", "run", "--checkpoint", "41"], ["41", "best"]),
         (["generate", "run", "--device", "tpu9"], ["'tpu9'", "cpu"]),
-        (["summary"], ["PRESET_OR_RUN is missing"]),
+        (["summary"], ["PRESET_OR_MODEL is missing"]),
         (["summary", "laptop-smal"], ["'laptop-smal'", "perhaps you mean laptop-small"]),
         (["explain", "nowhere"], ["'nowhere'", "exlstm presets"]),
         (["explain", "--batch", "0"], ["batch is 0", "from 1 on"]),
@@ -362,11 +272,11 @@ def test_a_damaged_run_is_named(name, damage, command, here, tmp_path, refused):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["generate"], "exlstm generate: RUN is missing; see exlstm generate --help."),
+        (["generate"], "exlstm generate: MODEL is missing; see exlstm generate --help."),
         (["train", "--steps", "x"], "exlstm train: --steps: 'x' is not a whole number; see exlstm train --help."),
         (
             ["generate", "nowhere"],
-            "exlstm generate: there is no run at nowhere; name a folder that exlstm train has written.",
+            "exlstm generate: there is no run or model at nowhere; name a folder that has one, or a file of weights.",
         ),
     ],
 )
@@ -401,52 +311,6 @@ def test_take_choice_leaves_the_other_words():
 # ------------------------------------------------------------------------------------ pipes, signals, terminals
 
 
-def start(folder, *words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "exlstm", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-ENDLESS = ("generate", "run", "--prompt", "the ", "--temperature", "0", "--max-tokens", "1000000")
-
-
-def test_text_streams_and_a_reader_that_leaves_ends_it(trained):
-    with start(trained, *ENDLESS) as process:
-        assert process.stdout.read(12).startswith(b"the ")  # comes although the command has not ended
-        process.stdout.close()
-        assert process.wait(timeout=60) == 141
-        assert process.stderr.read() == b""
-
-
-def test_every_piece_is_shown_at_once(here, monkeypatch):
-    class Screen(io.StringIO):
-        shown = ""
-
-        def flush(self):
-            self.shown = self.getvalue()
-
-    def pieces(*args, **options):
-        for piece in ("one", "two", "three"):
-            yield piece
-            assert screen.shown.endswith(piece)
-
-    screen = Screen()
-    monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setattr("exlstm.infer.generate.generate_text", pieces)
-    assert main(["generate", "run", "--prompt", "zero"]) == 0
-    assert screen.getvalue() == "zeroonetwothree\n"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_ends_generation_without_a_traceback(trained):
-    with start(trained, *ENDLESS) as process:
-        process.stdout.read(12)
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        assert process.wait(timeout=60) == 130
-        assert process.stderr.read() == b"\n"
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_in_training_saves(trained, tmp_path, run):
     folder = str(tmp_path / "stopped")
@@ -459,10 +323,3 @@ def test_ctrl_c_in_training_saves(trained, tmp_path, run):
         assert process.stderr.read() == b""
     assert b"--resume" in rest
     assert run("generate", folder, "--prompt", "the", "--max-tokens", "3").startswith("the")
-
-
-def test_a_terminal_without_the_characters_gets_question_marks(trained):
-    words = ("generate", "run", "--prompt", "é😀", "--max-tokens", "3")
-    done = in_process_of_its_own(*words, cwd=trained, PYTHONIOENCODING="ascii")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("??")

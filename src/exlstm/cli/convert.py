@@ -1,0 +1,99 @@
+"""`exlstm convert`: a model in another layout, dtype, or with fewer bits, and what that costs."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from exlstm.cli.models import TOKENIZER, Named, named
+
+if TYPE_CHECKING:
+    from exlstm.train.evaluate import Score
+
+LayoutName = Literal["exlstm", "huggingface", "xlstm-large", "classic"]
+Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Options of `exlstm convert`."""
+
+    source: Source  # folder or file of a model in any layout, or folder of a run
+    target: Target  # folder to write
+    layout: LayoutName = "exlstm"  # how it is written; huggingface is transformers' own xlstm
+    dtype: Literal["as-saved", "float32", "bfloat16", "float16"] = "as-saved"  # of the weights
+    weights: Literal["as-saved", "int8", "int4"] = "as-saved"  # fewer bits; perplexity before and after is printed
+    data: str | None = None  # text for that; left out: the source text of Python's standard library
+    tokens: int = 16_384  # how many tokens of it
+    minutes: float = 1.0  # longest time for the first of the two measurements; the second takes as many tokens
+    tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
+    checkpoint: str = "best"  # of a run: best, last, or the number of a step
+
+
+def convert(options: Convert) -> None:
+    """Streams the weights, takes the tokenizer along, and says what changed."""
+    import torch
+
+    from exlstm.models.checkpoints.saving import convert as run_conversion
+
+    source = named(options.source, options.checkpoint)
+    dtype = None if options.dtype == "as-saved" else getattr(torch, options.dtype)
+    weights = None if options.weights == "as-saved" else options.weights
+    tokenizer = options.tokenizer is not None or source.tokenizer_file.is_file()
+    if tokenizer:
+        source.tokenizer(options.tokenizer)  # one that cannot be read is told before anything is written
+    read = run_conversion(source.weights, options.target, layout=options.layout, dtype=dtype, weights=weights)
+    if notes := read.notes():
+        print(notes)
+    take_tokenizer_along(source, options)
+    print(f"{describe(source.weights, read.layout.name)} -> {describe(Path(options.target), options.layout)}")
+    if weights is None:
+        return
+    if not tokenizer:
+        print(f"perplexity was not measured: there is no {TOKENIZER} beside the model; name one with --tokenizer.")
+        return
+    before, after = measured(source, options)
+    print(
+        f"perplexity on {before.tokens:,} tokens: {before.perplexity:.4f} -> {after.perplexity:.4f} "
+        f"({after.perplexity / before.perplexity - 1:+.2%}), "
+        f"bits per byte {before.bits_per_byte:.4f} -> {after.bits_per_byte:.4f}"
+    )
+
+
+def describe(path: Path, layout: str) -> str:
+    """A model on disk in a few words."""
+    from exlstm.models.checkpoints.files import shards_of
+
+    files = shards_of(path) if path.is_dir() else [path]
+    return f"{path} ({layout}, {sum(file.stat().st_size for file in files):,} bytes)"
+
+
+def take_tokenizer_along(source: Named, options: Convert) -> None:
+    """Ours as it is; transformers gets one that its AutoTokenizer reads."""
+    if options.tokenizer is None and not source.tokenizer_file.is_file():
+        return
+    target = Path(options.target)
+    if options.layout == "huggingface":
+        from exlstm.data.transformers_tokenizer import save_tokenizer
+
+        save_tokenizer(source.tokenizer(options.tokenizer), target)
+    elif options.tokenizer is None:
+        shutil.copyfile(source.tokenizer_file, target / TOKENIZER)
+    else:
+        import json
+
+        (target / TOKENIZER).write_text(json.dumps(source.tokenizer(options.tokenizer).to_json()) + "\n")
+
+
+def measured(source: Named, options: Convert) -> "tuple[Score, Score]":
+    """Scores of both models on the same tokens, one model in memory at a time."""
+    from exlstm.data.text import documents
+    from exlstm.train.evaluate import score_beginning
+
+    tokenizer, docs = source.tokenizer(options.tokenizer), documents(options.data)
+    before = score_beginning(source.load(), tokenizer, docs, tokens=options.tokens, minutes=options.minutes)
+    target = Named(Path(options.target), source.tokenizer_file)
+    return before, score_beginning(target.load(), tokenizer, docs, tokens=before.tokens, minutes=float("inf"))

@@ -1,0 +1,123 @@
+"""A request on its way through the engine: checked, being read, being decoded.
+
+T tokens of the prompt  C classes (vocabulary)
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from exlstm.data.tokenizer import Tokenizer
+from exlstm.infer.requests import Request, TopLogprobs
+from exlstm.infer.stopping import TextStream
+from exlstm.models.lm import LM, LMState
+from exlstm.models.snapshot import Snapshot, check_owner, checked
+
+
+@dataclass(eq=False)
+class Progress:
+    """number: of the request. tokens_T: of its prompt, none only if it goes on from a snapshot.
+
+    position: how many of them have been read, to `state`. cuts: where reading stops to make a snapshot, the prompt's
+    end last. known: the snapshot of a prompt that needs no reading. cached: how many tokens came from the cache.
+    seen_C: which tokens occurred, where somebody will ask. sampled: the completion so far.
+    """
+
+    request: Request
+    tokens_T: Tensor
+    stop_tokens: frozenset[int]
+    generator: Generator
+    text: TextStream | None
+    number: int = -1
+    position: int = 0
+    state: LMState | None = None
+    cuts: list[int] = field(default_factory=list)
+    known: Snapshot | None = None
+    cached: int = 0
+    seen_C: Tensor | None = None
+    sampled: list[int] = field(default_factory=list)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.tokens_T)
+
+    @property
+    def count(self) -> int:
+        """Tokens before the completion, those before this request included."""
+        return len(self.tokens_T) + (0 if self.request.after is None else self.request.after.counts[0])
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether a snapshot of the completion is made."""
+        return self.request.keep_snapshot or self.request.cache_completion
+
+    def watch(self, snapshot: Snapshot) -> None:
+        """Notes which tokens have occurred, if that is going to matter."""
+        if self.wants_snapshot or self.request.sampling.repetition_penalty != 1.0:
+            self.seen_C = snapshot.seen_BC[0].clone()
+
+    def take(self, token: int) -> tuple[str, str | None]:
+        """One more token of the completion: the text that it makes certain, and the stop string it completes."""
+        self.sampled.append(token)
+        if self.seen_C is not None:
+            self.seen_C[token] = True
+        return ("", None) if self.text is None else self.text.feed(token)
+
+    def rest(self) -> str:
+        """The text that was held back."""
+        return "" if self.text is None else self.text.finish()[0]
+
+
+def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> Progress:
+    """What the engine works on. ValueError, in one sentence about `name`, for a request that cannot be done."""
+    check_numbers(request, name)
+    after = request.after
+    if after is not None:
+        check_owner(model, after)
+        if len(after) != 1:
+            raise ValueError(f"{name} goes on from a snapshot of {len(after)} rows; take one of them with rows().")
+    if tokenizer is None and (isinstance(request.prompt, str) or request.stop_strings):
+        what = "is a text" if isinstance(request.prompt, str) else "has stop strings"
+        raise ValueError(f"{name} {what}, and there is no tokenizer; pass one, or use ids.")
+    if "" in request.stop_strings:
+        raise ValueError(f"{name} has an empty stop string; leave it out.")
+    tokens_T = prompt_tokens(model, tokenizer, request, name)
+    boundary = {tokenizer.boundary} if tokenizer is not None and request.stop_at_boundary else set()
+    try:
+        generator = Generator().manual_seed(request.seed)
+    except (RuntimeError, TypeError, OverflowError):
+        raise ValueError(f"{name} has the seed {request.seed!r}; a seed is a whole number of 64 bits.") from None
+    text = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
+    if wrong := [length for length in request.cache_at if not 1 <= length <= len(tokens_T)]:
+        raise ValueError(f"{name} has {len(tokens_T)} tokens; its beginning of {wrong[0]} cannot be cached.")
+    return Progress(request, tokens_T, frozenset(request.stop_tokens) | boundary, generator, text)
+
+
+def check_numbers(request: Request, name: str) -> None:
+    """ValueError for a number of tokens or logarithms that cannot be."""
+    if request.max_tokens < 0:
+        raise ValueError(f"max_tokens must be 0 or more, not {request.max_tokens}.")
+    if request.logprobs is not None and request.logprobs < 0:
+        raise ValueError(f"{name} asks for the logprobs of {request.logprobs} tokens; ask for 0 or more, or None.")
+
+
+def prompt_tokens(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> Tensor:
+    """The ids of a prompt, [T]; a text gets the boundary in front, unless it goes on from something."""
+    prompt, after = request.prompt, request.after
+    if isinstance(prompt, str):
+        assert tokenizer is not None
+        prompt = [*([tokenizer.boundary] if after is None else []), *tokenizer.encode(prompt.encode())]
+    if after is not None and len(prompt) == 0:
+        return torch.zeros(0, dtype=torch.long)
+    return checked(model, prompt, name)
+
+
+def logprobs_of(logits_C: Tensor, token: int, n: int, vocab_size: int) -> tuple[float, TopLogprobs]:
+    """The natural logarithm of the token's probability, and the n most likely tokens below `vocab_size` with theirs."""
+    logprobs_C = logits_C.double().log_softmax(dim=-1)
+    if n == 0:
+        return float(logprobs_C[token]), ()
+    values, ids = logprobs_C[:vocab_size].topk(min(n, vocab_size))
+    return float(logprobs_C[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True))

@@ -1,0 +1,108 @@
+"""What is asked of generation, and what comes of it."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from exlstm.infer.sampling import SamplingConfig
+from exlstm.models.snapshot import Snapshot
+
+AS_IT_IS = SamplingConfig()
+FinishReason = Literal["stop", "length", "error"]
+TopLogprobs = tuple[tuple[int, float], ...]  # the most likely tokens, the most likely first
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """One sequence to continue, with its own settings.
+
+    prompt: ids, or a text, which needs a tokenizer and gets its boundary in front unless it goes on from `after`.
+    after: one row to go on from; the prompt may then be empty.
+    max_tokens: most tokens to sample; 0 samples none.
+    seed: a prompt with its seed gets the same tokens in any company.
+    stop_tokens: sampling one ends the sequence; it is not part of the completion. The tokenizer's boundary is one too,
+        unless stop_at_boundary is False.
+    stop: texts that end the sequence; need a tokenizer. The text ends before the first of them.
+    logprobs: None for none; n for those of the tokens taken and of the n most likely, of the model's own distribution:
+        before penalty, temperature and filters.
+    keep_snapshot: the last event brings the snapshot after prompt and completion.
+    cache_at: lengths of the prompt's beginnings whose states a `PrefixCache` shall keep, besides those it keeps by
+        itself. cache_completion: also the state after prompt and completion.
+    """
+
+    prompt: str | Sequence[int] | Tensor = ()
+    after: Snapshot | None = None
+    max_tokens: int = 256
+    sampling: SamplingConfig = AS_IT_IS
+    seed: int = 0
+    stop_tokens: Collection[int] = ()
+    stop: str | Sequence[str] = ()
+    stop_at_boundary: bool = True
+    logprobs: int | None = None
+    keep_snapshot: bool = False
+    cache_at: Collection[int] = ()
+    cache_completion: bool = False
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Event:
+    """What a step has brought for one sequence: a token, its end, or both.
+
+    request: its number. token: None where the sequence ended without another one. text: what has become certain of
+    the text; always empty without a tokenizer. logprob, top_logprobs: natural logarithms, see `Request`.
+    finish_reason: None while it goes on; "stop" for a stop token or string (`stop` says which), "length" for
+    max_tokens, "error" for what `error` says. With it come cached_tokens, how much of the prompt was in the cache, and
+    the snapshot, if it was asked for.
+    """
+
+    request: int
+    token: int | None = None
+    text: str = ""
+    logprob: float | None = None
+    top_logprobs: TopLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop: int | str | None = None
+    error: str | None = None
+    cached_tokens: int = 0
+    snapshot: Snapshot | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Completion:
+    """All events of one sequence. text: None without a tokenizer. prompt_tokens: those that this request added."""
+
+    tokens: tuple[int, ...]
+    text: str | None
+    finish_reason: FinishReason
+    stop: int | str | None
+    error: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    logprobs: tuple[float, ...] | None
+    top_logprobs: tuple[TopLogprobs, ...] | None
+    snapshot: Snapshot | None
+
+
+def completion_of(events: Sequence[Event], *, prompt_tokens: int, has_text: bool, logprobs: bool) -> Completion:
+    """The completion that these events of one sequence are."""
+    sampled, last = [event for event in events if event.token is not None], events[-1]
+    assert last.finish_reason is not None
+    return Completion(
+        tokens=tuple(event.token for event in sampled if event.token is not None),
+        text="".join(event.text for event in events) if has_text else None,
+        finish_reason=last.finish_reason,
+        stop=last.stop,
+        error=last.error,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=last.cached_tokens,
+        logprobs=tuple(event.logprob or 0.0 for event in sampled) if logprobs else None,
+        top_logprobs=tuple(event.top_logprobs or () for event in sampled) if logprobs else None,
+        snapshot=last.snapshot,
+    )

@@ -1,0 +1,1 @@
+"""Models on disk, in our own layout and in those of others."""

@@ -1,0 +1,220 @@
+"""The files of a checkpoint, whatever its layout: tensors by name, read one at a time, and the config beside them."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+CONFIGS = ("config.json", "config.yaml", "config.yml")
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+# a mapped file counts as memory of the process until it is closed: it is, whenever so much of it has been read
+OPEN_BYTES = 1 << 25
+# where a pickle may hold the state dict, and what training tools put before every name
+INSIDE = ("state_dict", "model_state_dict", "model", "module")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "lm.")
+
+
+@dataclass
+class Tensors:
+    """Names, shapes and dtypes of all tensors of a checkpoint; `read` one, and `close` at the end.
+
+    A tensor that was read may be memory of a mapped file, which is not aligned as new memory is: copy what is kept.
+    """
+
+    place: Path  # for messages
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    shards: dict[str, Path] = field(default_factory=dict)  # of safetensors
+    loaded: dict[str, Tensor] = field(default_factory=dict)  # of a pickle, mapped
+    prefix: str = ""  # in the files, before every name
+    open_: tuple[Path, Any, int] | None = None  # file, handle, bytes read
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def read(self, name: str) -> Tensor:
+        """The numbers, on the CPU. ValueError if the file cannot be read."""
+        if name in self.loaded:
+            return self.loaded[name]
+        path = self.shards[name]
+        if self.open_ is None or self.open_[0] != path or self.open_[2] > OPEN_BYTES:
+            self.close()
+            self.open_ = path, self.stack.enter_context(opened(path)), 0
+        _, handle, done = self.open_
+        try:
+            x: Tensor = handle.get_tensor(self.prefix + name)
+        except SafetensorError as error:
+            raise unreadable(path, error) from error
+        self.open_ = path, handle, done + x.nbytes
+        return x
+
+    def close(self) -> None:
+        """Ends the mapping of what is open."""
+        self.stack.close()
+        self.open_ = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self.loaded.clear()
+
+    def unwrapped(self) -> Self:
+        """Without the prefix that a training tool has put before every name."""
+        for prefix in WRAPPERS:
+            if self.shapes and all(name.startswith(prefix) for name in self.shapes):
+                self.prefix += prefix
+                for table in (self.shapes, self.dtypes, self.shards, self.loaded):
+                    stripped = {name.removeprefix(prefix): value for name, value in table.items()}
+                    table.clear()
+                    table.update(stripped)  # type: ignore[arg-type]
+                return self.unwrapped()
+        return self
+
+
+def opened(path: Path) -> Any:
+    """A file of safetensors, for `with`. ValueError if it is not one."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """One sentence."""
+    reason = " ".join(str(error).split())
+    return ValueError(f"{path} cannot be read ({reason}); it may be cut off: save or download it again.")
+
+
+def open_tensors(path: Path) -> Tensors:
+    """The tensors of a folder or a file. ValueError, in one sentence, for anything else."""
+    if path.is_dir():
+        files = shards_of(path)
+    elif path.is_file():
+        files = [path]
+    else:
+        raise ValueError(f"there is no {path}; pass a folder with a model or a file with its weights.")
+    if files[0].suffix in PICKLES:
+        return of_pickle(files[0]).unwrapped()
+    found = Tensors(path)
+    for file in files:
+        with opened(file) as handle:
+            for name in handle.keys():  # noqa: SIM118 - no dict
+                if name in found.shapes:
+                    raise ValueError(
+                        f"{name} is in both {found.shards[name]} and {file}; remove what is not the model's."
+                    )
+                part = handle.get_slice(name)
+                found.shapes[name] = tuple(part.get_shape())
+                found.dtypes[name] = DTYPES.get(part.get_dtype(), torch.uint8)
+                found.shards[name] = file
+    return found.unwrapped()
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The files that hold the weights of the model in a folder. ValueError if there are none, or not all."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if (folder / INDEX).is_file():
+        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        return [present(folder / name) for name in names]
+    counted = sorted(folder.glob("model_*.safetensors"), key=lambda file: (len(file.name), file.name))
+    if counted:
+        return [present(folder / f"model_{number}.safetensors") for number in range(number_of(counted[-1]) + 1)]
+    others = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", *PICKLES))
+    if len(others) == 1:
+        return others
+    if others and "-of-" in others[0].name:
+        raise ValueError(f"{folder} has no {INDEX}, which says what shards there are; copy or download it too.")
+    if others:
+        raise ValueError(f"{folder} holds {others[0].name} and {others[1].name}; name the file with the weights.")
+    if (folder / "checkpoints").is_dir():
+        raise ValueError(
+            f"{folder} is a run of exlstm train; name a checkpoint, such as {folder / 'checkpoints/best'}."
+        )
+    raise ValueError(f"{folder} has no weights, such as model.safetensors; pass a folder with a model.")
+
+
+def number_of(shard: Path) -> int:
+    """3 of model_3.safetensors. ValueError for another name."""
+    digits = shard.stem.removeprefix("model_")
+    if not digits.isdecimal():
+        raise ValueError(f"{shard} has a name of no known kind; shards are called model_0.safetensors and so on.")
+    return int(digits)
+
+
+def present(file: Path) -> Path:
+    """The file. ValueError if it is not there."""
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, which holds a part of the weights; copy or download it again.")
+    return file
+
+
+def of_pickle(path: Path) -> Tensors:
+    """A state dict that torch.save wrote, of which nothing but tensors is read. ValueError for anything else."""
+    try:
+        # a file in torch's old format is no zip file, and cannot be mapped
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, and to read it could run its code; save the state_dict() alone."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise unreadable(path, error) from error
+    while isinstance(data, Mapping) and not any(isinstance(x, Tensor) for x in data.values()):
+        inner = next((data[key] for key in INSIDE if isinstance(data.get(key), Mapping)), None)
+        if inner is None:
+            break
+        data = inner
+    if not isinstance(data, Mapping) or not data:
+        raise ValueError(f"{path} holds no state dict; save the model's state_dict().")
+    odd = next((name for name, x in data.items() if not isinstance(x, Tensor) or not isinstance(name, str)), None)
+    if odd is not None:
+        raise ValueError(f"{path} holds {odd!r}, which is no tensor; save the model's state_dict() alone.")
+    return Tensors(
+        path,
+        shapes={name: tuple(x.shape) for name, x in data.items()},
+        dtypes={name: x.dtype for name, x in data.items()},
+        loaded=dict(data),
+    )
+
+
+def configs_beside(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The config files in a folder, or beside a file."""
+    folder = path if path.is_dir() else path.parent
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            yield folder / name, read_json(folder / name) if name.endswith(".json") else read_yaml(folder / name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object. ValueError if the file is no JSON."""
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); save or download it again.") from error
+    return data if isinstance(data, dict) else {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping; of an experiment's settings, those of its model. ValueError if the file is no YAML."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}); save or download it again.") from error
+    data = data if isinstance(data, dict) else {}
+    return data["model"] if isinstance(data.get("model"), dict) else data

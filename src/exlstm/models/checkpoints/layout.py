@@ -1,0 +1,119 @@
+"""What a layout of checkpoints is, and what they share in reading their configs."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from exlstm.models.checkpoints.rules import Rule
+from exlstm.models.lm import LM, LMConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A way to name, arrange and describe a model on disk.
+
+    has: a name that only tensors of this layout have, as a regular expression that matches its beginning.
+    read: the config, from shapes first and the saved settings where shapes do not tell.
+    rules: from the model (its numbers are not looked at) and the shapes found, or None for writing.
+    write: the saved settings of a config; ValueError that names what the layout cannot express.
+    shard: the file name of weights number i of n. indexed: whether an index names the shards.
+    """
+
+    name: str
+    has: str
+    config_file: str
+    read: "Callable[[Shapes, Settings], LMConfig]"
+    rules: Callable[[LM, Shapes | None], list[Rule]]
+    write: Callable[[LMConfig], dict[str, Any]]
+    shard: Callable[[int, int], str]
+    indexed: bool
+
+
+@dataclass
+class Settings:
+    """Saved settings; `get` notes what they leave to the defaults of the layout."""
+
+    data: Mapping[str, Any]
+    source: str  # the file, for messages
+    assumed: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, name: str, default: Any) -> Any:
+        """The setting, or the layout's default."""
+        if name not in self.data:
+            self.assumed[name] = default
+        return self.data.get(name, default)
+
+    def number(self, name: str, default: float) -> float:
+        """A setting that is a number. ValueError if it is none."""
+        value = self.get(name, default)
+        if isinstance(value, str):
+            try:
+                value = float(value)  # YAML takes 1e-6 for a text
+            except ValueError:
+                value = None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{self.source} has {name} {self.data.get(name)!r}, which is no number; correct it.")
+        return value
+
+    def part(self, *names: str) -> "Settings":
+        """The settings inside of settings; none where there are none."""
+        data: Any = self.data
+        for name in names:
+            data = data.get(name) if isinstance(data, Mapping) else None
+        return Settings(data if isinstance(data, Mapping) else {}, self.source, self.assumed)
+
+
+def same_eps(settings: Settings, name: str, here: float) -> None:
+    """ValueError for a constant of the cell that we do not compute with."""
+    if (found := settings.number(name, here)) != here:
+        raise ValueError(f"{settings.source} has {name} {found:g}; this version computes with {here:g} only.")
+
+
+def tied(names: Shapes, head: str, settings: Settings, key: str) -> bool:
+    """Whether the head is the embedding: as the settings say, or where the head was not stored."""
+    if key in settings.data:
+        return bool(settings.data[key])
+    if head not in names:
+        settings.assumed[key] = True
+    return head not in names
+
+
+def shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor that there has to be. ValueError if it is missing or has another number of axes."""
+    if name not in shapes:
+        raise ValueError(f"{name} is missing from the weights; save or download the model again.")
+    if len(shapes[name]) != axes:
+        raise ValueError(
+            f"{name} has shape {shapes[name]}, and it needs {axes} axes; save or download the model again."
+        )
+    return shapes[name]
+
+
+def depth(shapes: Shapes, prefix: str) -> int:
+    """How many blocks there are: names are `prefix`, a number from 0 on, and a dot."""
+    numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
+    found = [int(number) for number in numbers if number.isdecimal()]
+    if not found:
+        raise ValueError(f"there is no {prefix}0 among the weights; a model needs at least one block.")
+    return max(found) + 1
+
+
+def factor(width: int, size: int, rounded: Callable[[float], float], usual: float) -> float:
+    """A factor of `width` that is rounded to `size`: the usual one if it is, or else a plain one."""
+    for candidate in (usual, size / width, (size - 0.5) / width, (size + 0.5) / width):
+        if rounded(candidate * width) == size:
+            return candidate
+    raise ValueError(f"the width {size} is no multiple of the model's width {width} that rounds to it.")
+
+
+def ceil_to(multiple: int) -> Callable[[float], float]:
+    """Rounding up to a multiple."""
+    return lambda x: math.ceil(x / multiple) * multiple
+
+
+def multiple_of(size: int) -> int:
+    """What a width was rounded up to: 64, or nothing."""
+    return 1 if size % 64 else 64

@@ -1,0 +1,264 @@
+"""Reading a model from any layout, tensor by tensor: in memory are the weights and one tensor more."""
+
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exlstm.models.checkpoints.classic import CLASSIC
+from exlstm.models.checkpoints.files import Tensors, configs_beside, open_tensors
+from exlstm.models.checkpoints.large import HUGGINGFACE, LARGE
+from exlstm.models.checkpoints.layout import Layout, Settings
+from exlstm.models.checkpoints.own import OWN
+from exlstm.models.checkpoints.rules import Rule
+from exlstm.models.lm import LM, LMConfig
+from exlstm.models.quantized import (
+    KINDS,
+    PARTS,
+    Bits,
+    exact_tensors,
+    head_is_embedding,
+    make_room,
+    quantised,
+    quantised_layers,
+    to_quantise,
+)
+
+LAYOUTS = {layout.name: layout for layout in (OWN, HUGGINGFACE, LARGE, CLASSIC)}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk: what it is, known from names, shapes and the config; its numbers are read by `tensors`.
+
+    bits: of its quantised weights. assumed: settings that neither shapes nor config tell, with the layout's defaults.
+    """
+
+    files: Tensors
+    layout: Layout
+    config: LMConfig
+    bits: Bits | None
+    rules: list[Rule]
+    assumed: Mapping[str, Any]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of ours by name, as it was saved. It may be memory of a mapped file: copy what is kept."""
+        for rule in self.rules:
+            yield from self.apply(rule)
+
+    def apply(self, rule: Rule) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of one rule."""
+        yield from zip(rule.ours, rule.to_ours([self.files.read(name) for name in rule.theirs]), strict=True)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embedding."""
+        rule = next(rule for rule in self.rules if "embed.weight" in rule.ours)
+        return self.files.dtypes[rule.theirs[0]]
+
+    def notes(self) -> str:
+        """One sentence on what was assumed, or nothing."""
+        if not self.assumed:
+            return ""
+        settings = ", ".join(f"{name} {value}" for name, value in self.assumed.items())
+        return (
+            f"{self.files.place} does not say; the defaults of its layout, {self.layout.name}, are taken: {settings}."
+        )
+
+
+@contextmanager
+def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
+    """The model at `path`, which has been checked as far as names and shapes go. ValueError, in one sentence, if it
+    cannot be a model of ours."""  # fmt: skip
+    place = Path(path)
+    with open_tensors(place) as files:
+        layout = layout_of(files)
+        settings = settings_of(place, layout)
+        config = layout.read(files.shapes, settings)
+        bits = settings.data.get("weights") if layout is OWN else None
+        if bits not in (None, *KINDS):
+            raise ValueError(f"the config has weights {bits!r}; known are {', '.join(KINDS)}.")
+        model = blank(config, bits, files.shapes)
+        rules = layout.rules(model, files.shapes)
+        check(files, rules, model, layout)
+        yield Checkpoint(files, layout, config, bits, rules, settings.assumed)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    weights: Bits | None = None,
+) -> LM:
+    """The model at `path`, a folder or a file with weights, in the layout "exlstm", "huggingface" (transformers' own
+    xlstm), "xlstm-large" (single or fused) or "classic" (the paper's package, `vanilla` or `cuda`).
+
+    The layout is told by the names of the tensors, the architecture by their shapes, and the rest by the config.json or
+    config.yaml beside them; for what neither tells, the layout's default is taken and said on stderr. Kernels that a
+    config names are ignored. A .pt or .pth file is read as tensors only, so that no code in it can run.
+
+    dtype: of weights and activations; None keeps what was saved (in a foreign layout: that of the embedding). weights:
+    "int8" or "int4" quantises while loading; a model that was saved quantised comes back so, without gradients for what
+    is quantised, and `dtype` rounds no scale. In memory are the weights and one tensor more, whatever is converted.
+    Raises ValueError, in one sentence, for a missing or unreadable file, for tensors that are missing, unknown, or of
+    another shape, and for settings that this version does not compute.
+    """  # fmt: skip
+    with open_checkpoint(path) as found:
+        if notes := found.notes():
+            print(f"exlstm: {notes}", file=sys.stderr)
+        return build(found, dtype, torch.device(device), weights)
+
+
+def build(found: Checkpoint, dtype: torch.dtype | None, device: torch.device, weights: Bits | None) -> LM:
+    """The model of a checkpoint."""
+    change = changes(found, dtype, weights)
+    model = after(found, change)
+    tensors = {
+        new_name: placed(new, x, device) for name, x in found.tensors() for new_name, new in change(name, x).items()
+    }
+    if head_is_embedding(model):
+        tensors["head.weight"] = tensors["embed.weight"]
+    model.load_state_dict(tensors, assign=True)
+    if head_is_embedding(model):
+        model.head.weight = model.embed.weight
+    for layer in quantised_layers(model).values():
+        layer.like = model.embed.weight.detach().new_empty(0)
+    return model.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of tensors on their way: another dtype, or fewer bits.
+
+    dtypes: of every tensor that is not quantised. layers: from the name of a weight that is to that of its layer, and
+    kept: those of them that stay as they are too.
+    """
+
+    dtypes: Mapping[str, torch.dtype]
+    layers: Mapping[str, str]
+    kept: frozenset[str]
+    bits: Bits | None
+
+    def __call__(self, name: str, x: Tensor) -> dict[str, Tensor]:
+        """What becomes of the tensor of this name."""
+        as_it_is = {name: x.to(self.dtypes[name])} if name not in self.layers or name in self.kept else {}
+        if self.bits is None or name not in self.layers:
+            return as_it_is
+        parts = quantised(x, self.bits)  # from what was saved: rounded once
+        return as_it_is | {f"{self.layers[name]}.{part}": y for part, y in parts.items()}
+
+    def become(self, name: str) -> list[str]:
+        """The names of what it becomes."""
+        names = [name] if name not in self.layers or name in self.kept else []
+        if self.bits is not None and name in self.layers:
+            names += [f"{self.layers[name]}.{part}" for part in PARTS[self.bits]]
+        return names
+
+    def names(self) -> list[str]:
+        """All there are afterwards."""
+        return [new for name in self.dtypes for new in self.become(name)]
+
+
+def changes(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) -> Change:
+    """What turns the tensors of a checkpoint into those of a model in `dtype` with quantised `weights`."""
+    if weights not in (None, *KINDS):
+        raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(KINDS)}.")
+    if weights is not None and found.bits not in (None, weights):
+        raise ValueError(f"{found.files.place} is quantised already ({found.bits}); use the original for {weights}.")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; it has to be one of floating numbers, and weights='int8' quantises.")
+    model = blank(found.config, found.bits, found.files.shapes)
+    exact, saved = exact_tensors(model), found.files.dtypes
+    # foreign checkpoints may have norms and gates in another dtype than the rest, for kernels of their own
+    usual = dtype or (None if found.layout is OWN else found.dtype)
+    dtypes = {
+        name: saved[rule.theirs[0]] if usual is None or name in exact else usual
+        for rule in found.rules
+        for name in rule.ours
+    }
+    if weights is None or found.bits:
+        return Change(dtypes, {}, frozenset(), None)
+    layers = {f"{name}.weight": name for name in to_quantise(model)}
+    if head_is_embedding(model):
+        layers["embed.weight"] = layers.pop("head.weight")
+    return Change(dtypes, layers, frozenset({"embed.weight"}), weights)
+
+
+def placed(x: Tensor, source: Tensor, device: torch.device) -> Tensor:
+    """On its device, contiguous, and in memory of its own: a mapped file is not aligned as new memory is, and other
+    alignment gives other last bits."""  # fmt: skip
+    mapped = x.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+    x = x.detach().contiguous()
+    return x.to(device, copy=mapped)
+
+
+def layout_of(files: Tensors) -> Layout:
+    """The layout that names of tensors show. ValueError for none, and for two at once."""
+    found = {
+        name: next((key for key in files.shapes if re.match(layout.has, key)), None) for name, layout in LAYOUTS.items()
+    }
+    keys = {name: key for name, key in found.items() if key is not None}
+    if len(keys) > 1:
+        (one, first), (other, second), *_ = keys.items()
+        raise ValueError(
+            f"{files.place} mixes layouts: {first} is of {one!r} and {second} of {other!r}; save the model again."
+        )
+    if not keys:
+        example = next(iter(files.shapes), "nothing")
+        raise ValueError(f"{files.place} is of no known layout, it holds {example}; known are {', '.join(LAYOUTS)}.")
+    return LAYOUTS[next(iter(keys))]
+
+
+def settings_of(path: Path, layout: Layout) -> Settings:
+    """The settings beside the weights: in the layout's own file, or else in another. Our own layout needs its file."""
+    configs = {file.name: (file, data) for file, data in configs_beside(path)}
+    for name in (layout.config_file, *configs):
+        if name in configs:
+            file, data = configs[name]
+            return Settings(data, str(file))
+    folder = path if path.is_dir() else path.parent
+    if layout is OWN:
+        raise ValueError(f"{folder} has no {OWN.config_file}, which says what the weights are; save the model again.")
+    return Settings({}, str(folder / layout.config_file))
+
+
+def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
+    """The model without memory for its numbers; its quantised layers are those that have their weights in `tensors`."""
+    with torch.device("meta"):
+        model = LM(config)
+        if bits is not None:
+            make_room(model, bits, tensors)
+    return model
+
+
+def after(found: Checkpoint, change: Change) -> LM:
+    """The changed model, without memory for its numbers."""
+    return blank(found.config, found.bits or change.bits, found.files.shapes if change.bits is None else change.names())
+
+
+def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
+    """ValueError that names a tensor that is missing, unknown, or of another shape than the config needs."""
+    ours = model.state_dict()
+    expected: dict[str, tuple[int, ...]] = {}
+    for rule in rules:
+        theirs = rule.to_theirs([ours[name] for name in rule.ours])
+        expected |= {name: tuple(x.shape) for name, x in zip(rule.theirs, theirs, strict=True)}
+    for name in sorted(expected.keys() | files.shapes.keys()):
+        found, needed = files.shapes.get(name), expected.get(name)
+        if found == needed:
+            continue
+        if found is None:
+            problem = f"{name} is missing"
+        elif needed is None:
+            problem = f"{name} of shape {found} is not known to the layout {layout.name!r}"
+        else:
+            problem = f"{name} has shape {found}, and the rest of the model needs {needed}"
+        raise ValueError(f"{files.place} does not fit its config: {problem}; save or download the model again.")

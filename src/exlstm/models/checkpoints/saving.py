@@ -1,0 +1,220 @@
+"""Writing a model in any layout, shard by shard, and converting one without ever having it whole in memory.
+
+What is written lies beside its target until all of it is there, and is then renamed: a reader sees a whole model or
+none.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from exlstm.models.checkpoints.files import INDEX
+from exlstm.models.checkpoints.layout import Layout
+from exlstm.models.checkpoints.loading import (
+    LAYOUTS,
+    Change,
+    Checkpoint,
+    after,
+    blank,
+    changes,
+    open_checkpoint,
+    placed,
+)
+from exlstm.models.checkpoints.own import OWN
+from exlstm.models.checkpoints.rules import Rule
+from exlstm.models.lm import LM
+from exlstm.models.quantized import Bits, bits_of, quantised_layers, stored_once
+
+SHARD_BYTES = 2 << 30
+CPU = torch.device("cpu")
+OURS = re.compile(r"model(_\d+|-\d{5}-of-\d{5})?\.safetensors")  # weights that a save may have left in the folder
+
+
+def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm") -> None:
+    """Writes the model into `folder`, its config and weights each whole or not at all; replaces a model saved there.
+
+    layout: "exlstm" (ours), "huggingface" (transformers' own xlstm), "xlstm-large" or "classic" (the paper's package).
+    Weights of more than 2 GiB go into several files. A quantised model is saved as it is, in our own layout only.
+    Raises ValueError, before anything is written, for a block or a setting that the layout cannot express, and for a
+    model that `load` could not read back: with parts that its config does not have, with quantised layers of two kinds,
+    or in two dtypes. Raises OSError, and leaves a model that was there before as it was, when the disk is full.
+    """  # fmt: skip
+    target, bits = layout_named(layout), bits_of(model)
+    check_savable(model, bits)
+    tensors = stored_once(model)
+    data = description(target, model, bits)
+    write(Path(folder), target, data, target.rules(model, None), tensors, tensors.__getitem__)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    layout: str = "exlstm",
+    dtype: torch.dtype | None = None,
+    weights: Bits | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Checkpoint:
+    """Writes the model at `source`, in any layout, into `folder` in another layout, dtype, or quantised.
+
+    Streams: about `shard_bytes` of weights are in memory at a time. Errors are those of `load` and `save`, and come
+    before anything is written. Returns what was read, closed.
+    """
+    target = layout_named(layout)
+    if Path(source).resolve() == Path(folder).resolve():
+        raise ValueError(f"{folder} is the model to convert; name another folder for the result.")
+    with open_checkpoint(source) as found:
+        change = changes(found, dtype, weights)
+        model = after(found, change)
+        data = description(target, model, found.bits or weights)
+        shapes = {name: x.to(change.dtypes.get(name, x.dtype)) for name, x in stored_once(model).items()}
+        write(Path(folder), target, data, target.rules(model, None), shapes, Stream(found, change).take, shard_bytes)
+    return found
+
+
+class Stream:
+    """The tensors of a checkpoint on their way to another one: read when they are asked for, and then let go."""
+
+    def __init__(self, found: Checkpoint, change: Change) -> None:
+        self.found, self.change = found, change
+        self.sources = {new: rule for rule in found.rules for name in rule.ours for new in change.become(name)}
+        self.waiting: dict[str, Tensor] = {}  # made together with one that was asked for
+
+    def take(self, name: str) -> Tensor:
+        """The tensor of this name of ours; each is asked for once."""
+        if name not in self.waiting:
+            for old, x in self.found.apply(self.sources[name]):
+                self.waiting |= {new: placed(y, x, CPU) for new, y in self.change(old, x).items()}
+        return self.waiting.pop(name)
+
+
+def layout_named(name: str) -> Layout:
+    """ValueError for a name that no layout has."""
+    if name not in LAYOUTS:
+        raise ValueError(f"there is no layout {name!r}; choose one of {', '.join(LAYOUTS)}.")
+    return LAYOUTS[name]
+
+
+def description(layout: Layout, model: LM, bits: Bits | None) -> dict[str, Any]:
+    """The settings that are saved. ValueError for what the layout cannot express."""
+    if bits is None:
+        return layout.write(model.config)
+    if layout is not OWN:
+        raise ValueError(
+            f"the weights are quantised ({bits}), which the layout {layout.name!r} cannot express; use 'exlstm'."
+        )
+    return {**layout.write(model.config), "weights": bits}
+
+
+def write(
+    folder: Path,
+    layout: Layout,
+    data: Mapping[str, Any],
+    rules: Sequence[Rule],
+    like: Mapping[str, Tensor],
+    take: Callable[[str], Tensor],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a model whose tensors are `like` these, which may be without numbers, and come from `take`."""
+    shards = planned(rules, like, shard_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+        index: dict[str, str] = {}
+        total = 0
+        for number, shard in enumerate(shards):
+            file = Path(scratch, layout.shard(number, len(shards)))
+            tensors = made(shard, take)
+            index |= dict.fromkeys(tensors, file.name)
+            total += sum(x.nbytes for x in tensors.values())
+            try:
+                save_file(tensors, file, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise OSError(f"cannot write {folder / file.name}: {error}; free some space and save again.") from error
+            del tensors
+        config = Path(scratch, layout.config_file)
+        config.write_text(text_of(data, config.suffix))
+        files = [Path(scratch, name) for name in dict.fromkeys(index.values())]
+        for file in files:
+            file.chmod(config.stat().st_mode)  # safetensors lets only the owner read; the user's umask decides here
+        last = [config]
+        if layout.indexed and len(files) > 1:
+            last.append(Path(scratch, INDEX))
+            last[-1].write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1) + "\n")
+        put_in_place(folder, [*files, *last])
+
+
+def planned(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int) -> list[list[Rule]]:
+    """Rules whose tensors go into one file, for every file. The tensors of one rule stay together."""
+    shards: list[list[Rule]] = [[]]
+    size = 0
+    for rule in rules:
+        new = sum(x.nbytes for x in (like[name] for name in rule.ours))
+        if shards[-1] and size + new > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(rule)
+        size += new
+    return shards
+
+
+def made(rules: Sequence[Rule], take: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """The tensors of one file, each in memory of its own."""
+    tensors: dict[str, Tensor] = {}
+    for rule in rules:
+        theirs = rule.to_theirs([take(name) for name in rule.ours])
+        for position, (name, x) in enumerate(zip(rule.theirs, theirs, strict=True)):
+            shared = any(x.data_ptr() == other.data_ptr() for other in theirs[:position])
+            tensors[name] = x.clone() if shared else x.contiguous()
+    return tensors
+
+
+def text_of(data: Mapping[str, Any], suffix: str) -> str:
+    """JSON or YAML."""
+    if suffix == ".json":
+        return json.dumps(data, indent=1) + "\n"
+    import yaml
+
+    text: str = yaml.safe_dump(dict(data), sort_keys=False)
+    return text
+
+
+def put_in_place(folder: Path, files: Sequence[Path]) -> None:
+    """Renames files into their folder, once they are on the disk, and removes what is left of a model saved there."""
+    for file in files:
+        with open(file, "rb+") as handle:
+            os.fsync(handle.fileno())
+    # without its index a model in several files is not read: so there is never one that is half old and half new
+    (folder / INDEX).unlink(missing_ok=True)
+    names = {file.name for file in files}
+    for old in folder.iterdir():
+        if old.name not in names and OURS.fullmatch(old.name):
+            old.unlink()
+    for file in files:
+        file.replace(folder / file.name)
+
+
+def check_savable(model: LM, bits: Bits | None) -> None:
+    """ValueError unless the config and the kind of the weights say all there is to say."""
+    shapes = {name: tuple(x.shape) for name, x in stored_once(model).items()}
+    expected = {name: tuple(x.shape) for name, x in stored_once(blank(model.config, bits, shapes)).items()}
+    if wrong := sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)):
+        raise ValueError(
+            f"the model is not what its config says: {wrong[0]} has shape {shapes.get(wrong[0])}, "
+            f"the config needs {expected.get(wrong[0])}; save an LM of that config."
+        )
+    dtype = model.embed.weight.dtype
+    for name, layer in quantised_layers(model).items():
+        if layer.like.dtype != dtype:
+            raise ValueError(
+                f"{name} stands for {layer.like.dtype} and the embedding is {dtype}; "
+                "convert the whole model with model.to(dtype) and save it again."
+            )

@@ -1,0 +1,107 @@
+"""A snapshot in a file (safetensors): a conversation of any length in a file of constant size.
+
+A file is written beside its target and renamed, so that a reader sees a whole one or none.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from exlstm.mixers.contract import State, check_state
+from exlstm.models.fingerprint import weights_of
+from exlstm.models.lm import LM
+from exlstm.models.snapshot import Snapshot
+
+KIND, VERSION = "exlstm-state", "1"
+
+
+def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
+    """Writes a snapshot, every number exactly as it is, and whose it is; replaces a file that was there.
+
+    Raises ValueError if the model's weights have changed since the prompt was read (nobody could say then whose state
+    it is) and for a folder; OSError, leaving a file that was there before as it was, when the disk is full.
+    """
+    file = Path(file)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; name a file.")
+    owner = snapshot.weights.fingerprint()
+    if owner is None:
+        raise ValueError("the model's weights have changed since the prompt was read; read it again and save that.")
+    tensors = dict(_named("state", snapshot.state)) | {"logits_BC": snapshot.logits_BC, "seen_BC": snapshot.seen_BC}
+    # copied, for tensors that share memory are not stored
+    stored = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
+    counts = json.dumps(snapshot.counts)
+    data = save(stored, metadata={"kind": KIND, "version": VERSION, "fingerprint": owner, "counts": counts})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".saving-") as scratch:
+        beside = Path(scratch, file.name)
+        with open(beside, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(file)
+
+
+def load_state(file: str | os.PathLike[str], model: LM) -> Snapshot:
+    """The snapshot in `file`, on the model's device, with the numbers that were saved.
+
+    Raises ValueError for a file that is missing, cut off or something else, and for a state of another model.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}; name one that save_state wrote.")
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            about = opened.metadata() or {}
+            if about.get("kind") != KIND or about.get("version") != VERSION:
+                raise ValueError(
+                    f"{file} is not a state of format {VERSION}; name a file that save_state of this version wrote."
+                )
+            weights = weights_of(model)
+            if about.get("fingerprint") != weights.fingerprint():
+                raise ValueError(f"{file} holds a state of another model; load the model (and weights) that it is of.")
+            device = model.embed.weight.device
+            # copied, for a mapped file is not aligned as new memory is, and other alignment gives other last bits
+            found = {name: opened.get_tensor(name).clone().to(device) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}); it is cut off, or no file that save_state wrote."
+        ) from error
+    counts = tuple(json.loads(about["counts"]))
+    expected = model.shapes(len(counts))
+    try:
+        state = _rebuilt("state", expected, found)
+        for index, (given, wanted) in enumerate(zip(state, expected, strict=True)):
+            check_state(given, wanted, f"block {index}")
+        rest = {name: found[name] for name in ("logits_BC", "seen_BC")}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{file} does not hold the state that this model needs ({error}); save it again.") from error
+    return Snapshot(state=state, counts=counts, weights=weights, **rest)
+
+
+def _named(name: str, state: State) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a state, named by its way there: state.0.cell.c_BHKV."""
+    if isinstance(state, Tensor):
+        yield name, state
+        return
+    for part, inner in zip(_parts(state), state, strict=True):
+        yield from _named(f"{name}.{part}", inner)
+
+
+def _rebuilt(name: str, like: State, found: dict[str, Tensor]) -> Any:
+    """The inverse, for a state of the structure of `like`."""
+    if isinstance(like, Tensor):
+        return found[name]
+    parts = [_rebuilt(f"{name}.{part}", inner, found) for part, inner in zip(_parts(like), like, strict=True)]
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def _parts(state: State) -> tuple[str, ...]:
+    return getattr(state, "_fields", None) or tuple(map(str, range(len(state))))

@@ -1,0 +1,246 @@
+"""`exlstm generate` as a program for a terminal: texts, many texts, conversations, states in files, Ctrl-C."""
+
+import io
+import json
+import re
+import signal
+import sys
+
+import pytest
+from programs import in_process_of_its_own, start
+
+import exlstm
+from exlstm.cli import main
+
+
+def test_generate_is_decided_by_its_seed(here, run):
+    options = ("run", "--prompt", "the cat", "--max-tokens", "40", "--temperature", "1")
+    first, again, other = (run("generate", *options, "--seed", seed) for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert first.startswith("the cat")
+    assert first.endswith("\n")
+    assert run("generate", *options, "--checkpoint", "40", "--seed", "1") == first
+
+
+def test_generate_passes_every_setting_on(here, run):
+    options = ("generate", "run", "--prompt", "the ", "--max-tokens", "30")
+    greedy = run(*options, "--temperature", "0")
+    assert run(*options, "--temperature", "5", "--top-k", "1") == greedy
+    assert run(*options, "--temperature", "5", "--top-p", "1e-9") == greedy
+    assert run(*options, "--temperature", "5", "--top-p", "1", "--min-p", "1") == greedy
+    assert run(*options, "--temperature", "0", "--repetition-penalty", "9") != greedy
+    assert len(run(*options, "--temperature", "0", "--max-tokens", "3")) < len(greedy)
+
+
+def test_generate_without_a_prompt_begins_a_document(here, run):
+    assert run("generate", "run", "--max-tokens", "20").strip() != ""
+
+
+def test_generate_with_fewer_bits(here, run):
+    options = ("generate", "run", "--prompt", "the ", "--max-tokens", "20")
+    assert run(*options, "--weights", "int8").startswith("the ")
+
+
+ENDLESS = ("generate", "run", "--prompt", "the ", "--temperature", "0", "--max-tokens", "1000000")
+
+
+def test_text_streams_and_a_reader_that_leaves_ends_it(trained):
+    with start(trained, *ENDLESS) as process:
+        assert process.stdout.read(12).startswith(b"the ")  # comes although the command has not ended
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == b""
+
+
+def test_every_piece_is_shown_at_once(here, monkeypatch):
+    from exlstm.infer.requests import Event
+
+    class Screen(io.StringIO):
+        shown = ""
+
+        def flush(self):
+            self.shown = self.getvalue()
+
+    def events(*args, **options):
+        for piece in ("one", "two", "three"):
+            yield Event(request=0, token=1, text=piece)
+            assert screen.shown.endswith(piece)
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr("exlstm.infer.generate.stream", events)
+    assert main(["generate", "run", "--prompt", "zero"]) == 0
+    assert screen.getvalue() == "zeroonetwothree\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_ends_the_text_and_not_the_program(trained, tmp_path):
+    """The state of what was said is kept, and goes on."""
+    file = tmp_path / "state"
+    with start(trained, *ENDLESS, "--save-state", str(file)) as process:
+        said = process.stdout.read(40)
+        process.send_signal(signal.SIGINT)
+        said += process.stdout.read()
+        assert process.wait(timeout=60) == 0
+        notes = process.stderr.read().decode()
+    assert said.endswith(b" [stopped]\n")
+    assert re.search(r"tokens read in .*, [\d,]+ generated, [\d,.]+ tokens/s, state 6,032 bytes", notes)
+    text = said.removesuffix(b" [stopped]\n")
+    kept = exlstm.load_state(file, exlstm.load(trained / "run/checkpoints/best"))
+    assert kept.counts == (1 + len(text),)  # a boundary, and a byte is a token
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_in_a_conversation_ends_the_reply(trained):
+    """The next line is answered."""
+    words = ("generate", "run", "--chat", "--turn", "{}", "--temperature", "0", "--max-tokens", "1000000")
+    with start(trained, *words) as process:
+        process.stdin.write(b"the cat\n")
+        process.stdin.flush()
+        process.stdout.read(30)
+        process.send_signal(signal.SIGINT)
+        while not process.stdout.readline().endswith(b"[stopped]\n"):
+            pass
+        out, _ = process.communicate(b"/undo\n/help\n/quit\n", timeout=60)
+        assert process.returncode == 0
+    assert b"/again" in out
+
+
+def test_a_terminal_without_the_characters_gets_question_marks(trained):
+    words = ("generate", "run", "--prompt", "é😀", "--max-tokens", "3")
+    done = in_process_of_its_own(*words, cwd=trained, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("??")
+
+
+# ------------------------------------------------------------------------------------------ prompts, samples, stops
+
+
+def test_a_prompt_from_a_file_or_standard_input(here, tmp_path, run, monkeypatch):
+    options = ("generate", "run", "--max-tokens", "20")
+    want = run(*options, "--prompt", "the cat\nsat")
+    (tmp_path / "prompt").write_text("the cat\nsat")
+    assert run(*options, "--file", str(tmp_path / "prompt")) == want
+    done = in_process_of_its_own(*options, "--file", "-", cwd=here, standard_input="the cat\nsat")
+    assert done.stdout == want
+
+
+def test_many_prompts(here, tmp_path, run):
+    """A JSON object per line, in order; each as it would be alone with its seed."""
+    lines = ["the cat", "a mat and", "", "while two dogs ran"]
+    (tmp_path / "prompts").write_text("\n".join(lines))
+    options = ("generate", "run", "--max-tokens", "12", "--temperature", "1")
+    out = run(*options, "--prompts", str(tmp_path / "prompts"), "--logprobs", "2", "--seed", "5")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [answer["prompt"] for answer in found] == lines
+    for index, answer in enumerate(found):
+        alone = run(*options, "--prompt", lines[index], "--seed", str(5 + index))
+        assert alone == f"{lines[index]}{answer['completion']}\n"
+        assert len(answer["logprobs"]) == len(answer["top_logprobs"]) == answer["tokens"]
+        assert all(len(top) == 2 for top in answer["top_logprobs"])
+        assert max(answer["logprobs"]) <= 0
+
+
+def test_samples_of_one_prompt(here, run):
+    options = ("generate", "run", "--prompt", "the cat", "--max-tokens", "15", "--temperature", "1")
+    out = run(*options, "--samples", "3", "--seed", "7")
+    parts = re.split(r"--- seed (\d+) \(length\)\n", out)
+    assert parts[1::2] == ["7", "8", "9"]
+    assert parts[2::2] == [run(*options, "--seed", seed) for seed in ("7", "8", "9")]
+
+
+def test_stop_strings(here, run):
+    options = ("generate", "run", "--prompt", "the ", "--temperature", "0", "--max-tokens", "60")
+    text = run(*options).removeprefix("the ").rstrip("\n")
+    stop = text[20:23]
+    assert run(*options, "--stop", stop) == f"the {text[: text.index(stop)]}\n"
+
+
+# ------------------------------------------------------------------------------------------------- states in files
+
+
+def test_a_state_goes_on_as_if_it_had_never_stopped(here, tmp_path, run):
+    """Reading in two runs, then sampling: the same text as in one."""
+    file, options = str(tmp_path / "state"), ("--temperature", "1", "--max-tokens", "30")
+    want = run("generate", "run", "--prompt", "the cat sat on a mat", *options)
+    assert (
+        run("generate", "run", "--prompt", "the cat sat", "--max-tokens", "0", "--save-state", file) == "the cat sat\n"
+    )
+    size = (tmp_path / "state").stat().st_size
+    assert run("generate", "run", "--state", file, "--prompt", " on a mat", *options) == want.removeprefix(
+        "the cat sat"
+    )
+    run("generate", "run", "--state", file, "--prompt", " on a mat" * 50, *options, "--save-state", file)
+    assert abs((tmp_path / "state").stat().st_size - size) < 64  # a count has more digits
+
+
+def test_a_state_of_another_model_is_refused(here, tmp_path, run, refused):
+    file = str(tmp_path / "state")
+    other = exlstm.LM(exlstm.lm_from_pattern("m", vocab_size=257, width=32))
+    exlstm.save_state(other.read([1, 2]), file)
+    assert "another model" in refused("generate", "run", "--state", file, "--prompt", "x")
+    assert "nowhere" in refused("generate", "run", "--state", "nowhere", "--prompt", "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["--prompt", "a", "--file", "b"], ["--prompt and --file do not go together"]),
+        (["--chat", "--prompts", "b"], ["--prompts and --chat do not go together"]),
+        (["--samples", "0"], ["--samples is 0"]),
+        (["--samples", "2", "--save-state", "x"], ["--save-state keeps one state", "--samples 2"]),
+        (["--prompts", "x", "--state", "y"], ["are for one prompt"]),
+        (["--turn", "User:"], ["--turn 'User:' has no {}"]),
+        (["--logprobs", "1"], ["--logprobs is for --prompts"]),
+        (["--file", "nowhere"], ["nowhere"]),
+        (["--tokenizer", "nowhere.json"], ["nowhere.json"]),
+        (["--weights", "int3"], ["int3", "int8"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes(here, refused, words, fragments):
+    sentence = refused("generate", "run", *words)
+    assert all(fragment in sentence for fragment in fragments), sentence
+
+
+# ------------------------------------------------------------------------------------------------- conversations
+
+
+def chat(folder, *lines, words=()):
+    options = ("generate", "run", "--chat", "--temperature", "0.7", "--max-tokens", "12", *words)
+    return in_process_of_its_own(*options, cwd=folder, standard_input="".join(f"{line}\n" for line in lines))
+
+
+def test_a_conversation_keeps_its_state(here, tmp_path):
+    """In a file, too: two programs say what one says. What was taken back is forgotten."""
+    file = tmp_path / "talk"
+    once = chat(here, "the cat", f"/save {file}", "sat on", words=("--seed", "3"))
+    assert once.returncode == 0, once.stderr
+    assert "state of" in once.stderr
+    undone = chat(here, "the cat", "green hills", "/undo", f"/save {file}2", words=("--seed", "3"))
+    assert undone.returncode == 0, undone.stderr
+    model = exlstm.load(here / "run/checkpoints/best")
+    one, two = (exlstm.load_state(f, model) for f in (file, f"{file}2"))
+    assert one.counts == two.counts
+    assert one.logits_BC.equal(two.logits_BC)
+    replies = [part.partition("\n")[0] for part in once.stdout.split("> ")[1:]]
+    later = chat(here, f"/load {file}", "sat on", words=("--seed", "4"))  # a reply has the seed plus its number
+    assert later.stdout.split("> ")[2].partition("\n")[0] == replies[2]
+
+
+def test_the_words_of_a_conversation(here, tmp_path):
+    done = chat(here, "/help", "/undo", "/save", "/sing", "/load nowhere", "", "hello", "/again", "/reset", "/save x")
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "/save FILE", "nothing to take back", "/save needs the name of a file", "no command /sing", "nowhere",
+        "there is nothing to keep yet",
+    ):  # fmt: skip
+        assert said in done.stdout, said
+    assert not (here / "x").exists()
+
+
+def test_a_reply_ends_where_the_user_would_speak(here):
+    """The model's own idea of the user's next line is not shown, and not remembered."""
+    done = chat(here, "the cat", words=("--turn", "a{}", "--temperature", "0", "--max-tokens", "300"))
+    assert done.returncode == 0, done.stderr
+    assert "\na" not in done.stdout
