@@ -9,12 +9,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from exlstm.mixers import MIXERS
-from exlstm.models.lm import LM, BlockConfig, LMConfig
-from exlstm.models.pattern import lm_from_pattern
-from exlstm.models.presets import PRESETS, preset
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.own import config_from_json, config_to_json
 from exlstm.models.checkpoints.saving import save
+from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.pattern import lm_from_pattern
+from exlstm.models.presets import PRESETS, preset
 
 
 def build(pattern="msMal", dtype=torch.float32, **options):

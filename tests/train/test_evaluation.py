@@ -149,7 +149,7 @@ def test_bad_requests(options: dict[str, Any], message: str, settings: Settings,
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no run at"):
+    with pytest.raises(ValueError, match="there is no run or model at"):
         evaluate(str(tmp_path / "nothing"))
 
 

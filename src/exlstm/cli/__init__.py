@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from exlstm import __version__
-from exlstm.cli.commands import COMMANDS
+from exlstm.cli.commands import COMMANDS, FOREIGN
 from exlstm.cli.parse import parse, similar, take_choice
 from exlstm.train.recipes import RECIPES
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end a command
     try:
-        _dispatch(name, words)
+        code = _dispatch(name, words)
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes again at exit, and would fail again
@@ -36,21 +36,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
-        command = f"exlstm {name}" if name in COMMANDS else "exlstm"
+        command = f"exlstm {name}" if name in {*COMMANDS, *FOREIGN} else "exlstm"
         print(f"{command}: {error}", file=sys.stderr)
         return MISTAKE
-    return 0
+    return code
 
 
-def _dispatch(name: str, words: Sequence[str]) -> None:
+def _dispatch(name: str, words: Sequence[str]) -> int:
+    """The exit code of a command that has not failed."""
+    if name in FOREIGN:
+        return FOREIGN[name].run(list(words))
     if name in ("-h", "--help"):
         _overview()
-        return
+        return 0
     if name in ("-V", "--version"):
         print(f"exlstm {__version__}")
-        return
+        return 0
     if name not in COMMANDS:
-        raise ValueError(f"there is no command {name!r}{similar(name, COMMANDS)}; exlstm --help lists them.")
+        known = [*COMMANDS, *FOREIGN]
+        raise ValueError(f"there is no command {name!r}{similar(name, known)}; exlstm --help lists them.")
     command = COMMANDS[name]
     default = command.default
     if name == "train":
@@ -60,6 +64,7 @@ def _dispatch(name: str, words: Sequence[str]) -> None:
     options = parse(command.options, words, program=f"exlstm {name}", description=description, default=default)
     if options is not None:
         command.run(options)
+    return 0
 
 
 def _overview() -> None:
@@ -68,9 +73,9 @@ def _overview() -> None:
     from rich.table import Table
 
     rows = Table.grid(padding=(0, 2))
-    for name, command in COMMANDS.items():
+    for name, command in (COMMANDS | FOREIGN).items():
         rows.add_row(f"[bold]{name}[/bold]", command.help)
     console = Console(highlight=False)
-    console.print("usage: exlstm COMMAND [OPTIONS]\n\nxLSTM language models: train, evaluate, generate.\n")
+    console.print("usage: exlstm COMMAND [OPTIONS]\n\nxLSTM language models: train, evaluate, generate, convert.\n")
     console.print(Panel(rows, title="commands", title_align="left", border_style="dim"))
     console.print("exlstm COMMAND --help lists the options of a command.")

@@ -13,8 +13,7 @@ import tyro
 
 from exlstm.cli.convert import Convert, convert
 from exlstm.cli.generate import Generate, generate
-from exlstm.cli.models import Weights, named, which
-from exlstm.cli.parse import similar
+from exlstm.cli.parse import Weights, checkpoint_of, similar
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from exlstm.mixers.contract import State
     from exlstm.models.lm import LM, LMConfig
 
-Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+OnDisk = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_MODEL")]
 
 SAMPLE_PROMPT = "def "
@@ -34,8 +33,9 @@ SAMPLE_TOKENS = 200
 class Evaluate:
     """Options of `exlstm eval`."""
 
-    run: Run  # folder of the run
+    model: OnDisk  # folder of a run, or folder or file of a model in any layout
     data: str | None = None  # text file, folder, glob or .jsonl; left out: the run's own held-out text
+    tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
     part: Literal["val", "test"] = "val"  # which held-out text of the run
     context: str | None = None  # context lengths, such as 256,1024,4096,16384; left out: those of these that fit
     tokens: int = 131_072  # how many tokens the context lengths are compared on
@@ -106,13 +106,14 @@ def evaluate(options: Evaluate) -> None:
     _check_not_quantised(options)
     run = partial(
         run_evaluation,
-        options.run,
+        options.model,
         data=options.data,
+        tokenizer=options.tokenizer,
         part=options.part,
         context=None if options.context is None else _lengths(options.context),
         tokens=options.tokens,
         minutes=options.minutes,
-        checkpoint=which(options.checkpoint),
+        checkpoint=checkpoint_of(options.checkpoint),
         device=options.device,
     )
     saved = run()
@@ -196,6 +197,21 @@ class Command:
     run: Callable[[Any], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """A command of other software, which takes the words as they are and returns the exit code."""
+
+    help: str
+    run: Callable[[list[str]], int]
+
+
+def lm_eval(words: list[str]) -> int:
+    """`exlstm lm-eval`."""
+    from exlstm.harness import main
+
+    return main(words)
+
+
 COMMANDS: dict[str, Command] = {
     "train": Command(
         help="train a language model on text, or resume a run",
@@ -205,7 +221,7 @@ COMMANDS: dict[str, Command] = {
         run=train,
     ),
     "eval": Command(
-        help="loss, perplexity, bits per byte of a run by context length",
+        help="loss, perplexity, bits per byte of a model by context length",
         more="Memory is that of one training batch, however long the context is.",
         options=Evaluate,
         run=evaluate,
@@ -244,6 +260,11 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+FOREIGN: dict[str, Foreign] = {
+    "lm-eval": Foreign(help="lm-evaluation-harness's own command line, with the model exlstm in it", run=lm_eval),
+}
+
+
 def _cells(state: "State") -> "Iterator[tuple[int, ...]]":
     """(H, K, V) of every mLSTM cell in the state of a model."""
     from exlstm.ops.mlstm import MLSTMState
@@ -264,22 +285,18 @@ def _lengths(text: str) -> list[int]:
 
 def _check_not_quantised(options: Evaluate) -> None:
     """Said at once, not after the minutes that the first of two evaluations takes."""
-    from exlstm.models.checkpoints.loading import open_checkpoint
-    from exlstm.train.run_folder import open_run
+    from exlstm.train.named import named
 
     if options.weights in ("int8", "int4"):
-        folder = open_run(options.run)
-        checkpoint = folder.checkpoint_at(folder.step_of(which(options.checkpoint)))
-        with open_checkpoint(checkpoint) as found:
-            if found.bits:
-                raise ValueError(
-                    f"{checkpoint} is quantised already ({found.bits}); leave out --weights {options.weights}."
-                )
+        found = named(options.model, checkpoint_of(options.checkpoint))
+        if bits := found.bits():
+            raise ValueError(f"{found.weights} is quantised already ({bits}); leave out --weights {options.weights}.")
 
 
 def _architecture(name: str) -> "LMConfig":
     """Of a run or a model on disk, if there is one of that name, otherwise of a preset."""
     from exlstm.models.presets import PRESETS, preset
+    from exlstm.train.named import named
 
     if Path(name).exists():
         return named(name).config()

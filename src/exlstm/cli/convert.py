@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from exlstm.cli.models import TOKENIZER, Named, named
+from exlstm.cli.parse import checkpoint_of
 
 if TYPE_CHECKING:
     from exlstm.train.evaluate import Score
+    from exlstm.train.named import Named
 
 LayoutName = Literal["exlstm", "huggingface", "xlstm-large", "classic"]
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -38,8 +39,9 @@ def convert(options: Convert) -> None:
     import torch
 
     from exlstm.models.checkpoints.saving import convert as run_conversion
+    from exlstm.train.named import TOKENIZER, named
 
-    source = named(options.source, options.checkpoint)
+    source = named(options.source, checkpoint_of(options.checkpoint))
     dtype = None if options.dtype == "as-saved" else getattr(torch, options.dtype)
     weights = None if options.weights == "as-saved" else options.weights
     tokenizer = options.tokenizer is not None or source.tokenizer_file.is_file()
@@ -71,7 +73,7 @@ def describe(path: Path, layout: str) -> str:
     return f"{path} ({layout}, {sum(file.stat().st_size for file in files):,} bytes)"
 
 
-def take_tokenizer_along(source: Named, options: Convert) -> None:
+def take_tokenizer_along(source: "Named", options: Convert) -> None:
     """Ours as it is; transformers gets one that its AutoTokenizer reads."""
     if options.tokenizer is None and not source.tokenizer_file.is_file():
         return
@@ -81,19 +83,22 @@ def take_tokenizer_along(source: Named, options: Convert) -> None:
 
         save_tokenizer(source.tokenizer(options.tokenizer), target)
     elif options.tokenizer is None:
-        shutil.copyfile(source.tokenizer_file, target / TOKENIZER)
+        shutil.copyfile(source.tokenizer_file, target / source.tokenizer_file.name)
     else:
         import json
 
-        (target / TOKENIZER).write_text(json.dumps(source.tokenizer(options.tokenizer).to_json()) + "\n")
+        (target / source.tokenizer_file.name).write_text(
+            json.dumps(source.tokenizer(options.tokenizer).to_json()) + "\n"
+        )
 
 
-def measured(source: Named, options: Convert) -> "tuple[Score, Score]":
+def measured(source: "Named", options: Convert) -> "tuple[Score, Score]":
     """Scores of both models on the same tokens, one model in memory at a time."""
     from exlstm.data.text import documents
     from exlstm.train.evaluate import score_beginning
+    from exlstm.train.named import Named
 
     tokenizer, docs = source.tokenizer(options.tokenizer), documents(options.data)
     before = score_beginning(source.load(), tokenizer, docs, tokens=options.tokens, minutes=options.minutes)
-    target = Named(Path(options.target), source.tokenizer_file)
+    target = Named(weights=Path(options.target), tokenizer_file=source.tokenizer_file)
     return before, score_beginning(target.load(), tokenizer, docs, tokens=before.tokens, minutes=float("inf"))

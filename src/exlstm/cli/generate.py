@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from exlstm.cli.models import Weights, named
+from exlstm.cli.parse import Weights, checkpoint_of
 
 if TYPE_CHECKING:
     from exlstm.data.tokenizer import Tokenizer
@@ -73,6 +73,7 @@ def generate(options: Generate) -> None:
     from exlstm.cli.chat import Chat
     from exlstm.infer.sampling import SamplingConfig
     from exlstm.train.evaluate import pick_device
+    from exlstm.train.named import named
 
     sampling = SamplingConfig(
         temperature=options.temperature,
@@ -81,11 +82,11 @@ def generate(options: Generate) -> None:
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
     )
-    source = named(options.model, options.checkpoint)
+    source = named(options.model, checkpoint_of(options.checkpoint))
     tokenizer, device = source.tokenizer(options.tokenizer), pick_device(options.device)
     text = options.prompt if options.file is None else read_text(options.file)
     lines = [] if options.prompts is None else read_text(options.prompts).splitlines()
-    model = source.load(options.weights, str(device))
+    model = source.load(options.weights, device)
     voice = Voice(model, tokenizer, sampling, options)
     if options.prompts is not None:
         many(voice, lines)

@@ -9,12 +9,16 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+if TYPE_CHECKING:
+    from exlstm.train.run_folder import Which
+
 Options = TypeVar("Options")
+Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]
 
 METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 
@@ -66,6 +70,17 @@ def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options
             raise ValueError(f"{option} {value!r} is unknown; use one of {', '.join(choices)}.")
         chosen = choices[value]
     return chosen, rest
+
+
+def checkpoint_of(text: str) -> "Which | int":
+    """--checkpoint: best, last, or the number of a step. ValueError for anything else."""
+    if text == "best":
+        return "best"
+    if text == "last":
+        return "last"
+    if not text.isdecimal():
+        raise ValueError(f"--checkpoint {text!r} cannot work; use best, last, or the number of a step.")
+    return int(text)
 
 
 def similar(word: str, known: Iterable[str]) -> str:

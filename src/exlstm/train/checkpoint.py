@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from exlstm.mixers.contract import leaves, map_state
-from exlstm.models.lm import LM
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.saving import save
+from exlstm.models.lm import LM
 from exlstm.train.files import reporting_failure, sync
 from exlstm.train.run_folder import RunFolder
 

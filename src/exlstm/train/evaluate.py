@@ -20,9 +20,11 @@ from exlstm.data.text import Document, documents, fingerprint, split_documents
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM
 from exlstm.ops.shared import bfloat16_is_emulated
+from exlstm.train.config import TrainConfig
 from exlstm.train.crew import Crew, default_workers, threads_shared
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
-from exlstm.train.run_folder import Which, open_run
+from exlstm.train.named import Named, named
+from exlstm.train.run_folder import Which
 
 CONTEXTS = (256, 1024, 4096, 16384)
 
@@ -65,7 +67,7 @@ class Evaluation:
     text that it reached in the time it had. `contexts` start from nothing every so many tokens."""
 
     run: str
-    step: int
+    step: int | None  # None for a model that is of no run
     text: str
     whole: Score
     coverage: float
@@ -73,7 +75,8 @@ class Evaluation:
 
     def table(self) -> str:
         """For people."""
-        lines = [f"{self.run}, step {self.step:,}, on {self.text}"]
+        step = "" if self.step is None else f" step {self.step:,},"
+        lines = [f"{self.run},{step} on {self.text}"]
         lines.append(f"{'context':>16}  {'loss':>7}  {'perplexity':>10}  {'bits/byte':>9}  {'tokens':>10}")
         rows = [(f"{context:,}", score) for context, score in self.contexts.items()]
         for name, score in [*rows, ("all, state kept", self.whole)]:
@@ -218,11 +221,7 @@ def score_beginning(
 
     At least one chunk. Raises ValueError for a tokenizer with more tokens than the model knows.
     """
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {model.config.vocab_size}; "
-            "use the tokenizer that the model was trained with."
-        )
+    check_vocabulary(model, tokenizer)
     stream = beginning(docs, tokenizer, tokens)
     crew = Crew(model, 1)
     return score_whole(crew, stream, tokenizer.byte_lengths, batch=1, length=chunk, minutes=minutes)[0]
@@ -242,9 +241,10 @@ def beginning(docs: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> To
 
 
 def evaluate(
-    run: str,
+    name: str,
     *,
     data: str | None = None,
+    tokenizer: str | None = None,
     part: Literal["val", "test"] = "val",
     context: Sequence[int] | None = None,
     tokens: int = 131_072,
@@ -253,31 +253,26 @@ def evaluate(
     device: str = "auto",
     change: Callable[[LM], LM] | None = None,
 ) -> Evaluation:
-    """Score the model of a run.
+    """Score the model of a run, or one on disk in any layout.
 
     data: any text (file, folder, glob, .jsonl), all of it; None is the run's own validation (or `part` "test") text.
+    tokenizer: a tokenizer.json or "bytes"; None is the model's own.
     change: what is done to the model first, such as quantising it.
     context: lengths to compare on the first `tokens` tokens; None is those of 256, 1024, 4096 and 16384 that fit.
     minutes: time limit of the pass over the whole text. Memory is that of one training batch.
-    Raises ValueError for a missing run, checkpoint or text, and for a context that is longer than the text.
+    Raises ValueError for a missing model, checkpoint or text, and for a context that is longer than the text.
     """
-    folder = open_run(run)
-    config = folder.train_config()
-    tokenizer = folder.tokenizer()
-    step = folder.step_of(checkpoint)
-    model = folder.load_model(step, device=str(pick_device(device)))
+    found = named(name, checkpoint)
+    config = TrainConfig() if found.run is None else found.run.train_config()
+    words = found.tokenizer(tokenizer)
+    model = found.load(device=pick_device(device))
+    check_vocabulary(model, words)
     if change is not None:
         model = change(model)
-    if data is None:
-        corpus = documents(config.data)
-        changed = fingerprint(corpus) != folder.config()["data"]["sha256"]
-        docs = getattr(split_documents(corpus), part)
-        name = f"the {part} part of the run's own data" + (", which has changed since" if changed else "")
-    else:
-        docs, name = documents(data), data
-    stream = pack(docs, tokenizer)
+    docs, text = text_of(found, config, data, part)
+    stream = pack(docs, words)
     fitting = [length for length in CONTEXTS if length < len(stream)]
-    lengths = tokenizer.byte_lengths
+    lengths = words.byte_lengths
     workers = default_workers(model.embed.weight.device, config.batch)
     with threads_shared(workers):
         crew = Crew(model, workers)
@@ -294,5 +289,28 @@ def evaluate(
         whole, coverage = score_whole(
             crew, stream, lengths, batch=config.batch, length=config.length, minutes=minutes, dtype=config.dtype
         )
-    text = f"{name} ({stream.bytes:,} bytes)"
-    return Evaluation(run=run, step=step, text=text, whole=whole, coverage=coverage, contexts=contexts)
+    text = f"{text} ({stream.bytes:,} bytes)"
+    return Evaluation(run=name, step=found.step, text=text, whole=whole, coverage=coverage, contexts=contexts)
+
+
+def text_of(
+    found: Named, config: TrainConfig, data: str | None, part: Literal["val", "test"]
+) -> tuple[Sequence[Document], str]:
+    """What a model is scored on, and what it is called."""
+    if data is not None:
+        return documents(data), data
+    if found.run is None:
+        raise ValueError(f"{found.weights} is of no run that has a text of its own; name one with --data.")
+    corpus = documents(config.data)
+    changed = fingerprint(corpus) != found.run.config()["data"]["sha256"]
+    docs: Sequence[Document] = getattr(split_documents(corpus), part)
+    return docs, f"the {part} part of the run's own data" + (", which has changed since" if changed else "")
+
+
+def check_vocabulary(model: LM, tokenizer: Tokenizer) -> None:
+    """ValueError for a tokenizer with ids that the model does not know."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {model.config.vocab_size}; "
+            "use the tokenizer that the model was trained with."
+        )

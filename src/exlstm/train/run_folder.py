@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exlstm.data.tokenizer import Tokenizer, tokenizer_from_json
-from exlstm.models.lm import LM, LMConfig
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.own import config_from_json, config_to_json
+from exlstm.models.lm import LM, LMConfig
 from exlstm.train.config import TrainConfig, from_json, to_json
 from exlstm.train.files import reporting_failure, write_atomically
 

@@ -276,6 +276,7 @@ def write_slstm(mixer: SLSTMConfig) -> dict[str, Any]:
     return {
         "num_heads": mixer.heads,
         "conv1d_kernel_size": mixer.conv_width,
+        "function": "slstm",
         "backend": "vanilla",
         "dtype": "float32",
         "recurrent_weight_init": "standard" if mixer.recurrent_init == "uniform" else "zeros",
