@@ -13,6 +13,7 @@ PACKAGE = SRC / "exlstm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # ground floor first; a file may import its own floor and those below
 FLOORS = {"ops": 0, "nn": 1, "mixers": 2, "models": 3, "data": 4.0, "train": 4.1, "infer": 4.2, "cli": 6}
+FLOORS |= {"hf": 5.0, "harness": 5.1}  # each needs an extra; nobody imports them but cli
 # both read tokens; neither needs the other
 APART = {("infer", "train")}
 # who may import which third party; what is not listed and not the standard library may be imported by nobody
@@ -27,10 +28,15 @@ OUTSIDE = {
     "matplotlib": {"train", "cli"},
     "rich": {"train", "cli"},
     "tyro": {"cli"},
+    "transformers": {"hf"},
+    "lm_eval": {"harness"},
+    "tqdm": {"harness"},
+    "yaml": {"models"},
 }
 # what `import exlstm` may not cost: imported inside the function that needs it
-HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro", "transformers", "datasets"}
-AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}}
+HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}
+HEAVY |= {"transformers", "datasets", "lm_eval"}
+AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}, "transformers": {"hf"}, "lm_eval": {"harness"}}
 MAX_FILE, MAX_FUNCTION = 400, 60
 
 
@@ -130,6 +136,9 @@ def test_size(path):
         ("infer/generate.py", "def f():\n    from exlstm.train.loop import train", "infer may not import train"),
         ("models/lm.py", "import transformers", "models may not import transformers"),
         ("data/text.py", "from rich.progress import track", "data may not import rich"),
+        ("infer/generate.py", "import exlstm.hf", "infer may not import hf"),
+        ("hf/model.py", "import exlstm.harness", "hf may not import harness"),
+        ("cli/commands.py", "def f():\n    import lm_eval", "cli may not import lm_eval"),
     ],
 )
 def test_planted_imports_are_found(place, line, problem):
@@ -147,6 +156,8 @@ def test_planted_imports_are_found(place, line, problem):
         ("infer/generate.py", "from exlstm.data.tokenizer import Decoder"),
         ("train/loop.py", "from exlstm.data.text import documents\ndef f():\n    import matplotlib.pyplot as plt"),
         ("cli.py", "import tyro\nfrom exlstm.train.loop import train"),
+        ("hf/model.py", "from transformers import PreTrainedModel\nfrom exlstm.train.loss import cross_entropy"),
+        ("harness/model.py", "from lm_eval.api.model import TemplateLM\nfrom exlstm.infer.generate import stream"),
     ],
 )
 def test_allowed_imports_pass(place, line):

@@ -22,10 +22,13 @@ SURFACE = {
     "LMConfig": (
         "(*, vocab_size: int, width: int, blocks: tuple[BlockConfig, ...], norm: Literal['layer', 'rms'] = 'layer', "
         "norm_eps: float = 1e-05, tie_embeddings: bool = False, logit_cap: float | None = None, dropout: float = "
-        "0.0) -> None"
+        "0.0, norm_bias: bool = False, out_norm: bool = True) -> None"
     ),
     "BlockConfig": "(*, mixer: MixerConfig, mlp: MLPConfig | None = None) -> None",
-    "MLPConfig": "(*, hidden: int, activation: Literal['gelu', 'silu'] = 'gelu') -> None",
+    "MLPConfig": (
+        "(*, hidden: int, activation: Literal['gelu', 'silu', 'relu', 'relu2', 'sigmoid', 'selu'] = 'gelu', bias: bool "
+        "= False) -> None"
+    ),
     "preset": "(name: str, *, vocab_size: int | None = None) -> LMConfig",
     "xlstm_pattern": "(ratio: str, depth: int, *, slstm_at: tuple[int, ...] | None = None) -> str",
     "lm_from_pattern": "(pattern: str, *, vocab_size: int, width: int, heads: int = 4) -> LMConfig",
@@ -40,11 +43,13 @@ SURFACE = {
     # mixers
     "MLSTMConfig": (
         "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, input_gate: "
-        "Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-05) -> None"
+        "Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-05, bias: bool = False, "
+        "up_multiple: int = 64) -> None"
     ),
     "MLSTMLargeConfig": (
         "(*, heads: int = 4, key_factor: float = 0.5, value_factor: float = 1.0, gate_cap: float | None = 15.0, "
-        "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-06) -> None"
+        "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-06, bias: bool = "
+        "False) -> None"
     ),
     "SLSTMConfig": (
         "(*, heads: int = 4, conv_width: int = 4, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
@@ -96,9 +101,9 @@ SURFACE = {
         "'auto') -> Tensor"
     ),
     "ops.rope.rope": "(x_BTHK: Tensor, position_BT: Tensor, *, base: float = 10000.0) -> Tensor",
-    "ops.norm.layer_norm": "(x: Tensor, gain_D: Tensor, eps: float) -> Tensor",
-    "ops.norm.rms_norm": "(x: Tensor, gain_D: Tensor, eps: float) -> Tensor",
-    "ops.norm.head_norm": "(x_BTHV: Tensor, gain_HV: Tensor, eps: float) -> Tensor",
+    "ops.norm.layer_norm": "(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor",
+    "ops.norm.rms_norm": "(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor",
+    "ops.norm.head_norm": "(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | None = None) -> Tensor",
 }
 OPS = {
     "attention": attention,

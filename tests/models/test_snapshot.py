@@ -53,8 +53,8 @@ def assert_read(model, snapshot, texts):
 
 def assert_equal(got, want):
     assert got.counts == want.counts
-    for x, y in zip(leaves((*got.state, got.logits_BC, got.seen_BC)), leaves((*want.state, want.logits_BC, want.seen_BC)),
-                    strict=True):  # fmt: skip
+    held = [leaves((*each.state, each.logits_BC, each.seen_BC)) for each in (got, want)]
+    for x, y in zip(*held, strict=True):
         assert x.dtype == y.dtype
         assert torch.equal(x, y)
 
@@ -79,7 +79,9 @@ def test_rows_are_taken_and_joined(model):
     whole, alone = model.read(PROMPTS), [model.read(prompt) for prompt in PROMPTS]
     joined = Snapshot.join([alone[2], whole.rows([3, 0]), alone[1]])
     assert len(joined) == 4
-    assert_read(model, model.read(MORE, joined), [PROMPTS[n] + more for n, more in zip((2, 3, 0, 1), MORE, strict=True)])
+    assert_read(
+        model, model.read(MORE, joined), [PROMPTS[n] + more for n, more in zip((2, 3, 0, 1), MORE, strict=True)]
+    )
     taken = joined.rows([1, 1, 0])
     assert_read(model, taken, [PROMPTS[3], PROMPTS[3], PROMPTS[2]])
     assert taken.rows(2).nbytes == snapshot_bytes(model, len(PROMPTS[2])), "a row keeps what it needs, and no more"
@@ -268,8 +270,23 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["chat"]
     with pytest.raises(ValueError, match="is a folder"):
         save_state(model.read([1]), tmp_path)
-    late = model.read([1])
+
+
+def test_whose_state_it_is_has_to_be_known(tmp_path):
+    """Known before the weights change, it can be saved after; and is refused with the new ones."""
+    model = build("ms")
+    known, twin = model.read([1]), build("ms")
+    save_state(known, tmp_path / "known")
     with torch.no_grad():
         model.head.weight.mul_(2)
+    save_state(known, tmp_path / "known")
+    assert_equal(load_state(tmp_path / "known", twin), known)
+    with pytest.raises(ValueError, match="another model"):
+        load_state(tmp_path / "known", model)
+    unknown = build("sm")
+    late = unknown.read([1])
+    with torch.no_grad():
+        unknown.head.weight.mul_(3)
     with pytest.raises(ValueError, match="have changed"):
         save_state(late, tmp_path / "late")
+    assert not (tmp_path / "late").exists()

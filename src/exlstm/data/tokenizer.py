@@ -103,7 +103,7 @@ class BPETokenizer:
 
         self._description = dict(description)
         try:
-            library: tokenizers.Tokenizer = Library.from_str(json.dumps(_as_is(self._description)))
+            library: tokenizers.Tokenizer = Library.from_str(json.dumps(as_is(self._description)))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"The tokenizers library cannot read this tokenizer: {error}.") from error
         # special tokens that stand in a text are text
@@ -240,14 +240,14 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
     raise ValueError(f"A tokenizer of kind {kind!r} is unknown or incomplete: this version reads 'bytes' and 'bpe'.")
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The character by which byte-level vocabularies write each byte: itself if printable, else from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-_BYTE_CHARACTERS = _byte_characters()
+_BYTE_CHARACTERS = byte_characters()
 _BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(_BYTE_CHARACTERS)}
 
 
@@ -319,7 +319,7 @@ def _byte_ids(description: Mapping[str, Any], library: "tokenizers.Tokenizer") -
     return None if None in ids else np.array(ids, dtype=np.uint32)
 
 
-def _as_is(description: dict[str, Any]) -> dict[str, Any]:
+def as_is(description: dict[str, Any]) -> dict[str, Any]:
     """The same tokenizer without anything that adds to a text, changes it, or cuts it off."""
     parts = {key: _plain(description.get(key)) for key in ("normalizer", "pre_tokenizer")}
     return {**description, **parts, "post_processor": None, "truncation": None, "padding": None}

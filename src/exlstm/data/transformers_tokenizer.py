@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from exlstm.data.tokenizer import BOUNDARY_NAMES, BPETokenizer, ByteTokenizer, Tokenizer, _as_is, _byte_characters
+from exlstm.data.tokenizer import BOUNDARY_NAMES, BPETokenizer, ByteTokenizer, Tokenizer, as_is, byte_characters
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
@@ -59,7 +59,7 @@ def _with_boundary(tokenizer: Tokenizer, begin_with_boundary: bool) -> tuple[dic
     if isinstance(tokenizer, ByteTokenizer):
         library = _bytes()
     elif isinstance(tokenizer, BPETokenizer):
-        library = Library.from_str(json.dumps(_as_is(tokenizer.to_json()["tokenizers"])))
+        library = Library.from_str(json.dumps(as_is(tokenizer.to_json()["tokenizers"])))
     else:
         raise ValueError(
             f"a {type(tokenizer).__name__} has no form for transformers; pass one that exlstm trained or read."
@@ -88,7 +88,7 @@ def _bytes() -> Any:
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers
 
-    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
     library = Library(models.BPE(vocab=vocabulary, merges=[]))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.decoder = decoders.ByteLevel()
