@@ -84,7 +84,7 @@ def test_ctrl_c_ends_the_text_and_not_the_program(trained, tmp_path):
         assert process.wait(timeout=60) == 0
         notes = process.stderr.read().decode()
     assert said.endswith(b" [stopped]\n")
-    assert re.search(r"tokens read in .*, [\d,]+ generated, [\d,.]+ tokens/s, state 6,032 bytes", notes)
+    assert re.search(r"tokens read in .*, [\d,]+ generated at [\d,.]+ tokens/s, state 6,032 bytes", notes)
     text = said.removesuffix(b" [stopped]\n")
     kept = exlstm.load_state(file, exlstm.load(trained / "run/checkpoints/best"))
     assert kept.counts == (1 + len(text),)  # a boundary, and a byte is a token

@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from exlstm.data.tokenizer import ByteTokenizer, train_bpe
-from exlstm.infer.generate import PREFILL_CHUNK, generate, generate_batch, generate_text, prefill
+from exlstm.infer.generate import generate, generate_batch, generate_text, stream
+from exlstm.infer.requests import Request
 from exlstm.infer.sampling import GREEDY, SamplingConfig, sample
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
+from exlstm.models.snapshot import Snapshot
+from exlstm.models.state_file import load_state, save_state
 
 VOCABULARY = 23
 LIVELY = SamplingConfig(temperature=1.2, top_k=15, top_p=0.95, repetition_penalty=1.4)
@@ -28,7 +31,7 @@ def build(pattern, *, dropout=0.0):
     return model.eval()
 
 
-@pytest.fixture(params=["ms", "M", "a", "l", "mas"])
+@pytest.fixture(params=["ms", "M", "l", "mas"])
 def model(request):
     return build(request.param)
 
@@ -48,67 +51,128 @@ def by_definition(model, prompt, *, max_tokens, sampling, seed):
     return text[len(prompt) :]
 
 
-def completions(model, prompts, **options):
-    tokens = [[] for _ in prompts]
-    for index, token in generate_batch(model, prompts, **options):
-        tokens[index].append(token)
-    return tokens
+def tokens_of(model, prompt, **options):
+    """The tokens of one prompt on its own."""
+    seed = options.pop("seed", 0)
+    return list(generate(model, [prompt], seeds=[seed], **options)[0].tokens)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(), LIVELY], ids=["greedy", "plain", "lively"])
 def test_equals_the_definition(model, sampling):
     prompt = prompt_of(9)
-    expected = by_definition(model, prompt, max_tokens=24, sampling=sampling, seed=3)
-    assert list(generate(model, prompt, max_tokens=24, sampling=sampling, seed=3)) == expected
+    expected = by_definition(model, prompt, max_tokens=16, sampling=sampling, seed=3)
+    assert tokens_of(model, prompt, max_tokens=16, sampling=sampling, seed=3) == expected
     assert len(set(expected)) > 2, "a model that repeats itself shows nothing"
 
 
-def test_a_seed_decides_the_text(model):
-    first, again, other = (list(generate(model, prompt_of(4), max_tokens=40, seed=seed)) for seed in (11, 11, 12))
+def test_a_seed_decides_the_text():
+    model = build("ms")
+    first, again, other = (tokens_of(model, prompt_of(4), max_tokens=40, seed=seed) for seed in (11, 11, 12))
     assert first == again
     assert first != other
 
 
-def test_a_ragged_batch_gives_each_prompt_what_it_gets_alone(model):
-    prompts = [prompt_of(length, seed=length) for length in (1, PREFILL_CHUNK + 5, 7, PREFILL_CHUNK, 2)]
-    together = completions(model, prompts, max_tokens=16, sampling=LIVELY, seeds=[5, 6, 7, 8, 9])
+SETTINGS = [LIVELY, GREEDY, SamplingConfig(temperature=0.7, repetition_penalty=1.3), LIVELY, SamplingConfig(min_p=0.1)]
+
+
+@pytest.mark.parametrize("slots", [2, 16])
+def test_a_ragged_batch_gives_each_prompt_what_it_gets_alone(model, slots):
+    """Each with its own seed and settings."""
+    prompts = [prompt_of(length, seed=length) for length in (1, 261, 7, 256, 2)]
+    together = generate(model, prompts, max_tokens=8, sampling=SETTINGS, seeds=[5, 6, 7, 8, 9], slots=slots)
     for index, prompt in enumerate(prompts):
-        assert together[index] == list(generate(model, prompt, max_tokens=16, sampling=LIVELY, seed=5 + index))
+        alone = tokens_of(model, prompt, max_tokens=8, sampling=SETTINGS[index], seed=5 + index)
+        assert list(together[index].tokens) == alone
+        assert together[index].prompt_tokens == len(prompt)
+        assert together[index].finish_reason == "length"
 
 
 def test_a_prompt_that_stops_leaves_the_others_alone(model):
     prompts = [prompt_of(length, seed=length) for length in (3, 11, 6, 2)]
-    free = completions(model, prompts, max_tokens=30)
+    free = [list(each.tokens) for each in generate(model, prompts, max_tokens=20)]
     stop = free[1][4]
-    stopped = completions(model, prompts, max_tokens=30, stop_tokens={stop})
-    for with_stop, without in zip(stopped, free, strict=True):
-        assert with_stop == without[: without.index(stop)] if stop in without else with_stop == without
-    assert len(stopped[1]) <= 4
+    for with_stop, without in zip(generate(model, prompts, max_tokens=20, stop_tokens={stop}), free, strict=True):
+        if stop in without:
+            assert list(with_stop.tokens) == without[: without.index(stop)]
+            assert (with_stop.finish_reason, with_stop.stop) == ("stop", stop)
+        else:
+            assert list(with_stop.tokens) == without
+            assert (with_stop.finish_reason, with_stop.stop) == ("length", None)
 
 
-@pytest.mark.parametrize("chunk_len", [1, 3, 7, 50])
-def test_prefill_in_chunks_equals_prefill_at_once(model, chunk_len):
-    prompts = [prompt_of(length, seed=length) for length in (1, 14, 7, 21)]
-    logits_BC, state = prefill(model, prompts, chunk_len=chunk_len)
-    for index, prompt in enumerate(prompts):
-        alone_BTC, _ = model(torch.tensor([prompt]))
-        torch.testing.assert_close(logits_BC[index], alone_BTC[0, -1])
-    after_B1C, _ = model(torch.ones(4, 1, dtype=torch.long), state)
-    for index, prompt in enumerate(prompts):
-        alone_BTC, _ = model(torch.tensor([[*prompt, 1]]))
-        torch.testing.assert_close(after_B1C[index, 0], alone_BTC[0, -1])
+def test_going_on_from_a_snapshot(model, tmp_path):
+    """With more tokens or none, forked, and from a file: the tokens of the whole prompt, bit by bit the same logits."""
+    prompt = prompt_of(12)
+    whole = tokens_of(model, prompt, max_tokens=10, sampling=LIVELY, seed=3)
+    head, read = model.read(prompt[:5]), model.read(prompt)
+    rest = Request(prompt=prompt[5:], after=head, max_tokens=10, sampling=LIVELY, seed=3)
+    found = generate(model, [read, rest, read], max_tokens=10, sampling=LIVELY, seeds=[3, 9, 3])
+    assert [list(each.tokens) for each in found] == [whole] * 3
+    assert [each.prompt_tokens for each in found] == [0, 7, 0]
+    save_state(head, tmp_path / "state")
+    loaded = replace(rest, after=load_state(tmp_path / "state", model), logprobs=2)
+    (first,), (second,) = generate(model, [replace(rest, logprobs=2)]), generate(model, [loaded])
+    assert (first.tokens, first.logprobs, first.top_logprobs) == (second.tokens, second.logprobs, second.top_logprobs)
+
+
+@pytest.mark.parametrize("ends", ["length", "stop"])
+def test_the_snapshot_after_a_completion_has_read_all_of_it(model, ends):
+    prompt = prompt_of(6)
+    free = tokens_of(model, prompt, max_tokens=9, seed=4)
+    stop_tokens = {free[-1]} if ends == "stop" else set()
+    (done,) = generate(
+        model,
+        [prompt],
+        max_tokens=9,
+        seeds=[4],
+        stop_tokens=stop_tokens,
+        keep_snapshots=True,
+        sampling=SamplingConfig(),
+    )
+    text = [*prompt, *done.tokens]
+    want = model.read(text)
+    assert done.finish_reason == ends
+    assert done.snapshot.counts == (len(text),)
+    assert torch.equal(done.snapshot.seen_BC, want.seen_BC)
+    torch.testing.assert_close(done.snapshot.logits_BC, want.logits_BC)
+    torch.testing.assert_close(model.read([1], done.snapshot).logits_BC, model.read([1], want).logits_BC)
+
+
+def test_a_conversation_in_turns_equals_one_prompt(model):
+    """The penalty knows what was said in earlier turns."""
+    first, second = prompt_of(6), prompt_of(5, seed=2)
+    turn = generate(model, [first], max_tokens=7, sampling=LIVELY, keep_snapshots=True)[0]
+    again = generate(model, [Request(prompt=second, after=turn.snapshot, max_tokens=9, sampling=LIVELY, seed=8)])[0]
+    whole = [*first, *turn.tokens, *second]
+    assert list(again.tokens) == tokens_of(model, whole, max_tokens=9, sampling=LIVELY, seed=8)
+
+
+def test_logprobs_are_the_models_own():
+    model, prompt = build("ms"), prompt_of(5)
+    (done,) = generate(model, [prompt], max_tokens=6, sampling=LIVELY, logprobs=3)
+    text = [*prompt, *done.tokens]
+    own_TC = model(torch.tensor([text]))[0][0].log_softmax(-1)
+    for place, (token, logprob, top) in enumerate(zip(done.tokens, done.logprobs, done.top_logprobs, strict=True), 4):
+        assert logprob == pytest.approx(own_TC[place, token].item())
+        values, ids = own_TC[place].topk(3)
+        assert [each for each, _ in top] == ids.tolist()
+        assert [value for _, value in top] == pytest.approx(values.tolist())
+    plain = generate(model, [prompt], max_tokens=6, sampling=LIVELY, logprobs=0)[0]
+    assert (plain.tokens, plain.top_logprobs) == (done.tokens, ((),) * 6)
+    assert plain.logprobs == pytest.approx(done.logprobs)
+    assert generate(model, [prompt], max_tokens=1)[0].logprobs is None
 
 
 def test_dropout_is_off_and_the_model_is_left_as_it_was():
     model = build("ms", dropout=0.5)
-    expected = list(generate(model, prompt_of(5), max_tokens=12))
+    expected = tokens_of(model, prompt_of(5), max_tokens=12)
     model.train()
     found = []
-    for token in generate(model, prompt_of(5), max_tokens=12):
+    for event in stream(model, [prompt_of(5)], max_tokens=12):
         assert model.training
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
-        found.append(token)
+        found.append(event.token)
     assert found == expected
 
 
@@ -116,39 +180,51 @@ class Position(NamedTuple):
     step_B: Tensor
 
 
-class Scripted(nn.Module):
-    """Stands in for a model: says the tokens of a script whatever the prompt, and notes how it is called."""
+class Scripted(LM):
+    """A model that says the tokens of a script whatever the prompt, and notes how it is called."""
 
     def __init__(self, script, vocabulary):
-        super().__init__()
-        self.config = lm_from_pattern("m", vocab_size=vocabulary, width=16)
-        self.embed = nn.Embedding(vocabulary, 1)
+        super().__init__(lm_from_pattern("m", vocab_size=vocabulary, width=16))
         self.script, self.vocabulary, self.lengths = script, vocabulary, []
+        self.register_forward_hook(lambda *_: None)  # so that nobody plays its steps
 
-    def forward(self, tokens_BT, state=None, *, reset_BT=None, lengths_B=None):
+    def shapes(self, batch):
+        return (Position(torch.zeros(batch)),)
+
+    def zero_state(self, batch):
+        return (Position(torch.full((batch,), -1.0)),)
+
+    def stack(self, tokens_BT, state=None, *, reset_BT=None, lengths_B=None):
         B, T = tokens_BT.shape
         self.lengths.append(T)
-        step = 0 if state is None or T > 1 else int(state[0].step_B[0]) + 1
-        logits_BTC = torch.zeros(B, T, self.vocabulary)
-        logits_BTC[..., self.script[step % len(self.script)]] = 50.0
-        return logits_BTC, (Position(torch.full((B,), step)),)
+        step_B = torch.zeros(B) if state is None or T > 1 else state[0].step_B + 1
+        return step_B[:, None, None].expand(B, T, 16), (Position(step_B),)
+
+    def read_out(self, x):
+        logits = torch.zeros(*x.shape[:-1], self.vocabulary)
+        for place, step in enumerate(x[..., 0].flatten().tolist()):
+            logits.view(-1, self.vocabulary)[place, self.script[int(step) % len(self.script)]] = 50.0
+        return logits
 
 
 def test_tokens_come_as_soon_as_they_are_sampled_and_prefill_is_bounded():
     model = Scripted([4, 5, 6], 10)
-    tokens = generate(model, [1] * (2 * PREFILL_CHUNK + 9), max_tokens=1000)
+    events = stream(model, [[1] * 521], max_tokens=1000)
     assert model.lengths == []
-    assert list(islice(tokens, 3)) == [4, 5, 6]
-    assert model.lengths == [PREFILL_CHUNK, PREFILL_CHUNK, 9, 1, 1]
+    assert [event.token for event in islice(events, 3)] == [4, 5, 6]
+    assert model.lengths == [256, 256, 9, 1, 1]
 
 
 def test_nothing_is_computed_after_the_last_token():
     model = Scripted([4, 5], 10)
-    assert list(generate(model, [1, 2], max_tokens=2)) == [4, 5]
+    assert tokens_of(model, [1, 2], max_tokens=2) == [4, 5]
     assert model.lengths == [2, 1]
-    assert list(generate(model, [1], max_tokens=0)) == []
-    assert list(generate_batch(model, [], max_tokens=5)) == []
+    (nothing,) = generate(model, [[1]], max_tokens=0)
+    assert (nothing.tokens, nothing.finish_reason, nothing.text) == ((), "length", None)
+    assert generate(model, [], max_tokens=5) == []
     assert model.lengths == [2, 1]
+    (read,) = generate(model, [[1, 2]], max_tokens=0, keep_snapshots=True)
+    assert read.snapshot.counts == (2,)
 
 
 def test_text_streams_whole_characters_and_ends_with_the_document():
@@ -157,32 +233,81 @@ def test_text_streams_whole_characters_and_ends_with_the_document():
     pieces = list(generate_text(model, tokenizer, "the prompt", max_tokens=100))
     assert pieces == ["n", "é", "€", " ", "😀", "!"]
     assert list(generate_text(model, tokenizer, "the prompt", max_tokens=2)) == ["n", "\ufffd"]
+    request = Request(prompt="the prompt", max_tokens=14, stop_at_boundary=False)
+    assert generate(model, [request], tokenizer=tokenizer)[0].text == "né€ 😀!A"
+
+
+def test_a_stop_string_ends_the_text_before_it():
+    tokenizer = ByteTokenizer()
+    model = Scripted(list(b"one. two.\n\nUser: three"), tokenizer.vocab_size)
+    options = {"tokenizer": tokenizer, "max_tokens": 100}
+    (done,) = generate(model, ["x"], stop=["\n\nUser", "nowhere"], **options)
+    assert (done.text, done.finish_reason, done.stop) == ("one. two.", "stop", "\n\nUser")
+    assert bytes(done.tokens) == b"one. two.\n\nUser"
+    pieces = [event.text for event in stream(model, ["x"], stop="\n\nUser", **options)]
+    assert "".join(pieces) == "one. two."
+    assert pieces[:9] == list("one. two.")
+    (cut,) = generate(model, ["x"], stop="\n\nUsx", tokenizer=tokenizer, max_tokens=13)
+    assert (cut.text, cut.finish_reason) == ("one. two.\n\nUs", "length"), "what was held back comes at the end"
 
 
 def test_text_is_what_the_tokenizer_makes_of_the_tokens():
     tokenizer = train_bpe([b"one two three four two three four three four" * 4], 300)
     model = LM(lm_from_pattern("m", vocab_size=tokenizer.vocab_size, width=16))
     prompt = [tokenizer.boundary, *tokenizer.encode(b"two three")]
-    tokens = list(generate(model, prompt, max_tokens=60, seed=2, stop_tokens={tokenizer.boundary}))
+    tokens = tokens_of(model, prompt, max_tokens=60, seed=2, stop_tokens={tokenizer.boundary})
     text = "".join(generate_text(model, tokenizer, "two three", max_tokens=60, seed=2))
     assert text == tokenizer.decode(tokens).decode("utf-8", "replace")
     assert "".join(generate_text(model, tokenizer, "", max_tokens=5)) != ""
+    (done,) = generate(model, ["two three"], max_tokens=60, seeds=[2], tokenizer=tokenizer)
+    assert (done.text, list(done.tokens)) == (text, tokens)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_sampled():
+    """The model wants nothing else; they are not among the most likely either, but count in the probabilities."""
+    tokenizer = ByteTokenizer()
+    model = LM(lm_from_pattern("m", vocab_size=tokenizer.vocab_size + 47, width=16)).double()
+    model.read_out = lambda x: LM.read_out(model, x) + 30.0 * (torch.arange(304) >= 257)
+    for sampling in (GREEDY, SamplingConfig(), LIVELY):
+        (done,) = generate(model, ["a"], max_tokens=20, sampling=sampling, logprobs=2, tokenizer=tokenizer)
+        assert len(done.tokens) == 20 or done.stop == tokenizer.boundary
+        assert all(token < 257 for token in done.tokens)
+        assert all(token < 257 for top in done.top_logprobs for token, _ in top)
+        assert all(logprob < -25 for logprob in done.logprobs)
+    (free,) = generate(model, [[1]], max_tokens=20)
+    assert min(free.tokens) >= 257
+
+
+SNAPSHOT_OF_TWO = "two rows"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prompts": [[1], []]}, "prompt 1 has no tokens"),
+        ({"prompts": [[1], [1, 99]]}, "prompt 1 has token 99, which is outside the vocabulary of 23"),
+        ({"prompts": ["text"]}, "prompt 0 is a text, and there is no tokenizer"),
+        ({"prompts": "text"}, "must be a list"),
+        ({"prompts": [1, 2, 3]}, "must be a list"),
+        ({"prompts": [SNAPSHOT_OF_TWO]}, "a snapshot of 2 rows"),
         ({"max_tokens": -1}, "max_tokens must be 0 or more, not -1"),
         ({"seeds": [1, 2, 3]}, "1 prompts but 3 seeds"),
+        ({"seeds": [2**64]}, "a whole number of 64 bits"),
+        ({"sampling": [GREEDY, GREEDY]}, "1 prompts but 2 sampling settings"),
+        ({"stop": "x"}, "has stop strings, and there is no tokenizer"),
+        ({"logprobs": -1}, "logprobs of -1"),
+        ({"slots": 0}, "slots is 0"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_computed(options, message):
-    model = Scripted([4], 10)
+def test_mistakes_are_told_before_anything_is_computed(options, message, monkeypatch):
+    model = build("m")
     options = {"prompts": [[1]], "max_tokens": 5, **options}
-    with pytest.raises(ValueError, match=message):
-        generate_batch(model, options.pop("prompts"), **options)
-    assert model.lengths == []
+    if options["prompts"] == [SNAPSHOT_OF_TWO]:
+        options["prompts"] = [model.read([[1], [2]])]
+    monkeypatch.setattr(LM, "stack", None)
+    for function in (stream, generate):
+        with pytest.raises(ValueError, match=message):
+            function(model, **options)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused():
@@ -190,13 +315,37 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
         generate_text(build("m"), ByteTokenizer(), "text", max_tokens=1)
 
 
-def test_tokens_outside_the_vocabulary_are_refused():
-    with pytest.raises(ValueError, match="token 99 is outside the vocabulary of 23"):
-        list(generate(build("m"), [1, 99], max_tokens=1))
+def test_another_models_snapshot_is_refused():
+    snapshot = build("m").read([1])
+    assert isinstance(snapshot, Snapshot)
+    with pytest.raises(ValueError, match="another model"):
+        generate(build("s"), [snapshot])
+
+
+def test_a_model_that_says_nothing_ends_with_an_error():
+    model = build("m")
+    with torch.no_grad():
+        model.head.weight.fill_(torch.nan)
+    (done,) = generate(model, [[1, 2]])
+    assert (done.tokens, done.finish_reason) == ((), "error")
+    assert "NaN" in done.error
+    for pieces in (generate_batch(model, [[1]], max_tokens=3),):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            list(pieces)
+
+
+def test_the_batch_of_earlier_versions():
+    model, prompts = build("ms"), [prompt_of(3), prompt_of(5)]
+    found = [[], []]
+    for index, token in generate_batch(model, prompts, max_tokens=4, sampling=LIVELY, seeds=[1, 2]):
+        found[index].append(token)
+    assert found == [
+        tokens_of(model, p, max_tokens=4, sampling=LIVELY, seed=s) for p, s in zip(prompts, (1, 2), strict=True)
+    ]
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_tokens_of_the_cpu():
     model, prompts = build("msMa"), [prompt_of(length, seed=length) for length in (3, 300, 12)]
-    on_cpu = completions(model, prompts, max_tokens=20, sampling=LIVELY)
-    assert completions(model.to("cuda"), prompts, max_tokens=20, sampling=LIVELY) == on_cpu
+    on_cpu = [each.tokens for each in generate(model, prompts, max_tokens=20, sampling=LIVELY)]
+    assert [each.tokens for each in generate(model.to("cuda"), prompts, max_tokens=20, sampling=LIVELY)] == on_cpu

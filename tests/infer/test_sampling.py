@@ -18,6 +18,7 @@ from exlstm.infer.sampling import (
     keep_top_p,
     penalise_repeats,
     sample,
+    sample_rows,
 )
 
 
@@ -158,6 +159,24 @@ def test_a_row_samples_the_same_alone_and_in_a_batch():
         tokens_B = sample(logits_BC, config, together)
         single = [sample(logits_BC[i : i + 1], config, [alone[i]]).item() for i in range(3)]
         assert tokens_B.tolist() == single
+
+
+def test_every_row_by_its_own_settings():
+    """Each as `sample` would do it alone, and nothing of a row whose logits are broken."""
+    logits_BC, seen_BC = random_logits(6, 30, 6), torch.rand(6, 30) < 0.5
+    logits_BC[2, 7], logits_BC[4] = math.nan, -math.inf
+    seen_BC[3, logits_BC[3].argmax()] = True
+    warm, cold = SamplingConfig(temperature=1.5, top_p=0.9), SamplingConfig(temperature=0, repetition_penalty=9.0)
+    configs = [warm, GREEDY, warm, cold, GREEDY, warm]
+    marks = [seen_C if config is cold else None for seen_C, config in zip(seen_BC, configs, strict=True)]
+    found = sample_rows(logits_BC, configs, generators(*range(6)), marks)
+    for row, config in enumerate(configs):
+        if row in (2, 4):
+            assert found[row] is None
+            continue
+        alone = sample(logits_BC[row : row + 1], config, generators(row), seen_BC[row : row + 1])
+        assert found[row] == alone.item()
+    assert found[3] != logits_BC[3].argmax(), "the penalty matters"
 
 
 def test_inputs_are_not_changed():

@@ -152,22 +152,20 @@ class Voice:
         """Says a continuation, piece by piece, and returns the state after it. Ctrl-C ends the continuation only."""
         from exlstm.infer.generate import stream
 
-        tokens: list[int] = []
+        times: list[float] = []
         spoken, end = "", None
-        began = time.perf_counter()
         try:
             for event in stream(self.model, [self.request(start, seed, stop)], tokenizer=self.tokenizer):
-                tokens += [] if event.token is None else [event.token]
+                times += [] if event.token is None else [time.perf_counter()]
                 spoken += event.text
                 self.say(event.text)
                 end = event
         except KeyboardInterrupt:
             self.say(" [stopped]")
-        seconds = time.perf_counter() - began
         self.say("\n")
         if end is not None and end.error is not None:
             raise ValueError(end.error)
-        self.about(len(tokens), seconds)
+        self.about(times)
         if end is not None and end.snapshot is not None and not isinstance(end.stop, str):
             return end.snapshot
         # stopped before its end, or it went on to a stop string: the state is that after what was said
@@ -183,12 +181,14 @@ class Voice:
         if not self.options.quiet:
             print(f"[{text}]", file=sys.stderr, flush=True)
 
-    def about(self, tokens: int, seconds: float) -> None:
-        """How fast it went, and what a sequence costs in memory."""
+    def about(self, times: list[float]) -> None:
+        """How fast it went, and what a sequence costs in memory. times: when each token came."""
         reading = f"{self.read_tokens:,} tokens read in {self.read_seconds:.2f} s"
-        speed = f"{tokens / seconds:,.1f} tokens/s" if tokens and seconds else "no speed"
-        state = self.model.state_bytes(self.read_tokens + tokens)
-        self.note(f"{reading}, {tokens:,} generated, {speed}, state {state:,} bytes")
+        # the first comes of the prompt, and for the second the step is recorded, which is done once
+        later = times[1:]
+        speed = f" at {(len(later) - 1) / (later[-1] - later[0]):,.1f} tokens/s" if len(later) > 1 else ""
+        state = self.model.state_bytes(self.read_tokens + len(times))
+        self.note(f"{reading}, {len(times):,} generated{speed}, state {state:,} bytes")
 
 
 def several(voice: Voice, start: "Snapshot", text: str) -> None:
@@ -201,7 +201,8 @@ def several(voice: Voice, start: "Snapshot", text: str) -> None:
     voice.say("\n")
     for seed, completion in zip(seeds, found, strict=True):
         print(f"--- seed {seed} ({completion.finish_reason})\n{text}{completion.text}")
-    voice.about(sum(len(completion.tokens) for completion in found), time.perf_counter() - began)
+    tokens, seconds = sum(len(completion.tokens) for completion in found), time.perf_counter() - began
+    voice.note(f"{len(found)} samples, {tokens:,} tokens generated at {tokens / max(seconds, 1e-9):,.1f} tokens/s")
 
 
 def many(voice: Voice, lines: list[str]) -> None:
@@ -232,7 +233,7 @@ def many(voice: Voice, lines: list[str]) -> None:
             }, ensure_ascii=False), flush=True)  # fmt: skip
             total += len(completion.tokens)
     seconds = time.perf_counter() - began
-    voice.note(f"{len(lines):,} prompts, {total:,} tokens generated, {total / max(seconds, 1e-9):,.1f} tokens/s")
+    voice.note(f"{len(lines):,} prompts, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
 
 
 GROUP = 64  # prompts that are answered before the next ones are begun

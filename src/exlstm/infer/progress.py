@@ -87,7 +87,7 @@ def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str)
     boundary = {tokenizer.boundary} if tokenizer is not None and request.stop_at_boundary else set()
     try:
         generator = Generator().manual_seed(request.seed)
-    except (RuntimeError, TypeError, OverflowError):
+    except (RuntimeError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} has the seed {request.seed!r}; a seed is a whole number of 64 bits.") from None
     text = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
     if wrong := [length for length in request.cache_at if not 1 <= length <= len(tokens_T)]:

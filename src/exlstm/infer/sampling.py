@@ -5,7 +5,7 @@
 Every filter sets what it drops to -inf and keeps at least the most likely token. A row takes exactly one number from
 its own generator per token, so a sequence samples the same tokens alone, in a batch, and after a pause.
 
-B batch (sequences)  C classes (vocabulary)
+B batch (sequences)  M those with the same settings  C classes (vocabulary)
 """
 
 from collections.abc import Sequence
@@ -121,10 +121,14 @@ def sample(
     seen_BC: boolean, the tokens each sequence holds so far; needed for the repetition penalty only.
     Raises ValueError if the logits of a row are NaN or infinite.
     """
-    logits_BC = logits_BC.float()
     if not logits_BC.amax(dim=-1).isfinite().all():
         raise ValueError("the model's logits are NaN or infinite, so no token can be chosen; check its weights.")
-    logits_BC = filtered_logits(logits_BC, config, seen_BC)
+    return drawn(logits_BC, config, generators, seen_BC)
+
+
+def drawn(logits_BC: Tensor, config: SamplingConfig, generators: Sequence[Generator], seen_BC: Tensor | None) -> Tensor:
+    """`sample` of logits that are known to be numbers."""
+    logits_BC = filtered_logits(logits_BC.float(), config, seen_BC)
     if config.temperature == 0.0:
         return logits_BC.argmax(dim=-1)
     draw_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(logits_BC.device)
@@ -151,11 +155,11 @@ def sample_rows(
         if tokens[row] is not None and (config.temperature > 0.0 or config.repetition_penalty != 1.0):
             groups.setdefault(config, []).append(row)
     for config, rows in groups.items():
-        chosen_BC = logits_BC if len(rows) == len(logits_BC) else logits_BC[rows]
+        chosen_MC = logits_BC if len(rows) == len(logits_BC) else logits_BC[rows]
         marked = [mark for row in rows if (mark := seen[row]) is not None]
-        seen_BC = torch.stack(marked) if len(marked) == len(rows) else None
-        drawn_B = sample(chosen_BC, config, [generators[row] for row in rows], seen_BC)
-        for row, token in zip(rows, drawn_B.tolist(), strict=True):
+        seen_MC = torch.stack(marked) if len(marked) == len(rows) else None
+        drawn_M = drawn(chosen_MC, config, [generators[row] for row in rows], seen_MC)
+        for row, token in zip(rows, drawn_M.tolist(), strict=True):
             tokens[row] = token
     return tokens
 

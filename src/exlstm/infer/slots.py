@@ -94,7 +94,9 @@ class FixedSlots:
             if way:
                 self.ways, self.spare = {}, {}  # the weights have moved
             way = self.ways[size] = self._way(size, tokens_B)
-        return (self._played(way, tokens_B) if way else self._called(tokens_B))[: len(tokens)]
+        if not way:
+            return self._called(tokens_B[: len(tokens)])
+        return self._played(way, tokens_B)[: len(tokens)]
 
     def _played(self, way: list[Steps], tokens_B: Tensor) -> Tensor:
         if len(way) == 1:
