@@ -1,4 +1,4 @@
-"""Generate: streaming, with a seed, and several prompts of different lengths at once.
+"""Generate: streaming, with a seed, several prompts of different lengths at once, and one prompt continued many times.
 
 python examples/03_generate.py [RUN]        a folder that `exlstm train` has written; without it, one is trained
 """
@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from exlstm.infer.generate import generate_batch, generate_text
-from exlstm.infer.sampling import GREEDY, SamplingConfig
+from exlstm import SamplingConfig, generate, stream
+from exlstm.infer.sampling import GREEDY
 from exlstm.train.config import TrainConfig
 from exlstm.train.run import train
 from exlstm.train.run_folder import open_run
@@ -26,24 +26,26 @@ with tempfile.TemporaryDirectory() as scratch:
 
 # text, piece by piece as it comes
 print("\nimport ", end="")
-for piece in generate_text(model, tokenizer, "import ", max_tokens=80, sampling=SamplingConfig(temperature=0.7)):
-    print(piece, end="", flush=True)
+for event in stream(model, ["import "], tokenizer=tokenizer, max_tokens=80, sampling=SamplingConfig(temperature=0.7)):
+    print(event.text, end="", flush=True)
 
 # the seed decides the text
 sampling = SamplingConfig(temperature=0.9, top_p=0.9)
-first, again = (
-    "".join(generate_text(model, tokenizer, "def ", max_tokens=40, sampling=sampling, seed=1)) for _ in "12"
+first, again, other = generate(
+    model, ["def "] * 3, tokenizer=tokenizer, max_tokens=40, sampling=sampling, seeds=[1, 1, 2]
 )
-assert first == again
+assert first.text == again.text != other.text
 
 # several prompts together; each gets the tokens that it would get alone
 prompts = ["for ", "print(", "with torch.no_"]
-prompt_tokens = [[tokenizer.boundary, *tokenizer.encode(prompt.encode())] for prompt in prompts]
-completions: list[list[int]] = [[] for _ in prompts]
-for index, token in generate_batch(
-    model, prompt_tokens, max_tokens=30, sampling=GREEDY, stop_tokens={tokenizer.boundary}
-):
-    completions[index].append(token)
 print("\n\ngreedy:")
-for prompt, completion in zip(prompts, completions, strict=True):
-    print(repr(prompt + tokenizer.decode(completion).decode(errors="replace")))
+for prompt, completion in zip(
+    prompts, generate(model, prompts, tokenizer=tokenizer, max_tokens=30, sampling=GREEDY), strict=True
+):
+    print(repr(prompt + (completion.text or "")))
+
+# a prompt that is read once and continued three times: what was read is a value
+snapshot = model.read([tokenizer.boundary, *tokenizer.encode(b"class ")])
+print("\nthree classes:")
+for completion in generate(model, [snapshot] * 3, tokenizer=tokenizer, max_tokens=12, sampling=sampling):
+    print(repr("class " + (completion.text or "")))

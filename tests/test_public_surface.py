@@ -32,14 +32,81 @@ SURFACE = {
     "preset": "(name: str, *, vocab_size: int | None = None) -> LMConfig",
     "xlstm_pattern": "(ratio: str, depth: int, *, slstm_at: tuple[int, ...] | None = None) -> str",
     "lm_from_pattern": "(pattern: str, *, vocab_size: int, width: int, heads: int = 4) -> LMConfig",
-    "load": "(path: str | PathLike[str], *, dtype: dtype | None = None, device: str | device = 'cpu') -> LM",
-    "save": "(model: LM, folder: str | PathLike[str]) -> None",
+    # checkpoints
+    "load": (
+        "(path: str | PathLike[str], *, dtype: dtype | None = None, device: str | device = 'cpu', weights: "
+        "Optional[Literal['int8', 'int4']] = None) -> LM"
+    ),
+    "save": "(model: LM, folder: str | PathLike[str], *, layout: str = 'exlstm') -> None",
+    "convert": (
+        "(source: str | PathLike[str], folder: str | PathLike[str], *, layout: str = 'exlstm', dtype: dtype | None = "
+        "None, weights: Optional[Literal['int8', 'int4']] = None, shard_bytes: int = 2147483648) -> Checkpoint"
+    ),
     "quantize": "(model: LM, weights: Literal['int8', 'int4']) -> LM",
     "explain": "(model: Module, batch: int = 1, length: int = 128) -> Table",
     "TokenLoop": "(model: Module, state: tuple[Any, ...] | None = None, *, replay: bool = True) -> None",
+    # generation
+    "generate": (
+        "(model: LM, prompts: Sequence[str | Sequence[int] | Tensor | Snapshot | Request], *, max_tokens: int = 256, "
+        "sampling: SamplingConfig | Sequence[SamplingConfig] | None = None, seeds: Sequence[int] | None = None, "
+        "stop_tokens: Collection[int] = (), stop: str | Sequence[str] = (), logprobs: int | None = None, "
+        "keep_snapshots: bool = False, tokenizer: Tokenizer | None = None, cache: PrefixCache | None = None, slots: "
+        "int = 16) -> list[Completion]"
+    ),
+    "stream": (
+        "(model: LM, prompts: Sequence[str | Sequence[int] | Tensor | Snapshot | Request], *, max_tokens: int = 256, "
+        "sampling: SamplingConfig | Sequence[SamplingConfig] | None = None, seeds: Sequence[int] | None = None, "
+        "stop_tokens: Collection[int] = (), stop: str | Sequence[str] = (), logprobs: int | None = None, "
+        "keep_snapshots: bool = False, tokenizer: Tokenizer | None = None, cache: PrefixCache | None = None, slots: "
+        "int = 16) -> Iterator[Event]"
+    ),
+    "Request": (
+        "(*, prompt: str | Sequence[int] | Tensor = (), after: Snapshot | None = None, max_tokens: int = 256, "
+        "sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, "
+        "repetition_penalty=1.0), seed: int = 0, stop_tokens: Collection[int] = (), stop: str | Sequence[str] = (), "
+        "stop_at_boundary: bool = True, logprobs: int | None = None, keep_snapshot: bool = False, cache_at: "
+        "Collection[int] = (), cache_completion: bool = False) -> None"
+    ),
+    "Event": (
+        "(*, request: int, token: int | None = None, text: str = '', logprob: float | None = None, top_logprobs: "
+        "tuple[tuple[int, float], ...] | None = None, finish_reason: Optional[Literal['stop', 'length', 'error']] = "
+        "None, stop: int | str | None = None, error: str | None = None, cached_tokens: int = 0, snapshot: Snapshot | "
+        "None = None) -> None"
+    ),
+    "Completion": (
+        "(*, tokens: tuple[int, ...], text: str | None, finish_reason: Literal['stop', 'length', 'error'], stop: int "
+        "| str | None, error: str | None, prompt_tokens: int, cached_tokens: int, logprobs: tuple[float, ...] | None,"
+        " top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None, snapshot: Snapshot | None) -> None"
+    ),
+    "SamplingConfig": (
+        "(*, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0, "
+        "repetition_penalty: float = 1.0) -> None"
+    ),
+    "Engine": (
+        "(model: LM, *, slots: int = 16, cache: PrefixCache | None = None, tokenizer: Tokenizer | None = None, "
+        "prefill_tokens: int = 256) -> None"
+    ),
+    "Engine.submit": "(self, request: Request) -> int",
+    "Engine.step": "(self) -> list[Event]",
+    "Engine.run": "(self) -> Iterator[Event]",
+    "Engine.cancel": "(self, number: int) -> bool",
+    "PrefixCache": "(max_bytes: int, *, min_tokens: int = 16) -> None",
     # states
     "rows": "(state: Any, index: Tensor) -> Any",
     "detach": "(state: Any) -> Any",
+    "LM.read": (
+        "(self, prompts: 'Tokens | Sequence[Tokens]', after: 'Snapshot | None' = None, *, chunk_len: int = 512) -> "
+        "'Snapshot'"
+    ),
+    "Snapshot": (
+        "(*, state: tuple[Any, ...], logits_BC: Tensor, seen_BC: Tensor, counts: tuple[int, ...], weights: Weights) "
+        "-> None"
+    ),
+    "Snapshot.rows": "(self, index: int | Sequence[int]) -> 'Snapshot'",
+    "Snapshot.fork": "(self, n: int) -> 'Snapshot'",
+    "Snapshot.join": "(parts: 'Sequence[Snapshot]') -> 'Snapshot'",
+    "save_state": "(snapshot: Snapshot, file: str | PathLike[str]) -> None",
+    "load_state": "(file: str | PathLike[str], model: LM) -> Snapshot",
     # mixers
     "MLSTMConfig": (
         "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, input_gate: "

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from exlstm.infer import token_loop
 from exlstm.infer.cuda_graph import GraphSteps
-from exlstm.infer.generate import generate_batch
+from exlstm.infer.generate import stream
 from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
@@ -159,13 +159,14 @@ def test_weights_that_have_moved_make_another_graph(change, graphs):
 def test_rows_that_leave_and_wrong_input(graphs):
     """One row stops at once, one in the middle: two graphs for the batch, and two for those that go on alone."""
     model, tokens_BT = build(MIXED), tokens(3, 5, seed=2)
-    together = generate_batch(model, tokens_BT.tolist(), max_tokens=12, seeds=[0, 1, 2], stop_tokens=range(4))
+    options = {"max_tokens": 12, "stop_tokens": range(4)}
+    together = [(event.request, event.token) for event in stream(model, tokens_BT.tolist(), seeds=[0, 1, 2], **options)]
     alone = [
-        (n, token)
+        (n, event.token)
         for n, row in enumerate(tokens_BT.tolist())
-        for _, token in generate_batch(model, [row], max_tokens=12, seeds=[n], stop_tokens=range(4))
+        for event in stream(model, [row], seeds=[n], **options)
     ]
-    assert sorted(together) == sorted(alone)
+    assert sorted(together, key=str) == sorted(alone, key=str)
     assert graphs.made == 4
     loop = TokenLoop(model)
     loop(torch.tensor([1, 2]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exlstm.data.tokenizer import ByteTokenizer, train_bpe
-from exlstm.infer.generate import generate, generate_batch, generate_text, stream
+from exlstm.infer.generate import generate, stream
 from exlstm.infer.requests import Request
 from exlstm.infer.sampling import GREEDY, SamplingConfig, sample
 from exlstm.models.lm import LM
@@ -227,12 +227,15 @@ def test_nothing_is_computed_after_the_last_token():
     assert read.snapshot.counts == (2,)
 
 
+def pieces_of(model, tokenizer, prompt, **options):
+    return [event.text for event in stream(model, [prompt], tokenizer=tokenizer, **options) if event.text]
+
+
 def test_text_streams_whole_characters_and_ends_with_the_document():
     tokenizer = ByteTokenizer()
     model = Scripted([*"né€ 😀!".encode(), tokenizer.boundary, 65], tokenizer.vocab_size)
-    pieces = list(generate_text(model, tokenizer, "the prompt", max_tokens=100))
-    assert pieces == ["n", "é", "€", " ", "😀", "!"]
-    assert list(generate_text(model, tokenizer, "the prompt", max_tokens=2)) == ["n", "\ufffd"]
+    assert pieces_of(model, tokenizer, "the prompt", max_tokens=100) == ["n", "é", "€", " ", "😀", "!"]
+    assert pieces_of(model, tokenizer, "the prompt", max_tokens=2) == ["n", "\ufffd"]
     request = Request(prompt="the prompt", max_tokens=14, stop_at_boundary=False)
     assert generate(model, [request], tokenizer=tokenizer)[0].text == "né€ 😀!A"
 
@@ -256,9 +259,9 @@ def test_text_is_what_the_tokenizer_makes_of_the_tokens():
     model = LM(lm_from_pattern("m", vocab_size=tokenizer.vocab_size, width=16))
     prompt = [tokenizer.boundary, *tokenizer.encode(b"two three")]
     tokens = tokens_of(model, prompt, max_tokens=60, seed=2, stop_tokens={tokenizer.boundary})
-    text = "".join(generate_text(model, tokenizer, "two three", max_tokens=60, seed=2))
+    text = "".join(pieces_of(model, tokenizer, "two three", max_tokens=60, seeds=[2]))
     assert text == tokenizer.decode(tokens).decode("utf-8", "replace")
-    assert "".join(generate_text(model, tokenizer, "", max_tokens=5)) != ""
+    assert generate(model, [""], max_tokens=5, tokenizer=tokenizer)[0].prompt_tokens == 1
     (done,) = generate(model, ["two three"], max_tokens=60, seeds=[2], tokenizer=tokenizer)
     assert (done.text, list(done.tokens)) == (text, tokens)
 
@@ -312,7 +315,7 @@ def test_mistakes_are_told_before_anything_is_computed(options, message, monkeyp
 
 def test_a_tokenizer_larger_than_the_model_is_refused():
     with pytest.raises(ValueError, match="257 tokens but the model only 23"):
-        generate_text(build("m"), ByteTokenizer(), "text", max_tokens=1)
+        generate(build("m"), ["text"], tokenizer=ByteTokenizer())
 
 
 def test_another_models_snapshot_is_refused():
@@ -329,19 +332,6 @@ def test_a_model_that_says_nothing_ends_with_an_error():
     (done,) = generate(model, [[1, 2]])
     assert (done.tokens, done.finish_reason) == ((), "error")
     assert "NaN" in done.error
-    for pieces in (generate_batch(model, [[1]], max_tokens=3),):
-        with pytest.raises(ValueError, match="NaN or infinite"):
-            list(pieces)
-
-
-def test_the_batch_of_earlier_versions():
-    model, prompts = build("ms"), [prompt_of(3), prompt_of(5)]
-    found = [[], []]
-    for index, token in generate_batch(model, prompts, max_tokens=4, sampling=LIVELY, seeds=[1, 2]):
-        found[index].append(token)
-    assert found == [
-        tokens_of(model, p, max_tokens=4, sampling=LIVELY, seed=s) for p, s in zip(prompts, (1, 2), strict=True)
-    ]
 
 
 @pytest.mark.gpu

@@ -250,7 +250,10 @@ def test_what_cannot_be_saved(tmp_path, change, message):
     [
         ("int3", r"^the config has weights 'int3'; known are int8, int4\.$"),
         (["int8"], r"^the config has weights \['int8'\]; known are int8, int4\.$"),
-        ("int4", r"does not fit its config: blocks.0.mixer.k.scale_N of shape \(\d+,\) is not known to the layout 'exl"),
+        (
+            "int4",
+            r"does not fit its config: blocks.0.mixer.k.scale_N of shape \(\d+,\) is not known to the layout 'exl",
+        ),
         (None, r"does not fit its config: blocks.0.mixer.k.scale_N of shape \(\d+,\) is not known to the layout 'exls"),
     ],
 )

@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_runs import Settings, trainer_json
 
+from exlstm.models.checkpoints.saving import save
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.models.checkpoints.saving import save
 from exlstm.train.checkpoint import tidy
 from exlstm.train.config import TrainConfig
 from exlstm.train.run import train

@@ -318,10 +318,11 @@ def _without_weights(config: "LMConfig") -> "LM":
 
 def _sample(model: "LM", tokenizer: "Tokenizer") -> str:
     """A text for the report of a training run, always with the same random numbers."""
-    from exlstm.infer.generate import generate_text
+    from exlstm.infer.generate import generate as run
     from exlstm.infer.sampling import SamplingConfig
 
     sampling = SamplingConfig(temperature=0.8, top_p=0.95)
-    return SAMPLE_PROMPT + "".join(
-        generate_text(model, tokenizer, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, sampling=sampling)
-    )
+    (found,) = run(model, [SAMPLE_PROMPT], tokenizer=tokenizer, max_tokens=SAMPLE_TOKENS, sampling=sampling)
+    if found.error is not None:
+        raise ValueError(found.error)
+    return f"{SAMPLE_PROMPT}{found.text}"

@@ -200,6 +200,8 @@ def several(voice: Voice, start: "Snapshot", text: str) -> None:
     found = run(voice.model, [voice.request(start, seed) for seed in seeds], tokenizer=voice.tokenizer)
     voice.say("\n")
     for seed, completion in zip(seeds, found, strict=True):
+        if completion.error is not None:
+            raise ValueError(completion.error)
         print(f"--- seed {seed} ({completion.finish_reason})\n{text}{completion.text}")
     tokens, seconds = sum(len(completion.tokens) for completion in found), time.perf_counter() - began
     voice.note(f"{len(found)} samples, {tokens:,} tokens generated at {tokens / max(seconds, 1e-9):,.1f} tokens/s")

@@ -85,40 +85,6 @@ def stream(
     return _submitted(model, requests, tokenizer, cache, slots)[0].run()
 
 
-def generate_text(
-    model: LM,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    max_tokens: int,
-    sampling: SamplingConfig | None = None,
-    seed: int = 0,
-) -> Iterator[str]:
-    """Continue a text, which may be empty: yields pieces of the continuation until the model ends the document.
-
-    A piece is yielded when its last token completes a character; the pieces joined are the whole continuation.
-    """
-    events = stream(model, [prompt], max_tokens=max_tokens, sampling=sampling, seeds=[seed], tokenizer=tokenizer)
-    return (event.text for event in _without_errors(events) if event.text)
-
-
-def generate_batch(
-    model: LM,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    sampling: SamplingConfig | None = None,
-    seeds: Sequence[int] | None = None,
-    stop_tokens: Collection[int] = (),
-) -> Iterator[tuple[int, int]]:
-    """Continue several prompts of any lengths together: yields (index of the prompt, token), step by step."""
-    events = stream(
-        model, prompts, max_tokens=max_tokens, sampling=sampling, seeds=seeds, stop_tokens=stop_tokens,
-        slots=max(1, len(prompts)),
-    )  # fmt: skip
-    return ((event.request, event.token) for event in _without_errors(events) if event.token is not None)
-
-
 def requests_of(
     prompts: Sequence[Prompt],
     max_tokens: int,
@@ -160,10 +126,3 @@ def _submitted(
         raise ValueError(f"slots is {slots}; at least 1 sequence must be decoded at a time.")
     engine = Engine(model, slots=min(slots, max(1, len(requests))), cache=cache, tokenizer=tokenizer)
     return engine, [engine.accept(request, f"prompt {number}").prompt_tokens for number, request in enumerate(requests)]
-
-
-def _without_errors(events: Iterator[Event]) -> Iterator[Event]:
-    for event in events:
-        if event.error is not None:
-            raise ValueError(event.error)
-        yield event
