@@ -8,7 +8,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,11 @@ def write(
 ) -> None:
     """Writes a model whose tensors are `like` these, which may be without numbers, and come from `take`."""
     shards = planned(rules, like, shard_bytes)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-        index: dict[str, str] = {}
-        total = 0
+    index: dict[str, str] = {}
+    total = 0
+    with scratch_in(folder) as scratch:
         for number, shard in enumerate(shards):
-            file = Path(scratch, layout.shard(number, len(shards)))
+            file = scratch / layout.shard(number, len(shards))
             tensors = made(shard, take)
             index |= dict.fromkeys(tensors, file.name)
             total += sum(x.nbytes for x in tensors.values())
@@ -140,16 +140,30 @@ def write(
             except SafetensorError as error:
                 raise OSError(f"cannot write {folder / file.name}: {error}; free some space and save again.") from error
             del tensors
-        config = Path(scratch, layout.config_file)
+        config = scratch / layout.config_file
         config.write_text(text_of(data, config.suffix))
-        files = [Path(scratch, name) for name in dict.fromkeys(index.values())]
+        files = [scratch / name for name in dict.fromkeys(index.values())]
         for file in files:
             file.chmod(config.stat().st_mode)  # safetensors lets only the owner read; the user's umask decides here
         last = [config]
         if layout.indexed and len(files) > 1:
-            last.append(Path(scratch, INDEX))
+            last.append(scratch / INDEX)
             last[-1].write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1) + "\n")
         put_in_place(folder, [*files, *last])
+
+
+@contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """A place beside what is to be replaced. What fails leaves nothing, not even a folder that was not there."""
+    fresh = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+            yield Path(scratch)
+    except BaseException:
+        if fresh:
+            folder.rmdir()
+        raise
 
 
 def planned(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int) -> list[list[Rule]]:
