@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from exlstm.nn.linear import Int4Linear, Int8Linear, Linear, linears, prepared, wide_linear
 from exlstm.ops.choose import recorded
-from exlstm.ops.linear import dequantised
+from exlstm.ops.linear import dequantised, to_int4, to_int8
 
 QUANTISED = pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 
@@ -163,7 +163,7 @@ def test_copies_and_dead_layers_leave_nothing_behind():
 def test_emulated_bfloat16_is_bfloat16(gradient, monkeypatch):
     """Inputs and the result are rounded, the sum is not; in parts as at once; under autocast as without."""
     monkeypatch.setattr("exlstm.ops.linear.bfloat16_is_emulated", lambda: True)
-    monkeypatch.setattr("exlstm.ops.linear.PART", 500)
+    monkeypatch.setattr("exlstm.ops.linear.formats.PART", 500)
     layer, x = Linear(64, 30), torch.randn(100, 64)
     want = functional.linear(x.bfloat16().double(), layer.weight.bfloat16().double(), layer.bias.bfloat16().double())
     with torch.set_grad_enabled(gradient):
@@ -179,6 +179,26 @@ def test_emulated_bfloat16_is_bfloat16(gradient, monkeypatch):
     if gradient:
         wide.sum().backward()
         torch.testing.assert_close(layer.weight.grad, x.bfloat16().float().sum(0).expand(30, 64), rtol=2**-7, atol=0.2)
+
+
+@QUANTISED
+def test_emulated_bfloat16_of_fewer_bits(kind, monkeypatch):
+    """Expanded a few rows at a time: every row, its scale and its offset are its own."""
+    layer, x = Linear(200, 30).bfloat16(), torch.randn(100, 200).bfloat16()
+    small = kind(layer)
+    want = functional.linear(x.double(), dequantised(small.packed()).bfloat16().double(), layer.bias.double())
+    monkeypatch.setattr("exlstm.ops.linear.bfloat16_is_emulated", lambda: True)
+    monkeypatch.setattr("exlstm.ops.linear.formats.PART", 1000)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x).double(), want, rtol=2**-8, atol=1e-5)
+
+
+def test_quantising_in_parts_is_quantising(monkeypatch):
+    weight = torch.randn(30, 200)
+    whole = [*to_int8(weight), *to_int4(weight)[:3]]
+    monkeypatch.setattr("exlstm.ops.linear.formats.PART", 1000)
+    for x, y in zip(whole, [*to_int8(weight), *to_int4(weight)[:3]], strict=True):
+        assert torch.equal(x, y)
 
 
 def test_several_layers_with_gradients():

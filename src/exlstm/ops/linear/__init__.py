@@ -13,7 +13,7 @@ from torch.nn import Parameter, functional
 
 from exlstm.ops.choose import choose
 from exlstm.ops.linear.cutover import most_rows
-from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, to_int4, to_int8
+from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, in_parts, to_int4, to_int8
 from exlstm.ops.shared import bfloat16_is_emulated, has_numba, watched
 
 if TYPE_CHECKING:
@@ -115,16 +115,13 @@ def linear_torch(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dt
     return functional.linear(x.to(dtype), w_NK, None if bias is None else bias.to(dtype))
 
 
-PART = 1 << 24  # weights that are widened at a time
-
-
 def linear_emulated(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """What a CPU with instructions for bfloat16 would return, which has inputs and the result rounded to it and sums in
     float32, through a product in float32: without them it is much faster than torch's own emulation."""  # fmt: skip
-    x, w_NK, rows = x.bfloat16().float(), dequantised(weight), max(1, PART // weight.shape[1])
+    x = x.bfloat16().float()
     with torch.autocast("cpu", enabled=False):
-        # a large matrix in parts: widened as a whole it might not fit
-        parts = [functional.linear(x, part.bfloat16().float()) for part in torch.split(w_NK, rows)]
+        # in parts: widened as a whole a large matrix might not fit, and would leave the cache
+        parts = [functional.linear(x, dequantised(part).bfloat16().float()) for part in in_parts(weight)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return (y if bias is None else y + bias.bfloat16().float()).bfloat16()
 
