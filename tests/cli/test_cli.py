@@ -277,7 +277,7 @@ def test_a_damaged_run_is_named(name, damage, command, here, tmp_path, refused):
         (["train", "--steps", "x"], "exlstm train: --steps: 'x' is not a whole number; see exlstm train --help."),
         (
             ["generate", "nowhere"],
-            "exlstm generate: there is no run or model at nowhere; name a folder that has one, or a file of weights.",
+            "exlstm generate: there is no run or model at nowhere; name a folder with a model, or a file of weights.",
         ),
     ],
 )

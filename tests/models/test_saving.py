@@ -227,5 +227,10 @@ def test_what_cannot_be_loaded(tmp_path, case):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no .*nowhere; pass a folder with a model or a file"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere; name a folder with a model, or a file"):
         load(tmp_path / "nowhere")
+
+
+def test_a_model_of_the_hub_is_not_fetched_behind_ones_back():
+    with pytest.raises(ValueError, match=r"download it first: hf download NX-AI/xLSTM-7b --local-dir xLSTM-7b\."):
+        load("NX-AI/xLSTM-7b")

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from exlstm.data.tokenizer import Tokenizer, tokenizer_from_spec
-from exlstm.models.checkpoints.files import shards_of
+from exlstm.models.checkpoints.files import remedy, shards_of
 from exlstm.models.checkpoints.loading import load, open_checkpoint
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import Bits
@@ -59,7 +59,7 @@ def named(name: str | Path, checkpoint: Which | int = "best") -> Named:
         step = run.step_of(checkpoint)
         return Named(weights=run.checkpoint_at(step), tokenizer_file=path / TOKENIZER, run=run, step=step)
     if not path.exists():
-        raise ValueError(f"there is no run or model at {name}; name a folder that has one, or a file of weights.")
+        raise ValueError(f"there is no run or model at {name}; {remedy(str(name))}.")
     if path.is_dir():
         shards_of(path)  # a folder without weights is told first of all
     folder = path if path.is_dir() else path.parent

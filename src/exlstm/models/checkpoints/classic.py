@@ -63,7 +63,8 @@ def read(shapes: Shapes, settings: Settings) -> LMConfig:
         norm="layer",
         norm_eps=NORM_EPS,
         tie_embeddings=tied(shapes, HEAD, settings, "tie_weights"),
-        dropout=settings.number("dropout", 0.0),
+        # without one there is nothing to say: it changes no number outside of training
+        dropout=settings.number("dropout", 0.0) if "dropout" in settings.data else 0.0,
         out_norm=LAST_NORM in shapes,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -105,7 +106,7 @@ def open_tensors(path: Path) -> Tensors:
     elif path.is_file():
         files = [path]
     else:
-        raise ValueError(f"there is no {path}; pass a folder with a model or a file with its weights.")
+        raise ValueError(f"there is no {path}; {remedy(str(path))}.")
     if files[0].suffix in PICKLES:
         return of_pickle(files[0]).unwrapped()
     found = Tensors(path)
@@ -121,6 +122,13 @@ def open_tensors(path: Path) -> Tensors:
                 found.dtypes[name] = DTYPES.get(part.get_dtype(), torch.uint8)
                 found.shards[name] = file
     return found.unwrapped()
+
+
+def remedy(name: str) -> str:
+    """What to do about a model that is not there."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # as on the Hugging Face Hub
+        return f"if you mean that model of the Hub, download it first: hf download {name} --local-dir {Path(name).name}"
+    return "name a folder with a model, or a file of weights"
 
 
 def shards_of(folder: Path) -> list[Path]:
