@@ -1,13 +1,17 @@
 """`exlstm convert`: every layout from the command line, the tokenizer taken along, fewer bits and what they cost."""
 
 import json
+import math
 import re
 
 import pytest
 import torch
 
 import exlstm
+from exlstm.data.text import documents
 from exlstm.data.tokenizer import tokenizer_from_spec, train_bpe
+from exlstm.train.evaluate import score_beginning
+from exlstm.train.named import named
 
 
 @pytest.fixture
@@ -62,9 +66,39 @@ def test_fewer_bits_and_what_they_cost(here, tmp_path, run, weights):
     assert run("generate", str(tmp_path / "small"), *options) == run("generate", "run", *options, "--weights", weights)
 
 
-def test_little_time_measures_a_piece(here, tmp_path, run):
-    words = ("--weights", "int8", "--data", "text.txt", "--minutes", "1e-9", "--tokens", "5000")
-    assert "perplexity on 256 tokens" in run("convert", "run", str(tmp_path / "small"), *words)
+def test_little_time_measures_a_piece(here, tmp_path, run, monkeypatch):
+    """The same piece of the text that is named, with both models: a slower second one is not cut shorter."""
+    asked = []
+
+    def watched(*args, **options):
+        asked.append((options["tokens"], options["minutes"]))
+        return score_beginning(*args, **options)
+
+    monkeypatch.setattr("exlstm.train.evaluate.score_beginning", watched)
+    words = ("--weights", "int4", "--data", "text.txt", "--minutes", "1e-9", "--tokens", "5000")
+    out = run("convert", "run", str(tmp_path / "small"), *words)
+    assert asked == [(5000, 1e-9), (256, math.inf)]
+    found = re.search(r"^perplexity on 256 tokens: ([\d.]+) -> ([\d.]+) ", out, re.M)
+    source = named("run")
+    for said, model in zip(found.groups(), (source.load(), exlstm.load(tmp_path / "small")), strict=True):
+        score = score_beginning(model, source.tokenizer(), documents("text.txt"), tokens=256, minutes=9.0)
+        assert said == f"{score.perplexity:.4f}"
+
+
+def test_of_a_run_the_checkpoint_that_is_named(here, tmp_path, run, refused):
+    """A checkpoint that is given as a folder has its run's tokenizer."""
+    assert "no checkpoint of step 39" in refused("convert", "run", str(tmp_path / "out"), "--checkpoint", "39")
+    run("convert", "run/checkpoints/best", str(tmp_path / "out"))
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (here / "run/tokenizer.json").read_bytes()
+
+
+def test_transformers_gets_a_tokenizer_of_its_own(large, tmp_path, run):
+    from transformers import AutoTokenizer
+
+    run("convert", str(large), str(tmp_path / "out"), "--layout", "huggingface")
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    own = tokenizer_from_spec(str(large / "tokenizer.json"), [])
+    assert found.encode("the cat sat", add_special_tokens=False) == list(own.encode(b"the cat sat"))
 
 
 def test_without_a_tokenizer_nothing_is_measured(large, tmp_path, run):

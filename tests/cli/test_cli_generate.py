@@ -156,6 +156,42 @@ def test_stop_strings(here, run):
     assert run(*options, "--stop", stop) == f"the {text[: text.index(stop)]}\n"
 
 
+def test_stop_strings_of_many_prompts(here, tmp_path, run):
+    (tmp_path / "prompts").write_text("the \n")
+    options = ("generate", "run", "--prompts", str(tmp_path / "prompts"), "--temperature", "0", "--max-tokens", "60")
+    text = json.loads(run(*options))["completion"]
+    stop = text[20:23]
+    found = json.loads(run(*options, "--stop", stop))
+    assert (found["completion"], found["finish_reason"]) == (text[: text.index(stop)], "stop")
+
+
+def test_every_prompt_has_a_seed_of_its_own(here, tmp_path, run, monkeypatch):
+    """Also when there are more of them than are answered at a time."""
+    monkeypatch.setattr("exlstm.cli.generate.GROUP", 2)
+    (tmp_path / "prompts").write_text("the \n" * 5)
+    options = ("--max-tokens", "20", "--temperature", "1")
+    out = run("generate", "run", *options, "--prompts", str(tmp_path / "prompts"), "--seed", "5")
+    for index, line in enumerate(out.splitlines()):
+        alone = run("generate", "run", *options, "--prompt", "the ", "--seed", str(5 + index))
+        assert f"the {json.loads(line)['completion']}\n" == alone
+
+
+def test_the_state_after_a_stop_string_is_that_of_what_was_said(here, tmp_path, run):
+    """What led to the stop string is not in it."""
+    options = ("generate", "run", "--prompt", "the ", "--temperature", "0", "--max-tokens", "60")
+    text = run(*options).rstrip("\n")
+    said = run(*options, "--stop", text[24:27], "--save-state", str(tmp_path / "state")).rstrip("\n")
+    model = exlstm.load("run/checkpoints/best")
+    kept, want = exlstm.load_state(tmp_path / "state", model), model.read([256, *said.encode()])
+    assert kept.counts == want.counts
+    assert kept.logits_BC.allclose(want.logits_BC, rtol=1e-4, atol=1e-4)
+
+
+def test_quiet(here, capsys):
+    assert main(["generate", "run", "--prompt", "the ", "--max-tokens", "3", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 # ------------------------------------------------------------------------------------------------- states in files
 
 
@@ -195,6 +231,7 @@ def test_a_state_of_another_model_is_refused(here, tmp_path, run, refused):
         (["--file", "nowhere"], ["nowhere"]),
         (["--tokenizer", "nowhere.json"], ["nowhere.json"]),
         (["--weights", "int3"], ["int3", "int8"]),
+        (["--checkpoint", "39"], ["no checkpoint of step 39"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -209,6 +246,52 @@ def test_mistakes(here, refused, words, fragments):
 def chat(folder, *lines, words=()):
     options = ("generate", "run", "--chat", "--temperature", "0.7", "--max-tokens", "12", *words)
     return in_process_of_its_own(*options, cwd=folder, standard_input="".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture
+def talk(here, run, monkeypatch):
+    """A conversation in this process; of what is typed, an exception is raised. Returns all that was printed."""
+
+    def talk(*lines, words=()):
+        typed = iter(lines)
+
+        def read(prompt):
+            line = next(typed, EOFError())
+            if isinstance(line, BaseException):
+                raise line
+            print(end=prompt)
+            return line
+
+        monkeypatch.setattr("builtins.input", read)
+        return run("generate", "run", "--chat", "--max-tokens", "20", *words)
+
+    return talk
+
+
+@pytest.mark.parametrize("end", [EOFError(), KeyboardInterrupt(), "/quit"], ids=repr)
+def test_a_conversation_is_kept_at_its_end(here, tmp_path, talk, end):
+    """Its turns are as they were read: a document's beginning, and a line's end between two of them."""
+    file = str(tmp_path / "talk")
+    out = talk("a cat", "sat", end, words=("--save-state", file, "--turn", "you {} it", "--temperature", "0"))
+    first, second = (part.strip("\n") for part in out.split("> ")[1:3])
+    model = exlstm.load("run/checkpoints/best")
+    kept = exlstm.load_state(file, model)
+    want = model.read([256, *f"you a cat it{first}\nyou sat it{second}".encode()])
+    assert kept.counts == want.counts
+    assert kept.logits_BC.allclose(want.logits_BC, rtol=1e-4, atol=1e-4)
+    assert "nothing to take back" in talk("/undo", "and", words=("--state", file, "--save-state", f"{file}2"))
+    assert exlstm.load_state(f"{file}2", model).counts[0] > kept.counts[0] + 20
+
+
+def test_what_is_forgotten_cannot_be_taken_back(tmp_path, talk):
+    file = tmp_path / "talk"
+    assert "nothing to take back" in talk("a cat", "/reset", "/undo")
+    assert "nothing to take back" in talk("a cat", f"/save {file}", f"/load {file}", "/undo")
+
+
+def test_again_is_another_reply(talk):
+    first, second = (part.strip() for part in talk("a cat", "/again", words=("--temperature", "1")).split("> ")[1:3])
+    assert first != second
 
 
 def test_a_conversation_keeps_its_state(here, tmp_path):

@@ -1,17 +1,22 @@
 """Checkpoints without the packages they come from: what cannot be read or written, memory, shards, fewer bits."""
 
+import itertools
 import json
+import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import exlstm
 from exlstm import LM, LMConfig, convert, load, save
 from exlstm.models.checkpoints.loading import LAYOUTS
+from exlstm.models.lm import MLPConfig
 from exlstm.models.pattern import lm_from_pattern
 
 
@@ -136,6 +141,35 @@ def test_a_setting_that_is_no_number(tmp_path):
         load(tmp_path)
 
 
+def test_a_number_that_yaml_takes_for_a_text(tmp_path):
+    """1e-4 is one: YAML's own numbers have a dot."""
+    save(build("M"), tmp_path, layout="xlstm-large")
+    file = tmp_path / "config.yaml"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("norm_eps")]
+    file.write_text("\n".join([*lines, "norm_eps: 1e-4"]))
+    config = load(tmp_path).config
+    assert config.norm_eps == config.blocks[0].mixer.norm_eps == 1e-4
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "weights.pt"])
+def test_what_was_loaded_is_no_mapped_file(tmp_path, file):
+    """A file that is written over in its place does not change the model, nor does its alignment."""
+    save(build("ms"), tmp_path, layout="classic")
+    if file == "weights.pt":
+        torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / file)
+    model = load(tmp_path / file)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with open(tmp_path / file, "rb+") as handle:
+        handle.write(bytes((tmp_path / file).stat().st_size))
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loading_for_a_device(tmp_path, layout):
+    save(build(PATTERNS[layout]), tmp_path, layout=layout)
+    assert {x.device.type for x in load(tmp_path, device="meta").state_dict().values()} == {"meta"}
+
+
 class Trap:
     """Unpickling it runs code."""
 
@@ -238,6 +272,75 @@ def test_settings_that_a_layout_cannot_express(tmp_path, layout, pattern, option
     assert not (tmp_path / "out").exists()
 
 
+def with_block(pattern, index, mixer, mlp):
+    """A model of which one block has other settings; an MLP of None is added, if there is one to have."""
+    blocks = list(build(pattern).config.blocks)
+    block = blocks[index]
+    mixer = replace(block.mixer, **mixer)
+    blocks[index] = replace(
+        block, mixer=mixer, mlp=replace(block.mlp or MLPConfig(hidden=48), **mlp) if mlp else block.mlp
+    )
+    return build(pattern, blocks=tuple(blocks))
+
+
+@pytest.mark.parametrize(
+    ("layout", "pattern", "index", "mixer", "mlp", "message"),
+    [
+        ("classic", "ms", 1, {"forget_gate": "exp"}, {}, r"block 1 has forget_gate 'exp'; this layout has 'sigmoid' o"),
+        ("classic", "mm", 1, {"heads": 2}, {}, r"block 1 differs from block 0; this layout has one kind of mLSTM, one"),
+        ("classic", "m", 0, {"conv_width": 1}, {}, r"block 0 has conv_width 1; this layout needs at least 2"),
+        ("classic", "sm", 1, {}, {"hidden": 48}, r"block 1 is an mLSTM with an MLP; in this layout only an sLSTM has"),
+        ("xlstm-large", "MM", 1, {"heads": 2}, {}, r"block 1 differs from block 0; this layout has blocks of one kind"),
+        ("huggingface", "M", 0, {"normalize": False}, {}, r"normalize is False; with this layout it has to be True"),
+        ("huggingface", "M", 0, {"input_gate": "sigmoid"}, {}, r"input_gate is 'sigmoid'; with this layout it has to"),
+        ("xlstm-large", "M", 0, {}, {"activation": "gelu"}, r"activation is 'gelu'; with this layout it has to be 'si"),
+    ],
+)  # fmt: skip
+def test_settings_of_a_block_that_a_layout_cannot_express(tmp_path, layout, pattern, index, mixer, mlp, message):
+    """They would be lost: the other package computes something else, or fails."""
+    with pytest.raises(ValueError, match=message):
+        save(with_block(pattern, index, mixer, mlp), tmp_path / "out", layout=layout)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("recurrent_init", ["zeros", "uniform"])
+@pytest.mark.parametrize("forget_bias", ["power_law", "linspace", "zeros"])
+def test_how_an_slstm_was_initialised_is_kept(tmp_path, recurrent_init, forget_bias):
+    model = with_block("s", 0, {"recurrent_init": recurrent_init, "forget_bias": forget_bias}, {})
+    save(model, tmp_path, layout="classic")
+    assert load(tmp_path).config == model.config
+
+
+@pytest.mark.parametrize(("layout", "pattern"), [("huggingface", "M"), ("xlstm-large", "M"), ("classic", "s")])
+@pytest.mark.parametrize("hidden", [64, 320, 384, 512, 341, 100])
+def test_a_factor_that_the_package_rounds_to_the_same_width(tmp_path, layout, pattern, hidden):
+    """Its formula, on what is written: the usual factor must not be written where it gives another width."""
+    (block,) = build(pattern).config.blocks
+    block = replace(block, mlp=replace(block.mlp, hidden=hidden))
+    save(build(pattern, width=128, blocks=(block,)), tmp_path, layout=layout)
+    (file,) = tmp_path.glob("config.*")
+    data = yaml.safe_load(file.read_text())
+    if layout == "classic":
+        data = data["slstm_block"]["feedforward"]
+        multiple = data["round_proj_up_to_multiple_of"]
+        assert math.ceil(data["proj_factor"] * 128 / multiple) * multiple == hidden
+    else:
+        multiple = data["ffn_round_up_to_multiple_of"]
+        assert int((128 * data["ffn_proj_factor"] + multiple - 1) // multiple * multiple) == hidden
+
+
+def test_a_tied_head_of_the_classic_layout(tmp_path):
+    """Stored twice there, it is one again; the config decides, and two that differ are refused."""
+    save(build("ms", tie_embeddings=True), tmp_path, layout="classic")
+    assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
+    model = load(tmp_path)
+    assert model.config.tie_embeddings
+    assert model.head.weight is model.embed.weight
+    change(lm_head__weight=torch.ones(11, 32))(tmp_path, NAMES["classic"])
+    with pytest.raises(ValueError, match=r"token_embedding.weight and lm_head.weight differ, though the config says"):
+        load(tmp_path)
+
+
 def test_a_bias_that_a_layout_has_no_place_for(tmp_path):
     """transformers' last norm has no bias where the others have one; zeros are nothing to keep."""
     model = build("M", norm_bias=True)
@@ -269,11 +372,42 @@ def test_shards(tmp_path):
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in model.state_dict().values())
     assert set(index["weight_map"].values()) == set(shards)
     assert same(load(tmp_path / "out"), model)
+    check_sizes([tmp_path / "out" / name for name in shards], 20_000)
     (tmp_path / "out" / shards[1]).rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=rf"{shards[1]} is missing, which holds a part of the weights; copy or"):
         load(tmp_path / "out")
     save(build("s"), tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def check_sizes(files, most):
+    """No file is too full, unless by one tensor; and no two that follow each other fit into one."""
+    sizes = [[x.nbytes for x in load_file(file).values()] for file in files]
+    assert all(sum(of_file) <= most or len(of_file) == 1 for of_file in sizes)
+    assert all(sum(one) + sum(other) > most for one, other in itertools.pairwise(sizes))
+
+
+def test_shards_are_of_what_is_written(tmp_path):
+    """Their size is that of the new dtype, not of the one that is read."""
+    save(build("mMs"), tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "out", dtype=torch.bfloat16, shard_bytes=20_000)
+    check_sizes(sorted((tmp_path / "out").glob("*.safetensors")), 20_000)
+
+
+def test_more_than_ten_counted_shards(tmp_path):
+    """model_10 comes after model_9; one of the middle that is missing is named, and one tensor is in one of them."""
+    model = build("MMM")
+    save(model, tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "out", layout="xlstm-large", shard_bytes=10_000)
+    count = len(list((tmp_path / "out").glob("model_*.safetensors")))
+    assert count > 10
+    assert same(load(tmp_path / "out"), model)
+    save_file({"embedding.weight": torch.ones(11, 32)}, tmp_path / f"out/model_{count}.safetensors")
+    with pytest.raises(ValueError, match=rf"embedding.weight is in both .*model_0.* and .*model_{count}.*; remove wh"):
+        load(tmp_path / "out")
+    (tmp_path / "out/model_3.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model_3.safetensors is missing, which holds a part of the weights; copy"):
+        load(tmp_path / "out")
 
 
 def test_shards_without_their_index(tmp_path):
@@ -408,12 +542,12 @@ def wide(tmp_path_factory):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("dtype", ["None", "torch.bfloat16"])
-def test_peak_memory_of_loading(wide, dtype):
-    """The weights, one tensor, and no more of the mapped file than is let go of again."""
+@pytest.mark.parametrize(("name", "dtype"), [("in", "None"), ("own", "torch.bfloat16")])
+def test_peak_memory_of_loading(wide, name, dtype):
+    """The weights, one tensor, and no more of the mapped file than is let go of again; of shards, and of one file."""
     folder, size, tensor = wide
     size = size // 2 if "16" in dtype else size
-    used = measured(folder, f"model = exlstm.load(sys.argv[1], dtype={dtype})", folder / "in", folder / "tiny")
+    used = measured(folder, f"model = exlstm.load(sys.argv[1], dtype={dtype})", folder / name, folder / "tiny")
     assert size < used < size + 3 * tensor + loading_slack()
 
 

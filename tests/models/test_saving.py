@@ -123,6 +123,17 @@ def test_the_names_of_weights_are_what_they_were(tmp_path):
     assert names == sorted([*blocks, "embed.weight", "head.weight", "norm.weight"])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such permissions")
+def test_others_may_read_the_weights_that_may_read_the_config(tmp_path):
+    """safetensors makes files for their owner alone."""
+    before = os.umask(0o022)
+    try:
+        save(build("m"), tmp_path)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}
+
+
 def no_room(*args, **kwargs):
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 

@@ -16,7 +16,7 @@
 What its `vanilla` cell stores as R [H, G V, K] and b [G H V], its `cuda` cell stores as R [H, K, G V] and b [H G V].
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ GATES = ("fgate", "igate", "zgate", "ogate")  # that compute i, f, z, o
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu", "relu": "relu", "relu^2": "relu2", "sigmoid": "sigmoid", "swish": "silu", "selu": "selu",
 }  # fmt: skip
+FORGET_BIASES: dict[str, Literal["linspace", "zeros"]] = {
+    "small_init": "linspace",
+    "zeros": "zeros",
+}  # others: "power_law"
 NORM_EPS = 1e-5
 LENGTH = 2048  # what is written for context_length, which that package needs and we do not have
 
@@ -107,7 +111,7 @@ def read_slstm(shapes: Shapes, layer: str, settings: Settings) -> SLSTMConfig:
         heads=shape(shapes, layer + "igate.weight", 3)[0],
         conv_width=shape(shapes, convolution, 3)[2] if convolution in shapes else 0,
         recurrent_init="uniform" if settings.data.get("recurrent_weight_init") == "standard" else "zeros",
-        forget_bias="linspace" if settings.data.get("bias_init") == "small_init" else "power_law",
+        forget_bias=FORGET_BIASES.get(str(settings.data.get("bias_init")), "power_law"),
         norm_eps=NORM_EPS,
     )
 
