@@ -1,0 +1,50 @@
+"""Composition of permutations: the word problems of S3 and S5. A product of all symbols so far is a state to track.
+
+S3 can be solved by a few parity-like counters, S5 cannot: its word problem is complete for NC1 (Barrington 1989), which
+is beyond models whose state changes linearly and diagonally.
+"""
+
+import itertools
+from functools import cache
+
+import numpy as np
+
+from exlstm.data.tasks.contract import Ints, Numbers, Task, prefix_task
+
+
+@cache
+def _table(degree: int) -> Ints:
+    """[g, h]: the number of the permutation "first g, then h". Permutations are numbered in lexicographic order."""
+    images = np.array(list(itertools.permutations(range(degree))))
+    weights = degree ** np.arange(degree)
+    number = np.zeros(degree**degree, dtype=np.int64)
+    number[images @ weights] = np.arange(len(images))
+    # [g, h, i]: where h takes what g took i to
+    return number[images[:, images].transpose(1, 0, 2) @ weights]
+
+
+def _composition(degree: int, order: int) -> Task:
+    """What do these permutations make, one after the other?
+
+    (0 2 1) (1 0 2) (0 2 1) | (2 1 0)      written as the images of 0, 1, 2; tokens are 1, 2, ... in lexicographic order
+    """
+
+    def symbols(numbers: Numbers, T: int) -> Ints:
+        return 1 + numbers.below("symbols", order, T)
+
+    def labels(tokens_BT: Ints) -> Ints:
+        product = np.zeros(len(tokens_BT), dtype=np.int64)
+        products = np.zeros_like(tokens_BT)
+        for t, symbol in enumerate(tokens_BT.T):
+            # padding, which nobody is asked about, counts as the identity
+            product = _table(degree)[product, np.maximum(symbol - 1, 0)]
+            products[:, t] = product
+        return 1 + products
+
+    return prefix_task(
+        name=f"s{degree}", vocab_size=1 + order, chance=1 / order, shortest=2, symbols=symbols, labels=labels
+    )
+
+
+s3 = _composition(3, 6)
+s5 = _composition(5, 120)
