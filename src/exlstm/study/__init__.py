@@ -1,0 +1,1 @@
+"""Many runs as one question: what is compared, what executes the runs, and what their rows say."""

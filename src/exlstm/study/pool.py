@@ -1,0 +1,247 @@
+"""Independent runs on the processes of this machine: jobs in, events out.
+
+    with closing(run_local(jobs, workers=4)) as events:
+        for event in events: ...
+
+What a job calls is a module-level function `call(argument, report) -> row`. It may call `report(fraction, text)` as
+often as it likes, and reads from `report.device` where it should run. The row is a plain dict that can be pickled.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import torch
+
+TRACEBACK_LINES = 10
+SECONDS_BETWEEN_REPORTS = 0.25
+
+
+class Report:
+    """Tells how far a run is, at most four times a second: what comes in between is dropped."""
+
+    def __init__(
+        self, name: str, device: str, send: "Callable[[Progress], object]", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.device = device
+        self._name, self._send, self._clock = name, send, clock
+        self._next = -float("inf")
+
+    def __call__(self, fraction: float, text: str) -> None:
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + SECONDS_BETWEEN_REPORTS
+            self._send(Progress(self._name, fraction, text))
+
+
+class Job(NamedTuple):
+    """A run to be: `call` and `argument` are pickled, and `id` names it in every event."""
+
+    id: str
+    call: Callable[[Any, Report], dict[str, Any]]
+    argument: Any
+
+
+class Started(NamedTuple):
+    id: str
+
+
+class Progress(NamedTuple):
+    id: str
+    fraction: float
+    text: str
+
+
+class Finished(NamedTuple):
+    id: str
+    row: dict[str, Any]
+
+
+class Failed(NamedTuple):
+    """`error`: the last lines of the traceback, or how the process ended."""
+
+    id: str
+    error: str
+
+
+Event = Started | Progress | Finished | Failed
+
+
+def run_local(
+    jobs: Iterable[Job], *, workers: int, threads: int | None = None, devices: Sequence[str] = ("cpu",)
+) -> Generator[Event, None, None]:
+    """Runs the jobs in processes that live on from job to job, and gives events as they come.
+
+    A job is taken from `jobs` only when a worker is free for it, after all events so far were given. Each job has one
+    `Started` and then one `Finished` or `Failed`; a failure, be it an exception or the end of the process, costs
+    that run only. Closing the generator ends all workers at once; they also end when this process does.
+
+    Args:
+        workers: processes at a time; one is started when there is a job for it.
+        threads: of torch in each worker; None shares out what torch would use here.
+        devices: worker k is told `devices[k % len(devices)]` as `report.device`.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; there has to be at least one.")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; give each worker at least one, or None to share them out.")
+    if not devices:
+        raise ValueError('devices is empty; name at least one, such as "cpu".')
+    each = threads or max(1, torch.get_num_threads() // workers)
+    return _run([_Worker(devices[k % len(devices)], each) for k in range(workers)], iter(jobs))
+
+
+def pack(job: Job) -> bytes:
+    return pickle.dumps((job.call, job.argument))
+
+
+def attempt(name: str, packed: bytes, report: Report) -> Finished | Failed:
+    """Runs what was packed; whatever it raises, `sys.exit` too, is the run's and not the worker's."""
+    try:
+        call, argument = pickle.loads(packed)
+        row = call(argument, report)
+        pickle.dumps(row)  # a row that cannot travel is this run's failure
+        return Finished(name, row)
+    except BaseException:
+        return Failed(name, last_lines(traceback.format_exc()))
+
+
+def last_lines(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-TRACEBACK_LINES:])
+
+
+def _run(team: "list[_Worker]", jobs: Iterator[Job]) -> Generator[Event, None, None]:
+    more = True
+    try:
+        while True:
+            for worker in team:
+                if more and worker.job is None:
+                    job = next(jobs, None)
+                    more = job is not None
+                    if job is not None:
+                        worker.give(job)
+                        yield Started(job.id)
+            busy = [worker for worker in team if worker.job is not None]
+            if not busy:
+                return
+            # a second at most: a process that the worker started may hold the pipe open when the worker is gone
+            wait([worker.connection for worker in busy], timeout=1.0)
+            for worker in busy:
+                yield from worker.events()
+    finally:
+        # a run leaves nothing behind but its row, so there is nothing to wait for
+        for worker in team:
+            worker.end()
+
+
+class _Worker:
+    """A place in the team: a process, once there was a job for it, and another when that one has died."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self.job: Job | None = None
+        self.process: multiprocessing.process.BaseProcess | None = None
+        self.connection: Connection
+
+    def give(self, job: Job) -> None:
+        message = job.id, pack(job)
+        try:
+            if self.process is None or not self.process.is_alive():
+                self.start()
+            self.connection.send(message)
+        except OSError:  # it died while it was idle, or just now
+            self.start()
+            self.connection.send(message)
+        self.job = job
+
+    def start(self) -> None:
+        self.end()
+        # spawn: torch's threads and CUDA do not survive a fork
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        # daemon: where nobody closes the generator, Python's own ending must not wait for the worker
+        self.process = context.Process(target=_serve, args=(theirs, self.device, self.threads), daemon=True)
+        with _no_interrupt(), theirs:
+            self.process.start()
+
+    def events(self) -> Iterator[Event]:
+        """What the worker said since the last time, and if it is dead, its last event."""
+        assert self.job is not None
+        assert self.process is not None
+        dead = not self.process.is_alive()  # before reading: what it said while it lived is then all there
+        try:
+            while self.job is not None and self.connection.poll():
+                event: Event = self.connection.recv()
+                yield from self._pass_on(event)
+        except (EOFError, OSError):
+            dead = True
+        if dead and self.job is not None:
+            self.process.join(5.0)  # the pipe is closed a moment before there is an exit code
+            yield from self._pass_on(Failed(self.job.id, _ending(self.process.exitcode)))
+
+    def _pass_on(self, event: Event) -> Iterator[Event]:
+        if isinstance(event, Finished | Failed):
+            self.job = None
+        if isinstance(event, Failed) and self.device != "cpu":
+            self.end()  # an error of CUDA stays in its process, and would fail every run after this one
+        yield event
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.process = None
+            self.connection.close()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """A process started in here does not know Ctrl-C, from its first moment on: it is the parent that decides."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "the worker closed its connection."
+    if code >= 0:
+        return f"the worker ended with exit code {code}."
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ", which is also how the system takes memory back" if name == "SIGKILL" else ""
+    return f"the worker was ended by {name}{hint}."
+
+
+def _serve(connection: Connection, device: str, threads: int) -> None:
+    """A worker's life: one job after another, until nobody is there to send one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            name, packed = connection.recv()
+            torch.set_num_threads(threads)  # anew, for a run may have changed it
+            connection.send(attempt(name, packed, Report(name, device, connection.send)))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed closed nothing itself, and a run may not look at its pipe for hours."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
