@@ -121,14 +121,15 @@ SURFACE = {
     "SLSTMConfig": (
         "(*, heads: int = 4, conv_width: int = 4, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
         "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', recurrence: "
-        "Literal['block', 'none'] = 'block', recurrent_init: Literal['zeros', 'uniform'] = 'zeros', forget_bias: "
-        "Literal['power_law', 'linspace', 'zeros'] = 'power_law', norm_eps: float = 1e-05) -> None"
+        "Literal['block', 'none', 'diagonal', 'low_rank', 'sparse', 'learned'] = 'block', recurrence_blocks: int | None "
+        "= None, recurrence_rank: int = 4, recurrence_degree: int = 4, recurrence_seed: int = 0, recurrent_init: "
+        "Literal['zeros', 'uniform'] = 'zeros', forget_bias: Literal['power_law', 'linspace', 'zeros'] = 'power_law', norm_eps: float = 1e-05) -> None"
     ),
     "AttentionConfig": (
         "(*, heads: int = 4, kv_heads: int | None = None, window: int | None = None, rope_base: float = 10000.0) -> "
         "None"
     ),
-    "LSTMConfig": "(*, forget_bias: float = 1.0) -> None",
+    "LSTMConfig": "(*, heads: int = 1, forget_bias: float = 1.0) -> None",
     # ops
     "ops.mlstm.mlstm": (
         "(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState | None = "

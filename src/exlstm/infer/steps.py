@@ -103,7 +103,7 @@ class Steps(ABC):
 
 def draws(model: LM) -> bool:
     """Whether a step draws random numbers, which would be the same ones again and again."""
-    return model.training and model.config.dropout > 0
+    return model.training and model.config.draws
 
 
 def holders(model: LM) -> Iterator[dict[str, Any]]:

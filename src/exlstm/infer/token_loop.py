@@ -110,5 +110,7 @@ def kind_of_steps(model: LM) -> type[Steps]:
     if (problem := obstacle(model)) is not None:
         raise NotRecordable(problem)
     if draws(model):
-        raise NotRecordable("it is in training mode, where dropout draws anew at every step; call its eval() first")
+        raise NotRecordable(
+            "it is in training mode, where dropout or a graph draws anew at every step; call its eval() first"
+        )
     return KINDS[model.embed.weight.device.type]

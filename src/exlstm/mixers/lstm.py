@@ -1,6 +1,6 @@
 """The vanilla LSTM as a mixer: what xLSTM renews, behind the same contract.
 
-B batch  T time  D model width  V hidden width (equal to D)  G the four gates' rows (4 V)
+B batch  T time  D model width (that of the hidden state too)  V width of a head  G the four gates' rows (4 D)
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,22 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
-from exlstm.ops.lstm import LSTMState, lstm
+from exlstm.nn.recurrence import in_blocks
+from exlstm.ops.lstm import LSTMState, lstm, placed_in_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMConfig:
-    """One dense LSTM layer at the model width. forget_bias is added to the forget gate at the start."""
+    """One LSTM layer at the model width. forget_bias is added to the forget gate at the start.
 
+    heads: recurrent weights are block-diagonal, one block per head (the paper's "LSTM (Block)"); 1: dense.
+    """
+
+    heads: int = 1
     forget_bias: float = 1.0
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where the width cannot be cut into heads."""
         return LSTM(width, self)
 
 
@@ -29,9 +34,13 @@ class LSTM(nn.Module):
 
     def __init__(self, width: int, config: LSTMConfig) -> None:
         super().__init__()
+        H = config.heads
+        if H < 1 or width % H:
+            raise ValueError(f"heads is {H}; it must divide the width {width}.")
         self.config, self.width = config, width
         self.w_GD = nn.Parameter(torch.empty(4 * width, width))
-        self.u_GV = nn.Parameter(torch.empty(4 * width, width))
+        # rows in torch's order (gate, head, unit); the only columns that are not zero are those of the row's own head
+        self.u_GV = nn.Parameter(torch.empty(4 * width, width // H))
         self.b_G = nn.Parameter(torch.empty(4 * width))
         bound = width**-0.5  # as torch's LSTM
         init.fill(
@@ -49,8 +58,18 @@ class LSTM(nn.Module):
     ) -> tuple[Tensor, LSTMState]:  # fmt: skip
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
-        y_BTD, state = lstm(x_BTD, self.w_GD, self.u_GV, self.b_G, state, reset_BT=reset_BT, lengths_B=lengths_B)
+        u_GD = placed_in_blocks(self.u_GV)
+        y_BTD, state = lstm(x_BTD, self.w_GD, u_GD, self.b_G, state, reset_BT=reset_BT, lengths_B=lengths_B)
         return mask_tail(y_BTD, lengths_B), state
+
+    def adjacency(self) -> Tensor:
+        """Who hears whom, bool [D, D] on the CPU: True where U has weights from the first unit to the second."""
+        H, V = self.config.heads, self.width // self.config.heads
+        return in_blocks(torch.ones(H, V, V, dtype=torch.bool))
+
+    def nonzeros(self) -> int:
+        """How many weights of U are not zero by its structure: four per connection."""
+        return self.u_GV.numel()
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> LSTMState:
         """Nothing seen yet, on the device of the weights or on another."""
@@ -62,5 +81,5 @@ class LSTM(nn.Module):
         return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """About 20 pointwise operations per channel."""
-        return 20.0 * self.width
+        """About 20 pointwise operations per channel, and the zeros of U, which torch's kernel multiplies too."""
+        return 20.0 * self.width + 8.0 * self.width * (self.width - self.u_GV.shape[1])

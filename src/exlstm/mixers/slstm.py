@@ -8,7 +8,7 @@ B batch  T time  D model width  H heads  K, V head width  G gates: i, f, z, o
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.layers import CausalConv, HeadNorm
+from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, in_blocks
 from exlstm.ops.conv import ConvState
 from exlstm.ops.shared import wide_dtype
 from exlstm.ops.slstm import CellActivation, ForgetGate, SLSTMState, slstm
+
+Structure = Literal["block", "none", "diagonal", "low_rank", "sparse", "learned"]
 
 
 class SLSTMLayerState(NamedTuple):
@@ -32,8 +35,15 @@ class SLSTMLayerState(NamedTuple):
 class SLSTMConfig:
     """sLSTM at the model width.
 
-    conv_width 0: no convolution. recurrence "block": memory mixing within each head (one head: dense); "none": no R.
-    recurrent_init: "zeros" (the published default) or "uniform", +-1/sqrt(width), as in the formal-language runs.
+    conv_width 0: no convolution. recurrence: which units of a block of R hear which.
+      "block" all (one block: dense), "none" none: no R, "diagonal" each itself;
+      "low_rank" all, through `recurrence_rank` sums over the block;
+      "sparse" each itself and recurrence_degree - 1 others, a random graph that `recurrence_seed` draws (blocks of a
+        model with the same seed have the same graph);
+      "learned" a graph that is learned, see `exlstm.nn.recurrence.Learned` and `graph_penalty`.
+    recurrence_blocks: blocks of R, whatever the heads of the projections and of the norm; None: one per head.
+    recurrent_init: "zeros" (the published default) or "uniform", +-1/sqrt(width), as in the formal-language runs; where
+      a unit hears fewer units, +-1/sqrt(their number).
     forget_bias: "power_law" (5 down to -7 within a head, by depth), "linspace" (3 to 6) or "zeros".
     """
 
@@ -41,13 +51,17 @@ class SLSTMConfig:
     conv_width: int = 4
     forget_gate: ForgetGate = "sigmoid"
     cell_activation: CellActivation = "tanh"
-    recurrence: Literal["block", "none"] = "block"
+    recurrence: Structure = "block"
+    recurrence_blocks: int | None = None
+    recurrence_rank: int = 4
+    recurrence_degree: int = 4
+    recurrence_seed: int = 0
     recurrent_init: Literal["zeros", "uniform"] = "zeros"
     forget_bias: Literal["power_law", "linspace", "zeros"] = "power_law"
     norm_eps: float = 1e-5
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer. ValueError where the width cannot be cut into heads."""
+        """The mixer. ValueError where the width cannot be cut into heads, or R cannot have that structure."""
         return SLSTM(width, self, depth, index)
 
 
@@ -60,10 +74,16 @@ class SLSTM(nn.Module):
         if H < 1 or width % H:
             raise ValueError(f"heads is {H}; it must divide the width {width}.")
         V = width // H
+        # the cell's heads are the blocks of R
+        self.blocks = blocks = H if config.recurrence_blocks is None else config.recurrence_blocks
+        if blocks < 1 or width % blocks:
+            raise ValueError(f"recurrence_blocks is {blocks}; it must divide the width {width}.")
+        size = width // blocks
         self.config, self.width, self.backend = config, width, "auto"
         self.conv = CausalConv(width, config.conv_width) if config.conv_width > 0 else None
         self.w_HGVK = nn.Parameter(torch.empty(H, 4, V, V))
-        self.r_HKGV = nn.Parameter(torch.empty(H, V, 4, V)) if config.recurrence == "block" else None
+        self.r_HKGV = nn.Parameter(torch.empty(blocks, size, 4, size)) if config.recurrence == "block" else None
+        self.recurrence = structured(config, blocks, size)
         self.b_HGV = nn.Parameter(torch.empty(H, 4, V))
         self.norm = HeadNorm(H, V, config.norm_eps)
         forget = {
@@ -81,6 +101,9 @@ class SLSTM(nn.Module):
             table |= {"conv.weight_DW": init.uniform(conv_bound), "conv.bias_D": init.uniform(conv_bound)}
         if self.r_HKGV is not None:
             table["r_HKGV"] = init.zeros if config.recurrent_init == "zeros" else init.uniform(width**-0.5)
+        if self.recurrence is not None:
+            rows = self.recurrence.table(config.recurrent_init, width**-0.5)
+            table |= {f"recurrence.{name}": row for name, row in rows.items()}
         init.fill(self, table)
 
     def forward(
@@ -95,10 +118,12 @@ class SLSTM(nn.Module):
         raw_BTHGV = torch.cat([self.project(c_BTD, slice(0, 2)), self.project(x_BTD, slice(2, 4))], dim=3)
         raw_BTHGV = raw_BTHGV.to(wide_dtype(raw_BTHGV.dtype)) + self.b_HGV
         h_BTHV, cell = slstm(
-            raw_BTHGV, self.r_HKGV, state.cell,
+            self.by_block(raw_BTHGV), self.r_HKGV if self.recurrence is None else self.recurrence(), state.cell,
             reset_BT=reset_BT, lengths_B=lengths_B, forget_gate=self.config.forget_gate,
             cell_activation=self.config.cell_activation, backend=self.backend,
         )  # fmt: skip
+        if self.blocks != self.config.heads:
+            h_BTHV = h_BTHV.reshape(*x_BTD.shape[:2], self.config.heads, -1)
         y_BTD = self.norm(h_BTHV).to(x_BTD.dtype)
         return mask_tail(y_BTD, lengths_B), SLSTMLayerState(conv, cell)
 
@@ -110,17 +135,57 @@ class SLSTM(nn.Module):
         w_HJK = self.w_HGVK[:, gates].flatten(1, 2)
         return (x_HMK @ w_HJK.mT).transpose(0, 1).reshape(B, T, H, -1, V)
 
+    def by_block(self, raw_BTHGV: Tensor) -> Tensor:
+        """The same pre-activations with the blocks of R in the place of the heads."""
+        if self.blocks == self.config.heads:
+            return raw_BTHGV
+        B, T, _, G, _ = raw_BTHGV.shape
+        return raw_BTHGV.transpose(2, 3).reshape(B, T, G, self.blocks, -1).transpose(2, 3)
+
+    def adjacency(self) -> Tensor:
+        """Who hears whom, bool [D, D] on the CPU: True where R has weights from the first unit to the second.
+
+        Of a learned graph, the connections that are open in evaluation.
+        """
+        if self.recurrence is not None:
+            return in_blocks(self.recurrence.links())
+        V = self.width // self.blocks
+        return in_blocks(torch.full((self.blocks, V, V), self.r_HKGV is not None))
+
+    def nonzeros(self) -> int:
+        """How many weights of the effective R are not zero by its structure: four per connection."""
+        return 4 * int(self.adjacency().sum())
+
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> SLSTMLayerState:
         """Nothing seen yet, on the device of the weights or on another."""
-        H, _, V = self.b_HGV.shape
-        zeros = wide_zeros(self.b_HGV, device)
+        zeros, V = wide_zeros(self.b_HGV, device), self.width // self.blocks
         past_BSD = zeros(batch, max(self.config.conv_width - 1, 0), self.width)
-        return SLSTMLayerState(ConvState(past_BSD), SLSTMState(*(zeros(batch, H, V) for _ in range(4))))
+        return SLSTMLayerState(ConvState(past_BSD), SLSTMState(*(zeros(batch, self.blocks, V) for _ in range(4))))
 
     def state_bytes(self, length: int = 0, /) -> int:
         """Bytes of one sequence's state: the same at any length."""
         return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """About 30 pointwise operations per channel; the products with R are counted with the weights."""
-        return 30.0 * self.width
+        """About 30 pointwise operations per channel. Products with R are counted with its weights, as far as these
+        are all of R: a structured one is multiplied as a dense one, zeros included."""  # fmt: skip
+        if self.recurrence is None:
+            return 30.0 * self.width
+        counted = sum(parameter.numel() for parameter in self.recurrence.parameters())
+        return 30.0 * self.width + 8.0 * self.width * self.width / self.blocks - 2.0 * counted
+
+
+def structured(config: SLSTMConfig, blocks: int, size: int) -> Recurrence | None:
+    """The structure of R; None where R is none, or as dense as its blocks. ValueError for one that cannot be."""
+    match config.recurrence:
+        case "block" | "none":
+            return None
+        case "diagonal":
+            return Diagonal(blocks, size)
+        case "low_rank":
+            return LowRank(blocks, size, config.recurrence_rank)
+        case "sparse":
+            return Sparse(blocks, size, config.recurrence_degree, config.recurrence_seed)
+        case "learned":
+            return Learned(blocks, size)
+    raise ValueError(f"recurrence is {config.recurrence!r}; it must be one of {', '.join(get_args(Structure))}.")

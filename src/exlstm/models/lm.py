@@ -71,6 +71,11 @@ class LMConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1.")
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws random numbers in training: for dropout, or for the graph of an sLSTM."""
+        return self.dropout > 0 or any(getattr(block.mixer, "recurrence", None) == "learned" for block in self.blocks)
+
 
 def width_norm(config: LMConfig) -> WidthNorm:
     """A new norm of this model."""

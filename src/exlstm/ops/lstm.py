@@ -3,7 +3,11 @@
     (i, f, g, o)_t = W x_t + U h_{t-1} + b
     c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g) ,  h_t = sigmoid(o) tanh(c_t)
 
-B batch  T time  L steps between two cuts  D input width  V hidden width  G the four gates' rows (4 V)
+U is dense, or block-diagonal with one block per head: torch's kernel knows dense ones only, so blocks are placed into
+one, in which the rest is zero.
+
+B batch  T time  L steps between two cuts  D input width  V hidden width  K hidden width of a head
+G the four gates' rows (4 V)
 """
 
 from itertools import pairwise
@@ -30,6 +34,15 @@ def cuts(T: int, reset_BT: Tensor | None, lengths_B: Tensor | None) -> list[int]
     if lengths_B is not None:
         times |= {min(int(n), T) for n in lengths_B.tolist()}
     return sorted(times)
+
+
+def placed_in_blocks(u_GK: Tensor) -> Tensor:
+    """u_GV: the dense matrix of a block-diagonal U, whose blocks [4, heads, K, K] lie below one another in u_GK."""
+    G, K = u_GK.shape
+    if G == 4 * K:
+        return u_GK  # one head
+    # the second axis of each gate's blocks, the head, becomes a row and a column of blocks
+    return torch.diag_embed(u_GK.view(4, -1, K, K).permute(0, 2, 3, 1), dim1=1, dim2=3).reshape(G, G // 4)
 
 
 def lstm(

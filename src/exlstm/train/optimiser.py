@@ -17,6 +17,7 @@ DECAY_TABLE: tuple[tuple[str, bool], ...] = (
     ("*.skip", False),
     ("*.conv.*", False),
     ("*.r_*", False),  # recurrent weights of the sLSTM
+    ("*.graph_*", False),  # gates of its recurrent weights, which have a penalty of their own
     ("*.u_*", False),  # recurrent weights of the LSTM
     ("*.weight*", True),  # includes those of gates and of the head
     ("*.w_*", True),

@@ -55,13 +55,14 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
         )
     # a text that is too short for one batch is told before anything is written
     batch_at(train, 0, batch=config.batch, length=config.length, seed=config.seed, carry=config.carry_state)
-    if config.workers > 1 and model.dropout > 0:
+    if config.workers > 1 and model.draws:
+        source = "dropout" if model.dropout > 0 else "a learned graph"
         raise ValueError(
-            f"--workers {config.workers} cannot be used with dropout, whose random numbers come in one order only; "
+            f"--workers {config.workers} cannot be used with {source}, whose random numbers come in one order only; "
             "leave --workers out."
         )
     if config.workers == 0:
-        alone = config.compile or model.dropout > 0  # dropout draws from one generator, in the order of the calls
+        alone = config.compile or model.draws  # from one generator, in the order of the calls
         config = replace(config, workers=default_workers(pick_device(config.device), config.batch, alone=alone))
     config = replace(config, run=str(path))
     run = create_run(path, config, model, tokenizer, _describe(docs, train, val))

@@ -257,6 +257,10 @@ def check_block(config: LMConfig, index: int) -> None:
         plain = SLSTMConfig(
             heads=mixer.heads, conv_width=mixer.conv_width,
             recurrent_init=mixer.recurrent_init, forget_bias=mixer.forget_bias,
+            recurrence_blocks=mixer.heads if mixer.recurrence_blocks == mixer.heads else None,
+            # these tell about other structures
+            recurrence_rank=mixer.recurrence_rank, recurrence_degree=mixer.recurrence_degree,
+            recurrence_seed=mixer.recurrence_seed,
         )  # fmt: skip
     if mixer != plain:
         odd = next(name for name, value in vars(plain).items() if getattr(mixer, name) != value)

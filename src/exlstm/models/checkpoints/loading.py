@@ -131,7 +131,8 @@ def build(found: Checkpoint, dtype: torch.dtype | None, device: torch.device, we
         model.head.weight = model.embed.weight
     for layer in quantised_layers(model).values():
         layer.like = model.embed.weight.detach().new_empty(0)
-    return model.requires_grad_(True)
+    # what the architecture tells, such as a fixed graph, is no part of a checkpoint and was made on the CPU
+    return model.requires_grad_(True).to(device)
 
 
 @dataclass(frozen=True)
