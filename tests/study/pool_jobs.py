@@ -1,0 +1,93 @@
+"""What the tests of the pool and of the cluster run: workers import it by its name."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from exlstm.study.pool import Job
+
+
+def square(number, report):
+    report(0.5, "half")
+    return {"square": number * number}
+
+
+def who(_, report):
+    return {"process": os.getpid(), "device": report.device, "threads": torch.get_num_threads()}
+
+
+def change_threads(number, report):
+    torch.set_num_threads(number)
+    return {}
+
+
+def fail(text, report):
+    raise RuntimeError(text)
+
+
+def leave_by_sys_exit(code, report):
+    raise SystemExit(code)
+
+
+def leave(code, report):
+    os._exit(code)
+
+
+def unpicklable(_, report):
+    return {"row": lambda: 1}
+
+
+def chatter(times, report):
+    for k in range(times):
+        report(k / times, "x" * 1000)
+    return {"times": times}
+
+
+def leave_a_child_behind(folder, report):
+    """Dies while a fork of it lives on, with all its open files, until it is let go."""
+    if os.fork() == 0:
+        try:
+            wait_for(Path(folder) / "let go")
+        except TimeoutError:
+            (Path(folder) / "never let go").touch()
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(path, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(str(path))
+        time.sleep(0.01)
+
+
+def meet(argument, report):
+    """Ends only if somebody else runs at the same time."""
+    folder, mine, other = argument
+    (Path(folder) / mine).touch()
+    wait_for(Path(folder) / other)
+    return who(None, report)
+
+
+def meet_and_fail(argument, report):
+    meet(argument, report)
+    raise RuntimeError(report.device)
+
+
+def forever(folder, report):
+    """Busy without end, and never looks at its pipe."""
+    path = Path(folder) / f"{os.getpid()}.tmp"
+    path.touch()
+    path.rename(path.with_suffix(".pid"))
+    while True:
+        sum(range(10_000))
+
+
+def mixed_jobs():
+    """Good ones and bad ones, for comparing orders and places."""
+    squares = [Job(f"square {k}", square, k) for k in range(4)]
+    return [*squares[:2], Job("raises", fail, "first line\nsecond line"), *squares[2:]]
