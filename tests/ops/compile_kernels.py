@@ -60,7 +60,8 @@ def main(kind, capability, room, K, V, chunk):
         launch = getattr(config, name.removesuffix("_kernel"), Launch(16, 64, 4, 2))
         constants = {
             "TILE": config.tile, "PARTS": config.parts, "K": K, "V": V, "BK": launch.block_k, "BV": launch.block_v,
-            "PACKED": True, "RESETS": True, "NORMALIZE": True, "BLOCK": 256,
+            "PACKED": True, "RESETS": True, "NORMALIZE": True, "STABILIZE": True,
+            "BLOCK": 256,
             "PRECISION": "ieee" if kind == "fp32" else "tf32",
         }  # fmt: skip
         found = compiled(kernel, kind, capability, launch, constants)

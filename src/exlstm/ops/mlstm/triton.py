@@ -113,31 +113,31 @@ def without_gaps(x: Tensor) -> Tensor:
 
 def scan_gates(log_i_BTH: Tensor, log_f_BTH: Tensor, m_SH: Tensor, reset_BT: Tensor | None, job: Job, stabilize: bool
                ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The planes of `triton_gates`, [6, H, P], and m after the last step."""
+    """The planes of `triton_gates`, [8, H, P], and m after the last step."""
     tiles, tile, constants = job.sequences.all_tiles, job.config.tile, {"PACKED": job.sequences.packed}
-    planes = log_i_BTH.new_empty(6, job.H, tiles * tile)
+    planes = log_i_BTH.new_empty(8, job.H, tiles * tile)
     maps, last_SH = log_i_BTH.new_empty(3, job.H, tiles, dtype=torch.float64), torch.zeros_like(m_SH)
     sum_kernel[tiles, job.H](
         log_i_BTH.contiguous(), log_f_BTH.contiguous(), m_SH if reset_BT is None else reset_BT.contiguous(), planes,
         maps, *job.of_tiles, TILE=tile, RESETS=reset_BT is not None, **constants,
     )  # fmt: skip
-    if not stabilize:
-        planes[3:5] = 0
-        return planes, last_SH
-    unit_scan[job.sequences.number * job.H,](maps, m_SH, maps[2], *job.common, BLOCK=SCAN, **constants)
-    unit_kernel[tiles, job.H](planes, maps[2], m_SH, last_SH, *job.of_tiles, TILE=tile, **constants)
+    if stabilize:
+        unit_scan[job.sequences.number * job.H,](maps, m_SH, maps[2], *job.common, BLOCK=SCAN, **constants)
+    unit_kernel[tiles, job.H](
+        planes, maps[2], m_SH, last_SH, *job.of_tiles, TILE=tile, STABILIZE=stabilize, **constants
+    )
     return planes, last_SH
 
 
 def states(k_BTHK: Tensor, v_BTHV: Tensor, planes: Tensor, state: tuple[Tensor, ...], job: Job, parts: int
            ) -> tuple[Tensor, ...]:  # fmt: skip
     """C and n before every chunk of `parts` tiles, and after the last."""
-    c_SHKV, n_SHK, m_SH = state
+    c_SHKV, n_SHK = state
     chunks, launch = job.sequences.all_tiles // parts, job.config.state
     cs, ns = k_BTHK.new_empty(job.H, chunks, job.K, job.V), n_SHK.new_empty(job.H, chunks, job.K)
     last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK)
     state_kernel[job.grid(launch)](
-        k_BTHK, v_BTHV, planes, m_SH, c_SHKV, n_SHK, cs, ns, *last, *job.common, *strides(k_BTHK, v_BTHV),
+        k_BTHK, v_BTHV, planes, c_SHKV, n_SHK, cs, ns, *last, *job.common, *strides(k_BTHK, v_BTHV),
         PARTS=parts, **job.constants(launch),
     )  # fmt: skip
     return cs, ns, *last
@@ -149,12 +149,12 @@ def forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, l
             ) -> tuple[Tensor, ...]:  # fmt: skip
     """h, the state after, and for the backward: the planes of the gates and the signed mass [H, P]."""
     q_BTHK, k_BTHK, v_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV))
-    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK, m_SH)
+    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK)
     planes, last_m_SH = scan_gates(log_i_BTH, log_f_BTH, m_SH, reset_BT, job, stabilize)
     cs, ns, *last = states(k_BTHK, v_BTHV, planes, first, job, job.config.parts)
     h_BTHV, mass_HP, launch = v_BTHV.new_empty(v_BTHV.shape), torch.empty_like(planes[0]), job.config.output
     output_kernel[job.sequences.all_tiles, -(-job.V // launch.block_v), job.H](
-        q_BTHK, k_BTHK, v_BTHV, planes, m_SH, cs, ns, h_BTHV, mass_HP, *job.of_tiles,
+        q_BTHK, k_BTHK, v_BTHV, planes, cs, ns, h_BTHV, mass_HP, *job.of_tiles,
         *strides(q_BTHK, k_BTHK, v_BTHV, h_BTHV), job.K**-0.5, eps,
         PARTS=job.config.parts, NORMALIZE=normalize, **job.constants(launch),
     )  # fmt: skip
@@ -166,18 +166,18 @@ def fake_forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tens
                  normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
     """The shapes of `forward`."""
     job = job_of(q_BTHK, v_BTHV, borders, chunk_len)
-    planes = log_i_BTH.new_empty(6, job.H, job.sequences.all_tiles * job.config.tile)
+    planes = log_i_BTH.new_empty(8, job.H, job.sequences.all_tiles * job.config.tile)
     last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK), torch.empty_like(m_SH)
     return v_BTHV.new_empty(v_BTHV.shape), *last, planes, planes.new_empty(planes.shape[1:])
 
 
-def backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor, m_SH: Tensor,
-             borders: Tensor | None, planes: Tensor, mass_HP: Tensor, h_BTHV: Tensor, dh_BTHV: Tensor,
-             dc_SHKV: Tensor, dn_SHK: Tensor, normalize: bool, eps: float, chunk_len: int, config: Config | None = None
+def backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor, borders: Tensor | None,
+             planes: Tensor, mass_HP: Tensor, h_BTHV: Tensor, dh_BTHV: Tensor, dc_SHKV: Tensor, dn_SHK: Tensor,
+             normalize: bool, eps: float, chunk_len: int, config: Config | None = None
              ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of q, k, v, log i, log f, C and n."""
     q_BTHK, k_BTHK, v_BTHV, dh_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV, dh_BTHV))
-    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK, m_SH)
+    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK)
     scale, tiles, config = job.K**-0.5, job.sequences.all_tiles, job.config
     inverse_HP, dmass_HP = torch.empty_like(mass_HP), torch.empty_like(mass_HP)
     mass_kernel[tiles, job.H](
@@ -189,19 +189,19 @@ def backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_S
     dfirst = torch.empty_like(c_SHKV), torch.empty_like(n_SHK)
     launch = config.state_gradient
     state_gradient_kernel[job.grid(launch)](
-        q_BTHK, dh_BTHV, planes, m_SH, inverse_HP, dmass_HP, dc_SHKV.contiguous(), dn_SHK.contiguous(), dcs, dns,
+        q_BTHK, dh_BTHV, planes, inverse_HP, dmass_HP, dc_SHKV.contiguous(), dn_SHK.contiguous(), dcs, dns,
         *dfirst, *job.common, *strides(q_BTHK, dh_BTHV), scale, **job.constants(launch),
     )  # fmt: skip
     found = [x.new_empty(x.shape) for x in (q_BTHK, k_BTHK, v_BTHV)]
     dgates = [planes.new_empty(q_BTHK.shape[:3]) for _ in range(2)]
     gradient_kernel[tiles, job.H](
-        q_BTHK, k_BTHK, v_BTHV, dh_BTHV, planes, m_SH, inverse_HP, dmass_HP, cs, ns, dcs, dns, *found, *dgates,
+        q_BTHK, k_BTHK, v_BTHV, dh_BTHV, planes, inverse_HP, dmass_HP, cs, ns, dcs, dns, *found, *dgates,
         *job.of_tiles, *strides(q_BTHK, k_BTHK, v_BTHV, dh_BTHV, *found), scale, **job.constants(config.gradient),
     )  # fmt: skip
     return *found, *dgates, *dfirst
 
 
-def fake_backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor, m_SH: Tensor,
+def fake_backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor,
                   borders: Tensor | None, planes: Tensor, *_: Any) -> tuple[Tensor, ...]:  # fmt: skip
     """The shapes of `backward`."""
     dgates = [planes.new_empty(q_BTHK.shape[:3]) for _ in range(2)]
@@ -215,7 +215,7 @@ run_forward = operator(
     f"-> {RESULTS})", forward, fake_forward,
 )  # fmt: skip
 run_backward = operator(
-    "mlstm_backward(Tensor q, Tensor k, Tensor v, Tensor c, Tensor n, Tensor m, Tensor? borders, Tensor gates, "
+    "mlstm_backward(Tensor q, Tensor k, Tensor v, Tensor c, Tensor n, Tensor? borders, Tensor gates, "
     "Tensor mass, Tensor h, Tensor dh, Tensor dc, Tensor dn, bool normalize, float eps, int chunk_len) "
     f"-> {RESULTS}, Tensor)", backward, fake_backward,
 )  # fmt: skip
@@ -232,7 +232,7 @@ class Chunks(torch.autograd.Function):
             q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, c_SHKV, n_SHK, m_SH, reset_BT, borders, stabilize,
             normalize, eps, chunk_len,
         )  # fmt: skip
-        ctx.save_for_backward(q_BTHK, k_BTHK, v_BTHV, c_SHKV, n_SHK, m_SH, borders, planes, mass_HP, h_BTHV)
+        ctx.save_for_backward(q_BTHK, k_BTHK, v_BTHV, c_SHKV, n_SHK, borders, planes, mass_HP, h_BTHV)
         ctx.options = normalize, eps, chunk_len
         ctx.mark_non_differentiable(last_m)
         return h_BTHV, last_c, last_n, last_m

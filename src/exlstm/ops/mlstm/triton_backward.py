@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from exlstm.ops.mlstm.triton_forward import matrix, norm_of, put_matrix, put_rows, rows, scores, start, vector
-from exlstm.ops.mlstm.triton_gates import SIZES, carry_weight, owner, pair_weights, sequence, unit_before, write_weight
+from exlstm.ops.mlstm.triton_gates import SIZES, owner, pair_weights, sequence
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -42,7 +42,7 @@ def mass_kernel(h, dh, gates, mass_HP, inverse_HP, dmass_HP, borders, firsts, ow
 
 
 @triton.jit(do_not_specialize=SIZES)
-def state_gradient_kernel(q, dh, gates, first_m, inverse_HP, dmass_HP, last_dc, last_dn, dcs, dns, first_dc, first_dn,
+def state_gradient_kernel(q, dh, gates, inverse_HP, dmass_HP, last_dc, last_dn, dcs, dns, first_dc, first_dn,
                           borders, firsts, T, N, G, H, q_b, q_t, q_h, g_b, g_t, g_h, scale, TILE: tl.constexpr,
                           K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
                           PACKED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -53,7 +53,7 @@ def state_gradient_kernel(q, dh, gates, first_m, inverse_HP, dmass_HP, last_dc, 
     begin, left = begin + (tiles - 1) * TILE, length - (tiles - 1) * TILE
     q, dh = start(q, row, begin, head, q_b, q_t, q_h), start(dh, row, begin, head, g_b, g_t, g_h)
     own = head * G * TILE
-    gates, inverse_HP, dmass_HP = gates + own, inverse_HP + own, dmass_HP + own
+    carries, inverse_HP, dmass_HP = gates + 6 * plane + own, inverse_HP + own, dmass_HP + own
     # n is the same in every block of V: one of them writes it
     column, most = kk + tl.arange(0, BK), tl.where(tl.program_id(2) == 0, K, 0)
     dc = matrix(last_dc + merged * K * V, kk, vv, K, V, BK, BV)
@@ -63,11 +63,9 @@ def state_gradient_kernel(q, dh, gates, first_m, inverse_HP, dmass_HP, last_dc, 
         here = head * G + tile
         put_matrix(dcs + here * K * V, dc, kk, vv, K, V, BK, BV)
         tl.store(dns + here * K + column, dn, mask=column < most)
-        before, end = unit_before(gates, plane, tile, first, first_m + merged, TILE), tile * TILE + TILE - 1
-        kept = carry_weight(gates, plane, end, 0.0, before)
-        t = tile * TILE + tl.arange(0, TILE)
+        kept, t = tl.load(carries + tile * TILE + TILE - 1), tile * TILE + tl.arange(0, TILE)
         q_TK, dh_TV = rows(q, q_t, left, kk, TILE, K, BK), rows(dh, g_t, left, vv, TILE, V, BV)
-        read = q_TK * (carry_weight(gates, plane, t, 0.0, before) * scale)[:, None]
+        read = q_TK * (tl.load(carries + t) * scale)[:, None]
         dn = dn * kept + tl.sum(read * tl.load(dmass_HP + t)[:, None], 0)
         read = (read * tl.load(inverse_HP + t)[:, None]).to(dh_TV.dtype)
         dc = tl.dot(tl.trans(read), dh_TV, dc * kept, input_precision=PRECISION)
@@ -124,15 +122,14 @@ def of_states(v, v_t, dh, g_t, cs, ns, dcs, dns, left, inverse, dmass, kk, TILE:
 
 
 @triton.jit(do_not_specialize=SIZES)
-def gradient_kernel(q, k, v, dh, gates, first_m, inverse_HP, dmass_HP, cs, ns, dcs, dns, dq, dk, dv, dlog_i, dlog_f,
+def gradient_kernel(q, k, v, dh, gates, inverse_HP, dmass_HP, cs, ns, dcs, dns, dq, dk, dv, dlog_i, dlog_f,
                     borders, firsts, owners, T, N, G, H, q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
                     a_b, a_t, a_h, c_b, c_t, c_h, d_b, d_t, d_h, scale, TILE: tl.constexpr, K: tl.constexpr,
                     V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
                     PRECISION: tl.constexpr):  # fmt: skip
     """A tile of steps: dq, dk, dv, whose strides are a_*, c_* and d_*, and the gradients of the gates, [B, T, H]."""
     tile, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    number = owner(tile, owners, N, PACKED)
-    row, begin, length, first, tiles = sequence(number, borders, firsts, T, N, PACKED)
+    row, begin, length, first, tiles = sequence(owner(tile, owners, N, PACKED), borders, firsts, T, N, PACKED)
     if tile >= first + tiles:
         return
     done = (tile - first) * TILE
@@ -142,10 +139,9 @@ def gradient_kernel(q, k, v, dh, gates, first_m, inverse_HP, dmass_HP, cs, ns, d
     dq, dk = start(dq, row, begin, head, a_b, a_t, a_h), start(dk, row, begin, head, c_b, c_t, c_h)
     dv = start(dv, row, begin, head, d_b, d_t, d_h)
     here, own, plane = head * G.to(tl.int64) + tile, head * G.to(tl.int64) * TILE, G.to(tl.int64) * H * TILE
-    gates, t, end = gates + own, tile * TILE + tl.arange(0, TILE), tile * TILE + TILE - 1
+    gates, t = gates + own, tile * TILE + tl.arange(0, TILE)
     inverse, dmass = tl.load(inverse_HP + own + t), tl.load(dmass_HP + own + t)
-    before = unit_before(gates, plane, tile, first, first_m + number * H + head, TILE)
-    carry, write = carry_weight(gates, plane, t, 0.0, before), write_weight(gates, plane, t, end)
+    carry, write = tl.load(gates + 6 * plane + t), tl.load(gates + 7 * plane + t)
     cs, ns, dcs, dns = cs + here * K * V, ns + here * K, dcs + here * K * V, dns + here * K
 
     d = pair_weights(gates, plane, t, t) * scale
@@ -170,7 +166,7 @@ def gradient_kernel(q, k, v, dh, gates, first_m, inverse_HP, dmass_HP, cs, ns, d
 
     # log f_j also acts on what later steps read from the state before, on what earlier ones write to the state after,
     # and on what the one leaves in the other
-    kept *= carry_weight(gates, plane, end, 0.0, before)
+    kept *= tl.load(gates + 6 * plane + tile * TILE + TILE - 1)
     forget += tl.cumsum(by_target, 0, reverse=True) + (tl.cumsum(by_source, 0) - by_source) + kept
     at, there = (row * T + begin + tl.arange(0, TILE)) * H + head, tl.arange(0, TILE) < left
     tl.store(dlog_i + at, input_gate + by_source, mask=there)

@@ -10,17 +10,7 @@ M sequences and heads, merged  T time  H heads  G tiles  C chunks  K key width  
 import triton
 import triton.language as tl
 
-from exlstm.ops.mlstm.triton_gates import (
-    SIZES,
-    carry_weight,
-    owner,
-    pair_weights,
-    sequence,
-    tile_weights,
-    unit_before,
-    whole,
-    write_weight,
-)
+from exlstm.ops.mlstm.triton_gates import SIZES, owner, pair_weights, sequence
 
 
 @triton.jit
@@ -87,7 +77,7 @@ def scores(q, q_t, left_q, k, k_t, left_k, TILE: tl.constexpr, K: tl.constexpr, 
 
 
 @triton.jit(do_not_specialize=SIZES)
-def state_kernel(k, v, gates, first_m, first_c, first_n, cs, ns, last_c, last_n, borders, firsts, T, N, G, H,
+def state_kernel(k, v, gates, first_c, first_n, cs, ns, last_c, last_n, borders, firsts, T, N, G, H,
                  k_b, k_t, k_h, v_b, v_t, v_h, TILE: tl.constexpr, PARTS: tl.constexpr, K: tl.constexpr,
                  V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
                  PRECISION: tl.constexpr):  # fmt: skip
@@ -96,7 +86,8 @@ def state_kernel(k, v, gates, first_m, first_c, first_n, cs, ns, last_c, last_n,
     head, plane = merged % H, G.to(tl.int64) * H * TILE
     row, begin, length, first, tiles = sequence(merged // H, borders, firsts, T, N, PACKED)
     k, v = start(k, row, begin, head, k_b, k_t, k_h), start(v, row, begin, head, v_b, v_t, v_h)
-    gates, chunks = gates + head * G * TILE, head * (G // PARTS)
+    carries, chunks = gates + 6 * plane + head * G * TILE, head * (G // PARTS)
+    writes = carries + plane
     # n is the same in every block of V: one of them writes it
     column, most = kk + tl.arange(0, BK), tl.where(tl.program_id(2) == 0, K, 0)
     c = matrix(first_c + merged * K * V, kk, vv, K, V, BK, BV)
@@ -107,10 +98,10 @@ def state_kernel(k, v, gates, first_m, first_c, first_n, cs, ns, last_c, last_n,
             chunk = chunks + tile // PARTS
             put_matrix(cs + chunk * K * V, c, kk, vv, K, V, BK, BV)
             tl.store(ns + chunk * K + column, n, mask=column < most)
-        end = tile * TILE + TILE - 1
-        kept = carry_weight(gates, plane, end, 0.0, unit_before(gates, plane, tile, first, first_m + merged, TILE))
+        s = tile * TILE + tl.arange(0, TILE)
+        kept, write = tl.load(carries + tile * TILE + TILE - 1), tl.load(writes + s)
         k_SK, v_SV = rows(k, k_t, length, kk, TILE, K, BK), rows(v, v_t, length, vv, TILE, V, BV)
-        written = k_SK * write_weight(gates, plane, tile * TILE + tl.arange(0, TILE), end)[:, None]
+        written = k_SK * write[:, None]
         c = tl.dot(tl.trans(written.to(v_SV.dtype)), v_SV, c * kept, input_precision=PRECISION)
         n = n * kept + tl.sum(written, 0)
         k, v, length = k + k_t * TILE, v + v_t * TILE, length - TILE
@@ -128,7 +119,7 @@ def norm_of(mass, m, eps, NORMALIZE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def output_kernel(q, k, v, gates, first_m, cs, ns, h, mass_HP, borders, firsts, owners, T, N, G, H, q_b, q_t, q_h,
+def output_kernel(q, k, v, gates, cs, ns, h, mass_HP, borders, firsts, owners, T, N, G, H, q_b, q_t, q_h,
                   k_b, k_t, k_h, v_b, v_t, v_h, h_b, h_t, h_h, scale, eps, TILE: tl.constexpr, PARTS: tl.constexpr,
                   K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
                   NORMALIZE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -150,19 +141,19 @@ def output_kernel(q, k, v, gates, first_m, cs, ns, h, mass_HP, borders, firsts, 
         q_TK = rows(q, q_t, left, kk, TILE, K, BK)
         total = tl.dot(q_TK, matrix(c, kk, vv, K, V, BK, BV), total, input_precision=PRECISION)
         mass += tl.sum(q_TK * vector(n, kk, K, BK)[None, :], 1)
-    part, gap = tile % PARTS, tl.full((), 0.0, tl.float64)
+    part, gap, carries, writes = tile % PARTS, tl.full((), 1.0, tl.float32), gates + 6 * plane, gates + 7 * plane
     for other in range(tile - part, tile):
-        gap += whole(gates, plane, other, TILE)
-    before = unit_before(gates, plane, tile - part, first, first_m + number * H + head, TILE)
-    carry = carry_weight(gates, plane, t, gap, before)
-    total, mass, gap = total * carry[:, None], mass * carry, tl.full((), 0.0, tl.float64)
+        gap *= tl.load(carries + other * TILE + TILE - 1)
+    total, mass, gap = total * gap, mass * gap, tl.full((), 1.0, tl.float32)
     for back in range(1, part + 1):
-        to, of = tile_weights(gates, plane, t, t - back * TILE, (tile - back + 1) * TILE - 1, gap)
         past = back * TILE
-        p = scores(q, q_t, left, k - past * k_t, k_t, left + past, TILE, K, BK, PRECISION) * to[:, None] * of[None, :]
+        weight = tl.load(writes + t - past) * gap
+        p = scores(q, q_t, left, k - past * k_t, k_t, left + past, TILE, K, BK, PRECISION) * weight[None, :]
         v_SV = rows(v - past * v_t, v_t, left + past, vv, TILE, V, BV)
         total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), mass + tl.sum(p, 1)
-        gap += whole(gates, plane, tile - back, TILE)
+        gap *= tl.load(carries + (tile - back) * TILE + TILE - 1)
+    carry = tl.load(carries + t)
+    total, mass = total * carry[:, None], mass * carry
     p = scores(q, q_t, left, k, k_t, left, TILE, K, BK, PRECISION) * pair_weights(gates, plane, t, t)
     v_SV = rows(v, v_t, left, vv, TILE, V, BV)
     total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), (mass + tl.sum(p, 1)) * scale

@@ -5,15 +5,16 @@ The stabiliser m_t = max(log f_t + m_{t-1}, log i_t) depends on the gates alone.
     D_ts = exp(F_t - F_s + log i_s - m_t)  for s <= t ,  F_t = sum of log f up to t
 
 is at most one, and no kernel has to keep a running maximum. Time is cut into tiles, and F counts from the beginning of
-its own. Between two tiles D is a column times a row, both at most one: with the end e of the source tile, the largest r
-of log i_s + F_e - F_s in it, and the sum G of whole tiles in between,
+its own. With the m before a tile, m_b, and the one at its end, m_e, two numbers say all about a step beyond its tile:
 
-    D_ts = exp(F_t + G + r - m_t) exp(F_e - F_s + log i_s - r)
+    carry_t = exp(F_t + m_b - m_t)             what the state before the tile is worth at t
+    write_s = exp(F_e - F_s + log i_s - m_e)   what step s is worth in the state after the tile
 
-so exponentials of pairs are taken on the diagonal only. Sums of strong gates cancel: they are taken in float64 and kept
-as two float32, F = high + low, in units of log 2, for exp2 is what a GPU has; m is kept as two as well, for whatever is
-in units of it has to be in exactly those. Kept per step are six planes of [H, G tiles, TILE]: high, low, log i, m, the
-rest of m, and how many resets the tile has had.
+Both are at most one. The carry of a tile's last step is what the whole tile leaves of the state before it, and between
+two tiles D is write_s, times that of every tile in between, times carry_t: exponentials of pairs are taken on the
+diagonal only. Sums of strong gates cancel: they are taken in float64 and kept as two float32, F = high + low, in units
+of log 2, for exp2 is what a GPU has; m is kept as two as well, for the pairs of the diagonal. Kept per step are eight
+planes of [H, G tiles, TILE]: high, low, log i, m, the rest of m, how many resets the tile has had, carry and write.
 
 Tiles belong to sequences: rows of a batch, or pieces of one packed row, whose `borders` say where each begins. Every
 sequence has whole tiles, the first of them in `firsts`, and `owners` is the sequence of a tile. Behind those of the
@@ -27,6 +28,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+LEAST = tl.constexpr(-1e30)  # below every m that is anything
 # of kernels: one compiled form serves all lengths and batches, and a size of 1 is a number like any other
 SIZES = ("T", "N", "G", "H")
 
@@ -55,15 +57,15 @@ def later(a0, b0, a1, b1):
 
 
 @triton.jit
-def unit(at, plane):
-    """m, in float64."""
-    return tl.load(at + 3 * plane).to(tl.float64) + tl.load(at + 4 * plane).to(tl.float64)
+def at_end(x, TILE: tl.constexpr):
+    """The last of a tile's numbers."""
+    return tl.sum(tl.where(tl.arange(0, TILE) == TILE - 1, x, 0.0), 0)
 
 
 @triton.jit
 def put_unit(at, plane, m):
-    """The way back; -inf, where nothing was written yet, becomes a number below all others."""
-    m = tl.maximum(m, -1e30)
+    """m as two float32; -inf, where nothing was written yet, becomes a number below all others."""
+    m = tl.maximum(m, LEAST)
     high = m.to(tl.float32)
     tl.store(at + 3 * plane, high)
     tl.store(at + 4 * plane, (m - high.to(tl.float64)).to(tl.float32))
@@ -102,8 +104,8 @@ def sum_kernel(log_i, log_f, reset, gates, maps, borders, firsts, owners, T, N, 
     put_unit(at, plane, b)
     tl.store(at + 5 * plane, resets.to(tl.float32))
     here = maps + head * G + tile
-    tl.store(here, tl.sum(tl.where(step == TILE - 1, a, 0.0), 0))
-    tl.store(here + G.to(tl.int64) * H, tl.sum(tl.where(step == TILE - 1, b, 0.0), 0))
+    tl.store(here, at_end(a, TILE))
+    tl.store(here + G.to(tl.int64) * H, at_end(b, TILE))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -125,81 +127,34 @@ def unit_scan(maps, first_m, after, borders, firsts, T, N, G, H, BLOCK: tl.const
 
 @triton.jit(do_not_specialize=SIZES)
 def unit_kernel(gates, after, first_m, last_m, borders, firsts, owners, T, N, G, H, TILE: tl.constexpr,
-                PACKED: tl.constexpr):  # fmt: skip
-    """A tile of a head: m, and after the last tile what the state says."""
+                PACKED: tl.constexpr, STABILIZE: tl.constexpr):  # fmt: skip
+    """A tile of a head: m, 0 if not to STABILIZE, carry and write; after the last tile m as the state has it."""
     tile, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     number = owner(tile, owners, N, PACKED)
     _, _, _, first, tiles = sequence(number, borders, firsts, T, N, PACKED)
     if tile >= first + tiles:
         return
-    before = tl.load(after + head * G + tile - 1, mask=tile > first, other=0.0)
-    before = tl.where(tile > first, before, tl.load(first_m + number * H + head).to(tl.float64))
     step, plane = tl.arange(0, TILE), G.to(tl.int64) * H * TILE
     at = gates + (head * G.to(tl.int64) + tile) * TILE + step
-    total = (tl.load(at).to(tl.float64) + tl.load(at + plane).to(tl.float64)) * LN2
-    carried = tl.where(tl.load(at + 5 * plane) == 0, total + before, float("-inf"))
-    m = tl.maximum(carried, unit(at, plane))
-    put_unit(at, plane, m)
-    last = tl.sum(tl.where(step == TILE - 1, m, 0.0), 0).to(tl.float32)
-    tl.store(last_m + number * H + head, last, mask=tile == first + tiles - 1)
-
-
-@triton.jit
-def sums(gates, plane, t):
-    """F of steps, in float64."""
-    return tl.load(gates + t).to(tl.float64) + tl.load(gates + plane + t).to(tl.float64)
-
-
-@triton.jit
-def unit_before(gates, plane, tile, first, first_m, TILE: tl.constexpr):
-    """m before a tile."""
-    at, given = gates + tile * TILE - 1, tl.load(first_m).to(tl.float64)
+    total, resets = tl.load(at).to(tl.float64) + tl.load(at + plane).to(tl.float64), tl.load(at + 5 * plane)
+    before, m = tl.load(first_m + number * H + head).to(tl.float64), tl.zeros([TILE], tl.float64)
     if tile > first:
-        given = unit(at, plane)
-    return given
+        before = tl.load(after + head * G + tile - 1) if STABILIZE else before * 0
+    if STABILIZE:
+        carried = tl.where(resets == 0, total * LN2 + before, float("-inf"))
+        m = tl.maximum(carried, tl.load(at + 3 * plane).to(tl.float64) + tl.load(at + 4 * plane).to(tl.float64))
+    put_unit(at, plane, m)
+    last, m, before = at_end(m, TILE), tl.maximum(m, LEAST), tl.maximum(before, LEAST)
+    tl.store(last_m + number * H + head, last.to(tl.float32), mask=tile == first + tiles - 1)
+    tl.store(at + 6 * plane, exp2_where(resets == 0, total + (before - m) * LOG2E))
+    worth = at_end(total, TILE) - total + (tl.load(at + 2 * plane).to(tl.float64) - at_end(m, TILE)) * LOG2E
+    tl.store(at + 7 * plane, exp2_where(resets == at_end(resets, TILE), worth))
 
 
 @triton.jit
 def exp2_where(condition, x):
     """2^x in float32 where the condition holds, else 0; elsewhere 2^x may be too large to exist."""
     return tl.exp2(tl.where(condition, x, float("-inf")).to(tl.float32))
-
-
-@triton.jit
-def whole(gates, plane, tile, TILE: tl.constexpr):
-    """F over a whole tile, -inf if it has a reset: what it leaves of everything before."""
-    end = tile * TILE + TILE - 1
-    return tl.where(tl.load(gates + 5 * plane + end) == 0, sums(gates, plane, end), float("-inf"))
-
-
-@triton.jit
-def carry_weight(gates, plane, t, gap, before):
-    """What the state in units of `before`, with whole tiles that decay by `gap` in between, is worth at t."""
-    exponent = (sums(gates, plane, t) + gap) + (before - unit(gates + t, plane)) * LOG2E
-    return exp2_where(tl.load(gates + 5 * plane + t) == 0, exponent)
-
-
-@triton.jit
-def worth_at_end(gates, plane, s, end):
-    """log2 of what step s is worth at the end of its tile: F_e - F_s + log i_s, -inf if a reset is between."""
-    worth = (sums(gates, plane, end) - sums(gates, plane, s)) + tl.load(gates + 2 * plane + s).to(tl.float64) * LOG2E
-    together = tl.load(gates + 5 * plane + s) == tl.load(gates + 5 * plane + end)
-    return tl.where(together, worth, float("-inf"))
-
-
-@triton.jit
-def write_weight(gates, plane, s, end):
-    """What step s is worth in the state after its tile, whose last step is `end`."""
-    return tl.exp2((worth_at_end(gates, plane, s, end) - unit(gates + end, plane) * LOG2E).to(tl.float32))
-
-
-@triton.jit
-def tile_weights(gates, plane, t, s, end, gap):
-    """D of an earlier tile of sources, whose last step is `end`, as (a factor for each target, one for each source)."""
-    worth = worth_at_end(gates, plane, s, end)
-    most = tl.max(worth, 0)
-    most = tl.where(most == float("-inf"), 0.0, most)
-    return carry_weight(gates, plane, t, gap, most * LN2), tl.exp2((worth - most).to(tl.float32))
 
 
 @triton.jit

@@ -78,7 +78,7 @@ def problem(B: int, T: int, H: int, K: int, V: int, dtype: torch.dtype, device: 
             made.clear()
             made[config.tile] = there(config)
         h_BTHV, c, n, _, planes, mass = made[config.tile]
-        return backward(*inputs[:3], *state, None, planes, mass, h_BTHV, v_BTHV, c, n, True, 1e-6, 0, config)
+        return backward(*inputs[:3], *state[:2], None, planes, mass, h_BTHV, v_BTHV, c, n, True, 1e-6, 0, config)
 
     made: dict[int, tuple[Tensor, ...]] = {}
     return there, back
