@@ -166,8 +166,10 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "slstm exp forget": SLSTMConfig(forget_gate="exp", recurrent_init="uniform", heads=1),
     "mlstm blocks of 8": MLSTMConfig(qkv_block=8),
     "slstm silu": SLSTMConfig(cell_activation="silu"),
+    "slstm low rank": SLSTMConfig(recurrence="low_rank", recurrence_blocks=1),
+    "slstm learned": SLSTMConfig(recurrence="learned"),
 }
-NOT_PLAYED = {"attention", "lstm", "mlstm blocks of 8", "slstm silu"}
+NOT_PLAYED = {"attention", "lstm", "mlstm blocks of 8", "slstm silu", "slstm low rank", "slstm learned"}
 
 
 @pytest.mark.parametrize("B", [1, 3])

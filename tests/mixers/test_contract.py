@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import detach, leaves, map_state, rows, state_nbytes
+from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
@@ -29,6 +30,12 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "slstm dense": SLSTMConfig(heads=1),
     "slstm exp forget": SLSTMConfig(forget_gate="exp", forget_bias="zeros", recurrent_init="uniform"),
     "slstm silu": SLSTMConfig(cell_activation="silu"),
+    "slstm fewer blocks": SLSTMConfig(recurrence_blocks=2, recurrent_init="uniform"),
+    "slstm diagonal": SLSTMConfig(recurrence="diagonal", recurrence_blocks=8),
+    "slstm low rank": SLSTMConfig(recurrence="low_rank", recurrence_rank=3, recurrence_blocks=1),
+    "slstm sparse": SLSTMConfig(recurrence="sparse", recurrence_degree=3),
+    "slstm learned": SLSTMConfig(recurrence="learned", recurrence_blocks=2),
+    "lstm heads": LSTMConfig(heads=4),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
@@ -40,13 +47,13 @@ precisions = pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 
 
 def build(name, dtype=torch.float64):
-    """The mixer with every parameter away from the zeros and ones it starts from."""
+    """The mixer with every parameter away from the zeros and ones it starts from; for evaluation: without chance."""
     torch.manual_seed(1)
     mixer = CONFIGS[name].build(WIDTH, depth=3, index=1)
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
-    return mixer.to(dtype)
+    return mixer.to(dtype).eval()
 
 
 def inputs(B=3, T=24, *, dtype=torch.float64, seed=0):

@@ -103,6 +103,40 @@ def test_slstm_recurrent_weights():
     assert "conv.weight_DW" not in build(SLSTMConfig(conv_width=0))
 
 
+@pytest.mark.parametrize("recurrent_init", ["zeros", "uniform"])
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_slstm_recurrent_weights_of_other_structures(recurrent_init, blocks):
+    """Uniform: what a unit hears in all varies as much as with a dense R, of one block or as many."""
+
+    def weights(name):
+        config = SLSTMConfig(
+            recurrence=name, recurrence_blocks=blocks, recurrent_init=recurrent_init, recurrence_degree=9
+        )
+        p = build(config)
+        return {key.removeprefix("recurrence."): p[key] for key in p if key.startswith("recurrence.")}
+
+    p = weights("low_rank")
+    assert_uniform(p["r_in_HKJ"], (3 / 4) ** 0.5)
+    bounds = {"diagonal": 1, "sparse": 1 / 3, "learned": WIDTH**-0.5, "low_rank": WIDTH**-0.5}
+    for name, bound in bounds.items():
+        p = weights(name)
+        r = p.pop(next(key for key in p if key.endswith("GV")))
+        assert_uniform(r, bound) if recurrent_init == "uniform" else assert_zeros(r)
+        if name == "learned":
+            assert_normal(p.pop("graph_HKV"), 0.01)
+        assert set(p) == ({"r_in_HKJ"} if name == "low_rank" else set())
+
+
+def assert_zeros(x):
+    assert not x.any()
+
+
+def test_a_dense_product_of_low_rank_has_the_variance_of_a_dense_one():
+    config = SLSTMConfig(recurrence="low_rank", recurrence_blocks=1, recurrence_rank=16, recurrent_init="uniform")
+    r_HKGV = config.build(WIDTH).recurrence()
+    assert r_HKGV.std().item() == pytest.approx((3 * WIDTH) ** -0.5, rel=0.05)
+
+
 def test_later_blocks_keep_more():
     """The power law bends with the block's index: more channels of later blocks have large forget biases."""
     shares = [(build(SLSTMConfig(), index=index)["b_HGV"][:, 1] > 0).float().mean() for index in range(DEPTH)]
@@ -127,3 +161,6 @@ def test_lstm():
     assert (b_G[1] == 2).all()
     assert not b_G[[0, 2, 3]].any()
     assert not p
+    u_GV = build(LSTMConfig(heads=4))["u_GV"]
+    assert u_GV.shape == (4 * WIDTH, WIDTH // 4)
+    assert_uniform(u_GV, WIDTH**-0.5)

@@ -287,6 +287,9 @@ def with_block(pattern, index, mixer, mlp):
     ("layout", "pattern", "index", "mixer", "mlp", "message"),
     [
         ("classic", "ms", 1, {"forget_gate": "exp"}, {}, r"block 1 has forget_gate 'exp'; this layout has 'sigmoid' o"),
+        ("classic", "s", 0, {"recurrence": "none"}, {}, r"block 0 has recurrence 'none'; this layout has 'block' only"),
+        ("classic", "s", 0, {"recurrence": "sparse", "recurrence_degree": 2}, {}, r"block 0 has recurrence 'sparse'; "),
+        ("classic", "s", 0, {"recurrence_blocks": 2}, {}, r"block 0 has recurrence_blocks 2; this layout has None o"),
         ("classic", "mm", 1, {"heads": 2}, {}, r"block 1 differs from block 0; this layout has one kind of mLSTM, one"),
         ("classic", "m", 0, {"conv_width": 1}, {}, r"block 0 has conv_width 1; this layout needs at least 2"),
         ("classic", "sm", 1, {}, {"hidden": 48}, r"block 1 is an mLSTM with an MLP; in this layout only an sLSTM has"),

@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from exlstm.mixers import MIXERS
+from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.own import config_from_json, config_to_json
 from exlstm.models.checkpoints.saving import save
@@ -46,6 +48,29 @@ def test_round_trip(tmp_path, dtype, tied):
     stored = load_file(tmp_path / "new" / "folder" / "model.safetensors")
     assert ("head.weight" in stored) == (not tied)
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["config.json", "model.safetensors"]
+
+
+MIXED = [
+    LSTMConfig(heads=4),
+    SLSTMConfig(recurrence_blocks=2),
+    *(SLSTMConfig(recurrence=name, recurrence_blocks=2, recurrence_seed=5, recurrent_init="uniform")
+      for name in ("diagonal", "low_rank", "sparse", "learned")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mixer", MIXED, ids=lambda mixer: getattr(mixer, "recurrence", "lstm"))
+def test_structures_of_recurrent_weights(tmp_path, mixer):
+    """A fixed graph is in config.json alone; it follows to a device like all else."""
+    model = build(blocks=(BlockConfig(mixer=mixer),)).eval()
+    save(model, tmp_path)
+    again = load(tmp_path).eval()
+    assert_equal(again, model)
+    x = torch.randint(11, (1, 5))
+    assert torch.equal(again(x)[0], model(x)[0])
+    assert torch.equal(again.mixers[0].adjacency(), model.mixers[0].adjacency())
+    there = load(tmp_path, device="meta")
+    assert {x.device.type for x in (*there.parameters(), *there.buffers())} == {"meta"}
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "sources" in name]
 
 
 def test_loading_as_another_dtype(tmp_path):
@@ -96,7 +121,8 @@ def test_the_format_is_what_it_was():
         "blocks": [{
             "mixer": {
                 "kind": "slstm", "heads": 4, "conv_width": 4, "forget_gate": "sigmoid", "cell_activation": "tanh",
-                "recurrence": "block", "recurrent_init": "zeros", "forget_bias": "power_law", "norm_eps": 1e-5,
+                "recurrence": "block", "recurrence_blocks": None, "recurrence_rank": 4, "recurrence_degree": 4,
+                "recurrence_seed": 0, "recurrent_init": "zeros", "forget_bias": "power_law", "norm_eps": 1e-5,
             },
             "mlp": {"hidden": 64, "activation": "gelu", "bias": False},
         }],

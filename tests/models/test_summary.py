@@ -7,7 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from exlstm.models.lm import LM
+from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import preset
 from exlstm.models.summary import flops_per_token, readable
@@ -112,6 +114,28 @@ def test_recurrent_weights_are_counted_and_biases_are_not():
     model = build("s").double()  # float64: the plain form, whose products torch can count
     pointwise = 30 * 128 + elementwise(model)
     assert 8 * (flops_per_token(model, "prefill", 8) - pointwise) == pytest.approx(counted(model, 8), rel=1e-9)
+
+
+@pytest.mark.parametrize("recurrence", ["diagonal", "low_rank", "sparse", "learned"])
+@pytest.mark.parametrize("blocks", [None, 1])
+def test_structured_recurrent_weights_are_counted_as_they_are_run(recurrence, blocks):
+    """As dense ones; what puts them together once a call is not counted."""
+    mixer = SLSTMConfig(recurrence=recurrence, recurrence_blocks=blocks)
+    dense = SLSTMConfig(recurrence_blocks=blocks)
+    flops = [
+        flops_per_token(LM(LMConfig(vocab_size=64, width=32, blocks=(BlockConfig(mixer=each),))), "prefill", 8)
+        for each in (mixer, dense)
+    ]
+    assert flops[0] == flops[1]
+
+
+def test_blocks_of_an_lstm_are_counted_as_they_are_run():
+    """torch's kernel multiplies the zeros between them too."""
+    flops = [
+        flops_per_token(LM(LMConfig(vocab_size=64, width=32, blocks=(BlockConfig(mixer=each),))), "prefill", 8)
+        for each in (LSTMConfig(), LSTMConfig(heads=4))
+    ]
+    assert flops[0] == flops[1]
 
 
 def test_training_is_three_times_the_forward():

@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from exlstm.models.lm import LM, LMConfig
+from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.models.pattern import BLOCKS, lm_from_pattern
 from exlstm.train.config import TrainConfig
 from exlstm.train.optimiser import adamw, decay_groups, decays
@@ -53,6 +56,15 @@ def test_matrices_decay_and_nothing_else() -> None:
         "mixer.u_GV",
         "mixer.b_G",
     }
+
+
+@pytest.mark.parametrize("recurrence", ["diagonal", "low_rank", "sparse", "learned"])
+def test_recurrent_weights_do_not_decay_whatever_their_structure(recurrence: Any) -> None:
+    mixer = SLSTMConfig(recurrence=recurrence)
+    lm = LM(LMConfig(vocab_size=11, width=16, blocks=(BlockConfig(mixer=mixer),)))
+    decaying, others = decay_groups(lm)
+    assert not [name for name in decaying if "recurrence" in name]
+    assert [name for name in others if "recurrence" in name]
 
 
 def test_groups_keep_the_order_of_the_model() -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from tiny_runs import Settings, ctrl_c_at, numbers, optimizer, trainer_json, weights
 
-from exlstm.models.lm import LMConfig
+from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.models.lm import BlockConfig, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train.config import TrainConfig
 from exlstm.train.run import train
+from exlstm.train.run_folder import open_run
 
 # what a resumed step depends on beyond the weights: order of the data, schedule, dropout, carried state
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -64,6 +66,27 @@ def test_dropout_and_workers_do_not_go_together(settings: Settings, tiny: LMConf
     """Threads would draw from one generator in an order that differs from run to run."""
     with pytest.raises(ValueError, match=r"^--workers 2 cannot be used with dropout, .*; leave --workers out\.$"):
         train(settings(workers=2), model=replace(tiny, dropout=0.1))
+    with pytest.raises(ValueError, match=r"^--workers 2 cannot be used with a learned graph, .*; leave --workers out"):
+        train(settings(workers=2), model=with_learned_graph(tiny))
+
+
+def with_learned_graph(config: LMConfig) -> LMConfig:
+    mixer = SLSTMConfig(heads=2, recurrence="learned", recurrence_blocks=1, recurrent_init="uniform")
+    return replace(config, blocks=(*config.blocks, BlockConfig(mixer=mixer)))
+
+
+def test_a_learned_graph_resumes(
+    settings: Settings, tiny: LMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its noise goes on where it was, and there is one worker whatever the machine would allow."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model = with_learned_graph(tiny)
+    train(settings(run=str(tmp_path / "whole"), steps=4, samples=4), model=model, sample=ctrl_c_at(99))
+    config = settings(steps=4, samples=4)
+    train(config, model=model, sample=ctrl_c_at(1))
+    resumed = train(TrainConfig(run=config.run, resume=True), sample=ctrl_c_at(99))
+    assert open_run(resumed.run).train_config().workers == 1
+    same(str(tmp_path / "whole"), resumed.run, step=4)
 
 
 def test_all_mixers_resume(settings: Settings, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ class SLSTM(nn.Module):
         are all of R: a structured one is multiplied as a dense one, zeros included."""  # fmt: skip
         if self.recurrence is None:
             return 30.0 * self.width
-        counted = sum(parameter.numel() for parameter in self.recurrence.parameters())
+        counted = sum(x.numel() for name, x in self.recurrence.named_parameters() if not name.startswith("graph"))
         return 30.0 * self.width + 8.0 * self.width * self.width / self.blocks - 2.0 * counted
 
 

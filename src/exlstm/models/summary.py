@@ -9,8 +9,10 @@ if TYPE_CHECKING:
 
 
 def weight_flops(module: nn.Module) -> float:
-    """2 per weight of every matrix: a multiplication and an addition per token. Vectors and biases are not counted."""
-    matrices = (p for name, p in module.named_parameters() if p.ndim >= 2 and not name.endswith("b_HGV"))
+    """2 per weight of every matrix: a multiplication and an addition per token. Vectors, biases and the gates of a
+    learned graph, which meet weights and not tokens, are not counted."""  # fmt: skip
+    left_out = "b_HGV", "graph_HKV"
+    matrices = (p for name, p in module.named_parameters() if p.ndim >= 2 and not name.endswith(left_out))
     return 2.0 * sum(p.numel() for p in matrices)
 
 
