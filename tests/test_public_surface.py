@@ -110,20 +110,23 @@ SURFACE = {
     # mixers
     "MLSTMConfig": (
         "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, input_gate: "
-        "Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-05, bias: bool = False, "
-        "up_multiple: int = 64) -> None"
+        "Literal['exp', 'sigmoid', 'softplus', 'relu', 'relu2'] = 'exp', normalize: bool = True, norm_eps: float = "
+        "1e-05, bias: bool = False, up_multiple: int = 64, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid') -> "
+        "None"
     ),
     "MLSTMLargeConfig": (
         "(*, heads: int = 4, key_factor: float = 0.5, value_factor: float = 1.0, gate_cap: float | None = 15.0, "
-        "input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, norm_eps: float = 1e-06, bias: bool = "
-        "False) -> None"
+        "input_gate: Literal['exp', 'sigmoid', 'softplus', 'relu', 'relu2'] = 'exp', normalize: bool = True, "
+        "norm_eps: float = 1e-06, bias: bool = False) -> None"
     ),
     "SLSTMConfig": (
         "(*, heads: int = 4, conv_width: int = 4, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
         "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', recurrence: "
-        "Literal['block', 'none', 'diagonal', 'low_rank', 'sparse', 'learned'] = 'block', recurrence_blocks: int | None "
-        "= None, recurrence_rank: int = 4, recurrence_degree: int = 4, recurrence_seed: int = 0, recurrent_init: "
-        "Literal['zeros', 'uniform'] = 'zeros', forget_bias: Literal['power_law', 'linspace', 'zeros'] = 'power_law', norm_eps: float = 1e-05) -> None"
+        "Literal['block', 'none', 'diagonal', 'low_rank', 'sparse', 'learned'] = 'block', recurrence_blocks: int | "
+        "None = None, recurrence_rank: int = 4, recurrence_degree: int = 4, recurrence_seed: int = 0, "
+        "recurrent_init: Literal['zeros', 'uniform'] = 'zeros', forget_bias: Literal['power_law', 'linspace', "
+        "'zeros'] = 'power_law', norm_eps: float = 1e-05, input_gate: Literal['exp', 'sigmoid', 'softplus', 'relu', "
+        "'relu2'] = 'exp', normalize: bool = True) -> None"
     ),
     "AttentionConfig": (
         "(*, heads: int = 4, kv_heads: int | None = None, window: int | None = None, rope_base: float = 10000.0) -> "
@@ -134,16 +137,18 @@ SURFACE = {
     "ops.mlstm.mlstm": (
         "(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState | None = "
         "None, /, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, cu_seqlens: Tensor | None = "
-        "None, input_gate: Literal['exp', 'sigmoid'] = 'exp', normalize: bool = True, eps: float = 1e-06, "
-        "chunk_len: int | None = None, backend: str = 'auto') -> tuple[Tensor, MLSTMState]"
+        "None, input_gate: Literal['exp', 'sigmoid', 'softplus', 'relu', 'relu2'] = 'exp', forget_gate: "
+        "Literal['sigmoid', 'exp'] = 'sigmoid', normalize: bool = True, eps: float = 1e-06, chunk_len: int | None = "
+        "None, backend: str = 'auto') -> tuple[Tensor, MLSTMState]"
     ),
     "ops.mlstm.zero_state": "(k_BTHK: Tensor, v_BTHV: Tensor, /) -> MLSTMState",
     "ops.mlstm.MLSTMState": "(c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor)",
     "ops.slstm.slstm": (
         "(x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState | None = None, /, *, reset_BT: Tensor | None = "
-        "None, lengths_B: Tensor | None = None, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
-        "cell_activation: Literal['tanh', 'identity', 'silu', 'gelu', 'sin', 'softsign'] = 'tanh', backend: str = "
-        "'auto') -> tuple[Tensor, SLSTMState]"
+        "None, lengths_B: Tensor | None = None, input_gate: Literal['exp', 'sigmoid', 'softplus', 'relu', 'relu2'] = "
+        "'exp', forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', cell_activation: Literal['tanh', 'identity', "
+        "'silu', 'gelu', 'sin', 'softsign'] = 'tanh', normalize: bool = True, backend: str = 'auto') -> "
+        "tuple[Tensor, SLSTMState]"
     ),
     "ops.slstm.zero_state": "(x_BTHGV: Tensor, /) -> SLSTMState",
     "ops.slstm.SLSTMState": "(h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor)",

@@ -123,6 +123,7 @@ def test_the_format_is_what_it_was():
                 "kind": "slstm", "heads": 4, "conv_width": 4, "forget_gate": "sigmoid", "cell_activation": "tanh",
                 "recurrence": "block", "recurrence_blocks": None, "recurrence_rank": 4, "recurrence_degree": 4,
                 "recurrence_seed": 0, "recurrent_init": "zeros", "forget_bias": "power_law", "norm_eps": 1e-5,
+                "input_gate": "exp", "normalize": True,
             },
             "mlp": {"hidden": 64, "activation": "gelu", "bias": False},
         }],

@@ -22,7 +22,7 @@ from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.conv import ConvState
 from exlstm.ops.gated_norm import gated_norm
-from exlstm.ops.mlstm import InputGate, MLSTMState, mlstm
+from exlstm.ops.mlstm import ForgetGate, InputGate, MLSTMState, mlstm
 
 
 class MLSTMLayerState(NamedTuple):
@@ -37,6 +37,8 @@ class MLSTMConfig:
     """mLSTM with up-projection. The inner width is up_factor * width, rounded up to a multiple of up_multiple.
 
     bias: of the projections up and down and of q, k, v; the gates and the convolution always have theirs.
+    input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2"; the last two start open, with a bias around one: a
+      ReLU that is shut for every input never learns. forget_gate: "sigmoid" or "exp".
     """
 
     heads: int = 4
@@ -48,6 +50,7 @@ class MLSTMConfig:
     norm_eps: float = 1e-5
     bias: bool = False
     up_multiple: int = 64
+    forget_gate: ForgetGate = "sigmoid"
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where the inner width cannot be cut into heads and blocks."""
@@ -91,7 +94,7 @@ class MLSTM(nn.Module):
                 "k.weight_HVK": init.small(width),
                 "v.weight_HVK": init.small(width),
                 "i.weight": init.zeros,
-                "i.bias": init.normal(0.1),
+                "i.bias": init.normal(0.1, around=1 if config.input_gate in ("relu", "relu2") else 0),
                 "f.weight": init.zeros,
                 "f.bias": init.linspace(3, 6),
                 "norm.weight": init.ones,
@@ -117,7 +120,7 @@ class MLSTM(nn.Module):
             q_BTHV, k_BTHV, v_BTHV,
             i_BTH, f_BTH, state.cell,
             reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
-            normalize=self.config.normalize, backend=self.backend,
+            forget_gate=self.config.forget_gate, normalize=self.config.normalize, backend=self.backend,
         )  # fmt: skip
         y_BTE = gated_norm(h_BTHV, self.norm.weight, z_BTE, skip_E=self.skip, c_BTE=c_BTE, eps=self.norm.eps)
         y_BTD = self.down(y_BTE)

@@ -19,7 +19,7 @@ from exlstm.nn.layers import CausalConv, HeadNorm
 from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, in_blocks
 from exlstm.ops.conv import ConvState
 from exlstm.ops.shared import wide_dtype
-from exlstm.ops.slstm import CellActivation, ForgetGate, SLSTMState, slstm
+from exlstm.ops.slstm import CellActivation, ForgetGate, InputGate, SLSTMState, slstm
 
 Structure = Literal["block", "none", "diagonal", "low_rank", "sparse", "learned"]
 
@@ -45,6 +45,8 @@ class SLSTMConfig:
     recurrent_init: "zeros" (the published default) or "uniform", +-1/sqrt(width), as in the formal-language runs; where
       a unit hears fewer units, +-1/sqrt(their number).
     forget_bias: "power_law" (5 down to -7 within a head, by depth), "linspace" (3 to 6) or "zeros".
+    input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2". normalize: divide c by n; without it h has no bound,
+      and gates without one that hear it through R can leave float32's range.
     """
 
     heads: int = 4
@@ -59,6 +61,8 @@ class SLSTMConfig:
     recurrent_init: Literal["zeros", "uniform"] = "zeros"
     forget_bias: Literal["power_law", "linspace", "zeros"] = "power_law"
     norm_eps: float = 1e-5
+    input_gate: InputGate = "exp"
+    normalize: bool = True
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where the width cannot be cut into heads, or R cannot have that structure."""
@@ -119,8 +123,9 @@ class SLSTM(nn.Module):
         raw_BTHGV = raw_BTHGV.to(wide_dtype(raw_BTHGV.dtype)) + self.b_HGV
         h_BTHV, cell = slstm(
             self.by_block(raw_BTHGV), self.r_HKGV if self.recurrence is None else self.recurrence(), state.cell,
-            reset_BT=reset_BT, lengths_B=lengths_B, forget_gate=self.config.forget_gate,
-            cell_activation=self.config.cell_activation, backend=self.backend,
+            reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
+            forget_gate=self.config.forget_gate, cell_activation=self.config.cell_activation,
+            normalize=self.config.normalize, backend=self.backend,
         )  # fmt: skip
         if self.blocks != self.config.heads:
             h_BTHV = h_BTHV.reshape(*x_BTD.shape[:2], self.config.heads, -1)

@@ -26,9 +26,9 @@ def constant(value: float) -> Fill:
     return lambda x: x.fill_(value)
 
 
-def normal(deviation: float) -> Fill:
-    """N(0, deviation^2)."""
-    return lambda x: x.normal_(0, deviation)
+def normal(deviation: float, around: float = 0.0) -> Fill:
+    """N(around, deviation^2)."""
+    return lambda x: x.normal_(around, deviation)
 
 
 def small(width: int) -> Fill:

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from exlstm.ops.choose import choose
+from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
-from exlstm.ops.mlstm.reference import InputGate, MLSTMState, mlstm_recurrent, mlstm_step, zero_state
+from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import apart, check_borders
-from exlstm.ops.shared import check_rows, exactly, gpu_candidate, has_numba, inside, taken_as_given
+from exlstm.ops.shared import check_rows, exactly, gpu_candidate, has_numba, inside, taken_as_given, wide
 
-__all__ = ["InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state"]
+__all__ = [
+    "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
+]  # fmt: skip
 CHUNK = 64  # steps that the forms for a CPU take at once, if they are not told
 
 
@@ -36,26 +40,29 @@ def blas_obstacle() -> str | None:
     return obstacle()
 
 
-def pick(tensors: tuple[Tensor, ...], backend: str, chunk_len: int | None, cu_seqlens: Tensor | None
-         ) -> tuple[str, Callable[..., tuple[Tensor, MLSTMState]]]:  # fmt: skip
+def pick(tensors: tuple[Tensor, ...], backend: str, forget_gate: ForgetGate, chunk_len: int | None,
+         cu_seqlens: Tensor | None) -> tuple[str, Callable[..., tuple[Tensor, MLSTMState]]]:  # fmt: skip
     """The form that runs on these q, k, v, i, f, C, n, m, and its name."""
     T = tensors[0].shape[1]
     one_step = T == 1 and cu_seqlens is None and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
     no_chunk = "a single step needs no chunk" if T == 1 and cu_seqlens is None and backend == "auto" else None
+    no_gate = None if forget_gate == "sigmoid" else f"it has the forget gate sigmoid, not {forget_gate}"
     candidates = [
         ("numba", numba_obstacle(tensors, one_step)),
-        *gpu_candidate(tensors, backend, None if one_step else no_chunk),
+        *gpu_candidate(tensors, backend, no_gate or (None if one_step else no_chunk)),
         ("chunkwise", no_chunk),
         ("recurrent", None),
     ]
     name = choose("mlstm", backend, candidates)
     run: Callable[..., tuple[Tensor, MLSTMState]] = mlstm_recurrent
     if name == "triton" and one_step:
-        from exlstm.ops.mlstm.triton_step import mlstm_triton_step as run
+        from exlstm.ops.mlstm.triton_step import mlstm_triton_step
+
+        run = partial(on_triton, mlstm_triton_step)
     elif name == "triton":
         from exlstm.ops.mlstm.triton import mlstm_triton
 
-        run = partial(mlstm_triton, chunk_len=chunk_len, cu_seqlens=cu_seqlens)
+        run = partial(on_triton, partial(mlstm_triton, chunk_len=chunk_len, cu_seqlens=cu_seqlens))
     elif name == "chunkwise":
         run = partial(mlstm_chunkwise, chunk_len=chunk_len or CHUNK)
     elif name == "numba" and one_step:
@@ -67,11 +74,21 @@ def pick(tensors: tuple[Tensor, ...], backend: str, chunk_len: int | None, cu_se
     return name, run
 
 
+def on_triton(
+    run: Callable[..., tuple[Tensor, MLSTMState]], q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor,
+    f_BTH: Tensor, state: MLSTMState, /, *, input_gate: InputGate, forget_gate: ForgetGate, **options: Any,
+) -> tuple[Tensor, MLSTMState]:  # fmt: skip
+    """Kernels that know the exponential gate and the sigmoid: another one comes to them as an exponent."""
+    if input_gate not in ("exp", "sigmoid"):
+        i_BTH, input_gate = log_input_gate(wide(i_BTH), input_gate, -torch.inf), "exp"
+    return run(q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, state, input_gate=input_gate, **options)
+
+
 def mlstm(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState | None = None, /,
     *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, cu_seqlens: Tensor | None = None,
-    input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6, chunk_len: int | None = None,
-    backend: str = "auto",
+    input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid", normalize: bool = True, eps: float = 1e-6,
+    chunk_len: int | None = None, backend: str = "auto",
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """A sequence through the mLSTM cell (Beck et al. 2024, arXiv:2405.04517, eqs 19-27 and 71-105).
 
@@ -82,48 +99,54 @@ def mlstm(
     cu_seqlens (int): the inputs are one row, B = 1, of S sequences one after another; [S + 1] borders between them,
     from 0 to T. The state, given and returned, has a row for each. Triton's kernels take them as they are, other
     backends pad them to rows. (Sequences that need no states of their own can as well be cut by reset_BT.)
-    input_gate: "exp", or "sigmoid" (mLSTMsig). normalize: divide by max(|n.q|, exp(-m)) + eps.
+    input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2" (the square of relu); forget_gate: "sigmoid" or "exp".
+    Two sigmoids are mLSTMsig, and have m = 0. normalize: divide by max(|n.q|, exp(-m)) + eps.
     chunk_len: how many steps the chunkwise forms take at once, None for what suits them; changes speed, not numbers.
-    backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32; chunk_len becomes a power of two from
-    16 to 256), "chunkwise" (any device and dtype), all with a hand-written backward and memory linear in T, or
-    "recurrent" (the definition).
+    backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32, sigmoid forget gate; chunk_len becomes
+    a power of two from 16 to 256), "chunkwise" (any device and dtype), all with a hand-written backward and memory
+    linear in T, or "recurrent" (the definition).
 
     Returns h [B, T, H, V] in q's dtype and the state after the last step, float32 or wider. The state's m carries
     no gradient (see `reference`); C and n do, in both directions.
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
     """
-    inputs = q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH
-    state = checked(inputs, state, reset_BT, lengths_B, cu_seqlens, input_gate, chunk_len)
-    name, run = pick((*inputs, *state), backend, chunk_len, cu_seqlens)
+    inputs: tuple[Tensor, ...] = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH)
+    check_gates(input_gate, forget_gate)
+    state = checked(inputs, state, reset_BT, lengths_B, cu_seqlens, chunk_len)
+    name, run = pick((*inputs, *state), backend, forget_gate, chunk_len, cu_seqlens)
     if cu_seqlens is not None and name != "triton":
         pieces = apart(cu_seqlens.to(q_BTHK.device))
         q_SLHK, k_SLHK, v_SLHV, i_SLH, f_SLH = map(pieces.rows, inputs)
         h_SLHV, state = mlstm(
             q_SLHK, k_SLHK, v_SLHV, i_SLH, f_SLH, state,
             reset_BT=None if reset_BT is None else pieces.rows(reset_BT), lengths_B=pieces.lengths_S,
-            input_gate=input_gate, normalize=normalize, eps=eps, chunk_len=chunk_len, backend=backend,
+            input_gate=input_gate, forget_gate=forget_gate, normalize=normalize, eps=eps, chunk_len=chunk_len,
+            backend=backend,
         )  # fmt: skip
         return pieces.joined(h_SLHV), state
     valid_BT = None if lengths_B is None else inside(lengths_B, q_BTHK.shape[1])
     if valid_BT is not None:
-        # a step that writes nothing (log i = -inf) and forgets nothing (log f = 0)
-        i_BTH = i_BTH.masked_fill(~valid_BT[..., None], -torch.inf)
-        f_BTH = f_BTH.masked_fill(~valid_BT[..., None], torch.inf)
-        # and whatever is there, perhaps NaN, meets nothing else in a product
-        q_BTHK, k_BTHK, v_BTHV = (x.masked_fill(~valid_BT[..., None, None], 0) for x in (q_BTHK, k_BTHK, v_BTHV))
+        inputs = without_padding(inputs, valid_BT, forget_gate)
         reset_BT = None if reset_BT is None else reset_BT & valid_BT
     with exactly(q_BTHK):
         h_BTHV, state = run(
-            q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, state,
-            reset_BT=reset_BT, input_gate=input_gate, normalize=normalize, eps=eps,
+            *inputs, state,
+            reset_BT=reset_BT, input_gate=input_gate, forget_gate=forget_gate, normalize=normalize, eps=eps,
         )  # fmt: skip
-    if valid_BT is not None:
-        h_BTHV = h_BTHV.masked_fill(~valid_BT[..., None, None], 0)
-    return h_BTHV, state
+    return h_BTHV if valid_BT is None else h_BTHV.masked_fill(~valid_BT[..., None, None], 0), state
+
+
+def without_padding(inputs: tuple[Tensor, ...], valid_BT: Tensor, forget_gate: ForgetGate) -> tuple[Tensor, ...]:
+    """q, k, v, i, f whose steps beyond a row's length write nothing (log i = -inf) and forget nothing (log f = 0)."""
+    *qkv, i_BTH, f_BTH = inputs
+    i_BTH = i_BTH.masked_fill(~valid_BT[..., None], -torch.inf)
+    f_BTH = f_BTH.masked_fill(~valid_BT[..., None], torch.inf if forget_gate == "sigmoid" else 0.0)
+    # whatever is there, perhaps NaN, meets nothing else in a product
+    return *(x.masked_fill(~valid_BT[..., None, None], 0) for x in qkv), i_BTH, f_BTH
 
 
 def checked(inputs: tuple[Tensor, ...], state: MLSTMState | None, reset_BT: Tensor | None, lengths_B: Tensor | None,
-            cu_seqlens: Tensor | None, input_gate: str, chunk_len: int | None) -> MLSTMState:  # fmt: skip
+            cu_seqlens: Tensor | None, chunk_len: int | None) -> MLSTMState:  # fmt: skip
     """The state, zero if there is none; ValueError for arguments of `mlstm` that do not fit one another."""
     q_BTHK, k_BTHK, v_BTHV, *_ = inputs
     (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
@@ -133,8 +156,6 @@ def checked(inputs: tuple[Tensor, ...], state: MLSTMState | None, reset_BT: Tens
             raise ValueError(f"{name} has shape {tuple(x.shape)}; with q {tuple(q_BTHK.shape)} it must be {shape}.")
     if T < 1 or (chunk_len is not None and chunk_len < 1):
         raise ValueError(f"the sequence has {T} steps and chunk_len is {chunk_len}; both must be at least 1.")
-    if input_gate not in ("exp", "sigmoid"):
-        raise ValueError(f"input_gate is {input_gate!r}; it must be 'exp' or 'sigmoid'.")
     check_rows("reset_BT", reset_BT, (B, T))
     check_rows("lengths_B", lengths_B, (B,))
     if cu_seqlens is not None:

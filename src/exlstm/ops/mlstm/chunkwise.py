@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
+from exlstm.ops.gates import ForgetGate, InputGate
+from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 from exlstm.ops.shared import exactly, wide
 
 SPAN_CHUNKS = 16  # chunks that are worked on together: enough for large matmuls, few enough to stay in cache
@@ -274,12 +275,12 @@ class Chunkwise(torch.autograd.Function):
 
 def mlstm_chunkwise(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
-    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
-    chunk_len: int = 64,
+    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid",
+    normalize: bool = True, eps: float = 1e-6, chunk_len: int = 64,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The same numbers as `mlstm_recurrent`, a chunk at a time. Any T; no length is a multiple of another."""
-    log_i_BTH, log_f_BTH = log_gates(i_BTH, f_BTH, input_gate)
-    options = Options(stabilize=input_gate == "exp", normalize=normalize, eps=eps)
+    log_i_BTH, log_f_BTH = log_gates(i_BTH, f_BTH, input_gate, forget_gate)
+    options = Options(stabilize=needs_unit(input_gate, forget_gate), normalize=normalize, eps=eps)
     h_BTHV, *after = Chunkwise.apply(  # type: ignore[no-untyped-call]
         wide(q_BTHK), wide(k_BTHK), wide(v_BTHV), log_i_BTH, log_f_BTH, *state, reset_BT, chunk_len, options
     )

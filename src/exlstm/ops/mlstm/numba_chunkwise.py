@@ -14,6 +14,7 @@ import torch
 from numpy import float32, float64
 from torch import Tensor
 
+from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS, Options
 from exlstm.ops.mlstm.numba_chunk import (
     Sizes,
@@ -30,7 +31,7 @@ from exlstm.ops.mlstm.numba_chunk import (
     weigh_gates,
 )
 from exlstm.ops.mlstm.numba_rows import scale_rows
-from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
+from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 from exlstm.ops.numba_blas import product
 from exlstm.ops.numba_jit import compiled, untraced
 from exlstm.ops.numba_tensors import SIZE, address_of, copy, keep, rows_at, tensor_at
@@ -178,13 +179,13 @@ class Chunkwise(torch.autograd.Function):
 @untraced
 def mlstm_numba(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
-    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
-    chunk_len: int = 64,
+    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid",
+    normalize: bool = True, eps: float = 1e-6, chunk_len: int = 64,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The same numbers as `mlstm_chunkwise`, in float32 on a CPU."""
-    inputs = (*log_gates(i_BTH, f_BTH, input_gate), wide(q_BTHK), wide(k_BTHK), wide(v_BTHV), *state)
+    inputs = (*log_gates(i_BTH, f_BTH, input_gate, forget_gate), wide(q_BTHK), wide(k_BTHK), wide(v_BTHV), *state)
     reset_BT = torch.zeros(q_BTHK.shape[:2], dtype=torch.bool) if reset_BT is None else reset_BT.contiguous()
-    options = Options(stabilize=input_gate == "exp", normalize=normalize, eps=eps)
+    options = Options(stabilize=needs_unit(input_gate, forget_gate), normalize=normalize, eps=eps)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     h_BTHV, *after = Chunkwise.apply(*inputs, reset_BT, chunk_len, options, keep)  # type: ignore[no-untyped-call]
     return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

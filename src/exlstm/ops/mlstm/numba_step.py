@@ -7,15 +7,17 @@ inside: so tensors are handed over as addresses, which cost a tenth of arrays.
 B batch  T time (one step)  H heads  M rows and heads merged  K key width  V value width
 """
 
-from math import exp, log1p
+from math import exp, log, log1p
+from typing import Any
 
 import numpy as np
 import torch
 from numpy import float32, float64
 from torch import Tensor
 
-from exlstm.ops.mlstm.reference import InputGate, MLSTMState
-from exlstm.ops.numba_jit import compiled, untraced
+from exlstm.ops.gates import INPUT_GATES, SMALL, ForgetGate, InputGate
+from exlstm.ops.mlstm.reference import MLSTMState
+from exlstm.ops.numba_jit import compiled, helper, untraced
 from exlstm.ops.numba_norm import read_numbers, write_numbers
 from exlstm.ops.numba_tensors import address_of, clear, double_as_long, double_at, long_at, tensor_at
 from exlstm.ops.tape import recording
@@ -24,12 +26,31 @@ from exlstm.ops.threads import share_out
 TOGETHER = 16  # rows of C whose read-outs are summed before they join the others: two short sums round less than one
 THREAD_BYTES = 8 << 20  # so much memory to step through takes a thread longer than waking another
 SHARED_BYTES = 64 << 10  # and so much longer than telling one that is awake
+EXP, SIGMOID, SOFTPLUS, RELU = (INPUT_GATES.index(gate) for gate in ("exp", "sigmoid", "softplus", "relu"))
+
+
+@helper()
+def log_sigmoid(x: float) -> Any:
+    """log(1 / (1 + e^-x))"""
+    return min(x, 0.0) - log1p(exp(-abs(x)))
+
+
+@helper()
+def log_input(x: float, gate: int) -> Any:
+    """log i, by the gate's place in INPUT_GATES."""
+    if gate == EXP:
+        return x
+    if gate == SIGMOID:
+        return log_sigmoid(x)
+    if gate == SOFTPLUS:
+        return x if x < -40.0 else log(-log_sigmoid(-x))
+    return -np.inf if x <= 0.0 else log(SMALL if x < SMALL else x) * (1.0 if gate == RELU else 2.0)
 
 
 @compiled
 def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, i: int, f: int, reset: int,
-         c0: int, n0: int, m0: int, c1: int, n1: int, m1: int, h: int, short: bool, exp_gate: bool, normalize: bool,
-         eps: float) -> None:  # fmt: skip
+         c0: int, n0: int, m0: int, c1: int, n1: int, m1: int, h: int, short: bool, input_gate: int, exp_forget: bool,
+         normalize: bool, eps: float) -> None:  # fmt: skip
     """Heads first to last - 1 of all rows. Every other argument in small letters is the address of a tensor.
 
     float32, contiguous; q, k, v and h are bfloat16 if `short`; reset: of bools, one per row, or 0. Fills c1, n1, m1,
@@ -54,9 +75,9 @@ def step(first: int, last: int, H: int, K: int, V: int, q: int, k: int, v: int, 
             old_KV = c_KV
         # m is the larger of these two and is kept as a float32; so they are rounded first, and one weight is exactly 1
         raw_i, raw_f, before = float64(i_M[item]), float64(f_M[item]), 0.0 if fresh else float64(m0_M[item])
-        kept = float64(float32(min(raw_f, 0.0) - log1p(exp(-abs(raw_f))) + before))
-        log_i = float64(float32(raw_i if exp_gate else min(raw_i, 0.0) - log1p(exp(-abs(raw_i)))))
-        m = np.maximum(kept, log_i) if exp_gate else 0.0
+        kept = float64(float32((raw_f if exp_forget else log_sigmoid(raw_f)) + before))
+        log_i = float64(float32(log_input(raw_i, input_gate)))
+        m = np.maximum(kept, log_i) if exp_forget or input_gate != SIGMOID else 0.0
         decay, write, mass = float32(exp(kept - m)), float32(exp(log_i - m)), 0.0
         clear(address_of(h_V), V)
         for start in range(0, K, TOGETHER):
@@ -85,7 +106,7 @@ def step_piece(a: int, item: int) -> None:
     step(item, item + 1, long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32), long_at(a + 40),
          long_at(a + 48), long_at(a + 56), long_at(a + 64), long_at(a + 72), long_at(a + 80), long_at(a + 88),
          long_at(a + 96), long_at(a + 104), long_at(a + 112), long_at(a + 120), long_at(a + 128) != 0,
-         long_at(a + 136) != 0, long_at(a + 144) != 0, double_at(a + 152))  # fmt: skip
+         long_at(a + 136), long_at(a + 144) != 0, long_at(a + 152) != 0, double_at(a + 160))  # fmt: skip
 
 
 def plain(x: Tensor) -> Tensor:
@@ -101,7 +122,8 @@ def all_short(tensors: tuple[Tensor, ...]) -> bool:
 @untraced
 def mlstm_numba_step(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
-    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
+    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid",
+    normalize: bool = True, eps: float = 1e-6,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The numbers of `mlstm_recurrent` for T = 1, without gradients, in float32; h is returned in the dtype of q."""
     B, H, K, V = state.c_BHKV.shape
@@ -115,7 +137,8 @@ def mlstm_numba_step(
     arguments = (
         H, K, V, q_BTHK.data_ptr(), k_BTHK.data_ptr(), v_BTHV.data_ptr(), i_BTH.data_ptr(), f_BTH.data_ptr(),
         0 if reset_BT is None else reset_BT.data_ptr(), c0_BHKV.data_ptr(), n0_BHK.data_ptr(), m0_BH.data_ptr(),
-        c_BHKV.data_ptr(), n_BHK.data_ptr(), m_BH.data_ptr(), h_BTHV.data_ptr(), short, input_gate == "exp", normalize,
+        c_BHKV.data_ptr(), n_BHK.data_ptr(), m_BH.data_ptr(), h_BTHV.data_ptr(), short,
+        INPUT_GATES.index(input_gate), forget_gate == "exp", normalize,
     )  # fmt: skip
     M, threads = B * H, 1 + 4 * B * H * K * V // THREAD_BYTES
     if (tape := recording()) is not None:

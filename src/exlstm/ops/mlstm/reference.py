@@ -5,7 +5,8 @@
     n_t = exp(log f_t + m_{t-1} - m_t) n_{t-1} + exp(log i_t - m_t) k_t            normaliser
     h_t = C_t^T q_t / (max(|n_t . q_t|, exp(-m_t)) + eps)        with q_t scaled by K^-1/2
 
-f is the sigmoid of its pre-activation, i its exponential (or its sigmoid: mLSTMsig, then m = 0).
+f is the sigmoid of its pre-activation (or its exponential), i its exponential (or another gate of `ops.gates`). Two
+sigmoids are mLSTMsig: then m = 0, for no exponent is positive. A gate that is shut has log i = -inf and writes nothing.
 m is a unit of measure: the memory's true value is C exp(m). Any m gives the same h, so no gradient
 passes through m, neither in nor out, and the gradient of h is complete all the same. (Only eps,
 which is added in the unit m, sees m at all.)
@@ -13,15 +14,14 @@ which is added in the unit m, sees m at all.)
 B batch  T time  H heads  K key width  V value width
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from exlstm.ops.gates import ForgetGate, log_forget_gate, log_input_gate
+from exlstm.ops.gates import InputGate as InputGate
 from exlstm.ops.shared import like, wide, wide_dtype
-
-InputGate = Literal["exp", "sigmoid"]
 
 
 class MLSTMState(NamedTuple):
@@ -39,21 +39,29 @@ def zero_state(k_BTHK: Tensor, v_BTHV: Tensor, /) -> MLSTMState:
     return MLSTMState(zeros(B, H, K, v_BTHV.shape[-1]), zeros(B, H, K), zeros(B, H))
 
 
-def log_gates(i: Tensor, f: Tensor, input_gate: InputGate) -> tuple[Tensor, Tensor]:
+def log_gates(
+    i: Tensor, f: Tensor, input_gate: InputGate, forget_gate: ForgetGate = "sigmoid"
+) -> tuple[Tensor, Tensor]:
     """(log i, log f) of the pre-activations, wide."""
-    i, f = wide(i), wide(f)
-    return (i if input_gate == "exp" else logsigmoid(i)), logsigmoid(f)
+    return log_input_gate(wide(i), input_gate, -torch.inf), log_forget_gate(wide(f), forget_gate)
+
+
+def needs_unit(input_gate: InputGate, forget_gate: ForgetGate) -> bool:
+    """Whether a gate may exceed one, so that the memory needs a stabiliser."""
+    return input_gate != "sigmoid" or forget_gate != "sigmoid"
 
 
 def mlstm_step(
     q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, i_BH: Tensor, f_BH: Tensor, state: MLSTMState, /,
-    *, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
+    *, input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid", normalize: bool = True, eps: float = 1e-6,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """One time step: the definition. Computed wide; h_BHV is returned in the dtype of q."""
-    log_i_BH, log_f_BH = log_gates(i_BH, f_BH, input_gate)
+    log_i_BH, log_f_BH = log_gates(i_BH, f_BH, input_gate, forget_gate)
     q_BHK, k_BHK, v_BHV, dtype = wide(q_BHK) * q_BHK.shape[-1] ** -0.5, wide(k_BHK), wide(v_BHV), q_BHK.dtype
     m0_BH = state.m_BH.detach()
-    m_BH = torch.maximum(log_f_BH + m0_BH, log_i_BH).detach() if input_gate == "exp" else torch.zeros_like(m0_BH)
+    m_BH = torch.zeros_like(m0_BH)
+    if needs_unit(input_gate, forget_gate):
+        m_BH = torch.maximum(log_f_BH + m0_BH, log_i_BH).detach()
     decay_BH, write_BH = torch.exp(log_f_BH + m0_BH - m_BH), torch.exp(log_i_BH - m_BH)
     c_BHKV = decay_BH[..., None, None] * state.c_BHKV + (write_BH[..., None] * k_BHK)[..., None] * v_BHV[..., None, :]
     n_BHK = decay_BH[..., None] * state.n_BHK + write_BH[..., None] * k_BHK
@@ -66,7 +74,8 @@ def mlstm_step(
 
 def mlstm_recurrent(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
-    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", normalize: bool = True, eps: float = 1e-6,
+    *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid",
+    normalize: bool = True, eps: float = 1e-6,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The definition, one step after another. reset_BT clears a row's state before that step."""
     h = []
@@ -75,7 +84,7 @@ def mlstm_recurrent(
             state = MLSTMState(*(x.masked_fill(like(reset_BT[:, t], x), 0) for x in state))
         h_BHV, state = mlstm_step(
             q_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t], i_BTH[:, t], f_BTH[:, t], state,
-            input_gate=input_gate, normalize=normalize, eps=eps,
+            input_gate=input_gate, forget_gate=forget_gate, normalize=normalize, eps=eps,
         )  # fmt: skip
         h.append(h_BHV)
     return torch.stack(h, dim=1), state

@@ -7,18 +7,20 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.choose import choose
+from exlstm.ops.gates import ForgetGate, InputGate, check_gates
 from exlstm.ops.shared import check_rows, exactly, gpu_candidate, graphics, has_numba, inside, wide_dtype
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
-    ForgetGate,
     SLSTMState,
     slstm_recurrent,
     slstm_step,
     zero_state,
 )
 
-__all__ = ["CellActivation", "ForgetGate", "SLSTMState", "slstm", "slstm_recurrent", "slstm_step", "zero_state"]
+__all__ = [
+    "CellActivation", "ForgetGate", "InputGate", "SLSTMState", "slstm", "slstm_recurrent", "slstm_step", "zero_state",
+]  # fmt: skip
 
 
 def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
@@ -74,19 +76,23 @@ def narrowed(r_HKGV: Tensor | None) -> Tensor | None:
 
 
 def gpu_candidates(
-    tensors: Sequence[Tensor], r_HKGV: Tensor | None, backend: str, cell_activation: CellActivation
-) -> list[tuple[str, str | None]]:
+    tensors: Sequence[Tensor], r_HKGV: Tensor | None, backend: str, input_gate: InputGate,
+    cell_activation: CellActivation, normalize: bool,
+) -> list[tuple[str, str | None]]:  # fmt: skip
     """What `choose` is told of both ways through time, and what is in their way."""
     asked_for = "triton" if backend == "triton_steps" else backend
     both = None if cell_activation == "tanh" else f"it has the cell-input activation tanh, not {cell_activation}"
+    both = both if input_gate == "exp" else f"it has the input gate exp, not {input_gate}"
+    both = both if normalize else "it has the normaliser, and normalize is False"
     scans = gpu_candidate(tensors, asked_for, both or scan_obstacle(narrowed(r_HKGV)))
     return scans + [("triton_steps", other) for _, other in gpu_candidate(tensors, asked_for, both)]
 
 
 def slstm(
     x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState | None = None, /,
-    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, forget_gate: ForgetGate = "sigmoid",
-    cell_activation: CellActivation = "tanh", backend: str = "auto",
+    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, input_gate: InputGate = "exp",
+    forget_gate: ForgetGate = "sigmoid", cell_activation: CellActivation = "tanh", normalize: bool = True,
+    backend: str = "auto",
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """A sequence through the sLSTM cell (Beck et al. 2024, arXiv:2405.04517, eqs 8-17 and 34-51).
 
@@ -94,10 +100,14 @@ def slstm(
     weights from h (second axis) to the gates, one block per head; None means no memory mixing. H = 1 is dense.
     state: what came before, None for nothing. reset_BT (bool): clear the row's state before that step.
     lengths_B (int): steps at or beyond a row's length leave its state alone and give h = 0.
-    forget_gate: "sigmoid" or "exp". cell_activation: phi, applied to z.
+    input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2" (the square of relu). As long as a relu has never been
+    open, h is a mean of phi(z) as if it had been, or 0 without the normaliser (see `reference`).
+    forget_gate: "sigmoid" or "exp". cell_activation: phi, applied to z. normalize: divide c by n; without it
+    h = sigmoid(o) c exp(m), c in true units, and n goes on in the state.
     backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32; r has to fit into a multiprocessor's
     shared memory: on an H100 heads of up to 128 units in 16 bits or 64 in float32), "triton_steps" (a GPU, up to
-    float32, heads of any width, a launch per step) or "recurrent" (the definition, plain torch).
+    float32, heads of any width, a launch per step), both with the input gate exp and the normaliser only, or
+    "recurrent" (the definition, plain torch).
 
     Returns h [B, T, H, V] in x's dtype and the state after the last step, float32 or wider. The state's m carries no
     gradient (see `reference`); h, c and n do, in both directions.
@@ -108,8 +118,7 @@ def slstm(
         raise ValueError(f"x has shape {tuple(x_BTHGV.shape)}; it must be [B, T >= 1, H, 4, V].")
     if r_HKGV is not None and tuple(r_HKGV.shape) != (H, V, 4, V):
         raise ValueError(f"r has shape {tuple(r_HKGV.shape)}; with x {tuple(x_BTHGV.shape)} it must be {(H, V, 4, V)}.")
-    if forget_gate not in ("sigmoid", "exp"):
-        raise ValueError(f"forget_gate is {forget_gate!r}; it must be 'sigmoid' or 'exp'.")
+    check_gates(input_gate, forget_gate)
     if cell_activation not in CELL_ACTIVATIONS:
         raise ValueError(f"cell_activation is {cell_activation!r}; it must be one of {list(CELL_ACTIVATIONS)}.")
     check_rows("reset_BT", reset_BT, (B, T))
@@ -120,20 +129,20 @@ def slstm(
     tensors = [x_BTHGV, *state, *([] if r_HKGV is None else [r_HKGV])]
     name = choose("slstm", backend, [
         ("numba", numba_obstacle(x_BTHGV, cell_activation)),
-        *gpu_candidates(tensors, r_HKGV, backend, cell_activation),
+        *gpu_candidates(tensors, r_HKGV, backend, input_gate, cell_activation, normalize),
         ("recurrent", None),
     ])  # fmt: skip
-    if name in ("triton", "triton_steps"):
-        r_HKGV = narrowed(r_HKGV)
     with exactly(x_BTHGV):
         if name != "recurrent":
+            r_HKGV = narrowed(r_HKGV) if name != "numba" else r_HKGV
+            more = {"input_gate": input_gate, "normalize": normalize} if name == "numba" else {}
             return scan(name)(
-                x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp"
+                x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp", **more
             )
         valid_BT = None if lengths_B is None else inside(lengths_B, T)
         if reset_BT is not None and valid_BT is not None:
             reset_BT = reset_BT & valid_BT
         return slstm_recurrent(
-            x_BTHGV, r_HKGV, state,
-            reset_BT=reset_BT, valid_BT=valid_BT, forget_gate=forget_gate, cell_activation=cell_activation,
+            x_BTHGV, r_HKGV, state, reset_BT=reset_BT, valid_BT=valid_BT, input_gate=input_gate,
+            forget_gate=forget_gate, cell_activation=cell_activation, normalize=normalize,
         )  # fmt: skip

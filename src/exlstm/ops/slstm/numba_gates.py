@@ -3,12 +3,14 @@
 Numbers that meet in the gates stand in blocks of so many times 16 neighbours:
 
     block  7 x 16: i, f, z, o before their activations, c, n, m
-    kept   7 x 16: what the backward needs of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df
+    kept   7 x 16: what the backward needs of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df;
+           9 x 16 for the cells of `numba_variants`: also d log i / di and e^(m / 2)
     draw   4 x 16: the gradients of i, f, z, o before their activations
     carry  2 x 16: the gradients of c, n
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -19,7 +21,7 @@ from exlstm.ops.numba_lanes import Lanes, exp_below, log_sigmoid, sigmoid, tanh,
 from exlstm.ops.numba_tensors import FLOAT, SIZE, place
 from exlstm.ops.slstm.numba_tile import PANEL
 
-BLOCK, KEPT, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 4 * PANEL, 2 * PANEL
+BLOCK, KEPT, KEPT_MORE, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 9 * PANEL, 4 * PANEL, 2 * PANEL
 
 
 class Block:
@@ -41,17 +43,24 @@ class Block:
 
 
 def sixteen(function: Callable[..., None]) -> Any:
-    """`function` for Numba's kernels, of the addresses of four blocks, or of three and a flag."""
+    """`function` for Numba's kernels, of the addresses of blocks, and of a flag perhaps."""
 
-    def typed(_context: Any, _a: Any, _b: Any, _c: Any, last: Any) -> Any:
+    def typed(*given: Any) -> Any:
+        flags = [isinstance(x, types.Boolean) for x in given]
+
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            kinds = (Block, Block, Block, Lanes if isinstance(last, types.Boolean) else Block)
-            function(*(kind(builder, x) for kind, x in zip(kinds, arguments, strict=True)))
+            function(*((Lanes if flag else Block)(builder, x) for flag, x in zip(flags, arguments, strict=True)))
             return context.get_dummy_value()
 
-        return types.void(types.intp, types.intp, types.intp, last), generate
+        return types.void(*(x if flag else types.intp for flag, x in zip(flags, given, strict=True))), generate
 
-    return intrinsic(typed)
+    # Numba wants to see how many arguments there are
+    of_count = {
+        2: lambda _context, a, b: typed(a, b),
+        3: lambda _context, a, b, c: typed(a, b, c),
+        4: lambda _context, a, b, c, d: typed(a, b, c, d),
+    }
+    return intrinsic(of_count[len(signature(function).parameters)])
 
 
 @sixteen

@@ -16,9 +16,10 @@ from numpy import float32
 
 from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, prefetch, put, tensor_at
-from exlstm.ops.slstm.numba_gates import BLOCK, CARRY, DRAW, KEPT, add_sixteen, gates, gates_backward
+from exlstm.ops.slstm.numba_gates import BLOCK, CARRY, DRAW, KEPT, add_sixteen, gates
 from exlstm.ops.slstm.numba_recurrent import pack, pack_transposed, read_product, width
 from exlstm.ops.slstm.numba_tile import PANEL, product, rows_by_four
+from exlstm.ops.slstm.numba_variants import Variant, any_backward, kept_in_kernels, other_gate, without_norm
 
 Array = Any  # a NumPy array inside Numba
 
@@ -35,17 +36,22 @@ def add_input(block: int, x: int, V: int, u: int) -> None:
 
 
 @helper()
-def all_gates(block: int, h: int, x: int, kept_step: int, kept: int, mixing: bool, H: int, V: int, exp_forget: bool
+def all_gates(block: int, h: int, x: int, kept_step: int, kept: int, mixing: bool, H: int, V: int, variant: Variant
               ) -> None:  # fmt: skip
     """One step of all units of a row. x: of this step; kept_step: numbers from one block of `kept` to the next."""
     for u in range(-(-V // PANEL)):
         x_u, block_u = x + SIZE * u * PANEL, block + SIZE * u * BLOCK
+        h_u, kept_u = h + SIZE * u * PANEL, kept + SIZE * u * kept_step
         if not mixing:
             clear(block_u, 4 * PANEL)
         add_input(block_u, x_u, V, u)
         for g in range(4):  # of the next step
             prefetch(x_u, (4 * H + g) * V)
-        gates(block_u, h + SIZE * u * PANEL, kept + SIZE * u * kept_step, exp_forget)
+        if kept_in_kernels(variant) != KEPT:
+            other_gate(block_u, kept_u, variant.input_gate)
+        gates(block_u, h_u, kept_u, variant.exp_forget)
+        if not variant.normalize:
+            without_norm(block_u, h_u, kept_u)
 
 
 @helper()
@@ -97,7 +103,7 @@ def store_state(block: int, h: int, after: tuple[int, int, int, int], n: int, V:
 
 @compiled
 def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B: int, T: int, H: int, V: int,
-                 x_BTHGV: int, r_HKGV: int, short: bool, reset: int, lengths: int, exp_forget: bool,
+                 x_BTHGV: int, r_HKGV: int, short: bool, reset: int, lengths: int, variant: Variant,
                  before: tuple[int, int, int, int], h_BTHV: int, after: tuple[int, int, int, int],
                  past_HBTV: int, kept_E: int) -> None:  # fmt: skip
     """Items first to last - 1 of tiles of `rows` rows. Fills h_BTHV, and after with the state after the last step.
@@ -107,13 +113,13 @@ def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B
     with h before every step, and kept_E with blocks [H, B, T, V].
     """
     units, tiles = -(-V // PANEL), -(-B // rows)
-    wide, tall, room = units * PANEL, units * BLOCK, rows_by_four(rows)
+    wide, tall, room, size = units * PANEL, units * BLOCK, rows_by_four(rows), kept_in_kernels(variant)
     lengths_B, reset_BT = tensor_at(lengths, B, np.int64), tensor_at(reset, (B, T), np.bool_)
-    work = np.empty(room * (tall + wide) + KEPT + 4 * V + (4 * V * wide if mixing and packed else 0), float32)
+    work = np.empty(room * (tall + wide) + size + 4 * V + (4 * V * wide if mixing and packed else 0), float32)
     block = address_of(work)
     h = block + SIZE * room * tall
     spare = h + SIZE * room * wide
-    raw = spare + SIZE * KEPT
+    raw = spare + SIZE * size
     panels = raw + SIZE * 4 * V
     for item in range(first, last):
         head, row0 = item // tiles, item % tiles * rows
@@ -140,9 +146,9 @@ def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B
                     read_product(block_r, units, h_r, r_KJ, short, V, raw)
                 if kept_E != 0:
                     copy(past_HBTV + SIZE * step * V, h_r, V)
-                    kept = kept_E + SIZE * step * units * KEPT
-                all_gates(block_r, h_r, x_BTHGV + SIZE * place * 4 * V, 0 if kept_E == 0 else KEPT, kept, mixing, H, V,
-                          exp_forget)  # fmt: skip
+                    kept = kept_E + SIZE * step * units * size
+                all_gates(block_r, h_r, x_BTHGV + SIZE * place * 4 * V, 0 if kept_E == 0 else size, kept, mixing, H, V,
+                          variant)  # fmt: skip
                 copy(h_BTHV + SIZE * place * V, h_r, V)
         for row in range(count):
             b, length = row0 + row, lengths_B[row0 + row]
@@ -157,10 +163,10 @@ def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B
 @compiled
 def backward_scan(first: int, last: int, rows: int, mixing: bool, B: int, T: int, H: int, V: int, dh_BTHV: int,
                   r_HKGV: int, reset: int, lengths: int, dafter: tuple[int, int, int], draw_BTHGV: int,
-                  dbefore: tuple[int, int, int], kept_E: int) -> None:  # fmt: skip
+                  dbefore: tuple[int, int, int], kept_E: int, variant: Variant) -> None:  # fmt: skip
     """Items as in `forward_scan`. Fills the gradients of x and of the first h, c, n from those of the last: dafter."""
     units, tiles = -(-V // PANEL), -(-B // rows)
-    wide, room = units * PANEL, rows_by_four(rows)
+    wide, room, size = units * PANEL, rows_by_four(rows), kept_in_kernels(variant)
     lengths_B, reset_BT = tensor_at(lengths, B, np.int64), tensor_at(reset, (B, T), np.bool_)
     work = np.empty(7 * room * wide + (4 * wide * wide if mixing else 0), float32)
     draw = address_of(work)
@@ -189,12 +195,12 @@ def backward_scan(first: int, last: int, rows: int, mixing: bool, B: int, T: int
                 for v in range(V):
                     put(dh_r, v, at(dh_r, v) + at(dh_BTHV, place + v))
                 for u in range(units):
-                    draw_u, kept = draw_r + SIZE * u * DRAW, kept_E + SIZE * (step * units + u) * KEPT
+                    draw_u, kept = draw_r + SIZE * u * DRAW, kept_E + SIZE * (step * units + u) * size
                     carry_u = carry + SIZE * (row * units + u) * CARRY
-                    gates_backward(draw_u, carry_u, dh_r + SIZE * u * PANEL, kept)
+                    any_backward(draw_u, carry_u, dh_r + SIZE * u * PANEL, kept, variant)
                     prefetch(dh_BTHV, place - H * V + u * PANEL)
                     for g in range(7):  # of the step before
-                        prefetch(kept, (g - units * 7) * PANEL)
+                        prefetch(kept, g * PANEL - units * size)
                     give_gradient(draw_BTHGV + SIZE * (place * 4 + u * PANEL), draw_u, V, u)
             if mixing:
                 product(dh, wide, 4 * PANEL, draw, 4 * wide, count, panels, 4 * wide, units)

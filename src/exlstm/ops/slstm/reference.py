@@ -8,21 +8,26 @@
 
 log f is log sigmoid(f~), or f~ itself for the exponential forget gate; phi is tanh by default. R is block-diagonal,
 one block per head. After an element's first step n >= 1, so the division is safe without an eps.
+Another input gate of `ops.gates` takes the place of i~ by its logarithm. A ReLU that is shut has log i = -1000: nothing
+next to anything written. Where nothing has been written yet, all steps so far count alike, and the first h is
+sigmoid(o~) phi(z~) at any gate. Without the normaliser h_t = sigmoid(o~_t) c_t exp(m_t), which is 0 there.
 m is a unit of measure, as in the mLSTM: no gradient passes through it, in or out, and none is missing for that.
 
 B batch  T time  H heads  K head width (of h_{t-1})  V head width (the same number)  G gates: i, f, z, o
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, logsigmoid, silu, softsign
+from torch.nn.functional import gelu, silu, softsign
 
+from exlstm.ops.gates import ForgetGate, InputGate, log_forget_gate, log_input_gate
 from exlstm.ops.shared import like, wide, wide_dtype
 
-ForgetGate = Literal["sigmoid", "exp"]
+SHUT = -1000.0  # log i of a ReLU that is shut; not -inf, for n = 0 would then have nothing to be divided by
 CellActivation = Literal["tanh", "identity", "silu", "gelu", "sin", "softsign"]
 CELL_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -52,35 +57,39 @@ def zero_state(x_BTHGV: Tensor, /) -> SLSTMState:
 
 def slstm_step(
     x_BHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState, /,
-    *, forget_gate: ForgetGate = "sigmoid", cell_activation: CellActivation = "tanh",
+    *, input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid", cell_activation: CellActivation = "tanh",
+    normalize: bool = True,
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """One time step: the definition. Computed wide; r_HKGV=None leaves out the memory mixing."""
     raw_BHGV = wide(x_BHGV)
     if r_HKGV is not None:
         raw_BHGV = raw_BHGV + torch.einsum("bhk,hkgv->bhgv", state.h_BHV, wide(r_HKGV))
     i_BHV, f_BHV, z_BHV, o_BHV = raw_BHGV.unbind(2)
-    log_f_BHV = logsigmoid(f_BHV) if forget_gate == "sigmoid" else f_BHV
-    kept_BHV = log_f_BHV + state.m_BHV.detach()
-    m_BHV = torch.where(state.n_BHV == 0, i_BHV, torch.maximum(kept_BHV, i_BHV)).detach()
+    log_i_BHV = log_input_gate(i_BHV, input_gate, SHUT)
+    kept_BHV = log_forget_gate(f_BHV, forget_gate) + state.m_BHV.detach()
+    m_BHV = torch.where(state.n_BHV == 0, log_i_BHV, torch.maximum(kept_BHV, log_i_BHV)).detach()
     # kept - m is positive only where nothing is kept (n = 0): without the clamp that would be inf * 0
-    decay_BHV, write_BHV = torch.exp((kept_BHV - m_BHV).clamp(max=0)), torch.exp(i_BHV - m_BHV)
+    decay_BHV, write_BHV = torch.exp((kept_BHV - m_BHV).clamp(max=0)), torch.exp(log_i_BHV - m_BHV)
     c_BHV = decay_BHV * state.c_BHV + write_BHV * CELL_ACTIVATIONS[cell_activation](z_BHV)
     n_BHV = decay_BHV * state.n_BHV + write_BHV
-    h_BHV = torch.sigmoid(o_BHV) * c_BHV / n_BHV
+    h_BHV = torch.sigmoid(o_BHV) * (c_BHV / n_BHV if normalize else c_BHV * torch.exp(m_BHV))
     return h_BHV, SLSTMState(h_BHV, c_BHV, n_BHV, m_BHV)
 
 
 def slstm_recurrent(
     x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState, /,
-    *, reset_BT: Tensor | None = None, valid_BT: Tensor | None = None,
-    forget_gate: ForgetGate = "sigmoid", cell_activation: CellActivation = "tanh",
+    *, reset_BT: Tensor | None = None, valid_BT: Tensor | None = None, input_gate: InputGate = "exp",
+    forget_gate: ForgetGate = "sigmoid", cell_activation: CellActivation = "tanh", normalize: bool = True,
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """The definition, one step after another, in plain torch. Where valid_BT is False nothing happens and h = 0."""
+    step = partial(
+        slstm_step, input_gate=input_gate, forget_gate=forget_gate, cell_activation=cell_activation, normalize=normalize
+    )
     h, state = [], state._replace(m_BHV=state.m_BHV.detach())
     for t, x_BHGV in enumerate(x_BTHGV.unbind(1)):
         if reset_BT is not None:
             state = SLSTMState(*(s.masked_fill(like(reset_BT[:, t], s), 0) for s in state))
-        h_BHV, after = slstm_step(x_BHGV, r_HKGV, state, forget_gate=forget_gate, cell_activation=cell_activation)
+        h_BHV, after = step(x_BHGV, r_HKGV, state)
         if valid_BT is not None:
             valid_B11 = like(valid_BT[:, t], h_BHV)
             h_BHV = h_BHV.masked_fill(~valid_B11, 0)

@@ -1,0 +1,146 @@
+"""What the sLSTM's other input gates, and no normaliser, add to a step of 16 units, before it and behind it.
+
+The usual cell has none of this in its way: a kernel asks for these by numbers that are the same in all of a call.
+"""
+
+from typing import Any, NamedTuple
+
+from exlstm.ops.gates import INPUT_GATES, SMALL
+from exlstm.ops.numba_jit import helper
+from exlstm.ops.numba_lanes import Lanes, exp, log_sigmoid, sigmoid, where
+from exlstm.ops.slstm.numba_gates import KEPT, KEPT_MORE, Block, gates_backward, sixteen
+from exlstm.ops.slstm.reference import SHUT
+
+EXP, SIGMOID, SOFTPLUS, RELU = (INPUT_GATES.index(gate) for gate in ("exp", "sigmoid", "softplus", "relu"))
+
+
+class Variant(NamedTuple):
+    """Which cell it is; the input gate by its place in INPUT_GATES."""
+
+    exp_forget: bool
+    input_gate: int
+    normalize: bool
+
+
+def kept_size(variant: Variant) -> int:
+    """Numbers of a block of `kept`."""
+    return KEPT if variant.input_gate == EXP and variant.normalize else KEPT_MORE
+
+
+kept_in_kernels: Any = helper()(kept_size)
+
+
+def log(x: Lanes) -> Lanes:
+    """log x of a normal positive number: x = 2^n y, y within a factor of sqrt 2, and 2 artanh((y - 1) / (y + 1))."""
+    builder, bits = x.builder, x.bits()
+    # as if 1 / sqrt 2, whose bits these are, were 1: then n is the exponent
+    more = builder.add(bits.value, bits.constant(0x3F800000 - 0x3F3504F3))
+    exponent = builder.sub(builder.ashr(more, bits.constant(23)), bits.constant(127))
+    y = x.with_bits(builder.sub(bits.value, builder.shl(exponent, bits.constant(23))))
+    n = Lanes(builder, builder.sitofp(exponent, x.value.type))
+    s = (y - 1.0) / (y + 1.0)
+    s2 = s * s
+    p = s2 * (1 / 11) + 1 / 9
+    for odd in (7, 5, 3):
+        p = p * s2 + 1 / odd
+    # what is no number stays none
+    return (s + s * s2 * p) * 2.0 + n * -2.12194440e-4 + n * 0.693359375 + (x - x)
+
+
+@sixteen
+def sigmoid_gate(block: Block, kept: Block) -> None:
+    """i becomes log i, and its slope is kept."""
+    i = block[0]
+    block[0], kept[7] = log_sigmoid(i), sigmoid(-i)
+
+
+@sixteen
+def softplus_gate(block: Block, kept: Block) -> None:
+    """Far below zero log log(1 + e^i) is i - e^i / 2, and its slope 1 - e^i / 2."""
+    i = block[0]
+    near = where(i < -15.0, -15.0, i)
+    softplus = -log_sigmoid(-near)
+    small = exp(where(i < -15.0, i, -15.0)) * 0.5
+    block[0] = where(i < -15.0, i - small, log(softplus))
+    kept[7] = where(i < -15.0, 1.0 - small, sigmoid(near) / softplus)
+
+
+@sixteen
+def relu_gate(block: Block, kept: Block, square: Lanes) -> None:
+    """Shut at and below zero, and no gradient there."""
+    i = block[0]
+    opening, shut = where(i < SMALL, SMALL, i), -i >= 0.0
+    log_i, slope = log(opening), 1.0 / opening
+    block[0] = where(shut, SHUT, where(square, 2.0 * log_i, log_i))
+    kept[7] = where(shut, 0.0, where(square, 2.0 * slope, slope))
+
+
+@sixteen
+def exp_gate(block: Block, kept: Block) -> None:
+    """i is log i."""
+    i = block[0]
+    kept[7] = Lanes(i.builder, i.constant(1.0))
+
+
+@helper()
+def other_gate(block: int, kept: int, gate: int) -> None:
+    """i of a block becomes log i, by the gate's place in INPUT_GATES."""
+    if gate == EXP:
+        exp_gate(block, kept)
+    elif gate == SIGMOID:
+        sigmoid_gate(block, kept)
+    elif gate == SOFTPLUS:
+        softplus_gate(block, kept)
+    else:
+        relu_gate(block, kept, gate != RELU)
+
+
+@sixteen
+def without_norm(block: Block, h: Block, kept: Block) -> None:
+    """h without the normaliser, after a usual step; e^m in two factors reaches twice as far."""
+    root = exp(block[6] * 0.5)
+    kept[8] = root
+    h[0] = kept[5] * (block[4] * root * root)
+
+
+def backward(draw: Block, carry: Block, dh: Block, kept: Block, normalize: bool) -> None:
+    """As `gates_backward`, of a step with another gate or without the normaliser."""
+    c0, n0, decay, write, cell, gate, slope, slope_i, root = (kept[part] for part in range(9))
+    c, n, h, dc, dn = decay * c0 + write * cell, decay * n0 + write, dh[0], carry[0], carry[1]
+    if normalize:
+        read, dmemory = c / n, h * gate / n
+        # a ReLU that is all but shut has a large slope: what cancels has to cancel exactly where c is this cell's alone
+        dwrite = (cell - read) * dmemory + (cell * dc + dn)
+        dc, dn = dc + dmemory, dn - dmemory * read
+    else:
+        read, dmemory = c * root * root, h * gate * root * root
+        dc = dc + dmemory
+        dwrite = cell * dc + dn
+    draw[0] = dwrite * write * slope_i
+    draw[1] = (c0 * dc + n0 * dn) * decay * slope
+    draw[2] = write * dc * (1.0 - cell * cell)
+    draw[3] = h * read * gate * (1.0 - gate)
+    carry[0], carry[1] = decay * dc, decay * dn
+
+
+@sixteen
+def with_norm_backward(draw: Block, carry: Block, dh: Block, kept: Block) -> None:
+    """The usual cell but for the input gate."""
+    backward(draw, carry, dh, kept, normalize=True)
+
+
+@sixteen
+def without_norm_backward(draw: Block, carry: Block, dh: Block, kept: Block) -> None:
+    """Any input gate."""
+    backward(draw, carry, dh, kept, normalize=False)
+
+
+@helper()
+def any_backward(draw: int, carry: int, dh: int, kept: int, variant: Variant) -> None:
+    """As `gates_backward`, of any cell."""
+    if kept_in_kernels(variant) == KEPT:
+        gates_backward(draw, carry, dh, kept)
+    elif variant.normalize:
+        with_norm_backward(draw, carry, dh, kept)
+    else:
+        without_norm_backward(draw, carry, dh, kept)
