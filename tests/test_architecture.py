@@ -14,28 +14,30 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # ground floor first; a file may import its own floor and those below
 FLOORS = {"ops": 0, "nn": 1, "mixers": 2, "models": 3, "data": 4.0, "train": 4.1, "infer": 4.2, "cli": 6}
 FLOORS |= {"hf": 5.0, "harness": 5.1}  # each needs an extra; nobody imports them but cli
+FLOORS |= {"study": 5.2}
 # both read tokens; neither needs the other
 APART = {("infer", "train")}
 # who may import which third party; what is not listed and not the standard library may be imported by nobody
 OUTSIDE = {
     "torch": set(FLOORS),
-    "numpy": {"ops", "data", "train"},
+    "numpy": {"ops", "data", "train", "study"},
     "safetensors": {"models", "train"},
     "triton": {"ops"},
     "numba": {"ops"},
     "llvmlite": {"ops"},
     "tokenizers": {"data"},
-    "matplotlib": {"train", "cli"},
-    "rich": {"train", "cli"},
+    "matplotlib": {"train", "cli", "study"},
+    "rich": {"train", "cli", "study"},
     "tyro": {"cli"},
     "transformers": {"hf"},
     "lm_eval": {"harness"},
     "tqdm": {"harness"},
     "yaml": {"models"},
+    "ray": {"study"},
 }
 # what `import exlstm` may not cost: imported inside the function that needs it
 HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}
-HEAVY |= {"transformers", "datasets", "lm_eval"}
+HEAVY |= {"transformers", "datasets", "lm_eval", "ray"}
 AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}, "transformers": {"hf"}, "lm_eval": {"harness"}}
 MAX_FILE, MAX_FUNCTION = 400, 60
 

@@ -14,6 +14,16 @@ import tyro
 from exlstm.cli.convert import Convert, convert
 from exlstm.cli.generate import Generate, generate
 from exlstm.cli.parse import Weights, checkpoint_of, similar
+from exlstm.cli.study import (
+    StudyCompare,
+    StudyList,
+    StudyReport,
+    StudyRun,
+    study_compare,
+    study_list,
+    study_report,
+    study_run,
+)
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES
 
@@ -205,6 +215,14 @@ class Foreign:
     run: Callable[[list[str]], int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Commands under one name: `exlstm study run`."""
+
+    help: str
+    commands: dict[str, Command]
+
+
 def lm_eval(words: list[str]) -> int:
     """`exlstm lm-eval`."""
     from exlstm.harness import main
@@ -256,6 +274,25 @@ COMMANDS: dict[str, Command] = {
         "every GPU. What is found is kept in your cache folder, for this kind of GPU, and used from then on.",
         options=Tune,
         run=tune,
+    ),
+}
+
+
+GROUPS: dict[str, Group] = {
+    "study": Group(
+        help="the questions of the paper: run them, and see what came out",
+        commands={
+            "list": Command(help="the studies, and how far each has run", options=StudyList, run=study_list),
+            "run": Command(
+                help="run a study, or what is left of it, and report",
+                more="Every run that ends is a line in results/NAME/SIZE.jsonl of the folder; a kill costs the runs at "
+                "hand. A run that fails does not stop the others.",
+                options=StudyRun,
+                run=study_run,
+            ),
+            "report": Command(help="tables and pictures of a study's results", options=StudyReport, run=study_report),
+            "compare": Command(help="two sets of results side by side", options=StudyCompare, run=study_compare),
+        },
     ),
 }
 

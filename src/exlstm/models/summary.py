@@ -1,8 +1,11 @@
 """What a model is and costs, counted, not timed."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
+
+from exlstm.mixers.contract import Mixer
+from exlstm.nn.linear import Linear
 
 if TYPE_CHECKING:
     from exlstm.models.lm import LM
@@ -16,7 +19,18 @@ def weight_flops(module: nn.Module) -> float:
     return 2.0 * sum(p.numel() for p in matrices)
 
 
-def flops_per_token(model: "LM", mode: str, length: int) -> float:
+class Stack(Protocol):
+    """What is counted of a model: blocks with their mixers, and a head."""
+
+    head: Linear
+    blocks: nn.ModuleList
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixer of every block, in order."""
+
+
+def flops_per_token(model: Stack, mode: str, length: int) -> float:
     """FLOPs per token: "train" (forward and backward, 3 times the forward), "prefill" or "decode" at that context.
 
     Counts the embedding look-up as nothing and the head once per token, also in prefill.

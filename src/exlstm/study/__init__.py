@@ -1,1 +1,29 @@
-"""Many runs as one question: what is compared, what executes the runs, and what their rows say."""
+"""The study: questions of the paper as short files (study/*.py), and the machine that answers them.
+
+What study files use is here; see `exlstm.study.contract` for what such a file is.
+"""
+
+from exlstm.study import figures
+from exlstm.study.cells import Cell, Results, all_of
+from exlstm.study.models import FORMAL, body_parameters, contestants, stack, with_parameters, xlstm
+from exlstm.study.parts import Claim, Picture, Table
+from exlstm.study.problems import Lesson
+from exlstm.study.training import Training
+
+__all__ = [
+    "FORMAL",
+    "Cell",
+    "Claim",
+    "Lesson",
+    "Picture",
+    "Results",
+    "Table",
+    "Training",
+    "all_of",
+    "body_parameters",
+    "contestants",
+    "figures",
+    "stack",
+    "with_parameters",
+    "xlstm",
+]

@@ -1,7 +1,6 @@
 """loss.png and report.html of a run. The page is one file: no scripts, nothing loaded from elsewhere."""
 
-import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -9,27 +8,10 @@ from exlstm.models.lm import LM
 from exlstm.train.config import TrainConfig, to_json
 from exlstm.train.display import clock
 from exlstm.train.files import write_atomically
+from exlstm.train.page import html_page, image, table
 from exlstm.train.picture import loss_picture
 from exlstm.train.run_folder import RunFolder
 from exlstm.train.summary import RunSummary, machine, yardstick_rows
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #d8dce3; --quiet: #667085; --card: #f6f7f9;
-  --bar: #2f6db3; --other: #b6bdc9; }
-@media (prefers-color-scheme: dark) { :root { --line: #3a3f49; --quiet: #9aa3b2; --card: #1e2127; --other: #525a68; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.quiet { color: var(--quiet); }
-.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0; }
-.tiles div { background: var(--card); border-radius: .5rem; padding: .6rem 1.1rem; }
-.tiles b { display: block; font-size: 1.5rem; }
-img { width: 100%; border-radius: .5rem; background: white; }
-pre { background: var(--card); border-radius: .5rem; padding: 1rem; overflow-x: auto; font-size: .85rem; }
-table { border-collapse: collapse; } td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { display: inline-block; height: .8rem; border-radius: .2rem; background: var(--other); }
-.mine .bar { background: var(--bar); } .mine td { font-weight: 600; }
-"""
 
 
 def write_report(run: RunFolder, config: TrainConfig, model: LM, summary: RunSummary) -> None:
@@ -50,7 +32,6 @@ def _page(
     picture: bytes,
 ) -> str:
     name = escape(run.path.name)
-    image = base64.b64encode(picture).decode()
     data = run.config()["data"]
     text = (
         f"{data['documents']:,} documents, {data['train_bytes']:,} bytes to train on, {data['val_bytes']:,} to validate"
@@ -61,19 +42,15 @@ def _page(
         _tiles(summary, records),
         _comparison(summary),
         "<h2>Loss</h2>",
-        f'<img alt="Bits per byte against training tokens" src="data:image/png;base64,{image}">',
+        image(picture, "Bits per byte against training tokens"),
         _samples(records),
         f"<h2>Model</h2><pre>{escape(model.summary())}</pre>",
         "<h2>Settings</h2>",
-        _table((key, str(value)) for key, value in to_json(config).items()),
+        table((key, str(value)) for key, value in to_json(config).items()),
         "<h2>Machine</h2>",
-        _table((key, str(value)) for key, value in machine().items()),
+        table((key, str(value)) for key, value in machine().items()),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return html_page(run.path.name, parts)
 
 
 def _tiles(summary: RunSummary, records: Sequence[dict[str, Any]]) -> str:
@@ -120,11 +97,3 @@ def _samples(records: Sequence[dict[str, Any]]) -> str:
         for record in reversed(found)
     ]
     return "<h2>Samples</h2>" + "\n".join(blocks) if blocks else ""
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    return (
-        "<table>"
-        + "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in rows)
-        + "</table>"
-    )

@@ -1,0 +1,142 @@
+"""`exlstm study`: list, run, report, compare."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from exlstm.study.cells import Results
+
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+First = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+Second = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
+SizeName = Literal["quick", "small", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyList:
+    """Options of `exlstm study list`."""
+
+    folder: str = "study"  # folder of study files; their results are in its folder results/
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """Options of `exlstm study run`."""
+
+    name: Name  # of a study, as in `exlstm study list`
+    size: SizeName = "small"  # small: two cores of a CPU; paper: the paper's settings, for GPUs; quick: seconds, a test
+    only: str | None = None  # some of the runs, such as model=lstm,task=parity; values of one name are alternatives
+    seeds: int | None = None  # how many are reported for every setting; left out: 5, and 1 for quick
+    jobs: int = 0  # runs at a time, each in a process of its own; 0 is one per core or GPU
+    device: str = "auto"  # "auto" (GPUs if there are any), "cpu", "cuda", "cuda:1", ...
+    cluster: str | None = None  # a Ray cluster: "auto", or "ray://HOST:PORT"; left out: this machine
+    resume: bool = False  # go on with what there is: runs that are done are kept, failed ones are tried again
+    overwrite: bool = False  # delete the results first
+    folder: str = "study"  # folder of study files; results go to its folder results/
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReport:
+    """Options of `exlstm study report`."""
+
+    name: Name  # of a study, as in `exlstm study list`
+    size: SizeName = "small"  # which of its results
+    seeds: int | None = None  # how many were to be reported; left out: 5, and 1 for quick
+    folder: str = "study"  # folder of study files
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCompare:
+    """Options of `exlstm study compare`."""
+
+    a: First  # results: NAME or NAME@SIZE of a study, or a file of results
+    b: Second  # the results to compare them with
+    folder: str = "study"  # folder of study files
+
+
+def study_list(options: StudyList) -> None:
+    """`exlstm study list`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from exlstm.study.contract import SIZES, find_study, studies
+    from exlstm.study.results import result_path
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("study", "question", *(f"{size}: done of settings" for size in SIZES)):
+        table.add_column(heading)
+    folder = Path(options.folder)
+    for name in studies(folder):
+        study = find_study(name, folder)
+        counts = []
+        for size in SIZES:
+            cells = _results(study.name, size, None, options.folder).cells()
+            done = sum(not cell.missing for cell in cells)
+            there = result_path(folder, name, size).exists()
+            counts.append(f"{done} of {len(cells)}" if there else f"{len(cells)}, not run")
+        table.add_row(name, study.question, *counts)
+    Console(highlight=False).print(table)
+
+
+def study_run(options: StudyRun) -> None:
+    """`exlstm study run`: and then the report. ValueError at the end if a run has failed."""
+    from exlstm.study.conduct import Order, conduct, only_of
+    from exlstm.study.contract import find_study
+
+    folder = Path(options.folder)
+    study = find_study(options.name, folder)
+    order = Order(
+        size=options.size,
+        seeds=_seeds(options.size, options.seeds),
+        only=only_of(options.only),
+        jobs=options.jobs,
+        device=options.device,
+        cluster=options.cluster,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    try:
+        outcome = conduct(study, order, folder)
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: exlstm study run {study.name} --size {options.size} --resume")
+        raise
+    study_report(StudyReport(name=options.name, size=options.size, seeds=options.seeds, folder=options.folder))
+    if outcome.failed:
+        raise ValueError(
+            f"{outcome.failed} of {outcome.done + outcome.failed + outcome.left} runs failed, one with "
+            f"{outcome.error!r}; try them again with --resume."
+        )
+
+
+def study_report(options: StudyReport) -> None:
+    """`exlstm study report`: claims and tables here, pages and pictures beside the results."""
+    from exlstm.study.publish import publish, terminal_text
+
+    results = _results(options.name, options.size, options.seeds, options.folder)
+    pages = publish(results, Path(options.folder))
+    print(terminal_text(results))
+    print(f"\nThe report with its pictures: {' and '.join(map(str, pages))}")
+
+
+def study_compare(options: StudyCompare) -> None:
+    """`exlstm study compare`."""
+    from exlstm.study.compare import comparison, result_rows
+
+    folder = Path(options.folder)
+    print(comparison(options.a, result_rows(options.a, folder), options.b, result_rows(options.b, folder)))
+
+
+def _seeds(size: str, seeds: int | None) -> int:
+    return (1 if size == "quick" else 5) if seeds is None else seeds
+
+
+def _results(name: str, size: SizeName, seeds: int | None, folder: str) -> "Results":
+    from exlstm.study.cells import Results
+    from exlstm.study.contract import find_study
+    from exlstm.study.results import ResultFile, result_path
+
+    study = find_study(name, Path(folder))
+    return Results(study, size, ResultFile(result_path(Path(folder), name, size)).read(), _seeds(size, seeds))

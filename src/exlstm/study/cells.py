@@ -1,0 +1,156 @@
+"""Results in the form that tables and claims take them: settings with their seeds, medians, and what is missing.
+
+A learning rate is chosen per setting on the validation score of seed 0; the numbers of a setting are the test scores of
+seeds 1, 2, ... at that rate, which had no part in the choice. Where only one rate is tried nothing is chosen, and
+seed 0 counts as well.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from exlstm.study.contract import Run, Size, Study, run_id, settings, with_seed
+
+Row = dict[str, Any]
+
+
+def chosen(group: Sequence[Run], rows: Mapping[str, Row]) -> Run | None:
+    """Of a setting's runs, which differ in their learning rate, the one with the best validation score of seed 0.
+
+    None until all of them have ended, and where all have failed.
+    """
+    if len(group) == 1:
+        return group[0]
+    found = [rows.get(run_id(run)) for run in group]
+    if any(row is None for row in found):
+        return None
+    scores = [
+        row["metrics"]["validation"] if row is not None and row["status"] == "done" else -math.inf for row in found
+    ]
+    best = max(range(len(group)), key=lambda index: scores[index])
+    return group[best] if scores[best] > -math.inf else None
+
+
+def reported(run: Run, tried: int, seeds: int) -> list[Run]:
+    """The runs whose tests are reported for a setting of which `tried` learning rates were tried."""
+    return [with_seed(run, run.seed + number + (tried > 1)) for number in range(seeds)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One setting: its facets, the run that was chosen, the rows that are reported, and how many those should be."""
+
+    facets: dict[str, str]
+    run: Run | None
+    tried: int
+    rows: tuple[Row, ...]
+    failed: tuple[Row, ...]
+    planned: int
+
+    @property
+    def missing(self) -> int:
+        """Runs that have not ended."""
+        return self.planned - len(self.rows) - len(self.failed)
+
+    def tests(self, test: int = 0) -> list[Row]:
+        """The entries of one test, one per seed."""
+        return [row["metrics"]["tests"][test] for row in self.rows]
+
+    def scores(self, test: int = 0, key: str = "score") -> list[float]:
+        """One number of one test, per seed."""
+        return [float(entry[key]) for entry in self.tests(test)]
+
+    def median(self, test: int = 0, key: str = "score") -> float | None:
+        """Over seeds; None without any."""
+        found = self.scores(test, key)
+        return median(found) if found else None
+
+    def solved(self, least: float = 0.99, test: int = 0, key: str = "score") -> int:
+        """How many seeds reach a score."""
+        return sum(score >= least for score in self.scores(test, key))
+
+    def status(self, test: int = 0) -> str:
+        """ "not run", "failed", "at chance" (most seeds no better than guessing), or "learned"."""
+        if not self.rows:
+            return "failed" if self.failed else "not run"
+        lost = sum(bool(entry.get("at_chance")) for entry in self.tests(test))
+        return "at chance" if 2 * lost > len(self.rows) else "learned"
+
+    def text(self, test: int = 0, least: float = 0.99) -> str:
+        """For a table: the median, then seeds that solved it of those that ran; what is missing is said."""
+        state = self.status(test)
+        if state in ("not run", "failed"):
+            return state
+        marks = [f"{self.solved(least, test)}/{len(self.rows)}"]
+        marks += [f"{len(self.failed)} failed"] * bool(self.failed) + [f"{self.missing} not run"] * bool(self.missing)
+        value = self.median(test)
+        assert value is not None
+        return f"{value:.2f} ({', '.join(marks)}{', at chance' * (state == 'at chance')})"
+
+
+class Results:
+    """All that is known of a study at a size: what was planned, and the rows of what has ended."""
+
+    def __init__(self, study: Study, size: Size, rows: Mapping[str, Row], seeds: int) -> None:
+        self.study, self.size, self.rows, self.seeds = study, size, rows, seeds
+        self.planned = study.planned(size)
+
+    def cells(self, keep: Callable[[dict[str, str]], bool] = lambda facets: True) -> list[Cell]:
+        """Every setting whose facets are to be kept, in the study's order."""
+        groups = [group for group in settings(self.planned) if keep(group[0].facets())]
+        return [self._cell(group) for group in groups]
+
+    def cell(self, **facets: str) -> Cell:
+        """The one setting that has these facets. An assertion fails if there is none or more than one."""
+        found = self.cells(lambda own: facets.items() <= own.items())
+        assert len(found) == 1, f"{len(found)} settings have {facets}"
+        return found[0]
+
+    def values(self, facet: str) -> list[str]:
+        """The values of a facet, in the study's order."""
+        return list(dict.fromkeys(run.facets()[facet] for run in self.planned if facet in run.facets()))
+
+    def cost_note(self, **facets: str) -> str:
+        """What is equal in a comparison of models and what is not: parameters, state bytes, FLOPs, seconds of a run.
+
+        Of the settings that have these facets.
+        """
+        parts = []
+        for model in self.values("model"):
+            wanted = {**facets, "model": model}.items()
+            rows = [row for cell in self.cells(lambda own, wanted=wanted: wanted <= own.items()) for row in cell.rows]  # type: ignore[misc]
+            if rows:
+                parameters, state, flops, seconds = (
+                    median(row[key] for row in rows) for key in ("parameters", "state_bytes", "flops", "seconds")
+                )
+                parts.append(f"{model}: {parameters:,.0f}, {state:,.0f}, {flops:.1e}, {seconds:.0f}")
+        return "Parameters, state bytes at the longest test, FLOPs of training, seconds of it (medians). " + "; ".join(
+            parts
+        )
+
+    def _cell(self, group: Sequence[Run]) -> Cell:
+        run = chosen(group, self.rows)
+        wanted = [] if run is None else [self.rows.get(run_id(r)) for r in reported(run, len(group), self.seeds)]
+        ended = [row for row in wanted if row is not None]
+        failed = [row for row in ended if row["status"] == "failed"]
+        if run is None:
+            tried = [self.rows.get(run_id(r)) for r in group]
+            failed = [row for row in tried if row is not None and row["status"] == "failed"]
+        return Cell(
+            facets=group[0].facets(),
+            run=run,
+            tried=len(group),
+            rows=tuple(row for row in ended if row["status"] == "done"),
+            failed=tuple(failed),
+            planned=self.seeds,
+        )
+
+
+def all_of(verdicts: Iterable[bool | None]) -> bool | None:
+    """Of several verdicts: False if one is, else None if one is open, else True."""
+    found = list(verdicts)
+    if False in found:
+        return False
+    return None if None in found or not found else True

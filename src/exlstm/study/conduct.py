@@ -1,0 +1,169 @@
+"""Runs a study: what is left of it, on this machine's processes or on a Ray cluster, row by row into its file."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exlstm.study.cells import chosen, reported
+from exlstm.study.contract import Run, Size, Study, load_study, run_id, settings, with_seed
+from exlstm.study.display import Board
+from exlstm.study.pool import Event, Failed, Finished, Job, Progress, Report, Started, run_local
+from exlstm.study.results import ResultFile, Row, provenance, result_path, result_row
+from exlstm.train.evaluate import pick_device
+
+Only = Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """How a study is to be run. seeds: how many are reported. jobs: processes, 0 for one per core or GPU."""
+
+    size: Size = "small"
+    seeds: int = 5
+    only: Only
+    jobs: int = 0
+    device: str = "auto"
+    cluster: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Runs of this order that are done, that failed (with the last line of the first error), and that are left."""
+
+    done: int
+    failed: int
+    left: int
+    error: str = ""
+
+
+def only_of(words: str | None) -> Only:
+    """model=lstm,task=parity,task=s3 as a filter: values of one name are alternatives. ValueError for other words."""
+    found: dict[str, frozenset[str]] = {}
+    for word in filter(None, (words or "").split(",")):
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--only has {word!r}; write name=value, such as model=lstm,task=parity.")
+        found[name] = found.get(name, frozenset()) | {value}
+    return found
+
+
+def kept(planned: Sequence[Run], only: Only) -> list[Run]:
+    """The runs with these facets. ValueError where a name or a value is no run's."""
+    for name, values in only.items():
+        known = {run.facets().get(name) for run in planned} - {None}
+        if not known:
+            names = sorted({facet for run in planned for facet in run.facets()})
+            raise ValueError(f"--only has {name!r}, and runs of this study have {', '.join(names)}; use one of these.")
+        if strange := sorted(values - known):
+            raise ValueError(f"--only has {name}={strange[0]}; there are {', '.join(sorted(filter(None, known)))}.")
+    return [run for run in planned if all(run.facets().get(name) in values for name, values in only.items())]
+
+
+def conduct(study: Study, order: Order, folder: Path, *, quiet: bool = False) -> Outcome:
+    """Runs what is left of an order. ValueError for an order that cannot be carried out.
+
+    Runs that are done are not repeated, failed ones are. Every row is on the disk before the next is waited for, so a
+    kill costs the runs at hand. A run that fails does not stop the others.
+    """
+    if order.seeds < 1 or order.jobs < 0:
+        raise ValueError(f"--seeds is {order.seeds} and --jobs {order.jobs}; use at least 1 seed, and 0 or more jobs.")
+    planned = kept(study.planned(order.size), order.only)
+    file = ResultFile(result_path(folder, study.name, order.size))
+    devices = [order.device] if order.cluster else _devices(order.device)
+    jobs = order.jobs or (len(devices) if devices[0] != "cpu" else torch.get_num_threads())
+    rows, origin = file.start(resume=order.resume, overwrite=order.overwrite), provenance()
+    tried: set[str] = set()
+    with closing(Board(f"{study.name}, {order.size}", quiet=quiet)) as board:
+        # the learning rates of a setting come first, for its seeds depend on them
+        while runs := list(_left(planned, rows, order.seeds, tried)):
+            board.plan(len(tried), len(tried) + len(runs) + _later(planned, rows, order.seeds, runs))
+            tried |= {run_id(run) for run in runs}
+            by_id = {run_id(run): run for run in runs}
+            with closing(_execute(study, order, by_id, jobs, devices)) as events:
+                for event in events:
+                    row = _row(study, order.size, by_id, event, origin)
+                    if row is not None:
+                        file.add(row)
+                        rows[row["id"]] = row
+                    board.show(event, by_id[event.id])
+    return _outcome(planned, rows, order.seeds)
+
+
+def _row(study: Study, size: Size, runs: Mapping[str, Run], event: Event, origin: Row) -> Row | None:
+    if isinstance(event, Finished):
+        return result_row(study, size, runs[event.id], {"status": "done", **event.row}, origin)
+    if isinstance(event, Failed):
+        return result_row(study, size, runs[event.id], {"status": "failed", "error": event.error}, origin)
+    assert isinstance(event, Started | Progress)
+    return None
+
+
+def _wanted(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int) -> Iterator[list[Run]]:
+    """Per setting, what has to run as far as it is known: learning rates, and then the seeds of the chosen one."""
+    for group in settings(planned):
+        run = chosen(group, rows)
+        tries = group if len(group) > 1 else []
+        yield [*tries, *([] if run is None else reported(run, len(group), seeds))]
+
+
+def _left(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int, tried: set[str]) -> Iterator[Run]:
+    """Runs that are not done, each once an order: first seeds of all settings first."""
+    for layer in itertools.zip_longest(*_wanted(planned, rows, seeds)):
+        for run in filter(None, layer):
+            row = rows.get(run_id(run))
+            if (row is None or row["status"] == "failed") and run_id(run) not in tried:
+                yield run
+
+
+def _later(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int, now: Sequence[Run]) -> int:
+    """How many runs will follow once the learning rates are known: seeds of settings that have none chosen yet."""
+    return sum(seeds for group in settings(planned) if chosen(group, rows) is None and set(group) & set(now))
+
+
+def _outcome(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int) -> Outcome:
+    wanted = [run for runs in _wanted(planned, rows, seeds) for run in runs]
+    ended = [rows[run_id(run)] for run in wanted if run_id(run) in rows]
+    errors = [row["error"] for row in ended if row["status"] == "failed"]
+    return Outcome(
+        done=len(ended) - len(errors),
+        failed=len(errors),
+        left=len(wanted) - len(ended),
+        error=errors[0].strip().splitlines()[-1] if errors else "",
+    )
+
+
+def _devices(name: str) -> list[str]:
+    """One per GPU if there are any and none is named, else the one."""
+    if name == "auto" and torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(pick_device(name))]
+
+
+def _execute(study: Study, order: Order, runs: Mapping[str, Run], jobs: int, devices: Sequence[str]) -> Any:
+    seeds = {name: run.seed for name, run in runs.items()}
+    work = [Job(name, work_on, (study.name, study.source, order.size, name, seeds[name])) for name in runs]
+    if order.cluster is None:
+        return run_local(work, workers=min(jobs, len(work)), devices=devices)
+    from exlstm.study.cluster import run_on_ray
+
+    return run_on_ray(work, address=order.cluster)
+
+
+def work_on(argument: tuple[str, str, Size, str, int], report: Report) -> dict[str, Any]:
+    """What a worker does: reads the study's text and executes the run of this id, which is one of its with a seed."""
+    name, source, size, wanted, seed = argument
+    found = next(run for run in _runs(name, source, size) if run_id(with_seed(run, seed)) == wanted)
+    return with_seed(found, seed).execute(report)
+
+
+@lru_cache(maxsize=1)
+def _runs(name: str, source: str, size: Size) -> list[Run]:
+    return load_study(name, source).planned(size)

@@ -1,0 +1,142 @@
+"""What a study is: a short Python file that asks a question, lists runs, and makes tables and pictures of results.
+
+    study/NAME.py
+        '''The question in one line.
+
+        Expected: what the paper, or we, expect.
+        Paper: where it says so.
+        '''
+        def runs(size):         ...     -> a list of runs, frozen dataclasses that know how to execute themselves
+        def report(results):    ...     -> Claims, Tables and Pictures, made of results only
+
+Runs that differ in their learning rate only are one setting: the rate is chosen on the validation score of seed 0, and
+the setting is reported for other seeds (see `seeds`). Sizes are "small" (two cores of a CPU), "paper" (the paper's, for
+GPUs) and "quick" (seconds, so that no study rots; its numbers mean nothing).
+"""
+
+import ast
+import hashlib
+import json
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from exlstm.models.checkpoints.own import config_to_json
+from exlstm.models.lm import LMConfig
+from exlstm.study.parts import Part
+from exlstm.study.pool import Report
+
+Size = Literal["quick", "small", "paper"]
+SIZES: tuple[Size, ...] = ("quick", "small", "paper")
+
+
+class Run(Protocol):
+    """A frozen dataclass of plain values that says all that its result depends on."""
+
+    @property
+    def seed(self) -> int:
+        """Of all that is random."""
+
+    def facets(self) -> dict[str, str]:
+        """What tables and `--only` know it by; runs that share these differ in learning rate and seed only."""
+
+    def execute(self, report: Report) -> dict[str, Any]:
+        """Runs, and gives plain data for a row of results; what it raises is recorded as the run's error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study file that has been read. `source` is kept, so that other processes and machines run the same text."""
+
+    name: str
+    source: str
+    question: str
+    text: str  # all of the docstring after the question
+    runs: Callable[[Size], Sequence[Any]]
+    report: Callable[[Any], Sequence[Part]]
+
+    def planned(self, size: Size) -> list[Run]:
+        """The runs of a size, each once. ValueError for what is no run, or a run that comes twice."""
+        found = list(self.runs(size))
+        seen: set[str] = set()
+        for run in found:
+            if not is_dataclass(run):
+                raise ValueError(
+                    f"study {self.name} lists {run!r}, which is no run; list dataclasses as `Training` is."
+                )
+            if (name := run_id(run)) in seen:
+                raise ValueError(f"study {self.name} lists a run twice ({run.facets()}); list every run once.")
+            seen.add(name)
+        if not found:
+            raise ValueError(f"study {self.name} has no runs of size {size}; use another size.")
+        return found
+
+
+def load_study(name: str, source: str) -> Study:
+    """The study that this text is. ValueError for a text that is none."""
+    module = types.ModuleType(f"exlstm_study_{name}")
+    try:
+        text = (ast.get_docstring(ast.parse(source)) or "").strip()
+        exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+    except Exception as error:
+        raise ValueError(f"study {name} cannot be read ({type(error).__name__}: {error}); mend its file.") from error
+    missing = [part for part in ("runs", "report") if not callable(getattr(module, part, None))]
+    if missing or not text:
+        raise ValueError(f"study {name} has no {missing[0] if missing else 'docstring'}; see `exlstm.study.contract`.")
+    question, _, rest = text.partition("\n")
+    return Study(name=name, source=source, question=question, text=rest.strip(), runs=module.runs, report=module.report)
+
+
+def studies(folder: Path) -> dict[str, Path]:
+    """The files of a folder that are studies, by name. ValueError where there is no such folder, or nothing in it."""
+    found = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
+    if not found:
+        raise ValueError(
+            f"there are no studies in {folder.absolute()}; go to a clone of exlstm, or name a folder with --folder."
+        )
+    return found
+
+
+def find_study(name: str, folder: Path) -> Study:
+    """The study of this name. ValueError where there is none."""
+    found = studies(folder)
+    if name not in found:
+        raise ValueError(f"there is no study {name!r} in {folder}; there are {', '.join(found)}.")
+    return load_study(name, found[name].read_text())
+
+
+def to_json(value: Any) -> Any:
+    """Plain data of a config: dataclasses by field, architectures as in saved models."""
+    if isinstance(value, LMConfig):
+        return config_to_json(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def run_id(run: Run) -> str:
+    """A name for a config: the same for the same values, whatever order they were written in."""
+    plain = {"kind": type(run).__name__, **to_json(run)}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def with_seed(run: Run, seed: int) -> Run:
+    """The same run with another seed."""
+    return replace(run, seed=seed)  # type: ignore[type-var]
+
+
+def setting_id(run: Run) -> str:
+    """A name for a run's config but its seed and learning rate: what these share is one setting of a table."""
+    return run_id(replace(with_seed(run, 0), lr=0.0) if hasattr(run, "lr") else with_seed(run, 0))  # type: ignore[type-var]
+
+
+def settings(runs: Iterable[Run]) -> Iterator[list[Run]]:
+    """Runs in groups of one setting each, in the order in which the first of each comes."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(setting_id(run), []).append(run)
+    yield from groups.values()

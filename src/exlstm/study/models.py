@@ -1,0 +1,119 @@
+"""The models that studies compare, at equal parameters.
+
+    contestants(width=64, heads=4)    {"xlstm[1:0]": ..., "xlstm[0:1]": ..., "xlstm[1:1]": ..., "lstm": ..., ...}
+
+Ours are stacks of the paper's blocks. A rival is any other entry of MIXERS: it joins every study by being there, each
+of its blocks followed by a gated MLP, as in Llama, unless a line here says more of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import lcm
+from typing import Any
+
+import torch
+
+from exlstm.mixers import MIXERS
+from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.contract import MixerConfig
+from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mlstm import MLSTMConfig
+from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.pattern import paper_mlp, swiglu, xlstm_pattern
+from exlstm.models.summary import parameters
+
+Stack = tuple[MixerConfig, ...]
+
+_CLOSE = 0.05  # how far parameter counts may be apart and still be called equal
+_LOW, _HIGH = 1 / 64, 64.0
+# what the sLSTM of the paper's formal languages has and its default has not (paper.md, appendix B.1.1 of the paper)
+FORMAL: Mapping[str, Any] = {"conv_width": 0, "recurrent_init": "uniform"}
+
+
+def xlstm(ratio: str, *, width: int, heads: int = 4, depth: int = 2, slstm: Mapping[str, Any] | None = None,
+          mlstm: Mapping[str, Any] | None = None) -> LMConfig:  # fmt: skip
+    """xLSTM[a:b] with other settings of its cells than the default. The vocabulary is left to who knows the task."""
+    kinds: dict[str, MixerConfig] = {
+        "m": MLSTMConfig(heads=heads, **(mlstm or {})),
+        "s": SLSTMConfig(heads=heads, **(slstm or {})),
+    }
+    return stack(tuple(kinds[letter] for letter in xlstm_pattern(ratio, depth)), width=width)
+
+
+def stack(mixers: Stack, *, width: int) -> LMConfig:
+    """Blocks of these mixers; those that have no up-projection of their own get a gated MLP."""
+    return LMConfig(vocab_size=2, width=width, blocks=tuple(_block(mixer, width) for mixer in mixers))
+
+
+def _block(mixer: MixerConfig, width: int) -> BlockConfig:
+    if isinstance(mixer, MLSTMConfig):
+        return BlockConfig(mixer=mixer)
+    ours = isinstance(mixer, SLSTMConfig | LSTMConfig)
+    return BlockConfig(mixer=mixer, mlp=paper_mlp(width) if ours else swiglu(width))
+
+
+def contestants(
+    *, width: int, heads: int = 4, depth: int = 2, slstm: Mapping[str, Any] | None = None, target: int | None = None
+) -> dict[str, LMConfig]:
+    """Every model of a comparison by its name in tables, with equal parameters.
+
+    slstm: settings of the sLSTM blocks, such as FORMAL. target: parameters of each, without embedding and head; None
+    for those of the largest as it is.
+    """
+    found = {
+        f"xlstm[{ratio}]": xlstm(ratio, width=width, heads=heads, depth=depth, slstm=slstm)
+        for ratio in ("1:0", "0:1", "1:1")
+    }
+    found["lstm"] = stack((LSTMConfig(),) * depth, width=width)
+    found["lstm(block)"] = stack((LSTMConfig(heads=heads),) * depth, width=width)
+    found["attention"] = stack((AttentionConfig(heads=heads),) * depth, width=width)
+    special = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
+    for name, kind in MIXERS.items():
+        if kind not in special:
+            found[name] = stack((kind(),) * depth, width=width)
+    target = max(body_parameters(config) for config in found.values()) if target is None else target
+    return {name: with_parameters(config, target) for name, config in found.items()}
+
+
+def body_parameters(config: LMConfig) -> int:
+    """Parameters of a model without its embedding and head: what a task's vocabulary does not change."""
+    with torch.device("meta"):
+        model = LM(config)
+    return parameters(model) - parameters(model.embed) - (0 if config.tie_embeddings else parameters(model.head))
+
+
+def with_parameters(config: LMConfig, target: int) -> LMConfig:
+    """The model made as large as `target` (see `body_parameters`) by its MLPs and up-projections, all by one factor.
+
+    ValueError where that cannot be done within 5 %.
+    """
+    low, high = _LOW, _HIGH
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if body_parameters(_scaled(config, middle)) < target else (low, middle)
+    best = min((_scaled(config, factor) for factor in (low, high)), key=lambda c: abs(body_parameters(c) - target))
+    if abs(body_parameters(best) - target) > _CLOSE * target:
+        kind = type(config.blocks[0].mixer).__name__.removesuffix("Config")
+        raise ValueError(
+            f"a model of {kind} blocks and width {config.width} cannot have {target:,} parameters, the nearest is "
+            f"{body_parameters(best):,}; choose another number or width."
+        )
+    return best
+
+
+def _scaled(config: LMConfig, factor: float) -> LMConfig:
+    blocks = []
+    for block in config.blocks:
+        if block.mlp is not None:
+            hidden = max(1, round(factor * block.mlp.hidden))
+            blocks.append(replace(block, mlp=MLPConfig(hidden=hidden, activation=block.mlp.activation)))
+        elif isinstance(block.mixer, MLSTMConfig):
+            # the inner width in whole heads and blocks of q, k and v
+            unit = lcm(block.mixer.heads, block.mixer.qkv_block)
+            up = max(1, round(factor * block.mixer.up_factor * config.width / unit)) * unit / config.width
+            blocks.append(replace(block, mixer=replace(block.mixer, up_factor=up, up_multiple=unit)))
+        else:
+            blocks.append(block)
+    return replace(config, blocks=tuple(blocks))

@@ -1,0 +1,114 @@
+"""Results on disk: one line of JSON per run that ended, in study/results/NAME/SIZE.jsonl.
+
+    {"format": 1, "study": ..., "size": ..., "id": ..., "facets": {...}, "seed": ..., "config": {...},
+     "status": "done" | "failed", "error": ..., "commit": ..., "machine": {...}, "versions": {...}, ...}
+
+and what the run gave: for a `Training` its parameters, state bytes, FLOPs, seconds, metrics, and metrics over time. A
+run that ended twice has two lines; the later one counts.
+"""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from exlstm.study.contract import Run, Size, Study, run_id, to_json
+from exlstm.train.files import reporting_failure, sync
+from exlstm.train.summary import commit, machine
+
+FORMAT = 1
+Row = dict[str, Any]
+_VERSIONS = ("exlstm", "torch", "numpy", "numba", "triton")
+
+
+def result_path(folder: Path, study: str, size: Size) -> Path:
+    """Where the results of a study of this folder are."""
+    return folder / "results" / study / f"{size}.jsonl"
+
+
+class ResultFile:
+    """A file of results, read and added to line by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Row]:
+        """The newest row of every run, by id. A last line that a kill has cut off is not there.
+
+        ValueError for a file that is of another format, or damaged elsewhere.
+        """
+        if not self.path.exists():
+            return {}
+        rows: dict[str, Row] = {}
+        for number, line in enumerate(self._whole_lines(), 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or row.get("format") != FORMAT:
+                raise ValueError(f"line {number} of {self.path} is no result of format {FORMAT}; restore the file.")
+            rows[row["id"]] = row
+        return rows
+
+    def _whole_lines(self) -> list[bytes]:
+        return self.path.read_bytes().split(b"\n")[:-1]
+
+    def start(self, *, resume: bool, overwrite: bool) -> dict[str, Row]:
+        """The rows that a run of the study begins with. ValueError where there are some and nobody said what to do."""
+        if resume and overwrite:
+            raise ValueError("--resume keeps the results, --overwrite deletes them; give one of them.")
+        hint = "free some space or change the permissions"
+        with reporting_failure(self.path, hint):
+            if overwrite:
+                self.path.unlink(missing_ok=True)
+        rows = self.read()
+        if rows and not resume:
+            raise ValueError(
+                f"{self.path} has results of {len(rows)} runs; add to them with --resume, delete them with --overwrite."
+            )
+        with reporting_failure(self.path, hint):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                whole = sum(len(line) + 1 for line in self._whole_lines())
+                os.truncate(self.path, whole)  # a line that was cut off would spoil the next
+        return rows
+
+    def add(self, row: Row) -> None:
+        """One more line, on the disk itself when this returns."""
+        with (
+            reporting_failure(self.path, "free some space, then go on with --resume"),
+            self.path.open("a", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps(row, separators=(",", ":"), allow_nan=True) + "\n")
+            file.flush()
+            sync(self.path)
+
+
+def provenance() -> Row:
+    """Commit, machine and versions, as every row has them. Ask once: a long study may outlive the checkout's state."""
+    found = machine()
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    keep = ("cpu", "cores", "gpu", "system")
+    return {"commit": commit(), "machine": {key: found[key] for key in keep}, "versions": versions}
+
+
+def result_row(study: Study, size: Size, run: Run, outcome: Row, origin: Row) -> Row:
+    """The line of a run: what it was, where it ran, and what came out (status, error or numbers)."""
+    return {
+        "format": FORMAT,
+        "study": study.name,
+        "size": size,
+        "id": run_id(run),
+        "facets": run.facets(),
+        "seed": run.seed,
+        "config": {"kind": type(run).__name__, **to_json(run)},
+        **origin,
+        **outcome,
+    }

@@ -1,0 +1,84 @@
+"""Formal languages: which memories can count, track a state, and write a string anew?
+
+Two blocks of every model learn fifteen languages on strings of 3 to 40 tokens and are tested on 40 to 256. Only the
+answer is asked for.
+
+Expected: parity and the other regular languages need a state that is mixed at every step, so sLSTM, [1:1] and LSTM
+solve parity, and models without memory mixing (mLSTM alone, attention) do not get beyond guessing.
+
+Paper: Beck et al. 2024, section 4.1, figures 4 and 12, appendix B.1.1. The sLSTM has no convolution there, and
+recurrent weights that are not zero at the start.
+"""
+
+from exlstm.data.tasks import FORMAL_LANGUAGES
+from exlstm.study import FORMAL, Claim, Lesson, Picture, Table, Training, contestants, figures
+
+REGULAR = ("parity", "even_pairs", "cycle_navigation", "modular_arithmetic")
+
+
+def runs(size):
+    tasks = FORMAL_LANGUAGES if size != "quick" else ("parity", "reverse_string")
+    rates = {"quick": (1e-2,), "small": (3e-3, 1e-2), "paper": (1e-2, 1e-3, 1e-4)}[size]
+    width, heads = {"quick": (16, 1), "small": (32, 1), "paper": (128, 4)}[size]
+    how = {
+        "quick": {"steps": 10, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 2},
+        "small": {"steps": 800, "batch": 32, "validation_rows": 64, "enough": 0.999},
+        "paper": {"steps": 100_000, "batch": 256, "test_rows": 2048},
+    }[size]
+    return [
+        Training(
+            model=name,
+            architecture=architecture,
+            lessons=(Lesson(task=task, train=(3, 40), test=((40, 256),)),),
+            lr=rate,
+            **how,
+        )
+        for task in tasks
+        for name, architecture in contestants(width=width, heads=heads, slstm=FORMAL).items()
+        for rate in rates
+    ]
+
+
+def report(results):
+    models, tasks = results.values("model"), results.values("task")
+    cells = {(task, model): results.cell(task=task, model=model) for task in tasks for model in models}
+    yield from parity_claims(cells, models)
+    yield Table(
+        title="Scaled accuracy at lengths 40 to 256",
+        columns=("task", *models),
+        rows=[(task, *(cells[task, model].text() for model in models)) for task in tasks],
+        note=results.cost_note(),
+    )
+    yield Picture(
+        name="heat",
+        title="Median scaled accuracy at lengths 40 to 256",
+        size=(11, 3.6),
+        draw=lambda figure: figures.heat_map(
+            figure, [[cells[task, model].median() for task in tasks] for model in models], models, tasks
+        ),
+    )
+    regular = [task for task in REGULAR if task in tasks]
+    yield Picture(
+        name="regular",
+        title="Regular languages, every seed",
+        size=(11, 2.8),
+        draw=lambda figure: figures.strips(
+            figure,
+            {task: {model: cells[task, model].scores() for model in models} for task in regular},
+            label="scaled accuracy at lengths 40 to 256; dashed: 0.99",
+        ),
+    )
+
+
+def parity_claims(cells, models):
+    solvers = [model for model in ("xlstm[0:1]", "xlstm[1:1]", "lstm", "lstm(block)") if model in models]
+    for model in models:
+        cell = cells["parity", model]
+        solved, ran = cell.solved(), len(cell.rows)
+        if model in solvers:
+            holds = None if cell.missing else solved >= 0.8 * cell.planned
+            text = f"{model} solves parity (0.99 at lengths 40 to 256, 4 of 5 seeds)"
+        else:
+            holds = None if cell.missing else solved == 0
+            text = f"{model} does not solve parity"
+        yield Claim(text=text, holds=holds, evidence=f"{solved} of {ran} seeds; median {cell.text()}")
