@@ -127,7 +127,7 @@ def draws(log_alpha, count=40_000):
 
 @pytest.mark.parametrize("log_alpha", [-3.0, -0.5, 0.0, 2.0])
 def test_the_distribution_of_gates(log_alpha):
-    """Equation 11 of the paper: P(s <= x) = sigmoid((log x - log(1 - x)) beta - log alpha) before it is stretched."""
+    """Of the binary concrete one, P(s <= x) = sigmoid((log x - log(1 - x)) beta - log alpha) before it is stretched."""
     z = draws(log_alpha)
     for edge in (0.0, 0.2, 0.5, 0.9):
         x = (edge + 0.1) / 1.2

@@ -17,8 +17,8 @@ from exlstm.nn import init
 from exlstm.ops.shared import exactly, wide
 
 Start = Literal["zeros", "uniform"]
-# The hard concrete distribution (Louizos, Welling & Kingma 2018, arXiv:1712.01312, section 4.1): temperature, and the
-# interval that its numbers are stretched to before they are cut to [0, 1].
+# The hard concrete distribution (Louizos, Welling & Kingma 2018, arXiv:1712.01312): temperature, and the interval that
+# its numbers are stretched to before they are cut to [0, 1]; the paper's values.
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 
 
@@ -144,7 +144,7 @@ class Learned(Recurrence):
         return (wide(self.r_HKGV) * self.gates()[:, :, None]).to(self.r_HKGV.dtype)
 
     def gates(self) -> Tensor:
-        """[H, K, V] in [0, 1], drawn anew in training (equation 12 of the paper), else the same (equation 13)."""
+        """[H, K, V] in [0, 1], drawn anew in training, else the paper's estimator, which is the same every time."""
         log_alpha_HKV = wide(self.graph_HKV)
         if self.training:
             noise_HKV = torch.rand_like(log_alpha_HKV).logit(eps=1e-6)
@@ -152,7 +152,7 @@ class Learned(Recurrence):
         return (torch.sigmoid(log_alpha_HKV) * (HIGH - LOW) + LOW).clamp(0, 1)
 
     def penalty(self) -> Tensor:
-        """The number of gates that are expected to be open (not zero) in training, differentiable (equation 12)."""
+        """The number of gates that are expected to be open (not zero) in training; differentiable."""
         return torch.sigmoid(wide(self.graph_HKV) - TEMPERATURE * math.log(-LOW / HIGH)).sum()
 
     def table(self, start: Start, bound: float) -> dict[str, init.Fill]:
@@ -193,7 +193,7 @@ def in_blocks(links_HKV: Tensor) -> Tensor:
 def graph_penalty(model: nn.Module) -> Tensor:
     """How many connections of learned graphs are expected to be open in the whole model: a differentiable scalar.
 
-    Times a factor it is added to the loss (equation 9 of Louizos et al. 2018). 0 for a model without learned graphs.
+    Times a price it is added to the loss (Louizos et al. 2018). 0 for a model without learned graphs.
     """
     found = [module.penalty() for module in model.modules() if isinstance(module, Learned)]
     device = next((parameter.device for parameter in model.parameters()), None)
