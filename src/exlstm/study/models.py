@@ -8,6 +8,7 @@ of its blocks followed by a gated MLP, as in Llama, unless a line here says more
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from math import lcm
 from typing import Any
 
@@ -77,6 +78,7 @@ def contestants(
     return {name: with_parameters(config, target) for name, config in found.items()}
 
 
+@lru_cache(maxsize=4096)  # studies ask for the same models task by task, and a model takes milliseconds to build
 def body_parameters(config: LMConfig) -> int:
     """Parameters of a model without its embedding and head: what a task's vocabulary does not change."""
     with torch.device("meta"):
