@@ -83,6 +83,7 @@ def forever(folder, report):
     path = Path(folder) / f"{os.getpid()}.tmp"
     path.touch()
     path.rename(path.with_suffix(".pid"))
+    (Path(folder) / "busy").touch()
     while True:
         sum(range(10_000))
 

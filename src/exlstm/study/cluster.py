@@ -1,0 +1,166 @@
+"""Independent runs on the nodes of a Ray cluster: the jobs and events of `exlstm.study.pool`.
+
+Nodes need the dependencies of exlstm, of the versions that are here. exlstm itself is sent to them as it is here, so
+that a changed checkout runs as it stands. Anything else that a job names has to be installed there.
+"""
+
+import importlib.util
+import logging
+import socket
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import exlstm
+from exlstm.study.pool import Event, Failed, Finished, Job, Progress, Report, Started, attempt, last_lines, pack
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def run_on_ray(
+    jobs: Iterable[Job], *, address: str, cpus: int = 1, gpus: int | None = None
+) -> Generator[Event, None, None]:
+    """Runs each job as a task of a Ray cluster, and gives the same events and rows as `run_local`.
+
+    A job is taken from `jobs` when the cluster has room for it, and one more, which waits: a cluster that grows on
+    demand is so asked to. A task whose process or node dies is a `Failed`, and is not tried again; Ray itself also
+    prints a line about it. Closing the generator ends all tasks and leaves the cluster; a cluster of "local" ends.
+
+    Args:
+        address: "auto" for the cluster that this machine is part of, "host:port", "ray://host:port" from outside of
+            it, or "local" for one that is started here.
+        cpus: of each task, and its number of threads.
+        gpus: of each task; None is one each where the cluster has any, and none otherwise. A task with a GPU is told
+            "cuda:0", the first of those that Ray shows it.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("runs on a cluster need Ray, which is not installed; install exlstm[cluster].")
+    if cpus < 1:
+        raise ValueError(f"cpus is {cpus}; each run needs at least one.")
+    return _run(iter(jobs), address, cpus, gpus)
+
+
+def _run(jobs: Iterator[Job], address: str, cpus: int, gpus: int | None) -> Generator[Event, None, None]:
+    with _connected(address) as ray:
+        if gpus is None:
+            gpus = int("GPU" in ray.cluster_resources())
+        # a mailbox that is lost costs news of progress, and no row
+        mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
+        device = "cuda:0" if gpus else "cpu"
+        task = ray.remote(_on_node).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+        running: dict[Any, Job] = {}
+        told: set[str] = set()  # of those running, whose start is known
+        post = mailbox.take.remote()
+        try:
+            more = True
+            while True:
+                while more and len(running) <= _room(ray.cluster_resources(), cpus, gpus):
+                    job = next(jobs, None)
+                    more = job is not None
+                    if job is not None:
+                        running[task.remote(job.id, pack(job), device, cpus, mailbox)] = job
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+                if ray.wait([post], timeout=0)[0]:
+                    yield from _news(_get(ray, post, default=[]), {job.id for job in running.values()}, told)
+                    post = mailbox.take.remote()
+                for ref in done:
+                    job = running.pop(ref)
+                    yield from _news([_get(ray, ref, default=None, name=job.id)], {job.id}, told)
+                    told.discard(job.id)
+        finally:
+            # the cluster may be what has gone
+            with suppress(ray.exceptions.RayError, ConnectionError):
+                for ref in running:
+                    ray.cancel(ref, force=True)
+                ray.kill(mailbox)
+
+
+def _get(ray: Any, ref: Any, *, default: Any, name: str = "") -> Any:
+    """What a call gave; where its process or node died, the default, or for a run the `Failed` with its name."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        return Failed(name, last_lines(f"{type(error).__name__}: {error}")) if name else default
+
+
+def _news(events: Iterable[Event], running: set[str], told: set[str]) -> Iterator[Event]:
+    """Those of runs that have not ended, each run's start before anything else of it."""
+    for event in events:
+        if event.id in running:
+            if event.id not in told:
+                told.add(event.id)
+                yield Started(event.id)
+            if not isinstance(event, Started):
+                yield event
+
+
+def _room(resources: dict[str, float], cpus: int, gpus: int) -> int:
+    """How many tasks the cluster can run at a time."""
+    room = int(resources.get("CPU", 0)) // cpus
+    return min(room, int(resources.get("GPU", 0)) // gpus) if gpus else room
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    import ray
+
+    if ray.is_initialized():
+        raise ValueError("this process is connected to a Ray cluster already; call ray.shutdown() first.")
+    _look_for(address)
+    # a cluster of our own needs no web page; for one that is there, Ray refuses to be told
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(
+            address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"py_modules": [str(Path(exlstm.__file__).parent)]},
+            **own,
+        )
+    except ConnectionError as error:
+        raise ValueError(
+            f"could not connect to a Ray cluster at {address!r} ({error}); start one with `ray start --head`, use the "
+            'address "local", or if the cluster asks for a token, set RAY_AUTH_MODE=token here as on its nodes.'
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _look_for(address: str) -> None:
+    """Where nobody listens, Ray would go on trying for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ValueError(
+            f"nobody answers at {address} ({error}); start a cluster there with `ray start --head`, or check the port."
+        ) from error
+
+
+class _Mailbox:
+    """An actor that keeps the last progress of each run until it is asked for."""
+
+    def __init__(self) -> None:
+        self.latest: dict[tuple[type, str], Started | Progress] = {}
+
+    def put(self, event: Started | Progress) -> None:
+        self.latest[type(event), event.id] = event
+
+    def take(self) -> list[Started | Progress]:
+        events, self.latest = list(self.latest.values()), {}
+        return events
+
+
+def _on_node(name: str, packed: bytes, device: str, threads: int, mailbox: Any) -> Finished | Failed:
+    mailbox.put.remote(Started(name))
+    torch.set_num_threads(threads)  # anew, for an earlier run in this process may have changed it
+    return attempt(name, packed, Report(name, device, mailbox.put.remote))
