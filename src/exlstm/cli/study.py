@@ -78,7 +78,7 @@ def study_list(options: StudyList) -> None:
             there = result_path(folder, name, size).exists()
             counts.append(f"{done} of {len(cells)}" if there else f"{len(cells)}, not run")
         table.add_row(name, study.question, *counts)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
 
 
 def study_run(options: StudyRun) -> None:

@@ -40,7 +40,10 @@ def reported(run: Run, tried: int, seeds: int) -> list[Run]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One setting: its facets, the run that was chosen, the rows that are reported, and how many those should be."""
+    """One setting: its facets, the run that was chosen, the rows that are reported, and how many those should be.
+
+    Where all learning rates have failed on seed 0, these are the failed runs, and no more are planned.
+    """
 
     facets: dict[str, str]
     run: Run | None
@@ -65,6 +68,11 @@ class Cell:
     def median(self, test: int = 0, key: str = "score") -> float | None:
         """Over seeds; None without any."""
         found = self.scores(test, key)
+        return median(found) if found else None
+
+    def median_of(self, key: str) -> float | None:
+        """Of a number of the whole run, such as "parameters", over seeds; None without any."""
+        found = [float(row[key]) for row in self.rows]
         return median(found) if found else None
 
     def solved(self, least: float = 0.99, test: int = 0, key: str = "score") -> int:
@@ -96,11 +104,11 @@ class Results:
     def __init__(self, study: Study, size: Size, rows: Mapping[str, Row], seeds: int) -> None:
         self.study, self.size, self.rows, self.seeds = study, size, rows, seeds
         self.planned = study.planned(size)
+        self._groups = list(settings(self.planned))
 
     def cells(self, keep: Callable[[dict[str, str]], bool] = lambda facets: True) -> list[Cell]:
         """Every setting whose facets are to be kept, in the study's order."""
-        groups = [group for group in settings(self.planned) if keep(group[0].facets())]
-        return [self._cell(group) for group in groups]
+        return [self._cell(group) for group in self._groups if keep(group[0].facets())]
 
     def cell(self, **facets: str) -> Cell:
         """The one setting that has these facets. An assertion fails if there is none or more than one."""
@@ -132,19 +140,20 @@ class Results:
 
     def _cell(self, group: Sequence[Run]) -> Cell:
         run = chosen(group, self.rows)
-        wanted = [] if run is None else [self.rows.get(run_id(r)) for r in reported(run, len(group), self.seeds)]
-        ended = [row for row in wanted if row is not None]
-        failed = [row for row in ended if row["status"] == "failed"]
         if run is None:
-            tried = [self.rows.get(run_id(r)) for r in group]
-            failed = [row for row in tried if row is not None and row["status"] == "failed"]
+            tried = [self.rows[run_id(r)] for r in group if run_id(r) in self.rows]
+            lost = len(tried) == len(group)  # all rates have failed, so no seeds will follow
+            ended, planned = (tried, len(tried)) if lost else ([], self.seeds)
+        else:
+            wanted = reported(run, len(group), self.seeds)
+            ended, planned = [self.rows[run_id(r)] for r in wanted if run_id(r) in self.rows], self.seeds
         return Cell(
             facets=group[0].facets(),
             run=run,
             tried=len(group),
             rows=tuple(row for row in ended if row["status"] == "done"),
-            failed=tuple(failed),
-            planned=self.seeds,
+            failed=tuple(row for row in ended if row["status"] == "failed"),
+            planned=planned,
         )
 
 

@@ -125,7 +125,12 @@ def _left(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int, tried: se
 
 def _later(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int, now: Sequence[Run]) -> int:
     """How many runs will follow once the learning rates are known: seeds of settings that have none chosen yet."""
-    return sum(seeds for group in settings(planned) if chosen(group, rows) is None and set(group) & set(now))
+    begun = {run_id(run) for run in now}
+    return sum(
+        seeds
+        for group in settings(planned)
+        if chosen(group, rows) is None and any(run_id(run) in begun for run in group)
+    )
 
 
 def _outcome(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int) -> Outcome:
@@ -151,7 +156,9 @@ def _execute(study: Study, order: Order, runs: Mapping[str, Run], jobs: int, dev
     seeds = {name: run.seed for name, run in runs.items()}
     work = [Job(name, work_on, (study.name, study.source, order.size, name, seeds[name])) for name in runs]
     if order.cluster is None:
-        return run_local(work, workers=min(jobs, len(work)), devices=devices)
+        # one thread each, as on a cluster: last bits depend on it, and must not depend on how many run at a time
+        threads = 1 if devices[0] == "cpu" else None
+        return run_local(work, workers=min(jobs, len(work)), threads=threads, devices=devices)
     from exlstm.study.cluster import run_on_ray
 
     return run_on_ray(work, address=order.cluster)

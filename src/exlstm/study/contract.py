@@ -17,6 +17,7 @@ GPUs) and "quick" (seconds, so that no study rots; its numbers mean nothing).
 import ast
 import hashlib
 import json
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -43,7 +44,11 @@ class Run(Protocol):
         """What tables and `--only` know it by; runs that share these differ in learning rate and seed only."""
 
     def execute(self, report: Report) -> dict[str, Any]:
-        """Runs, and gives plain data for a row of results; what it raises is recorded as the run's error."""
+        """Runs, and gives plain data for a row of results; what it raises is recorded as the run's error.
+
+        At least {"metrics": {"tests": [{"score": ...}, ...]}, "seconds": ...}, and where learning rates are chosen also
+        metrics.validation. Machinery reads these; the rest is for the study's own report.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,8 @@ class Study:
     report: Callable[[Any], Sequence[Part]]
 
     def planned(self, size: Size) -> list[Run]:
-        """The runs of a size, each once. ValueError for what is no run, or a run that comes twice."""
-        found = list(self.runs(size))
+        """The runs of a size, each once. ValueError for what is no run, comes twice, or is another seed of one."""
+        found: list[Run] = list(self.runs(size))
         seen: set[str] = set()
         for run in found:
             if not is_dataclass(run):
@@ -71,12 +76,18 @@ class Study:
             seen.add(name)
         if not found:
             raise ValueError(f"study {self.name} has no runs of size {size}; use another size.")
+        for group in settings(found):
+            if len({run.seed for run in group}) > 1:
+                raise ValueError(
+                    f"study {self.name} lists seeds of a setting ({group[0].facets()}); list one, --seeds adds others."
+                )
         return found
 
 
 def load_study(name: str, source: str) -> Study:
     """The study that this text is. ValueError for a text that is none."""
     module = types.ModuleType(f"exlstm_study_{name}")
+    sys.modules[module.__name__] = module  # where a dataclass looks up annotations that are text
     try:
         text = (ast.get_docstring(ast.parse(source)) or "").strip()
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)
@@ -104,7 +115,7 @@ def find_study(name: str, folder: Path) -> Study:
     found = studies(folder)
     if name not in found:
         raise ValueError(f"there is no study {name!r} in {folder}; there are {', '.join(found)}.")
-    return load_study(name, found[name].read_text())
+    return load_study(name, found[name].read_text(encoding="utf-8"))
 
 
 def to_json(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How large may gates be? The cells' equations, computed in the precision that is asked for, with and without stabiliser.
+"""How large may gates be? The cells' equations in the precision that is asked for, with and without stabiliser.
 
 The definitions in `exlstm.ops` compute in float32 or wider whatever their input. Here every operation and every number
 that is kept has the given precision: what a kernel would do that trusted it.
@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from exlstm.study.pool import Report
 
 _ROWS, _WIDTH = 4, 16
-_SCALES = tuple(2.0**power for power in range(0, 13))  # of the input gate's pre-activation, in nats
+_SCALES = tuple(2.0**power for power in range(13))  # of the input gate's pre-activation, in nats
 _EPS = 1e-6
 
 
@@ -69,7 +69,10 @@ class Overflow:
     def error(self, scale: float) -> float | None:
         """Largest error of h, in units of the largest h; None where a number is not finite."""
         generator = torch.Generator().manual_seed(self.seed)
-        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
         inputs = [draw(self.steps, _ROWS, _WIDTH) for _ in range(3)]
         i_TB, f_TB = scale * draw(self.steps, _ROWS), draw(self.steps, _ROWS) + 3
         exact = torch.stack(list(_cell(self, inputs, i_TB, f_TB, torch.float64, stabilised=True)))

@@ -35,7 +35,7 @@ def publish(results: Results, folder: Path) -> tuple[Path, Path]:
         )
     parts = list(results.study.report(results))
     found_file = path.with_name("found.md")
-    found = found_file.read_text().strip() if found_file.exists() and results.size == "small" else ""
+    found = found_file.read_text(encoding="utf-8").strip() if found_file.exists() and results.size == "small" else ""
     pictures = {part.name: png(part.draw, part.size) for part in parts if isinstance(part, Picture)}
     for name, data in pictures.items():
         write_atomically(_picture_path(path, name), data)
@@ -119,7 +119,7 @@ def _markdown(results: Results, parts: list[Part], found: str, path: Path) -> st
 
 def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return "\n".join([line(columns), "|" + "---|" * len(columns), *map(line, rows)])
 

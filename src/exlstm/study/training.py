@@ -27,7 +27,7 @@ class Training:
     varied      (what, value) pairs that the study compares beside models, for its tables
     seed        of the initial weights, of noise in training, and of the order of the training rows
     enough      stop early at this validation score, seen twice in a row; None: never
-    graph_cost  price of a connection of a learned graph, per parameter of it (see `nn.recurrence`)
+    graph_cost  price of an open connection of a learned graph, added to the loss (see `nn.recurrence`)
     Tests and validations are the same rows in every run. The optimiser is AdamW with warm-up and a cosine.
     """
 
@@ -109,8 +109,10 @@ class _Course:
                 continue
             self.loss = float(torch.stack(recent).mean())
             recent.clear()
-            if not math.isfinite(self.loss):
-                raise ValueError(f"the loss is {self.loss} at step {self.step}; lower the learning rate {run.lr:g}.")
+            # the last step may have been the one too much, of which the loss does not know yet
+            for what, value in (("loss", self.loss), ("sum of weights", self.weights())):
+                if not math.isfinite(value):
+                    raise ValueError(f"the {what} is {value} at step {self.step}; lower the learning rate {run.lr:g}.")
             self.validation = self.validate()
             self.curve.append({"step": self.step, "loss": self.loss, "validation": self.validation})
             report(self.step / run.steps, f"loss {self.loss:.3f}, score {self.validation:.2f}")
@@ -131,6 +133,10 @@ class _Course:
         self.optimizer.zero_grad()
         self.tokens += tokens
         return loss.detach()
+
+    def weights(self) -> float:
+        """Their sum, which is no number where one of them is none."""
+        return float(torch.stack([weight.detach().sum() for weight in self.model.parameters()]).sum())
 
     def validate(self) -> float:
         """The mean validation score over lessons, each on its first range of lengths."""
