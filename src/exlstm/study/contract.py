@@ -65,12 +65,12 @@ class Study:
     def planned(self, size: Size) -> list[Run]:
         """The runs of a size, each once. ValueError for what is no run, comes twice, or is another seed of one."""
         found: list[Run] = list(self.runs(size))
+        if strange := [run for run in found if not is_dataclass(run)]:
+            raise ValueError(
+                f"study {self.name} lists {strange[0]!r}, which is no run; list dataclasses as `Training` is."
+            )
         seen: set[str] = set()
         for run in found:
-            if not is_dataclass(run):
-                raise ValueError(
-                    f"study {self.name} lists {run!r}, which is no run; list dataclasses as `Training` is."
-                )
             if (name := run_id(run)) in seen:
                 raise ValueError(f"study {self.name} lists a run twice ({run.facets()}); list every run once.")
             seen.add(name)
