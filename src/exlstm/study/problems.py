@@ -144,7 +144,7 @@ class TokenProblem:
             found.append((self.answers(model, batch), batch))
         edges = sorted({low, *(low + round((high - low) * k / 4) for k in range(1, 4)), high + 1})
         buckets = by_length(found, edges)
-        guess = best_constant(torch.cat([batch.targets_BT.flatten() for _, batch in found]))
+        guess = best_constant(torch.cat([batch.targets_BT.flatten() for _, batch in found])[None])
         return {"task": task.name, "low": low, "high": high, **_token_scores(buckets, task.chance, guess)}
 
     def answers(self, model: LM, batch: Batch) -> Tensor:
