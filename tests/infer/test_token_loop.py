@@ -161,6 +161,8 @@ def test_weights_may_change_in_between(change):
 VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "mlstm conv of 1": MLSTMConfig(conv_width=1, heads=2),
     "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid", normalize=False),
+    "mlstm relu": MLSTMConfig(input_gate="relu2", forget_gate="exp"),
+    "slstm relu": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
     "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),
     "slstm exp forget": SLSTMConfig(forget_gate="exp", recurrent_init="uniform", heads=1),

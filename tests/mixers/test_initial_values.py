@@ -62,6 +62,14 @@ def test_the_input_gates_bias_is_small_and_random():
     assert_normal(torch.cat([build(MLSTMConfig(heads=64))["i.bias"] for _ in range(10)]), 0.1)
 
 
+def test_other_gates_of_the_mlstm_start_open_and_as_strong():
+    """A ReLU around zero would leave half of the heads shut for good; e^3 per step would remember one step alone."""
+    for gate in ("relu", "relu2"):
+        assert_normal(torch.cat([build(MLSTMConfig(heads=64, input_gate=gate))["i.bias"] for _ in range(10)]) - 1, 0.1)
+    f, usual = (build(MLSTMConfig(forget_gate=gate))["f.bias"] for gate in ("exp", "sigmoid"))
+    torch.testing.assert_close(f.exp(), usual.sigmoid())
+
+
 def test_mlstm_large():
     p = build(MLSTMLargeConfig())
     for name in ("q.weight", "k.weight", "v.weight"):

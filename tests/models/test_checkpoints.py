@@ -287,6 +287,10 @@ def with_block(pattern, index, mixer, mlp):
     ("layout", "pattern", "index", "mixer", "mlp", "message"),
     [
         ("classic", "ms", 1, {"forget_gate": "exp"}, {}, r"block 1 has forget_gate 'exp'; this layout has 'sigmoid' o"),
+        ("classic", "ms", 0, {"forget_gate": "exp"}, {}, r"block 0 has forget_gate 'exp'; this layout has 'sigmoid' o"),
+        ("classic", "ms", 0, {"input_gate": "relu"}, {}, r"block 0 has input_gate 'relu'; this layout has 'exp' only"),
+        ("classic", "ms", 1, {"input_gate": "relu"}, {}, r"block 1 has input_gate 'relu'; this layout has 'exp' only"),
+        ("classic", "ms", 1, {"normalize": False}, {}, r"block 1 has normalize False; this layout has True only"),
         ("classic", "s", 0, {"recurrence": "none"}, {}, r"block 0 has recurrence 'none'; this layout has 'block' only"),
         ("classic", "s", 0, {"recurrence": "sparse", "recurrence_degree": 2}, {}, r"block 0 has recurrence 'sparse'; "),
         ("classic", "s", 0, {"recurrence_blocks": 2}, {}, r"block 0 has recurrence_blocks 2; this layout has None o"),

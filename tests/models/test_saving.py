@@ -130,6 +130,20 @@ def test_the_format_is_what_it_was():
     }  # fmt: skip
 
 
+def test_options_that_came_later_may_be_missing():
+    """In a config that an earlier version saved."""
+    config = lm_from_pattern("ms", vocab_size=5, width=32)
+    data = config_to_json(config)
+    later = (
+        {"forget_gate"},
+        {"input_gate", "normalize", *(n for n in data["blocks"][1]["mixer"] if n[:11] == "recurrence_")},
+    )
+    for block, names in zip(data["blocks"], later, strict=True):
+        for name in names:
+            del block["mixer"][name]
+    assert config_from_json(data) == config
+
+
 def test_the_names_of_weights_are_what_they_were(tmp_path):
     """A renamed parameter makes every saved model unreadable."""
     save(build("msMal"), tmp_path)

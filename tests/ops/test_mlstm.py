@@ -12,6 +12,7 @@ from same import assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accuracy import assert_as_accurate
+from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.mlstm import MLSTMState, mlstm_step
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS, spans
 
@@ -28,7 +29,8 @@ def problems(draw, longest):
     options = {
         "reset_BT": None if share is None else resets(B, T, seed=seed, share=share),
         "lengths_B": None if lengths is None else torch.tensor(lengths),
-        "input_gate": draw(st.sampled_from(["exp", "sigmoid"])),
+        "input_gate": draw(st.sampled_from(INPUT_GATES)),
+        "forget_gate": draw(st.sampled_from(FORGET_GATES)),
         "normalize": draw(st.booleans()),
     }
     return x, options

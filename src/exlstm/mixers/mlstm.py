@@ -38,7 +38,7 @@ class MLSTMConfig:
 
     bias: of the projections up and down and of q, k, v; the gates and the convolution always have theirs.
     input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2"; the last two start open, with a bias around one: a
-      ReLU that is shut for every input never learns. forget_gate: "sigmoid" or "exp".
+      ReLU that is shut for every input never learns. forget_gate: "sigmoid" or "exp", which starts as strong as that.
     """
 
     heads: int = 4
@@ -81,7 +81,7 @@ class MLSTM(nn.Module):
         self.norm = HeadNorm(config.heads, inner // config.heads, config.norm_eps)
         self.skip = nn.Parameter(torch.empty(inner))
         self.down = Linear(inner, width, bias=config.bias)
-        conv_bound = config.conv_width**-0.5  # as torch's Conv1d
+        conv_bound, forget = config.conv_width**-0.5, init.linspace(3, 6)  # the bound as torch's Conv1d
         biases = ("up.bias", "q.bias_D", "k.bias_D", "v.bias_D", "down.bias") if config.bias else ()
         init.fill(
             self,
@@ -96,7 +96,7 @@ class MLSTM(nn.Module):
                 "i.weight": init.zeros,
                 "i.bias": init.normal(0.1, around=1 if config.input_gate in ("relu", "relu2") else 0),
                 "f.weight": init.zeros,
-                "f.bias": init.linspace(3, 6),
+                "f.bias": forget if config.forget_gate == "sigmoid" else init.log_sigmoids(forget),
                 "norm.weight": init.ones,
                 "skip": init.ones,
                 "down.weight": init.wang(width, depth),

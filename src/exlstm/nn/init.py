@@ -51,6 +51,11 @@ def linspace(first: float, last: float) -> Fill:
     return lambda x: x.copy_(torch.linspace(first, last, x.shape[-1], device=x.device, dtype=x.dtype).expand_as(x))
 
 
+def log_sigmoids(of: Fill) -> Fill:
+    """log sigmoid of what `of` gives: an exponential forget gate then starts as the sigmoid one."""
+    return lambda x: (of(x), x.copy_(torch.nn.functional.logsigmoid(x)))
+
+
 def power_law(index: int, depth: int) -> Fill:
     """5 - 12 (j / (V - 1))^(0.3 + 1.3 index / (depth - 1)) along the last axis: +5 to -7."""
 

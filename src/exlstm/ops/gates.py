@@ -52,11 +52,9 @@ def log_forget_gate(f: Tensor, gate: ForgetGate) -> Tensor:
 
 def check_gates(input_gate: str, forget_gate: str) -> None:
     """ValueError for a gate that is none of these."""
-    for name, gate, known in (("input_gate", input_gate, INPUT_GATES), ("forget_gate", forget_gate, FORGET_GATES)):
-        if gate not in known:
-            raise ValueError(f"{name} is {gate!r}; it must be {one_of(known)}.")
-
-
-def one_of(names: tuple[str, ...]) -> str:
-    """'a', 'b' or 'c'."""
-    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
+    if input_gate not in INPUT_GATES or forget_gate not in FORGET_GATES:
+        wrong = input_gate not in INPUT_GATES
+        name, gate, known = (
+            ("input_gate", input_gate, INPUT_GATES) if wrong else ("forget_gate", forget_gate, FORGET_GATES)
+        )
+        raise ValueError(f"{name} is {gate!r}; it must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}.")

@@ -76,8 +76,8 @@ def narrowed(r_HKGV: Tensor | None) -> Tensor | None:
 
 
 def gpu_candidates(
-    tensors: Sequence[Tensor], r_HKGV: Tensor | None, backend: str, input_gate: InputGate,
-    cell_activation: CellActivation, normalize: bool,
+    tensors: Sequence[Tensor], r_HKGV: Tensor | None, backend: str, cell_activation: CellActivation,
+    input_gate: InputGate = "exp", normalize: bool = True,
 ) -> list[tuple[str, str | None]]:  # fmt: skip
     """What `choose` is told of both ways through time, and what is in their way."""
     asked_for = "triton" if backend == "triton_steps" else backend
@@ -129,7 +129,7 @@ def slstm(
     tensors = [x_BTHGV, *state, *([] if r_HKGV is None else [r_HKGV])]
     name = choose("slstm", backend, [
         ("numba", numba_obstacle(x_BTHGV, cell_activation)),
-        *gpu_candidates(tensors, r_HKGV, backend, input_gate, cell_activation, normalize),
+        *gpu_candidates(tensors, r_HKGV, backend, cell_activation, input_gate, normalize),
         ("recurrent", None),
     ])  # fmt: skip
     with exactly(x_BTHGV):

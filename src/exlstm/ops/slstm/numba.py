@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exlstm.ops.gates import INPUT_GATES, InputGate
+from exlstm.ops.gates import InputGate
 from exlstm.ops.numba_jit import untraced
 from exlstm.ops.numba_tensors import long_at
 from exlstm.ops.shared import addresses, contiguous, exactly, wide
 from exlstm.ops.slstm.numba_scan import backward_scan, forward_scan
 from exlstm.ops.slstm.numba_tile import PANEL
-from exlstm.ops.slstm.numba_variants import Variant, kept_size
+from exlstm.ops.slstm.numba_variants import kept_size, variant_of
 from exlstm.ops.slstm.reference import SLSTMState
 from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
@@ -54,13 +54,12 @@ def plan(B: int, T: int, H: int, V: int) -> Plan:
 
 def scan_piece(a: int, item: int) -> None:
     """For a `Tape`: one item of a forward scan; its arguments from `rows` on, the tuples' numbers among them."""
-    variant = Variant(long_at(a + 96) != 0, long_at(a + 104), long_at(a + 112) != 0)
-    before = long_at(a + 120), long_at(a + 128), long_at(a + 136), long_at(a + 144)
-    after = long_at(a + 160), long_at(a + 168), long_at(a + 176), long_at(a + 184)
+    before = long_at(a + 104), long_at(a + 112), long_at(a + 120), long_at(a + 128)
+    after = long_at(a + 144), long_at(a + 152), long_at(a + 160), long_at(a + 168)
     forward_scan(item, item + 1, long_at(a), long_at(a + 8) != 0, long_at(a + 16) != 0, long_at(a + 24),
                  long_at(a + 32), long_at(a + 40), long_at(a + 48), long_at(a + 56), long_at(a + 64),
-                 long_at(a + 72) != 0, long_at(a + 80), long_at(a + 88), variant, before, long_at(a + 152),
-                 after, 0, 0)  # fmt: skip
+                 long_at(a + 72) != 0, long_at(a + 80), long_at(a + 88), long_at(a + 96), before,
+                 long_at(a + 136), after, 0, 0)  # fmt: skip
 
 
 class Scan(torch.autograd.Function):
@@ -68,7 +67,7 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor,
-                reset_BT: Tensor | None, lengths_B: Tensor, variant: Variant) -> tuple[Tensor, ...]:  # fmt: skip
+                reset_BT: Tensor | None, lengths_B: Tensor, variant: int) -> tuple[Tensor, ...]:  # fmt: skip
         B, T, H, _, V = x_BTHGV.shape
         past_HBTV = new(H, B, T, V)
         kept_E = new(B * T * H * -(-V // PANEL) * kept_size(variant))
@@ -110,7 +109,7 @@ def new(*shape: int) -> Tensor:
 
 
 def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | None, lengths_B: Tensor,
-        variant: Variant, past_HBTV: Tensor | None = None, kept_E: Tensor | None = None
+        variant: int, past_HBTV: Tensor | None = None, kept_E: Tensor | None = None
         ) -> tuple[Tensor, ...]:  # fmt: skip
     """The forward scan; R may be bfloat16. past_HBTV and kept_E are filled for the backward, if there is to be one."""
     B, T, H, _, V = x_BTHGV.shape
@@ -119,12 +118,12 @@ def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | N
     items, rows, threads, packed = plan(B, T, H, V)
     x_BTHGV, r_HKGV, *first = contiguous(x_BTHGV, r_HKGV, *state)
     work = (rows, packed, r_HKGV.shape[1] > 0, B, T, H, V, *addresses(x_BTHGV, r_HKGV), r_HKGV.dtype is torch.bfloat16,
-            *addresses(reset_BT, lengths_B))  # fmt: skip
+            *addresses(reset_BT, lengths_B), variant)  # fmt: skip
     before, h, after = addresses(*first), h_BTHV.data_ptr(), addresses(*last)
-    share_out(forward_scan, items, *work, variant, before, h, after, *addresses(past_HBTV, kept_E), threads=threads)
+    share_out(forward_scan, items, *work, before, h, after, *addresses(past_HBTV, kept_E), threads=threads)
     if (tape := recording()) is not None:
         tape.keep((x_BTHGV, r_HKGV, reset_BT, lengths_B, first, h_BTHV, last))
-        tape.add(scan_piece, *work, *variant, *before, h, *after, pieces=items, shared=r_HKGV.nbytes >= SHARED_BYTES)
+        tape.add(scan_piece, *work, *before, h, *after, pieces=items, shared=r_HKGV.nbytes >= SHARED_BYTES)
     return h_BTHV, *last
 
 
@@ -140,7 +139,7 @@ def slstm_numba(
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.clamp(0, T).long().contiguous()
-    rows = reset_BT, lengths_B, Variant(exp_forget, INPUT_GATES.index(input_gate), normalize)
+    rows = reset_BT, lengths_B, variant_of(input_gate, exp_forget, normalize)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (x_BTHGV, r_HKGV, *state)):
         h_BTHV, *last = Scan.apply(x_BTHGV, wide(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
     else:

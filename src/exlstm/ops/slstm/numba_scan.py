@@ -16,10 +16,10 @@ from numpy import float32
 
 from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, prefetch, put, tensor_at
-from exlstm.ops.slstm.numba_gates import BLOCK, CARRY, DRAW, KEPT, add_sixteen, gates
+from exlstm.ops.slstm.numba_gates import BLOCK, CARRY, DRAW, add_sixteen
 from exlstm.ops.slstm.numba_recurrent import pack, pack_transposed, read_product, width
 from exlstm.ops.slstm.numba_tile import PANEL, product, rows_by_four
-from exlstm.ops.slstm.numba_variants import Variant, any_backward, kept_in_kernels, other_gate, without_norm
+from exlstm.ops.slstm.numba_variants import any_backward, any_step, kept_in_kernels
 
 Array = Any  # a NumPy array inside Numba
 
@@ -36,22 +36,17 @@ def add_input(block: int, x: int, V: int, u: int) -> None:
 
 
 @helper()
-def all_gates(block: int, h: int, x: int, kept_step: int, kept: int, mixing: bool, H: int, V: int, variant: Variant
+def all_gates(block: int, h: int, x: int, kept_step: int, kept: int, mixing: bool, H: int, V: int, variant: int
               ) -> None:  # fmt: skip
     """One step of all units of a row. x: of this step; kept_step: numbers from one block of `kept` to the next."""
     for u in range(-(-V // PANEL)):
         x_u, block_u = x + SIZE * u * PANEL, block + SIZE * u * BLOCK
-        h_u, kept_u = h + SIZE * u * PANEL, kept + SIZE * u * kept_step
         if not mixing:
             clear(block_u, 4 * PANEL)
         add_input(block_u, x_u, V, u)
         for g in range(4):  # of the next step
             prefetch(x_u, (4 * H + g) * V)
-        if kept_in_kernels(variant) != KEPT:
-            other_gate(block_u, kept_u, variant.input_gate)
-        gates(block_u, h_u, kept_u, variant.exp_forget)
-        if not variant.normalize:
-            without_norm(block_u, h_u, kept_u)
+        any_step(block_u, h + SIZE * u * PANEL, kept + SIZE * u * kept_step, variant)
 
 
 @helper()
@@ -103,7 +98,7 @@ def store_state(block: int, h: int, after: tuple[int, int, int, int], n: int, V:
 
 @compiled
 def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B: int, T: int, H: int, V: int,
-                 x_BTHGV: int, r_HKGV: int, short: bool, reset: int, lengths: int, variant: Variant,
+                 x_BTHGV: int, r_HKGV: int, short: bool, reset: int, lengths: int, variant: int,
                  before: tuple[int, int, int, int], h_BTHV: int, after: tuple[int, int, int, int],
                  past_HBTV: int, kept_E: int) -> None:  # fmt: skip
     """Items first to last - 1 of tiles of `rows` rows. Fills h_BTHV, and after with the state after the last step.
@@ -163,7 +158,7 @@ def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B
 @compiled
 def backward_scan(first: int, last: int, rows: int, mixing: bool, B: int, T: int, H: int, V: int, dh_BTHV: int,
                   r_HKGV: int, reset: int, lengths: int, dafter: tuple[int, int, int], draw_BTHGV: int,
-                  dbefore: tuple[int, int, int], kept_E: int, variant: Variant) -> None:  # fmt: skip
+                  dbefore: tuple[int, int, int], kept_E: int, variant: int) -> None:  # fmt: skip
     """Items as in `forward_scan`. Fills the gradients of x and of the first h, c, n from those of the last: dafter."""
     units, tiles = -(-V // PANEL), -(-B // rows)
     wide, room, size = units * PANEL, rows_by_four(rows), kept_in_kernels(variant)

@@ -1,30 +1,30 @@
 """What the sLSTM's other input gates, and no normaliser, add to a step of 16 units, before it and behind it.
 
-The usual cell has none of this in its way: a kernel asks for these by numbers that are the same in all of a call.
+The usual cell has none of this in its way: a kernel asks for it by a number that is the same in all of a call.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from exlstm.ops.gates import INPUT_GATES, SMALL
+from exlstm.ops.gates import INPUT_GATES, SMALL, InputGate
 from exlstm.ops.numba_jit import helper
 from exlstm.ops.numba_lanes import Lanes, exp, log_sigmoid, sigmoid, where
-from exlstm.ops.slstm.numba_gates import KEPT, KEPT_MORE, Block, gates_backward, sixteen
+from exlstm.ops.slstm.numba_gates import KEPT, KEPT_MORE, Block, gates, gates_backward, sixteen
 from exlstm.ops.slstm.reference import SHUT
 
 EXP, SIGMOID, SOFTPLUS, RELU = (INPUT_GATES.index(gate) for gate in ("exp", "sigmoid", "softplus", "relu"))
 
 
-class Variant(NamedTuple):
-    """Which cell it is; the input gate by its place in INPUT_GATES."""
-
-    exp_forget: bool
-    input_gate: int
-    normalize: bool
+NO_NORM, GATE = 2, 4  # places of a variant's parts: the exponential forget gate is 1, the normaliser's absence 2
 
 
-def kept_size(variant: Variant) -> int:
+def variant_of(input_gate: InputGate, exp_forget: bool, normalize: bool) -> int:
+    """Which cell it is, as one number: on their way into a kernel several take longer."""
+    return exp_forget + NO_NORM * (not normalize) + GATE * INPUT_GATES.index(input_gate)
+
+
+def kept_size(variant: int) -> int:
     """Numbers of a block of `kept`."""
-    return KEPT if variant.input_gate == EXP and variant.normalize else KEPT_MORE
+    return KEPT if variant < NO_NORM else KEPT_MORE
 
 
 kept_in_kernels: Any = helper()(kept_size)
@@ -83,8 +83,9 @@ def exp_gate(block: Block, kept: Block) -> None:
 
 
 @helper()
-def other_gate(block: int, kept: int, gate: int) -> None:
-    """i of a block becomes log i, by the gate's place in INPUT_GATES."""
+def other_gate(block: int, kept: int, variant: int) -> None:
+    """i of a block becomes log i."""
+    gate = variant // GATE
     if gate == EXP:
         exp_gate(block, kept)
     elif gate == SIGMOID:
@@ -136,11 +137,21 @@ def without_norm_backward(draw: Block, carry: Block, dh: Block, kept: Block) -> 
 
 
 @helper()
-def any_backward(draw: int, carry: int, dh: int, kept: int, variant: Variant) -> None:
+def any_step(block: int, h: int, kept: int, variant: int) -> None:
+    """As `gates`, of any cell."""
+    if variant >= NO_NORM:
+        other_gate(block, kept, variant)
+    gates(block, h, kept, variant % NO_NORM == 1)
+    if variant // NO_NORM % 2 == 1:
+        without_norm(block, h, kept)
+
+
+@helper()
+def any_backward(draw: int, carry: int, dh: int, kept: int, variant: int) -> None:
     """As `gates_backward`, of any cell."""
-    if kept_in_kernels(variant) == KEPT:
+    if variant < NO_NORM:
         gates_backward(draw, carry, dh, kept)
-    elif variant.normalize:
+    elif variant // NO_NORM % 2 == 0:
         with_norm_backward(draw, carry, dh, kept)
     else:
         without_norm_backward(draw, carry, dh, kept)
