@@ -15,7 +15,7 @@ import exlstm
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite"}  # ourselves; torch on Linux with a GPU; numba
+COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray"}  # ourselves; torch on Linux with a GPU; numba; an extra
 EXTRAS = PROJECT["optional-dependencies"]
 
 

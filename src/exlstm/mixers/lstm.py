@@ -4,6 +4,7 @@ B batch  T time  D model width (that of the hidden state too)  V width of a head
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +17,25 @@ from exlstm.ops.lstm import LSTMState, lstm, placed_in_blocks
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMConfig:
-    """One LSTM layer at the model width. forget_bias is added to the forget gate at the start.
+    """One LSTM layer at the model width.
 
+    forget_bias: added to the forget gate at the start; "power_law" is that of the sLSTM (5 down to -7 within a head, by
+      depth), so that units begin with all time scales.
     heads: recurrent weights are block-diagonal, one block per head (the paper's "LSTM (Block)"); 1: dense.
     """
 
     heads: int = 1
-    forget_bias: float = 1.0
+    forget_bias: float | Literal["power_law"] = 1.0
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where the width cannot be cut into heads."""
-        return LSTM(width, self)
+        return LSTM(width, self, depth, index)
 
 
 class LSTM(nn.Module):
     """Built by `LSTMConfig.build`; keeps the contract of `mixers.contract`."""
 
-    def __init__(self, width: int, config: LSTMConfig) -> None:
+    def __init__(self, width: int, config: LSTMConfig, depth: int, index: int) -> None:
         super().__init__()
         H = config.heads
         if H < 1 or width % H:
@@ -43,12 +46,14 @@ class LSTM(nn.Module):
         self.u_GV = nn.Parameter(torch.empty(4 * width, width // H))
         self.b_G = nn.Parameter(torch.empty(4 * width))
         bound = width**-0.5  # as torch's LSTM
+        power_law = config.forget_bias == "power_law"
+        forget = init.power_law(index, depth) if power_law else init.constant(float(config.forget_bias))
         init.fill(
             self,
             {
                 "w_GD": init.uniform(bound),
                 "u_GV": init.uniform(bound),
-                "b_G": lambda b_G: (b_G.zero_(), b_G[width : 2 * width].fill_(config.forget_bias)),
+                "b_G": lambda b_G: (b_G.zero_(), forget(b_G[width : 2 * width].view(H, -1))),
             },
         )
 

@@ -5,7 +5,16 @@ What study files use is here; see `exlstm.study.contract` for what such a file i
 
 from exlstm.study import figures
 from exlstm.study.cells import Cell, Results, all_of
-from exlstm.study.models import FORMAL, body_parameters, contestants, stack, with_parameters, xlstm
+from exlstm.study.models import (
+    FORMAL,
+    body_parameters,
+    contestants,
+    makers,
+    stack,
+    with_parameters,
+    with_state_bytes,
+    xlstm,
+)
 from exlstm.study.parts import Claim, Picture, Table
 from exlstm.study.problems import Lesson
 from exlstm.study.training import Training
@@ -23,7 +32,9 @@ __all__ = [
     "body_parameters",
     "contestants",
     "figures",
+    "makers",
     "stack",
     "with_parameters",
+    "with_state_bytes",
     "xlstm",
 ]

@@ -3,12 +3,13 @@
     contestants(width=64, heads=4)    {"xlstm[1:0]": ..., "xlstm[0:1]": ..., "xlstm[1:1]": ..., "lstm": ..., ...}
 
 Ours are stacks of the paper's blocks. A rival is any other entry of MIXERS: it joins every study by being there, each
-of its blocks followed by a gated MLP, as in Llama, unless a line here says more of it.
+of its blocks followed by a gated MLP, as in Llama, unless a line here says more of it. The LSTM begins with the sLSTM's
+spread of forget biases: with 1.0 everywhere it counts, and learns parity of the lengths it was trained on only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import lcm
 from typing import Any
 
@@ -26,6 +27,8 @@ from exlstm.models.pattern import paper_mlp, swiglu, xlstm_pattern
 from exlstm.models.summary import parameters
 
 Stack = tuple[MixerConfig, ...]
+Settings = Mapping[str, Any]
+Maker = Callable[[int], LMConfig]
 
 _CLOSE = 0.05  # how far parameter counts may be apart and still be called equal
 _LOW, _HIGH = 1 / 64, 64.0
@@ -33,12 +36,14 @@ _LOW, _HIGH = 1 / 64, 64.0
 FORMAL: Mapping[str, Any] = {"conv_width": 0, "recurrent_init": "uniform"}
 
 
-def xlstm(ratio: str, *, width: int, heads: int = 4, depth: int = 2, slstm: Mapping[str, Any] | None = None,
-          mlstm: Mapping[str, Any] | None = None) -> LMConfig:  # fmt: skip
+def xlstm(
+    ratio: str, *, width: int, heads: int = 4, depth: int = 2, slstm: Settings | None = None,
+    mlstm: Settings | None = None,
+) -> LMConfig:  # fmt: skip
     """xLSTM[a:b] with other settings of its cells than the default. The vocabulary is left to who knows the task."""
     kinds: dict[str, MixerConfig] = {
-        "m": MLSTMConfig(heads=heads, **(mlstm or {})),
-        "s": SLSTMConfig(heads=heads, **(slstm or {})),
+        "m": MLSTMConfig(**{"heads": heads, **(mlstm or {})}),
+        "s": SLSTMConfig(**{"heads": heads, **(slstm or {})}),
     }
     return stack(tuple(kinds[letter] for letter in xlstm_pattern(ratio, depth)), width=width)
 
@@ -55,27 +60,58 @@ def _block(mixer: MixerConfig, width: int) -> BlockConfig:
     return BlockConfig(mixer=mixer, mlp=paper_mlp(width) if ours else swiglu(width))
 
 
-def contestants(
-    *, width: int, heads: int = 4, depth: int = 2, slstm: Mapping[str, Any] | None = None, target: int | None = None
-) -> dict[str, LMConfig]:
-    """Every model of a comparison by its name in tables, with equal parameters.
+def makers(
+    *, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None
+) -> dict[str, Maker]:
+    """Every model of a comparison by its name in tables, as a function of its width.
 
-    slstm: settings of the sLSTM blocks, such as FORMAL. target: parameters of each, without embedding and head; None
-    for those of the largest as it is.
+    slstm, mlstm: settings of these blocks, such as FORMAL; they may have other heads than the rest.
     """
-    found = {
-        f"xlstm[{ratio}]": xlstm(ratio, width=width, heads=heads, depth=depth, slstm=slstm)
+    stacks: dict[str, Stack] = {
+        "lstm": (LSTMConfig(forget_bias="power_law"),) * depth,
+        "lstm(block)": (LSTMConfig(heads=heads, forget_bias="power_law"),) * depth,
+        "attention": (AttentionConfig(heads=heads),) * depth,
+    }
+    known = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
+    stacks |= {name: (kind(),) * depth for name, kind in MIXERS.items() if kind not in known}
+    ours = {
+        f"xlstm[{ratio}]": partial(xlstm, ratio, heads=heads, depth=depth, slstm=slstm, mlstm=mlstm)
         for ratio in ("1:0", "0:1", "1:1")
     }
-    found["lstm"] = stack((LSTMConfig(),) * depth, width=width)
-    found["lstm(block)"] = stack((LSTMConfig(heads=heads),) * depth, width=width)
-    found["attention"] = stack((AttentionConfig(heads=heads),) * depth, width=width)
-    special = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
-    for name, kind in MIXERS.items():
-        if kind not in special:
-            found[name] = stack((kind(),) * depth, width=width)
+    return {
+        **{name: _by_width(make) for name, make in ours.items()},
+        **{name: _by_width(partial(stack, mixers)) for name, mixers in stacks.items()},
+    }
+
+
+def _by_width(make: Callable[..., LMConfig]) -> Maker:
+    return lambda width: make(width=width)
+
+
+def contestants(
+    *, width: int, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None,
+    target: int | None = None,
+) -> dict[str, LMConfig]:  # fmt: skip
+    """Every model of `makers` at this width, with equal parameters.
+
+    target: parameters of each, without embedding and head; None for those of the largest as it is.
+    """
+    found = {name: make(width) for name, make in makers(heads=heads, depth=depth, slstm=slstm, mlstm=mlstm).items()}
     target = max(body_parameters(config) for config in found.values()) if target is None else target
     return {name: with_parameters(config, target) for name, config in found.items()}
+
+
+def with_state_bytes(make: Maker, target: int, length: int, *, step: int = 4) -> LMConfig:
+    """The model at the width, a multiple of `step`, whose state after `length` tokens is nearest to `target` bytes."""
+
+    def bytes_at(width: int) -> int:
+        with torch.device("meta"):
+            return LM(make(width)).state_bytes(length)
+
+    low = step
+    while bytes_at(low + step) <= target:
+        low += step
+    return make(min((low, low + step), key=lambda width: abs(bytes_at(width) - target)))
 
 
 @lru_cache(maxsize=4096)  # studies ask for the same models task by task, and a model takes milliseconds to build

@@ -1,0 +1,141 @@
+"""The conflict: can an sLSTM navigate a cycle and calculate modulo five, or not?
+
+The paper says it can. An independent replication (Walker et al. 2025, arXiv:2505.17761) found that it cannot:
+accuracies of 0.33 and 0.28 where the paper has 1.0. The paper used no convolution and recurrent weights that are not
+zero at the start; the published code has a convolution, zero recurrent weights, and forget biases by a power law. Which
+of the three is it? All eight combinations are trained alike, beside an LSTM.
+
+Expected: one of the three factors separates settings that solve the tasks from those that do not.
+
+Paper: Beck et al. 2024, figure 4 and appendix B.1.1.
+"""
+
+from itertools import product
+from statistics import mean
+
+from exlstm.study import Claim, Lesson, Picture, Table, Training, contestants, figures, with_parameters, xlstm
+from exlstm.study import body_parameters as count
+
+FACTORS = {"conv": ("off", "on"), "R": ("uniform", "zeros"), "forget bias": ("power law", "linspace")}
+TASKS = ("cycle_navigation", "modular_arithmetic")
+PAPERS = {"conv": "off", "R": "uniform", "forget bias": "power law"}
+DEFAULTS = {"conv": "on", "R": "zeros", "forget bias": "power law"}
+LONG, SHORT = 0, 1  # the tests
+
+
+def runs(size):
+    width, heads = {"quick": (16, 1), "small": (32, 1), "paper": (128, 4)}[size]
+    how = {
+        "quick": {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
+        "small": {"steps": 2000, "batch": 32, "validation_rows": 64, "test_rows": 256, "enough": 0.999},
+        "paper": {"steps": 100_000, "batch": 256, "test_rows": 2048},
+    }[size]
+    rates = {"quick": (1e-2,), "small": (4e-3,), "paper": (1e-2, 1e-3, 1e-4)}[size]
+    lstm = contestants(width=width, heads=heads)["lstm"]
+    target = count(lstm)
+    found = []
+    for task in TASKS:
+        dense = size != "paper" and task == "cycle_navigation"
+        lesson = Lesson(task=task, train=(3, 40), test=((40, 256), (3, 40)), dense=dense)
+        models = [("lstm", lstm, (("conv", "-"), ("R", "-"), ("forget bias", "-")))]
+        for conv, start, bias in product(*FACTORS.values()):
+            cell = {
+                "conv_width": 4 if conv == "on" else 0,
+                "recurrent_init": start,
+                "forget_bias": bias.replace(" ", "_"),
+            }
+            architecture = with_parameters(xlstm("0:1", width=width, heads=heads, slstm=cell), target)
+            models.append(("xlstm[0:1]", architecture, tuple(zip(FACTORS, (conv, start, bias), strict=True))))
+        found += [
+            Training(model=name, architecture=architecture, lessons=(lesson,), lr=rate, varied=varied, **how)
+            for name, architecture, varied in models
+            for rate in rates
+        ]
+    return found
+
+
+def report(results):
+    tasks = results.values("task")
+    settings = [dict(zip(FACTORS, values, strict=True)) for values in product(*FACTORS.values())]
+
+    def cell(task, setting):
+        return results.cell(task=task, model="xlstm[0:1]", **setting)
+
+    for task in tasks:
+        yield from claims(task, cell, results)
+        yield Table(
+            title=f"{task}: all eight",
+            columns=(*FACTORS, "lengths 40 to 256", "lengths of training, 3 to 40", "best validation of any seed"),
+            rows=[
+                (
+                    *setting.values(),
+                    cell(task, setting).text(LONG),
+                    cell(task, setting).text(SHORT),
+                    best(cell(task, setting)),
+                )
+                for setting in settings
+            ]
+            + [
+                (
+                    "LSTM",
+                    "",
+                    "",
+                    results.cell(task=task, model="lstm").text(LONG),
+                    results.cell(task=task, model="lstm").text(SHORT),
+                    best(results.cell(task=task, model="lstm")),
+                )
+            ],
+            note=results.cost_note(task=task),
+        )
+        yield Table(
+            title=f"{task}: what each factor changes",
+            columns=("factor", "from", "to", "change at 40 to 256", "change at 3 to 40"),
+            rows=[
+                (factor, *values, *(effect(task, cell, factor, test) for test in (LONG, SHORT)))
+                for factor, values in FACTORS.items()
+            ],
+            note="The mean over all other settings and seeds of the second value, less that of the first.",
+        )
+    yield Picture(
+        name="settings",
+        title="Every seed (conv, R, forget bias)",
+        size=(10, 6),
+        draw=lambda figure: figures.strips(
+            figure,
+            {
+                f"{task}, {where}": {
+                    **{", ".join(setting.values()): cell(task, setting).scores(test) for setting in settings},
+                    "LSTM": results.cell(task=task, model="lstm").scores(test),
+                }
+                for task in tasks
+                for test, where in ((LONG, "40 to 256"), (SHORT, "3 to 40"))
+            },
+            label="scaled accuracy",
+            columns=2,
+        ),
+    )
+
+
+def best(cell):
+    found = [point["validation"] for row in cell.rows for point in row["curve"]]
+    return f"{max(found):.2f}" if found else cell.status()
+
+
+def scores(task, cell, factor, value, test):
+    settings = (dict(zip(FACTORS, values, strict=True)) for values in product(*FACTORS.values()))
+    return [score for setting in settings if setting[factor] == value for score in cell(task, setting).scores(test)]
+
+
+def effect(task, cell, factor, test):
+    first, second = (scores(task, cell, factor, value, test) for value in FACTORS[factor])
+    return f"{mean(second) - mean(first):+.2f}" if first and second else "not run"
+
+
+def claims(task, cell, results):
+    papers, defaults = cell(task, PAPERS), cell(task, DEFAULTS)
+    for name, found in (("the paper's setting (no conv, R not zero)", papers), ("the published default", defaults)):
+        yield Claim(
+            text=f"with {name} an sLSTM solves {task} at lengths 40 to 256 (0.99, 4 of 5 seeds)",
+            holds=None if found.missing else found.solved() >= 0.8 * found.planned,
+            evidence=f"{found.text(LONG)}; at the lengths of training {found.text(SHORT)}",
+        )

@@ -1,0 +1,204 @@
+"""Gates: why exponential? And what are the normaliser and the stabiliser for?
+
+Every input gate (exp, sigmoid, softplus, relu, relu2) with every forget gate (sigmoid, exp), on the search for the
+nearest neighbour with which the paper motivates exponential gates, on parity, and on associative recall. The sLSTM
+stands for the first two, the mLSTM for the third. Then the cells without their normaliser; and a map of overflow: up to
+which scale of the input gate's pre-activation a cell stays finite in float32, bfloat16 and float16, with and without
+the stabiliser.
+
+Expected: the exponential input gate is best at the search, where a stored value has to be revised; nothing is known of
+softplus and ReLU. Without a stabiliser float32 overflows at about 88 nats, float16 at 11.
+
+Paper: Beck et al. 2024, sections 2.1 to 2.3, figure 2 and table 8 (right); its reviewers asked for other activations.
+"""
+
+import math
+from itertools import product
+
+from exlstm.study import FORMAL, Claim, Lesson, Picture, Table, Training, figures, xlstm
+from exlstm.study.overflow import Overflow
+
+INPUT = ("exp", "sigmoid", "softplus", "relu", "relu2")
+FORGET = ("sigmoid", "exp")
+SEARCH, PARITY, RECALL = "nearest_neighbours", "parity", "recall_4_of_512"
+
+
+def lessons(size):
+    """What is learned, by which cell, and the lengths of it."""
+    context = 32 if size == "quick" else 64
+    return {
+        SEARCH: ("0:1", Lesson(task=SEARCH, train=(2, context), test=((2, context),))),
+        PARITY: ("0:1", Lesson(task=PARITY, train=(3, 40), test=((40, 256),))),
+        RECALL: ("1:0", Lesson(task=RECALL, train=(context, context), test=((context, context),))),
+    }
+
+
+def runs(size):
+    width, heads = {"quick": (16, 1), "small": (32, 1), "paper": (128, 4)}[size]
+    how = {
+        "quick": {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
+        "small": {"steps": 500, "batch": 32, "validation_rows": 64, "test_rows": 256, "enough": 0.999},
+        "paper": {"steps": 100_000, "batch": 256, "test_rows": 2048},
+    }[size]
+    rates = (1e-2,) if size != "paper" else (1e-1, 1e-2, 1e-3, 1e-4)
+    settings = [(gate, forget, True) for gate, forget in product(INPUT, FORGET)]
+    settings += [(gate, "sigmoid", False) for gate in ("exp", "sigmoid", "softplus")]
+    found = [
+        Training(
+            model=f"xlstm[{ratio}]",
+            architecture=architecture(ratio, width, heads, gate, forget, normalised),
+            lessons=(lesson,),
+            lr=rate,
+            varied=(("input", gate), ("forget", forget), ("normaliser", "on" if normalised else "off")),
+            **how,
+        )
+        for ratio, lesson in lessons(size).values()
+        for gate, forget, normalised in settings
+        for rate in rates
+    ]
+    steps = 32 if size == "quick" else 256
+    return found + [
+        Overflow(cell=cell, dtype=dtype, stabilised=stabilised, normalised=normalised, steps=steps)
+        for cell in ("mlstm", "slstm")
+        for dtype in ("float32", "bfloat16", "float16")
+        for stabilised, normalised in product((True, False), (True, False))
+    ]
+
+
+def architecture(ratio, width, heads, gate, forget, normalised):
+    cell = {"input_gate": gate, "forget_gate": forget, "normalize": normalised}
+    return xlstm(ratio, width=width, heads=heads if ratio == "0:1" else 2, slstm={**FORMAL, **cell}, mlstm=cell)
+
+
+def report(results):
+    trained = results.cells(lambda facets: facets["task"] != "overflow")
+    tasks = list(dict.fromkeys(cell.facets["task"] for cell in trained))
+
+    def cell(task, gate, forget="sigmoid", normaliser="on"):
+        return results.cell(task=task, input=gate, forget=forget, normaliser=normaliser)
+
+    yield from gate_claims(cell, tasks)
+    yield Table(
+        title="Input gate and forget gate",
+        columns=("task", "forget gate", *INPUT),
+        rows=[
+            (task, forget, *(cell(task, gate, forget).text() for gate in INPUT)) for task in tasks for forget in FORGET
+        ],
+        note="The search's score is the share of the variance that is explained, and 0.99 of it is seldom reached. "
+        + results.cost_note(),
+    )
+    yield Table(
+        title="Without the normaliser (sigmoid forget gate)",
+        columns=("task", "normaliser", "exp", "sigmoid", "softplus"),
+        rows=[
+            (
+                task,
+                normaliser,
+                *(cell(task, gate, "sigmoid", normaliser).text() for gate in ("exp", "sigmoid", "softplus")),
+            )
+            for task in tasks
+            for normaliser in ("on", "off")
+        ],
+    )
+    yield Picture(
+        name="gates",
+        title="Every seed, by input gate and forget gate",
+        size=(10, 4),
+        draw=lambda figure: figures.strips(
+            figure,
+            {
+                task: {
+                    f"{gate}, forget {forget}": cell(task, gate, forget).scores() for gate in INPUT for forget in FORGET
+                }
+                for task in tasks
+            },
+            least=None,
+        ),
+    )
+    yield from overflow_map(results)
+
+
+def gate_claims(cell, tasks):
+    if SEARCH in tasks:
+        cells = {gate: cell(SEARCH, gate) for gate in INPUT}
+        best = {gate: found.median() for gate, found in cells.items() if found.rows}
+        yield Claim(
+            text="of the input gates, exp explains most of the nearest-neighbour search (sigmoid forget gate)",
+            holds=None if any(found.missing for found in cells.values()) else max(best, key=best.get) == "exp",
+            evidence=", ".join(f"{gate} {value:.3f}" for gate, value in best.items()),
+        )
+    if PARITY in tasks:
+        cells = {gate: cell(PARITY, gate) for gate in INPUT}
+        yield Claim(
+            text="every input gate solves parity: memory mixing does it, not the gate (4 of 5 seeds)",
+            holds=None
+            if any(found.missing for found in cells.values())
+            else all(found.solved() >= 0.8 * found.planned for found in cells.values()),
+            evidence=", ".join(f"{gate} {found.solved()}/{len(found.rows)}" for gate, found in cells.items()),
+        )
+
+
+def overflow_map(results):
+    found = results.cells(lambda facets: facets["task"] == "overflow")
+    if not found:
+        return
+
+    def at(cell, dtype, stabiliser, normaliser):
+        return next(
+            c
+            for c in found
+            if (c.facets["cell"], c.facets["dtype"], c.facets["stabiliser"], c.facets["normaliser"])
+            == (cell, dtype, stabiliser, normaliser)
+        )
+
+    dtypes = ("float32", "bfloat16", "float16")
+    stable = [at(cell, dtype, "on", "on") for cell in ("mlstm", "slstm") for dtype in dtypes]
+    yield Claim(
+        text="with stabiliser and normaliser no scale up to 4096 overflows, in any precision",
+        holds=None
+        if any(c.missing for c in stable)
+        else all(test["finite_to_the_end"] for c in stable for test in c.tests()),
+        evidence="but in 16 bits the stabiliser itself loses digits: see the errors",
+    )
+    yield Table(
+        title="The largest scale of the input gate before the first number that is not finite",
+        columns=("cell", "stabiliser", "normaliser", *dtypes),
+        rows=[
+            (cell, stabiliser, normaliser, *(limit(at(cell, dtype, stabiliser, normaliser)) for dtype in dtypes))
+            for cell in ("mlstm", "slstm")
+            for stabiliser in ("on", "off")
+            for normaliser in ("on", "off")
+        ],
+        note="Pre-activations of the input gate are normal with this standard deviation, in nats; the smallest of the "
+        "seeds. Every operation has the precision of the column.",
+    )
+    yield Picture(
+        name="overflow",
+        title="Error against float64 by the scale of the input gate; a line ends where numbers are not finite",
+        size=(10, 3.6),
+        draw=lambda figure: draw_errors(figure, at, dtypes),
+    )
+
+
+def limit(cell):
+    if not cell.rows:
+        return cell.status()
+    if all(test["finite_to_the_end"] for test in cell.tests()):
+        return "none to 4096"
+    return f"{min(cell.scores()):.0f}"
+
+
+def draw_errors(figure, at, dtypes):
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("mlstm", "slstm"), strict=True):
+        series = {}
+        for dtype in dtypes:
+            for stabiliser in ("on", "off"):
+                errors = {}
+                for test in at(name, dtype, stabiliser, "on").tests():
+                    for scale, error in test["errors"]:
+                        if error is not None and math.isfinite(error):
+                            errors.setdefault(scale, []).append(max(error, 1e-9))
+                series[f"{dtype}, stabiliser {stabiliser}"] = list(errors.items())
+        figures.lines(axes, series, x_label="scale of the input gate", y_label="largest error", log_x=True, log_y=True)
+        axes.set_title(name, fontsize=10, loc="left")
+    axes.legend(fontsize=8, frameon=False)
