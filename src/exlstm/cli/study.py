@@ -1,6 +1,7 @@
 """`exlstm study`: list, run, report, compare."""
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -101,13 +102,13 @@ def study_run(options: StudyRun) -> None:
     try:
         outcome = conduct(study, order, folder)
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: exlstm study run {study.name} --size {options.size} --resume")
+        print(f"\nstopped; go on with: {_resume(options)}")
         raise
     study_report(StudyReport(name=options.name, size=options.size, seeds=options.seeds, folder=options.folder))
     if outcome.failed:
         raise ValueError(
             f"{outcome.failed} of {outcome.done + outcome.failed + outcome.left} runs failed, one with "
-            f"{outcome.error!r}; try them again with --resume."
+            f"{outcome.error!r}; try them again with: {_resume(options)}."
         )
 
 
@@ -127,6 +128,16 @@ def study_compare(options: StudyCompare) -> None:
 
     folder = Path(options.folder)
     print(comparison(options.a, result_rows(options.a, folder), options.b, result_rows(options.b, folder)))
+
+
+def _resume(options: StudyRun) -> str:
+    """The command that goes on with this one."""
+    words = ["exlstm", "study", "run", options.name]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value != field.default and field.name not in ("name", "resume", "overwrite"):
+            words += [f"--{field.name}", str(value)]
+    return shlex.join([*words, "--resume"])
 
 
 def _seeds(size: str, seeds: int | None) -> int:
