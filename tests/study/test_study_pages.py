@@ -1,0 +1,218 @@
+"""Pages and pictures: all of a report is in them, whatever its letters, and they need nothing but themselves."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from small_studies import COUNT, count_study, row_of
+
+from exlstm.study import Claim, Results, figures
+from exlstm.study.contract import run_id, with_seed
+from exlstm.study.figures import png
+from exlstm.study.parts import aligned
+from exlstm.study.publish import publish, terminal_text
+from exlstm.study.results import result_path
+
+STUDY = count_study()
+FOUND = 'What <i>I</i> found & "why".\n\nA second paragraph.'
+
+
+class Page(HTMLParser):
+    """Texts by tag, images, and whatever loads something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.texts, self.images, self.loads, self.tags, self.open = [], [], [], [], []
+        self.feed(text)
+        assert not [tag for tag in self.open if tag not in ("meta", "img", "br")]
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+        if tag == "img":
+            self.images.append(dict(attributes))
+        elif tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append(data.strip())
+
+
+def something_on(data):
+    """A PNG, and more on it than one colour."""
+    assert data.startswith(b"\x89PNG\r\n")
+    picture = matplotlib.image.imread(io.BytesIO(data))
+    return picture.shape[0] > 100 and picture.shape[1] > 100 and bool(np.ptp(picture[..., :3]) > 0.5)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    runs = STUDY.planned("small")
+    rows = {run_id(run): row_of(STUDY, run, validation=run.lr) for run in runs}
+    rows |= {run_id(run): row_of(STUDY, run, score=0.875) for run in (with_seed(runs[1], seed) for seed in (1, 2))}
+    failed = with_seed(runs[3], 1)
+    rows[run_id(failed)] = row_of(STUDY, failed, error="RuntimeError: <oh>")
+    path = result_path(folder, "count", "small")
+    path.parent.mkdir(parents=True)
+    path.with_name("found.md").write_text(FOUND, encoding="utf-8")
+    results = Results(STUDY, "small", rows, 2)
+    return folder, results, publish(results, folder)
+
+
+CLAIMS = {"ten < eleven & |so| on": "not decided", "a claim that holds": "holds", "a claim that fails": "does not hold"}
+
+
+def test_files_lie_beside_the_results(published):
+    folder, _, (markdown, page) = published
+    place = folder / "results" / "count"
+    assert (markdown, page) == (place / "small.md", place / "small.html")
+    assert {path.name for path in place.iterdir()} == {"found.md", "small.md", "small.html", "small-rise.png"}
+    assert something_on((place / "small-rise.png").read_bytes())
+
+
+def test_the_html_page_says_all_and_loads_nothing(published):
+    _, results, (_, path) = published
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    whole = " ".join(page.texts)
+    assert "Which number is <b>largest</b> & why?" in page.texts
+    for words in ('Expected: "ten" & not <i>nine</i>.', "Paper: none | at all.", 'What <i>I</i> found & "why".',
+                  "A second paragraph.", "Scores | <all>", "A line & <more>", "a note < here", '"a" <b> | c',
+                  "it is not so", "a|b", "x|y", "<b>", "abc1234 (9 runs)", "2 cores of a <fast> one (9 runs)",
+                  results.cost_note(), "What was found", "0.88 (0/2)", "failed", "not run"):  # fmt: skip
+        assert words in whole, words
+    for claim, verdict in CLAIMS.items():
+        assert f"{verdict} : {claim}" in whole
+    assert "3 settings, 2 reported runs done, 1 failed, 3 not run" in whole
+    # nothing of the report has become markup, and nothing comes from elsewhere
+    assert not {"i", "all", "more", "oh", "script", "link", "iframe"} & set(page.tags)
+    assert page.tags.count("b") == len(CLAIMS)
+    assert len(page.images) == 1
+    assert page.images[0]["alt"] == "A line & <more>"
+    kind, _, data = page.images[0]["src"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert something_on(base64.b64decode(data))
+    assert all(value.startswith("data:") for value in page.loads)
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_the_markdown_page_says_all(published):
+    _, results, (path, _) = published
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# Which number is <b>largest</b> & why?\n\nExpected:")
+    assert f"## What was found\n\n{FOUND}\n" in text
+    assert "## A line & <more>\n\n![A line & <more>](small-rise.png)\n\na note < here\n" in text
+    for claim, verdict in CLAIMS.items():
+        cell = claim.replace("|", "\\|")
+        assert f"| {cell} | **{verdict}** |" in text
+    assert results.cost_note() in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
+    assert "| model | a\\|b |\n|---|---|\n| one | 0.88 (0/2) |\n| two | failed |\n" in text.replace(
+        results.cell(model="two").text(), "failed")  # fmt: skip
+
+
+def test_lines_in_cells_do_not_break_tables(tmp_path):
+    study = count_study(COUNT.replace('evidence="it is not so"', 'evidence="first\\nsecond"'))
+    run = study.planned("small")[0]
+    markdown, _ = publish(Results(study, "small", {run_id(run): row_of(study, run)}, 1), make(tmp_path))
+    assert "| **does not hold** | first second |" in markdown.read_text()
+
+
+def make(folder):
+    result_path(folder, "count", "small").parent.mkdir(parents=True)
+    return folder
+
+
+def test_the_terminal_is_told_claims_and_tables(published):
+    text = terminal_text(published[1])
+    for claim, verdict in CLAIMS.items():
+        assert f"[{verdict}] {claim}" in text
+    for words in ("Scores | <all>\nmodel  a|b\none    0.88 (0/2)\n", "it is not so", "Which number", "3 settings"):
+        assert words in text
+
+
+def test_what_was_found_is_about_the_small_size(tmp_path):
+    run = STUDY.planned("quick")[0]
+    rows = {run_id(run): row_of(STUDY, run, size="quick")}
+    (make(tmp_path) / "results" / "count" / "found.md").write_text(FOUND)
+    markdown, page = publish(Results(STUDY, "quick", rows, 1), tmp_path)
+    assert markdown.name == "quick.md"
+    assert "found" not in markdown.read_text() + Page(page.read_text()).texts[0]
+
+
+def test_without_results_there_is_no_report(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^there are no results in .*small\.jsonl; .*: exlstm study run count --size small"
+    ):
+        publish(Results(STUDY, "small", {}, 5), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pages_are_the_same_every_time(published):
+    folder, results, pages = published
+    before = [path.read_bytes() for path in pages]
+    publish(results, folder)
+    assert [path.read_bytes() for path in pages] == before
+
+
+def test_verdicts_and_columns():
+    assert [Claim(text="", holds=holds).verdict for holds in (True, False, None)] == [
+        "holds",
+        "does not hold",
+        "not decided",
+    ]
+    assert aligned([("a", "bbb", "c"), ("aaa", "b", "")]) == ["a    bbb  c", "aaa  b"]
+
+
+# --------------------------------------------------------------------------------------------------------- pictures
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_a_heat_map_has_every_number_in_its_place():
+    figure = Figure()
+    figures.heat_map(figure, [[0.25, None, 1.0], [0.5, 0.75, -0.1]], ["a", "b"], ["x_y", "z", "w"])
+    assert texts(figure) == ["0.25", "–", "1.00", "0.50", "0.75", "-0.10"]
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["x y", "z", "w"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    shown = axes.images[0].get_array()
+    assert shown.shape == (2, 3)
+    assert float(shown[1, 0]) == 0.5
+    assert something_on(png(lambda f: figures.heat_map(f, [[None]], ["a"], ["b"]), (4, 3)))
+
+
+def test_strips_show_every_seed_and_the_median():
+    figure = Figure()
+    panels = {"one": {"m": [0.1, 0.9, 0.2], "n": []}, "two": {"m": [0.5], "n": [1.0, 0.8]}, "three": {"n": [0.3]}}
+    figures.strips(figure, panels, columns=2)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown] == ["one", "two", "three"]
+    dots = {tuple(line.get_xdata()) for line in shown[0].lines if line.get_marker() == "o"}
+    assert dots == {(0.1, 0.9, 0.2), ()}
+    assert [0.2, 0.2] in [list(line.get_xdata()) for line in shown[0].lines]
+    assert something_on(png(lambda f: figures.strips(f, panels), (6, 3)))
+
+
+def test_lines_go_through_medians():
+    figure = Figure()
+    series = {"a": [(1, [0.1, 0.9, 0.2]), (2, []), (4, [0.5])], "b": [(1, []), (2, [])]}
+    figures.lines(figure.subplots(), series, x_label="x", y_label="y", log_x=True)
+    axes = figure.axes[0]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] == [([1, 4], [0.2, 0.5]), ([], [])]
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert axes.get_xscale() == "log"
+    assert axes.lines[0].get_color() == figures.colour(0) != axes.lines[1].get_color()
