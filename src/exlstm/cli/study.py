@@ -66,19 +66,21 @@ def study_list(options: StudyList) -> None:
     from exlstm.study.contract import SIZES, find_study, studies
     from exlstm.study.results import result_path
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("study", "question", *(f"{size}: done of settings" for size in SIZES)):
-        table.add_column(heading)
+    table = Table(box=None, pad_edge=False, caption="settings done, of all; –: not run", caption_justify="left")
+    table.add_column("study", no_wrap=True)
+    for size in SIZES:
+        table.add_column(size, no_wrap=True, justify="right")
+    table.add_column("question")
     folder = Path(options.folder)
     for name in studies(folder):
-        study = find_study(name, folder)
-        counts = []
+        question, counts = find_study(name, folder).question, []
         for size in SIZES:
-            cells = _results(study.name, size, None, options.folder).cells()
-            done = sum(not cell.missing for cell in cells)
-            there = result_path(folder, name, size).exists()
-            counts.append(f"{done} of {len(cells)}" if there else f"{len(cells)}, not run")
-        table.add_row(name, study.question, *counts)
+            if not result_path(folder, name, size).exists():
+                counts.append("–")  # and its runs, which take seconds to list, are not looked at
+                continue
+            cells = _results(name, size, None, options.folder).cells()
+            counts.append(f"{sum(not cell.missing for cell in cells)} of {len(cells)}")
+        table.add_row(name, *counts, question)
     Console(highlight=False, markup=False).print(table)
 
 
