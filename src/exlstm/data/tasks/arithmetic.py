@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from exlstm.data.packing import IGNORE
 from exlstm.data.tasks.contract import PAD, Ints, Numbers, Rows, Task, at, with_answer
 
 _PLUS, _MINUS, _TIMES, _EQUALS = 1, 2, 3, 4
@@ -25,16 +26,27 @@ def _modular_arithmetic(numbers: Numbers, lengths_B: Ints) -> Rows:
     place = np.arange(T)
     written = np.where(place % 2 == 0, 5 + digits, operators)
     written = np.where(place == lengths_B[:, None] - 2, _EQUALS, written)
-    total, product = np.zeros_like(lengths_B), digits[:, 0]
-    values = np.zeros_like(written)
-    for t in range(1, T, 2):
-        # what the value is if an `=` stands at t
-        values[:, t] = (total + product) % _MODULUS
-        if t + 1 < T:
-            times, sign = operators[:, t] == _TIMES, np.where(operators[:, t] == _MINUS, -1, 1)
+    return with_answer(written, lengths_B, at(_values_so_far(written), lengths_B - 2))
+
+
+def _values_so_far(tokens_BT: Ints) -> Ints:
+    """What the expression up to each place is worth, in tokens; IGNORE behind an operator, where it is none.
+
+    3 + 2 * 4 - 1 = | 0      3 . 0 . 1 . 0 0
+    """
+    values_BT = np.full_like(tokens_BT, IGNORE)
+    digit = np.maximum(tokens_BT - 5, 0)
+    total, product = np.zeros_like(tokens_BT[:, 0]), digit[:, 0]
+    for t in range(0, tokens_BT.shape[1], 2):
+        if t:
+            operator = tokens_BT[:, t - 1]
+            times, sign = operator == _TIMES, np.where(operator == _MINUS, -1, 1)
             total = np.where(times, total, (total + product) % _MODULUS)
-            product = np.where(times, product * digits[:, t + 1], sign * digits[:, t + 1]) % _MODULUS
-    return with_answer(written, lengths_B, 5 + at(values, lengths_B - 2))
+            product = np.where(times, product * digit[:, t], sign * digit[:, t]) % _MODULUS
+        values_BT[:, t] = 5 + (total + product) % _MODULUS
+        if t + 1 < tokens_BT.shape[1]:
+            values_BT[:, t + 1] = np.where(tokens_BT[:, t + 1] == _EQUALS, values_BT[:, t], IGNORE)
+    return values_BT
 
 
 def _bracketed(numbers: Numbers, lengths_B: Ints) -> Rows:
@@ -138,7 +150,13 @@ def _apply(operator: int | None, left: int, right: int) -> int:
 
 
 modular_arithmetic = Task(
-    name="modular_arithmetic", vocab_size=10, chance=1 / 5, shortest=3, stride=2, rows=_modular_arithmetic
+    name="modular_arithmetic",
+    vocab_size=10,
+    chance=1 / 5,
+    shortest=3,
+    stride=2,
+    rows=_modular_arithmetic,
+    labels=_values_so_far,
 )
 modular_arithmetic_brackets = Task(
     name="modular_arithmetic_brackets", vocab_size=12, chance=1 / 5, shortest=3, rows=_bracketed
