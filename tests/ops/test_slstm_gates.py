@@ -1,5 +1,6 @@
 """The sLSTM's gates and its normaliser: both forms against the memory in true units, where a gate is a number."""
 
+import math
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from slstm_cases import NAMES, call, everything, make, resets
 from test_gates import GATES
 
 from exlstm.ops.choose import recorded
-from exlstm.ops.gates import INPUT_GATES
+from exlstm.ops.gates import INPUT_GATES, SMALL
 from exlstm.ops.slstm import SLSTMState, slstm, zero_state
 from exlstm.ops.slstm.reference import SHUT
 
@@ -122,6 +123,17 @@ def test_the_first_steps_of_a_gate_that_is_shut(backend, input_gate, normalize):
     (h.sum() + state.c_BHV.sum() + state.n_BHV.sum()).backward()
     assert torch.isfinite(x.grad).all()
     assert not x.grad[:, :3, :, 0].any()
+
+
+@BOTH
+@pytest.mark.parametrize(("input_gate", "power"), [("relu", 1), ("relu2", 2)])
+def test_a_gate_that_is_all_but_shut_is_open(backend, input_gate, power):
+    """By what an opening counts at least; so it outweighs those that are shut."""
+    x = make(1, 2, 1, 3, dtype=torch.float32)[0]
+    x[:, 0, :, 0], x[:, 1, :, 0] = -1.0, torch.tensor([1e-45, 1e-36, 1e-31])
+    h, state = slstm(x, None, input_gate=input_gate, backend=backend)
+    torch.testing.assert_close(state.m_BHV, torch.full((1, 1, 3), power * math.log(SMALL)))
+    torch.testing.assert_close(h[:, 1], torch.sigmoid(x[:, 1, :, 3]) * torch.tanh(x[:, 1, :, 2]))
 
 
 @BOTH

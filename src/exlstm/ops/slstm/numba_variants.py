@@ -56,13 +56,12 @@ def sigmoid_gate(block: Block, kept: Block) -> None:
 
 @sixteen
 def softplus_gate(block: Block, kept: Block) -> None:
-    """Far below zero log log(1 + e^i) is i - e^i / 2, and its slope 1 - e^i / 2."""
+    """Far below zero log log(1 + e^i) is i to all digits of float32."""
     i = block[0]
     near = where(i < -15.0, -15.0, i)
     softplus = -log_sigmoid(-near)
-    small = exp(where(i < -15.0, i, -15.0)) * 0.5
-    block[0] = where(i < -15.0, i - small, log(softplus))
-    kept[7] = where(i < -15.0, 1.0 - small, sigmoid(near) / softplus)
+    block[0] = where(i < -15.0, i, log(softplus))
+    kept[7] = where(i < -15.0, 1.0, sigmoid(near) / softplus)
 
 
 @sixteen
