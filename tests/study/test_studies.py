@@ -1,0 +1,135 @@
+"""The studies themselves: no question rots, and what is committed answers the question that is asked now."""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from small_studies import Quiet
+
+from exlstm.study import Claim, Picture, Results, Table, Training, body_parameters
+from exlstm.study.cells import chosen, reported
+from exlstm.study.contract import SIZES, find_study, run_id, settings, studies, with_seed
+from exlstm.study.problems import problem_of
+from exlstm.study.publish import publish, terminal_text
+from exlstm.study.results import ResultFile, provenance, result_path, result_row
+
+FOLDER = Path(__file__).parents[2] / "study"
+NAMES = list(studies(FOLDER))
+COMMITTED = [(name, size) for name in NAMES for size in SIZES if result_path(FOLDER, name, size).exists()]
+
+
+@lru_cache(maxsize=1)
+def study_of(name):
+    """The study, whose runs are listed once for all tests of it."""
+    study = find_study(name, FOLDER)
+    return replace(study, runs=lru_cache(study.runs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_of_all_sizes_can_be(name):
+    """They are named apart, their facets tell settings apart, and their models can be built."""
+    study = study_of(name)
+    assert study.question.endswith("?")
+    assert "Expected:" in study.text
+    assert "Paper:" in study.text
+    for size in SIZES:
+        runs = study_of(name).planned(size)
+        assert len({run_id(run) for run in runs}) == len(runs)
+        groups = list(settings(runs))
+        assert len({tuple(group[0].facets().items()) for group in groups}) == len(groups), size
+        for run in runs:
+            assert run.seed == 0
+            json.dumps(run.facets())
+            if isinstance(run, Training):
+                assert problem_of(run.lessons).lessons == run.lessons
+                assert body_parameters(run.architecture) > 0  # it is built for that, once
+
+
+@pytest.fixture(scope="module")
+def origin():
+    return provenance()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_runs_run_and_the_report_is_made_of_them(name, origin, tmp_path):
+    study, runs, rows = study_of(name), study_of(name).planned("quick"), {}
+    results = Results(study, "quick", rows, 1)
+
+    def execute(run):
+        try:
+            outcome = {"status": "done", **json.loads(json.dumps(run.execute(Quiet()), allow_nan=False))}
+        except ValueError as error:
+            if "lower the learning rate" not in str(error):  # what diverges is a finding, too
+                raise
+            outcome = {"status": "failed", "error": str(error)}
+        rows[run_id(run)] = result_row(study, "quick", run, outcome, origin)
+
+    for run in runs:
+        execute(run)
+    for group in settings(runs):
+        best = chosen(group, rows)
+        for run in [] if best is None else reported(best, len(group), 1):
+            if run_id(run) not in rows:
+                execute(run)
+    assert not any(cell.missing for cell in results.cells())
+    assert sum(cell.status() == "failed" for cell in results.cells()) <= len(results.cells()) // 20
+    result_path(tmp_path, name, "quick").parent.mkdir(parents=True)
+    parts = list(study.report(results))
+    markdown, page = publish(results, tmp_path)
+    for text in (markdown.read_text(), page.read_text()):
+        assert all(part.title in text for part in parts if not isinstance(part, Claim))
+    pictures = [part.name for part in parts if isinstance(part, Picture)]
+    assert len(set(pictures)) == len(pictures)
+    assert any(isinstance(part, Table) for part in parts)
+    assert study.question in terminal_text(results)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("state", ["nothing ran", "all failed", "one failed"])
+def test_a_report_of_what_did_not_run_claims_nothing(name, state, origin):
+    study, rows = study_of(name), {}
+    failed = {"status": "failed", "error": "RuntimeError: no luck"}
+    groups = list(settings(study.planned("small")))[: {"nothing ran": 0, "all failed": None, "one failed": 1}[state]]
+    for group in groups:
+        for run in group if len(group) > 1 else reported(group[0], 1, 5):
+            rows[run_id(run)] = result_row(study, "small", run, failed, origin)
+    parts = list(study.report(Results(study, "small", rows, 5)))
+    assert [part.text for part in parts if isinstance(part, Claim) and part.holds is not None] == []
+    for part in parts:
+        if isinstance(part, Table):
+            assert all(len(row) == len(part.columns) for row in part.rows)
+            assert all(isinstance(cell, str) for row in part.rows for cell in row)
+        if isinstance(part, Picture) and state == "nothing ran":
+            from matplotlib.figure import Figure
+
+            part.draw(Figure(figsize=part.size))
+
+
+@pytest.mark.parametrize(("name", "size"), COMMITTED)
+def test_committed_results_are_of_this_study(name, size):
+    runs, rows = study_of(name).planned(size), ResultFile(result_path(FOLDER, name, size)).read()
+    seeds = {row["seed"] for row in rows.values()}
+    known = {run_id(with_seed(run, seed)) for run in runs for seed in seeds}
+    assert [row["config"] for row in rows.values() if row["id"] not in known] == []
+    assert all((row["study"], row["size"]) == (name, size) for row in rows.values())
+    assert all(row["commit"] and row["machine"]["cpu"] and row["versions"]["torch"] for row in rows.values())
+
+
+@pytest.mark.parametrize(("name", "size"), [each for each in COMMITTED if each[1] == "small"])
+def test_committed_pages_are_what_the_results_give(name, size, tmp_path):
+    there = result_path(FOLDER, name, size)
+    here = result_path(tmp_path, name, size)
+    here.parent.mkdir(parents=True)
+    if there.with_name("found.md").exists():
+        shutil.copy(there.with_name("found.md"), here.parent)
+    results = Results(study_of(name), size, ResultFile(there).read(), 5)
+    markdown, page = publish(results, tmp_path)
+    assert there.with_suffix(".md").read_text() == markdown.read_text(), f"run: exlstm study report {name}"
+    assert there.with_suffix(".html").exists()
+    assert {path.name for path in here.parent.glob("*.png")} == {
+        path.name for path in there.parent.glob(f"{size}-*.png")
+    }
+    assert page.exists()
