@@ -73,4 +73,5 @@ def fill(module: nn.Module, table: Mapping[str, Fill]) -> None:
     assert parameters.keys() == table.keys(), f"rows and parameters differ: {sorted(parameters.keys() ^ table.keys())}"
     with torch.no_grad():
         for name, parameter in parameters.items():
-            table[name](parameter)
+            if not parameter.is_meta:  # no values there, and drawing none takes longer than all the rest of a model
+                table[name](parameter)

@@ -103,15 +103,16 @@ def contestants(
 
 def with_state_bytes(make: Maker, target: int, length: int, *, step: int = 4) -> LMConfig:
     """The model at the width, a multiple of `step`, whose state after `length` tokens is nearest to `target` bytes."""
-
-    def bytes_at(width: int) -> int:
-        with torch.device("meta"):
-            return LM(make(width)).state_bytes(length)
-
     low = step
-    while bytes_at(low + step) <= target:
+    while _state_bytes(make(low + step), length) <= target:
         low += step
-    return make(min((low, low + step), key=lambda width: abs(bytes_at(width) - target)))
+    return min(make(low), make(low + step), key=lambda config: abs(_state_bytes(config, length) - target))
+
+
+@lru_cache(maxsize=4096)
+def _state_bytes(config: LMConfig, length: int) -> int:
+    with torch.device("meta"):
+        return LM(config).state_bytes(length)
 
 
 @lru_cache(maxsize=4096)  # studies ask for the same models task by task, and a model takes milliseconds to build
