@@ -124,7 +124,7 @@ def gate_claims(cell, tasks):
         best = {gate: found.median() for gate, found in cells.items() if found.rows}
         yield Claim(
             text="of the input gates, exp explains most of the nearest-neighbour search (sigmoid forget gate)",
-            holds=None if any(found.missing for found in cells.values()) else max(best, key=best.get) == "exp",
+            holds=None if any(found.open for found in cells.values()) else max(best, key=best.get) == "exp",
             evidence=", ".join(f"{gate} {value:.3f}" for gate, value in best.items()),
         )
     if PARITY in tasks:
@@ -132,7 +132,7 @@ def gate_claims(cell, tasks):
         yield Claim(
             text="every input gate solves parity: memory mixing does it, not the gate (4 of 5 seeds)",
             holds=None
-            if any(found.missing for found in cells.values())
+            if any(found.open for found in cells.values())
             else all(found.solved() >= 0.8 * found.planned for found in cells.values()),
             evidence=", ".join(f"{gate} {found.solved()}/{len(found.rows)}" for gate, found in cells.items()),
         )
@@ -156,7 +156,7 @@ def overflow_map(results):
     yield Claim(
         text="with stabiliser and normaliser no scale up to 4096 overflows, in any precision",
         holds=None
-        if any(c.missing for c in stable)
+        if any(c.open for c in stable)
         else all(test["finite_to_the_end"] for c in stable for test in c.tests()),
         evidence="but in 16 bits the stabiliser itself loses digits: see the errors",
     )

@@ -105,6 +105,6 @@ def claims(cells):
         found = cell.solved(0.99, COUNT) > cell.planned / 2, cell.solved(0.9, RECALL) > cell.planned / 2
         yield Claim(
             text=f"{name} {words[counts]} parity and {words[recalls]} recall (most seeds)",
-            holds=None if cell.missing or cell.failed else found == (counts, recalls),
+            holds=None if cell.open else found == (counts, recalls),
             evidence=f"parity {cell.text(COUNT)}, recall {cell.text(RECALL, least=0.9)}, both {both(cell)} seeds",
         )

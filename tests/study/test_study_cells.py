@@ -104,6 +104,7 @@ def test_a_single_rate_counts_seed_0_too():
 def test_not_run_failed_at_chance_and_learned_are_told_apart(pairs, status, text, missing, failed):
     cell = cell_of(pairs)
     assert (cell.status(), cell.text(), cell.missing, len(cell.failed)) == (status, text, missing, failed)
+    assert cell.open == (missing > 0 or failed > 0)
     assert cell.median() is None or status in ("learned", "at chance")
 
 

@@ -57,6 +57,11 @@ class Cell:
         """Runs that have not ended."""
         return self.planned - len(self.rows) - len(self.failed)
 
+    @property
+    def open(self) -> bool:
+        """Runs have not ended or have failed, so that nothing can be claimed: a crash is no answer."""
+        return bool(self.missing or self.failed)
+
     def tests(self, test: int = 0) -> list[Row]:
         """The entries of one test, one per seed."""
         return [row["metrics"]["tests"][test] for row in self.rows]
@@ -104,11 +109,11 @@ class Results:
     def __init__(self, study: Study, size: Size, rows: Mapping[str, Row], seeds: int) -> None:
         self.study, self.size, self.rows, self.seeds = study, size, rows, seeds
         self.planned = study.planned(size)
-        self._groups = list(settings(self.planned))
+        self._settings = [(group[0].facets(), group) for group in settings(self.planned)]
 
     def cells(self, keep: Callable[[dict[str, str]], bool] = lambda facets: True) -> list[Cell]:
         """Every setting whose facets are to be kept, in the study's order."""
-        return [self._cell(group) for group in self._groups if keep(group[0].facets())]
+        return [self._cell(facets, group) for facets, group in self._settings if keep(facets)]
 
     def cell(self, **facets: str) -> Cell:
         """The one setting that has these facets. An assertion fails if there is none or more than one."""
@@ -118,7 +123,7 @@ class Results:
 
     def values(self, facet: str) -> list[str]:
         """The values of a facet, in the study's order."""
-        return list(dict.fromkeys(run.facets()[facet] for run in self.planned if facet in run.facets()))
+        return list(dict.fromkeys(facets[facet] for facets, _ in self._settings if facet in facets))
 
     def cost_note(self, **facets: str) -> str:
         """What is equal in a comparison of models and what is not: parameters, state bytes, FLOPs, seconds of a run.
@@ -138,7 +143,7 @@ class Results:
             parts
         )
 
-    def _cell(self, group: Sequence[Run]) -> Cell:
+    def _cell(self, facets: dict[str, str], group: Sequence[Run]) -> Cell:
         run = chosen(group, self.rows)
         if run is None:
             tried = [self.rows[run_id(r)] for r in group if run_id(r) in self.rows]
@@ -148,7 +153,7 @@ class Results:
             wanted = reported(run, len(group), self.seeds)
             ended, planned = [self.rows[run_id(r)] for r in wanted if run_id(r) in self.rows], self.seeds
         return Cell(
-            facets=group[0].facets(),
+            facets=facets,
             run=run,
             tried=len(group),
             rows=tuple(row for row in ended if row["status"] == "done"),
