@@ -68,6 +68,8 @@ def test_other_gates_of_the_mlstm_start_open_and_as_strong():
         assert_normal(torch.cat([build(MLSTMConfig(heads=64, input_gate=gate))["i.bias"] for _ in range(10)]) - 1, 0.1)
     f, usual = (build(MLSTMConfig(forget_gate=gate))["f.bias"] for gate in ("exp", "sigmoid"))
     torch.testing.assert_close(f.exp(), usual.sigmoid())
+    f, usual = (build(SLSTMConfig(forget_gate=gate))["b_HGV"][:, 1] for gate in ("exp", "sigmoid"))
+    torch.testing.assert_close(f.exp(), usual.sigmoid())
 
 
 def test_mlstm_large():

@@ -44,7 +44,8 @@ class SLSTMConfig:
     recurrence_blocks: blocks of R, whatever the heads of the projections and of the norm; None: one per head.
     recurrent_init: "zeros" (the published default) or "uniform", +-1/sqrt(width), as in the formal-language runs; where
       a unit hears fewer units, +-1/sqrt(their number).
-    forget_bias: "power_law" (5 down to -7 within a head, by depth), "linspace" (3 to 6) or "zeros".
+    forget_bias: "power_law" (5 down to -7 within a head, by depth), "linspace" (3 to 6) or "zeros"; an exponential forget
+      gate starts as open as the sigmoid one would be.
     input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2". normalize: divide c by n; without it h has no bound,
       and gates without one that hear it through R can leave float32's range.
     """
@@ -95,6 +96,8 @@ class SLSTM(nn.Module):
             "linspace": init.linspace(3, 6),
             "zeros": init.zeros,
         }[config.forget_bias]
+        if config.forget_gate == "exp":
+            forget = init.log_sigmoids(forget)
         table: dict[str, init.Fill] = {
             "w_HGVK": init.small(width),
             "b_HGV": lambda b_HGV: (b_HGV.zero_(), forget(b_HGV[:, 1])),
