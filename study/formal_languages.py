@@ -27,9 +27,9 @@ def how(size, task):
     return {
         "steps": 1000 if long else 250,
         "batch": 16,
-        "validations": 10 if long else 4,
+        "validations": 5 if long else 2,
         "validation_rows": 64,
-        "test_rows": 256,
+        "test_rows": 256 if long else 128,
         "enough": 0.999,
     }
 

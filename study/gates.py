@@ -37,7 +37,14 @@ def runs(size):
     width, heads = {"quick": (16, 1), "small": (32, 1), "paper": (128, 4)}[size]
     how = {
         "quick": {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
-        "small": {"steps": 600, "batch": 16, "validation_rows": 64, "test_rows": 256, "enough": 0.999},
+        "small": {
+            "steps": 500,
+            "batch": 16,
+            "validations": 4,
+            "validation_rows": 64,
+            "test_rows": 256,
+            "enough": 0.999,
+        },
         "paper": {"steps": 100_000, "batch": 256, "test_rows": 2048},
     }[size]
     rates = (1e-2,) if size != "paper" else (1e-1, 1e-2, 1e-3, 1e-4)

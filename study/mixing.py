@@ -42,7 +42,14 @@ def runs(size):
     width = {"quick": 16, "small": 32, "paper": 128}[size]
     how = {
         "quick": {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
-        "small": {"steps": 1000, "batch": 16, "validation_rows": 64, "test_rows": 256, "enough": 0.999},
+        "small": {
+            "steps": 800,
+            "batch": 16,
+            "validations": 4,
+            "validation_rows": 64,
+            "test_rows": 256,
+            "enough": 0.999,
+        },
         "paper": {"steps": 20_000, "batch": 256, "test_rows": 2048},
     }[size]
     target = body_parameters(xlstm("0:1", width=width, heads=1, slstm=FORMAL))

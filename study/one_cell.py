@@ -32,7 +32,14 @@ def models(size):
 def runs(size):
     how = {
         "quick": {"steps": 6, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
-        "small": {"steps": 1600, "batch": 32, "validation_rows": 64, "test_rows": 256, "enough": 0.995},
+        "small": {
+            "steps": 1600,
+            "batch": 16,
+            "validations": 4,
+            "validation_rows": 64,
+            "test_rows": 256,
+            "enough": 0.995,
+        },
         "paper": {"steps": 100_000, "batch": 256, "test_rows": 2048},
     }[size]
     context = CONTEXT[size]
