@@ -65,7 +65,7 @@ def draw(figure):
 
 
 def report(results):
-    yield Claim(text="ten < eleven & |so| on", holds=None, evidence='"a" <b> | c')
+    yield Claim(text="ten <u>less</u> & |so| on", holds=None, evidence='"a" <b> | c')
     yield Claim(text="a claim that holds", holds=True)
     yield Claim(text="a claim that fails", holds=False, evidence="it is not so")
     rows = [(cell.facets["model"], cell.text()) for cell in results.cells()]

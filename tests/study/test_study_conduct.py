@@ -1,5 +1,6 @@
 """A study from its order to its rows: rates before seeds, nothing twice, failures and kills cost what they must."""
 
+import itertools
 import json
 import os
 import re
@@ -24,8 +25,14 @@ STUDY = count_study()
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder for a study to run in, in this process."""
+    rounds = itertools.count()
+
+    def counted(jobs, **how):
+        assert next(rounds) < 20, "it goes on for ever"
+        return run_here(jobs, **how)
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conduct, "run_local", run_here)
+    monkeypatch.setattr(conduct, "run_local", counted)
     return tmp_path
 
 
