@@ -29,7 +29,7 @@ def runs(size):
     how = {
         "quick": {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
         "small": {
-            "steps": 1500,
+            "steps": 3000,
             "batch": 16,
             "validations": 5,
             "validation_rows": 64,
@@ -38,7 +38,7 @@ def runs(size):
         },
         "paper": {"steps": 100_000, "batch": 256, "test_rows": 2048},
     }[size]
-    rates = {"quick": (1e-2,), "small": (4e-3,), "paper": (1e-2, 1e-3, 1e-4)}[size]
+    rates = {"quick": (1e-2,), "small": (1e-2,), "paper": (1e-2, 1e-3, 1e-4)}[size]
     lstm = contestants(width=width, heads=heads)["lstm"]
     target = count(lstm)
     found = []
