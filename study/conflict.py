@@ -13,7 +13,7 @@ Paper: Beck et al. 2024, figure 4 and appendix B.1.1.
 from itertools import product
 from statistics import mean
 
-from exlstm.study import Claim, Lesson, Picture, Table, Training, contestants, figures, with_parameters, xlstm
+from exlstm.study import QUICK, Claim, Lesson, Picture, Table, Training, contestants, figures, with_parameters, xlstm
 from exlstm.study import body_parameters as count
 
 FACTORS = {"conv": ("off", "on"), "R": ("uniform", "zeros"), "forget bias": ("power law", "linspace")}
@@ -27,7 +27,7 @@ LONG, MIDDLE, SHORT = range(3)
 def runs(size):
     width, heads = {"quick": (16, 1), "small": (32, 1), "paper": (128, 4)}[size]
     how = {
-        "quick": {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
+        "quick": QUICK,
         "small": {
             "steps": 3000,
             "batch": 16,

@@ -12,14 +12,14 @@ recurrent weights that are not zero at the start.
 """
 
 from exlstm.data.tasks import FORMAL_LANGUAGES, TASKS
-from exlstm.study import FORMAL, Claim, Lesson, Picture, Table, Training, contestants, figures
+from exlstm.study import FORMAL, QUICK, Claim, Lesson, Picture, Table, Training, contestants, figures
 
 REGULAR = ("parity", "even_pairs", "cycle_navigation", "modular_arithmetic")
 
 
 def how(size, task):
     if size == "quick":
-        return {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1}
+        return QUICK
     if size == "paper":
         return {"steps": 100_000, "batch": 256, "test_rows": 2048}
     # parity decides the claims, and its runs stop when they have solved it; of the rest this is a first look

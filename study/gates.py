@@ -15,7 +15,7 @@ Paper: Beck et al. 2024, sections 2.1 to 2.3, figure 2 and table 8 (right); its 
 import math
 from itertools import product
 
-from exlstm.study import FORMAL, Claim, Lesson, Picture, Table, Training, figures, xlstm
+from exlstm.study import FORMAL, QUICK, Claim, Lesson, Picture, Table, Training, figures, xlstm
 from exlstm.study.overflow import Overflow
 
 INPUT = ("exp", "sigmoid", "softplus", "relu", "relu2")
@@ -36,7 +36,7 @@ def lessons(size):
 def runs(size):
     width, heads = {"quick": (16, 1), "small": (32, 1), "paper": (128, 4)}[size]
     how = {
-        "quick": {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
+        "quick": QUICK,
         "small": {
             "steps": 500,
             "batch": 16,

@@ -13,6 +13,7 @@ Paper: Beck et al. 2024, section 2.2 (memory mixing within heads). Its reviewers
 
 from exlstm.study import (
     FORMAL,
+    QUICK,
     Claim,
     Lesson,
     Picture,
@@ -41,7 +42,7 @@ def structures(width):
 def runs(size):
     width = {"quick": 16, "small": 32, "paper": 128}[size]
     how = {
-        "quick": {"steps": 5, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
+        "quick": QUICK,
         "small": {
             "steps": 800,
             "batch": 16,

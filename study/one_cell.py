@@ -10,7 +10,7 @@ Paper: Beck et al. 2024, section 4.1, which has the two tasks in separate runs a
 """
 
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.study import Claim, Lesson, Picture, Table, Training, figures, makers, stack, with_state_bytes
+from exlstm.study import QUICK, Claim, Lesson, Picture, Table, Training, figures, makers, stack, with_state_bytes
 
 COUNT, RECALL = 0, 1  # the tests
 STATE = {"quick": 1024, "small": 2048, "paper": 32_768}  # bytes of one sequence's state
@@ -31,7 +31,7 @@ def models(size):
 
 def runs(size):
     how = {
-        "quick": {"steps": 6, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 1},
+        "quick": QUICK,
         "small": {
             "steps": 1600,
             "batch": 16,

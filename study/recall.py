@@ -9,7 +9,7 @@ Paper: Beck et al. 2024, section 4.1, figures 5 and 14 to 16, appendix B.1.2: co
 of 756 to 2048 with 48 to 256, and tests of the latter at contexts up to 8192.
 """
 
-from exlstm.study import Claim, Lesson, Picture, Table, Training, contestants, figures
+from exlstm.study import QUICK, Claim, Lesson, Picture, Table, Training, contestants, figures
 
 # (context, pairs) in training; the paper also tests the last three at longer contexts than they were trained at
 PLACES = {
@@ -61,7 +61,7 @@ def rates(size, context):
 
 def how(size, context):
     if size == "quick":
-        return {"steps": 10, "batch": 8, "validation_rows": 16, "test_rows": 16, "validations": 2}
+        return QUICK
     if size == "small":
         return {"steps": 800, "batch": 16, "validations": 4, "validation_rows": 64, "test_rows": 256, "enough": 0.995}
     # 64 passes over 100,000 rows, as many fresh rows here

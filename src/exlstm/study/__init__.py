@@ -17,10 +17,11 @@ from exlstm.study.models import (
 )
 from exlstm.study.parts import Claim, Picture, Table
 from exlstm.study.problems import Lesson
-from exlstm.study.training import Training
+from exlstm.study.training import QUICK, Training
 
 __all__ = [
     "FORMAL",
+    "QUICK",
     "Cell",
     "Claim",
     "Lesson",

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from exlstm.train.config import TrainConfig
 from exlstm.train.evaluate import autocast
 from exlstm.train.optimiser import adamw
 from exlstm.train.schedule import due, learning_rate
+
+# settings of the size "quick": enough to see that all of a study works, and no more
+QUICK: Mapping[str, int] = {"steps": 5, "batch": 8, "validations": 1, "validation_rows": 16, "test_rows": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
