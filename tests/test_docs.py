@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from exlstm.cli import main
+from exlstm.cli.commands import GROUPS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
@@ -70,17 +71,18 @@ def test_commands_exist(command):
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert targets >= {word for word in arguments if "=" not in word}
     elif program == "exlstm":
-        known = re.findall(r"--[a-z-]+", help_of(arguments[0])) if arguments[0][0] != "-" else arguments
+        name = arguments[: 2 if arguments[0] in GROUPS else 1]
+        known = re.findall(r"--[a-z-]+", help_of(*name)) if name[0][0] != "-" else arguments
         assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= {*known, "--help", "--recipe"}
     else:
         assert program in {"git", "cd", "pip", "python3", ".venv/bin/pre-commit"}
 
 
 @cache
-def help_of(command):
+def help_of(*command):
     out = io.StringIO()
     with redirect_stdout(out):
-        assert main([command, "--help"]) == 0
+        assert main([*command, "--help"]) == 0
     return out.getvalue()
 
 

@@ -132,7 +132,7 @@ SURFACE = {
         "(*, heads: int = 4, kv_heads: int | None = None, window: int | None = None, rope_base: float = 10000.0) -> "
         "None"
     ),
-    "LSTMConfig": "(*, heads: int = 1, forget_bias: float = 1.0) -> None",
+    "LSTMConfig": "(*, heads: int = 1, forget_bias: Union[float, Literal['power_law']] = 1.0) -> None",
     # ops
     "ops.mlstm.mlstm": (
         "(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState | None = "

@@ -9,13 +9,15 @@ minutes by themselves: they get a text and a budget of their own in tests/cli.
 import io
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import exlstm
 from exlstm.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 SMALL = ["--batch", "2", "--length", "32", "--validations", "1", "--samples", "0", "--no-yardsticks"]
 SHORTER = {
@@ -24,6 +26,7 @@ SHORTER = {
     "eval": ["--tokens", "1000", "--minutes", "0.02"],
     "generate": ["--max-tokens", "5"],
     "convert": ["--tokens", "300"],
+    "study run": ["--size", "quick", "--only", "task=parity,model=lstm"],
 }
 
 
@@ -45,6 +48,7 @@ def test_the_main_commands_are_shown():
 def test_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
+    shutil.copytree(ROOT / "study", tmp_path / "study", ignore=shutil.ignore_patterns("results"))
     for number in range(60):
         lines = [f"{number} times {factor} is {number * factor}, as everybody knows\n" for factor in range(400)]
         (tmp_path / f"notes/{number:02}.txt").write_text("".join(lines))
@@ -54,7 +58,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     for words in commands():
         if slow(words):
             continue
-        kind = "resume" if "--resume" in words else words[0]
+        kind = "resume" if "--resume" in words else " ".join(words[: 1 + (words[0] == "study")])
         monkeypatch.setattr(sys, "stdin", io.StringIO("how many\n"))
         code = main([*words, *SHORTER.get(kind, [])])
         out, err = capsys.readouterr()

@@ -23,13 +23,23 @@ class Simple:
 
 
 def test_a_run_is_named_by_a_hash_of_its_values_and_nothing_else():
-    text = '{"kind": "Simple", "lr": 0.5, "seed": 0, "size": 3, "what": ["a", "b"]}'
-    assert run_id(Simple()) == hashlib.sha256(text.encode()).hexdigest()[:16]
-    order = ("what", "seed", "size", "lr")
-    turned = make_dataclass("Simple", [(name, Simple.__annotations__[name]) for name in order], frozen=True)
-    assert run_id(turned(("a", "b"), 0, 3, 0.5)) == run_id(Simple())
-    other = make_dataclass("Other", [(name, Simple.__annotations__[name]) for name in order], frozen=True)
-    assert run_id(other(("a", "b"), 0, 3, 0.5)) != run_id(Simple())
+    text = '{"kind": "Simple", "size": 4, "what": ["a"]}'  # what is as by default does not count
+    run = Simple(size=4, what=("a",))
+    assert run_id(run) == hashlib.sha256(text.encode()).hexdigest()[:16]
+    order = [(name, Simple.__annotations__[name], getattr(Simple, name)) for name in ("what", "seed", "size", "lr")]
+    turned = make_dataclass("Simple", order, frozen=True)
+    assert run_id(turned(size=4, what=("a",))) == run_id(run)
+    other = make_dataclass("Other", order, frozen=True)
+    assert run_id(other(size=4, what=("a",))) != run_id(run)
+
+
+def test_a_field_that_comes_later_leaves_the_names_of_old_results():
+    later = make_dataclass("Simple", [("new", int, 7)], bases=(Simple,), frozen=True, kw_only=True)
+    assert run_id(later(size=4)) == run_id(Simple(size=4))
+    assert run_id(later(size=4, new=8)) != run_id(Simple(size=4))
+    # inside of other values too
+    nested = make_dataclass("Nested", [("inner", object, None)], frozen=True)
+    assert run_id(nested((later(),))) == run_id(nested((Simple(),))) != run_id(nested((later(new=8),)))
 
 
 def test_every_field_of_a_training_counts():

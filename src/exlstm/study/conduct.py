@@ -84,7 +84,7 @@ def conduct(study: Study, order: Order, folder: Path, *, quiet: bool = False) ->
     with closing(Board(f"{study.name}, {order.size}", quiet=quiet)) as board:
         # the learning rates of a setting come first, for its seeds depend on them
         while runs := list(_left(planned, rows, order.seeds, tried)):
-            board.plan(len(tried), len(tried) + len(runs) + _later(planned, rows, order.seeds, runs))
+            board.plan(len(tried) + len(runs) + _later(planned, rows, order.seeds, runs))
             tried |= {run_id(run) for run in runs}
             by_id = {run_id(run): run for run in runs}
             with closing(_execute(study, order, by_id, jobs, devices)) as events:

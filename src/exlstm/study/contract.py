@@ -20,7 +20,7 @@ import json
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -130,9 +130,23 @@ def to_json(value: Any) -> Any:
 
 
 def run_id(run: Run) -> str:
-    """A name for a config: the same for the same values, whatever order they were written in."""
-    plain = {"kind": type(run).__name__, **to_json(run)}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    """A name for a config: the same for the same values, whatever order they were written in.
+
+    Fields that have their default do not count, here and in every dataclass inside: a field that is added later, with
+    a default that changes nothing, leaves the names of old results as they are.
+    """
+    return hashlib.sha256(json.dumps(_told(run), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _told(value: Any) -> Any:
+    """Plain data of what was chosen."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {f.name: getattr(value, f.name) for f in fields(value)}
+        chosen = {f.name: found[f.name] for f in fields(value) if f.default is MISSING or found[f.name] != f.default}
+        return {"kind": type(value).__name__, **{name: _told(item) for name, item in chosen.items()}}
+    if isinstance(value, Mapping):
+        return {key: _told(item) for key, item in value.items()}
+    return [_told(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def with_seed(run: Run, seed: int) -> Run:

@@ -16,7 +16,7 @@ class Board:
 
     def __init__(self, title: str, *, quiet: bool) -> None:
         self.title, self.quiet = title, quiet
-        self.before = self.total = self.done = self.failed = 0
+        self.total = self.done = self.failed = 0
         self.running: dict[str, tuple[str, float, str]] = {}
         self.began = time.monotonic()
         self.live: Any = None
@@ -26,9 +26,9 @@ class Board:
             self.live = Live(refresh_per_second=4)
             self.live.start()
 
-    def plan(self, before: int, total: int) -> None:
-        """How many runs there are in all, as far as it is known, and how many of them an earlier round began."""
-        self.before, self.total = before, total
+    def plan(self, total: int) -> None:
+        """How many runs there are in all, as far as it is known."""
+        self.total = total
         self._draw()
 
     def show(self, event: Event, run: Run) -> None:

@@ -48,6 +48,8 @@ class Lesson:
             raise ValueError(f"there is no task {self.task!r}; use one of {', '.join((*TASKS, REAL))}.")
         if not self.test:
             raise ValueError(f"the lesson {self.task} is tested on no lengths; give at least one range.")
+        if self.dense and (self.task == REAL or TASKS[self.task].labels is None):
+            raise ValueError(f"{self.task} has no answers to prefixes; use dense=False.")
 
 
 class Problem(Protocol):

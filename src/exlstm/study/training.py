@@ -56,6 +56,11 @@ class Training:
     test_rows: int = 512
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validations", "validation_rows", "test_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} in a run of {self.model}; use at least 1.")
+
     def facets(self) -> dict[str, str]:
         """What tables and `--only` know a run by; runs that share these differ in learning rate and seed only."""
         return {"model": self.model, "task": "+".join(lesson.task for lesson in self.lessons), **dict(self.varied)}
