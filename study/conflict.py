@@ -78,7 +78,6 @@ def report(results):
                 *((*setting.values(), *line(cell(task, setting))) for setting in settings),
                 ("LSTM", "", "", *line(lstm)),
             ],
-            note=results.cost_note(task=task),
         )
         yield Table(
             title=f"{task}: what each factor changes",
@@ -89,6 +88,7 @@ def report(results):
             ],
             note="The mean over all other settings and seeds with the second value, less that with the first.",
         )
+    yield results.costs()
     yield Picture(
         name="settings",
         title="Every seed (conv, R, forget bias)",

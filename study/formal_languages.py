@@ -69,8 +69,8 @@ def report(results):
         title="Scaled accuracy at lengths 40 to 256",
         columns=("task", *models),
         rows=[(task, *(cells[task, model].text() for model in models)) for task in tasks],
-        note=results.cost_note(),
     )
+    yield results.costs()
     yield Picture(
         name="heat",
         title="Median scaled accuracy at lengths 40 to 256",

@@ -91,8 +91,7 @@ def report(results):
         rows=[
             (task, forget, *(cell(task, gate, forget).text() for gate in INPUT)) for task in tasks for forget in FORGET
         ],
-        note="The search's score is the share of the variance that is explained, and 0.99 of it is seldom reached. "
-        + results.cost_note(),
+        note="The search's score is the share of the variance that is explained, and 0.99 of it is seldom reached.",
     )
     yield Table(
         title="Without the normaliser (sigmoid forget gate)",
@@ -122,6 +121,7 @@ def report(results):
             least=None,
         ),
     )
+    yield results.costs()
     yield from overflow_map(results)
 
 

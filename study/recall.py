@@ -82,8 +82,8 @@ def report(results):
             title=f"Scaled accuracy at width {width}",
             columns=("context, pairs", *models),
             rows=[(f"{c}, {p}", *(cell((c, p), width, model).text() for model in models)) for c, p in places],
-            note=results.cost_note(width=width),
         )
+        yield results.costs(width=width)
     yield Picture(
         name="pairs",
         title="Accuracy by pairs and width",

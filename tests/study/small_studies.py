@@ -70,7 +70,8 @@ def report(results):
     yield Claim(text="a claim that fails", holds=False, evidence="it is not so")
     rows = [(cell.facets["model"], cell.text()) for cell in results.cells()]
     rows.append(("<b>", "x|y"))
-    yield Table(title="Scores | <all>", columns=("model", "a|b"), rows=rows, note=results.cost_note())
+    yield Table(title="Scores | <all>", columns=("model", "a|b"), rows=rows, note="a note > there")
+    yield results.costs()
     yield Picture(name="rise", title="A line & <more>", draw=draw, note="a note < here")
 '''
 

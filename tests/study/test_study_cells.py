@@ -146,14 +146,15 @@ def test_results_know_their_settings():
         results.cell(width="3")
 
 
-def test_the_note_on_costs_has_medians_of_models_that_ran():
+def test_costs_are_medians_of_models_that_ran():
     rows = rows_of(STUDY, TRIED + seeds_of(HIGH, range(1, 4)))
     for number, row in enumerate(rows.values()):
         row["parameters"], row["seconds"] = 1000 + number, 10.0
-    note = Results(STUDY, "small", rows, 3).cost_note()
-    assert note.endswith(". one: 1,003, 20, 1.0e+03, 10")
-    assert "two" not in note
-    assert Results(STUDY, "small", rows, 3).cost_note(task="other").endswith("(medians). ")
+    results = Results(STUDY, "small", rows, 3)
+    assert results.costs().rows == [("one", "1,003", "20", "1,000", "10")]
+    assert results.costs(task="other").rows == []
+    assert results.costs("task", model="one").rows == [("count", "1,003", "20", "1,000", "10")]
+    assert results.costs("task", model="two").rows == []
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,15 @@ from statistics import median
 from typing import Any
 
 from exlstm.study.contract import Run, Size, Study, run_id, settings, with_seed
+from exlstm.study.parts import Table
 
 Row = dict[str, Any]
+_COSTS = {
+    "parameters": "parameters",
+    "state_bytes": "state bytes at the longest test",
+    "flops": "FLOPs of training",
+    "seconds": "seconds of training",
+}
 
 
 def chosen(group: Sequence[Run], rows: Mapping[str, Row]) -> Run | None:
@@ -125,23 +132,21 @@ class Results:
         """The values of a facet, in the study's order."""
         return list(dict.fromkeys(facets[facet] for facets, _ in self._settings if facet in facets))
 
-    def cost_note(self, **facets: str) -> str:
-        """What is equal in a comparison of models and what is not: parameters, state bytes, FLOPs, seconds of a run.
+    def costs(self, by: str = "model", **facets: str) -> Table:
+        """What is equal in a comparison and what is not, for every value of a facet: medians over seeds and tasks.
 
         Of the settings that have these facets.
         """
-        parts = []
-        for model in self.values("model"):
-            wanted = {**facets, "model": model}.items()
-            rows = [row for cell in self.cells(lambda own, wanted=wanted: wanted <= own.items()) for row in cell.rows]  # type: ignore[misc]
-            if rows:
-                parameters, state, flops, seconds = (
-                    median(row[key] for row in rows) for key in ("parameters", "state_bytes", "flops", "seconds")
-                )
-                parts.append(f"{model}: {parameters:,.0f}, {state:,.0f}, {flops:.1e}, {seconds:.0f}")
-        return "Parameters, state bytes at the longest test, FLOPs of training, seconds of it (medians). " + "; ".join(
-            parts
-        )
+        rows = []
+        for value in self.values(by):
+            wanted = {**facets, by: value}.items()
+            found = [row for facets_, group in self._settings if wanted <= facets_.items()
+                     for row in self._cell(facets_, group).rows]  # fmt: skip
+            if found:
+                middle = [median(row[key] for row in found) for key in _COSTS]
+                rows.append((value, *(f"{number:,.0f}" if number < 1e7 else f"{number:.1e}" for number in middle)))
+        where = "".join(f", {value}" for value in facets.values())
+        return Table(title=f"What a run costs{where}", columns=(by, *_COSTS.values()), rows=rows)
 
     def _cell(self, facets: dict[str, str], group: Sequence[Run]) -> Cell:
         run = chosen(group, self.rows)

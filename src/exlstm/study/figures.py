@@ -69,6 +69,7 @@ def strips(figure: Any, panels: Mapping[str, Mapping[str, Sequence[float]]], *, 
                 axes.plot([median(seeds)] * 2, [y - 0.32, y + 0.32], color=colour(y), linewidth=2.5)
         axes.set_title(title.replace("_", " "), fontsize=9, loc="left")
         axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(-0.15, 1.06)
         axes.grid(axis="x", color="#e5e7eb")
