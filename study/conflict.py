@@ -29,7 +29,7 @@ def runs(size):
     how = {
         "quick": QUICK,
         "small": {
-            "steps": 3000,
+            "steps": 2000,
             "batch": 16,
             "validations": 5,
             "validation_rows": 64,
