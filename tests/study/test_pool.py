@@ -249,3 +249,23 @@ def test_options_that_make_no_sense_are_refused_at_once(options, text):
 
 def test_no_jobs_no_events():
     assert list(run_local([], workers=2)) == []
+
+
+def test_a_job_may_not_be_there_yet():
+    """None puts the question off until something has happened; nobody spins, and nobody stops too early."""
+    asked, ended, found = [], set(), {}
+
+    def jobs():
+        yield Job("first", pool_jobs.square, 2)
+        while not ended:
+            asked.append("not yet")
+            yield None
+        yield Job("second", pool_jobs.square, 3)
+
+    with contextlib.closing(run_local(jobs(), workers=2)) as events:
+        for event in events:
+            if isinstance(event, Finished):
+                ended.add(event.id)
+                found[event.id] = event.row
+    assert list(found) == ["first", "second"]
+    assert 1 <= len(asked) < 100

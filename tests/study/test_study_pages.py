@@ -93,7 +93,8 @@ def test_the_html_page_says_all_and_loads_nothing(published):
     for words in ('Expected: "ten" & not <i>nine</i>.', "Paper: none | at all.", 'What <i>I</i> found & "why".',
                   "A second paragraph.", "Scores | <all>", "A line & <more>", "a note < here", '"a" <b> | c',
                   "it is not so", "a|b", "x|y", "<b>", "abc1234 (9 runs)", "2 cores of a <fast> one (9 runs)",
-                  "What a run costs", "a note > there", "What was found", "0.88 (0/2)", "failed", "not run"):  # fmt: skip
+                  "What a run costs", "a note > there", "What was found", "0.88 (0/2)", "failed",
+                  "not run"):  # fmt: skip
         assert words in whole, words
     for claim, verdict in CLAIMS.items():
         assert f"{verdict} : {claim}" in whole

@@ -15,19 +15,31 @@ from typing import Any
 import torch
 
 import exlstm
-from exlstm.study.pool import Event, Failed, Finished, Job, Progress, Report, Started, attempt, last_lines, pack
+from exlstm.study.pool import (
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Progress,
+    Report,
+    Started,
+    attempt,
+    last_lines,
+    pack,
+)
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def run_on_ray(
-    jobs: Iterable[Job], *, address: str, cpus: int = 1, gpus: int | None = None
+    jobs: Iterable[Job | None], *, address: str, cpus: int = 1, gpus: int | None = None
 ) -> Generator[Event, None, None]:
     """Runs each job as a task of a Ray cluster, and gives the same events and rows as `run_local`.
 
-    A job is taken from `jobs` when the cluster has room for it, and one more, which waits: a cluster that grows on
-    demand is so asked to. A task whose process or node dies is a `Failed`, and is not tried again; Ray itself also
-    prints a line about it. Closing the generator ends all tasks and leaves the cluster; a cluster of "local" ends.
+    A job is taken from `jobs` (None: not now) when the cluster has room for it, and one more, which waits: a cluster
+    that grows on demand is so asked to. A task whose process or node dies is a `Failed`, and is not tried again; Ray
+    itself also prints a line about it. Closing the generator ends all tasks and leaves the cluster; a cluster of
+    "local" ends.
 
     Args:
         address: "auto" for the cluster that this machine is part of, "host:port", "ray://host:port" from outside of
@@ -43,7 +55,7 @@ def run_on_ray(
     return _run(iter(jobs), address, cpus, gpus)
 
 
-def _run(jobs: Iterator[Job], address: str, cpus: int, gpus: int | None) -> Generator[Event, None, None]:
+def _run(jobs: Iterator[Job | None], address: str, cpus: int, gpus: int | None) -> Generator[Event, None, None]:
     with _connected(address) as ray:
         if gpus is None:
             gpus = int("GPU" in ray.cluster_resources())
@@ -58,10 +70,14 @@ def _run(jobs: Iterator[Job], address: str, cpus: int, gpus: int | None) -> Gene
             more = True
             while True:
                 while more and len(running) <= _room(ray.cluster_resources(), cpus, gpus):
-                    job = next(jobs, None)
-                    more = job is not None
-                    if job is not None:
-                        running[task.remote(job.id, pack(job), device, cpus, mailbox)] = job
+                    try:
+                        job = next(jobs)
+                    except StopIteration:
+                        more = False
+                        break
+                    if job is None:
+                        break
+                    running[task.remote(job.id, pack(job), device, cpus, mailbox)] = job
                 if not running:
                     return
                 done, _ = ray.wait(list(running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)

@@ -1,7 +1,6 @@
 """Runs a study: what is left of it, on this machine's processes or on a Ray cluster, row by row into its file."""
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,11 +9,11 @@ from typing import Any
 
 import torch
 
-from exlstm.study.cells import chosen, reported
-from exlstm.study.contract import Run, Size, Study, load_study, run_id, settings, with_seed
+from exlstm.study.contract import Run, Size, Study, load_study, run_id, with_seed
 from exlstm.study.display import Board
 from exlstm.study.pool import Event, Failed, Finished, Job, Progress, Report, Started, run_local
 from exlstm.study.results import ResultFile, Row, provenance, result_path, result_row
+from exlstm.study.schedule import Schedule
 from exlstm.train.evaluate import pick_device
 
 Only = Mapping[str, frozenset[str]]
@@ -80,62 +79,33 @@ def conduct(study: Study, order: Order, folder: Path, *, quiet: bool = False) ->
     devices = [order.device] if order.cluster else _devices(order.device)
     jobs = order.jobs or (len(devices) if devices[0] != "cpu" else torch.get_num_threads())
     rows, origin = file.start(resume=order.resume, overwrite=order.overwrite), provenance()
-    tried: set[str] = set()
+    schedule = Schedule(planned, rows, order.seeds)
     with closing(Board(f"{study.name}, {order.size}", quiet=quiet)) as board:
-        # the learning rates of a setting come first, for its seeds depend on them
-        while runs := list(_left(planned, rows, order.seeds, tried)):
-            board.plan(len(tried) + len(runs) + _later(planned, rows, order.seeds, runs))
-            tried |= {run_id(run) for run in runs}
-            by_id = {run_id(run): run for run in runs}
-            with closing(_execute(study, order, by_id, jobs, devices)) as events:
-                for event in events:
-                    row = _row(study, order.size, by_id, event, origin)
-                    if row is not None:
-                        file.add(row)
-                        rows[row["id"]] = row
-                    board.show(event, by_id[event.id])
-    return _outcome(planned, rows, order.seeds)
+        board.plan(schedule.total)
+        with closing(_execute(study, order, schedule, jobs, devices)) as events:
+            for event in events:
+                row = _row(study, order.size, schedule.runs[event.id], event, origin)
+                if row is not None:
+                    file.add(row)
+                    rows[row["id"]] = row
+                    schedule.ended(row["id"])
+                    board.plan(schedule.total)
+                board.show(event, schedule.runs[event.id])
+    return _outcome(schedule)
 
 
-def _row(study: Study, size: Size, runs: Mapping[str, Run], event: Event, origin: Row) -> Row | None:
+def _row(study: Study, size: Size, run: Run, event: Event, origin: Row) -> Row | None:
     if isinstance(event, Finished):
-        return result_row(study, size, runs[event.id], {"status": "done", **event.row}, origin)
+        return result_row(study, size, run, {"status": "done", **event.row}, origin)
     if isinstance(event, Failed):
-        return result_row(study, size, runs[event.id], {"status": "failed", "error": event.error}, origin)
+        return result_row(study, size, run, {"status": "failed", "error": event.error}, origin)
     assert isinstance(event, Started | Progress)
     return None
 
 
-def _wanted(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int) -> Iterator[list[Run]]:
-    """Per setting, what has to run as far as it is known: learning rates, and then the seeds of the chosen one."""
-    for group in settings(planned):
-        run = chosen(group, rows)
-        tries = group if len(group) > 1 else []
-        yield [*tries, *([] if run is None else reported(run, len(group), seeds))]
-
-
-def _left(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int, tried: set[str]) -> Iterator[Run]:
-    """Runs that are not done, each once an order: first seeds of all settings first."""
-    for layer in itertools.zip_longest(*_wanted(planned, rows, seeds)):
-        for run in filter(None, layer):
-            row = rows.get(run_id(run))
-            if (row is None or row["status"] == "failed") and run_id(run) not in tried:
-                yield run
-
-
-def _later(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int, now: Sequence[Run]) -> int:
-    """How many runs will follow once the learning rates are known: seeds of settings that have none chosen yet."""
-    begun = {run_id(run) for run in now}
-    return sum(
-        seeds
-        for group in settings(planned)
-        if chosen(group, rows) is None and any(run_id(run) in begun for run in group)
-    )
-
-
-def _outcome(planned: Sequence[Run], rows: Mapping[str, Row], seeds: int) -> Outcome:
-    wanted = [run for runs in _wanted(planned, rows, seeds) for run in runs]
-    ended = [rows[run_id(run)] for run in wanted if run_id(run) in rows]
+def _outcome(schedule: Schedule) -> Outcome:
+    wanted = [run_id(run) for run in schedule.wanted()]
+    ended = [schedule.rows[name] for name in wanted if name in schedule.rows]
     errors = [row["error"] for row in ended if row["status"] == "failed"]
     return Outcome(
         done=len(ended) - len(errors),
@@ -152,13 +122,17 @@ def _devices(name: str) -> list[str]:
     return [str(pick_device(name))]
 
 
-def _execute(study: Study, order: Order, runs: Mapping[str, Run], jobs: int, devices: Sequence[str]) -> Any:
-    seeds = {name: run.seed for name, run in runs.items()}
-    work = [Job(name, work_on, (study.name, study.source, order.size, name, seeds[name])) for name in runs]
+def _execute(
+    study: Study, order: Order, schedule: Schedule, jobs: int, devices: Sequence[str]
+) -> Generator[Event, None, None]:
+    def job(name: str) -> Job:
+        return Job(name, work_on, (study.name, study.source, order.size, name, schedule.runs[name].seed))
+
+    work = (None if name is None else job(name) for name in schedule)
     if order.cluster is None:
         # one thread each, as on a cluster: last bits depend on it, and must not depend on how many run at a time
         threads = 1 if devices[0] == "cpu" else None
-        return run_local(work, workers=min(jobs, len(work)), threads=threads, devices=devices)
+        return run_local(work, workers=max(1, min(jobs, schedule.total)), threads=threads, devices=devices)
     from exlstm.study.cluster import run_on_ray
 
     return run_on_ray(work, address=order.cluster)

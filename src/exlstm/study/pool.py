@@ -76,13 +76,14 @@ Event = Started | Progress | Finished | Failed
 
 
 def run_local(
-    jobs: Iterable[Job], *, workers: int, threads: int | None = None, devices: Sequence[str] = ("cpu",)
+    jobs: Iterable[Job | None], *, workers: int, threads: int | None = None, devices: Sequence[str] = ("cpu",)
 ) -> Generator[Event, None, None]:
     """Runs the jobs in processes that live on from job to job, and gives events as they come.
 
-    A job is taken from `jobs` only when a worker is free for it, after all events so far were given. Each job has one
-    `Started` and then one `Finished` or `Failed`; a failure, be it an exception or the end of the process, costs
-    that run only. Closing the generator ends all workers at once; they also end when this process does.
+    A job is taken from `jobs` only when a worker is free for it, after all events so far were given; None means that
+    there is none at the moment, and it is asked for again after the next event. Each job has one `Started` and then one
+    `Finished` or `Failed`; a failure, be it an exception or the end of the process, costs that run only. Closing the
+    generator ends all workers at once; they also end when this process does.
 
     Args:
         workers: processes at a time; one is started when there is a job for it.
@@ -118,17 +119,21 @@ def last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-TRACEBACK_LINES:])
 
 
-def _run(team: "list[_Worker]", jobs: Iterator[Job]) -> Generator[Event, None, None]:
+def _run(team: "list[_Worker]", jobs: Iterator[Job | None]) -> Generator[Event, None, None]:
     more = True
     try:
         while True:
             for worker in team:
                 if more and worker.job is None:
-                    job = next(jobs, None)
-                    more = job is not None
-                    if job is not None:
-                        worker.give(job)
-                        yield Started(job.id)
+                    try:
+                        job = next(jobs)
+                    except StopIteration:
+                        more = False
+                        break
+                    if job is None:
+                        break
+                    worker.give(job)
+                    yield Started(job.id)
             busy = [worker for worker in team if worker.job is not None]
             if not busy:
                 return
