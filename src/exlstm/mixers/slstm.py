@@ -44,8 +44,8 @@ class SLSTMConfig:
     recurrence_blocks: blocks of R, whatever the heads of the projections and of the norm; None: one per head.
     recurrent_init: "zeros" (the published default) or "uniform", +-1/sqrt(width), as in the formal-language runs; where
       a unit hears fewer units, +-1/sqrt(their number).
-    forget_bias: "power_law" (5 down to -7 within a head, by depth), "linspace" (3 to 6) or "zeros"; an exponential forget
-      gate starts as open as the sigmoid one would be.
+    forget_bias: "power_law" (5 down to -7 within a head, by depth), "linspace" (3 to 6) or "zeros"; an exponential
+      forget gate starts as open as the sigmoid one would be.
     input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2". normalize: divide c by n; without it h has no bound,
       and gates without one that hear it through R can leave float32's range.
     """
