@@ -38,8 +38,10 @@ def how(size, task):
         return QUICK
     if size == "paper":
         return {"steps": 100_000, "batch": 256, "test_rows": 2048}
-    steps = {SEARCH: 1000, PARITY: 600, RECALL: 500}[task]
-    return {"steps": steps, "batch": 16, "validations": 4, "validation_rows": 64, "test_rows": 256, "enough": 0.999}
+    steps, batch = {SEARCH: (1000, 16), PARITY: (600, 16), RECALL: (800, 64)}[task]
+    return {
+        "steps": steps, "batch": batch, "validations": 4, "validation_rows": 64, "test_rows": 256, "enough": 0.999,
+    }  # fmt: skip
 
 
 def runs(size):

@@ -63,7 +63,7 @@ def how(size, context):
     if size == "quick":
         return QUICK
     if size == "small":
-        return {"steps": 800, "batch": 16, "validations": 4, "validation_rows": 64, "test_rows": 256, "enough": 0.995}
+        return {"steps": 1000, "batch": 32, "validations": 4, "validation_rows": 64, "test_rows": 256, "enough": 0.995}
     # 64 passes over 100,000 rows, as many fresh rows here
     return {"steps": 64 * 100_000 // BATCH[context], "batch": BATCH[context], "test_rows": 3000}
 
