@@ -33,8 +33,8 @@ def runs(size):
     how = {
         "quick": QUICK,
         "small": {
-            "steps": 1600,
-            "batch": 16,
+            "steps": 2400,
+            "batch": 32,
             "validations": 4,
             "validation_rows": 64,
             "test_rows": 256,
