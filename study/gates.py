@@ -181,7 +181,7 @@ def overflow_map(results):
     yield Picture(
         name="overflow",
         title="Error against float64 by the scale of the input gate; a line ends where numbers are not finite",
-        size=(10, 3.6),
+        size=(11, 3.6),
         draw=lambda figure: draw_errors(figure, at, dtypes),
     )
 
@@ -205,6 +205,6 @@ def draw_errors(figure, at, dtypes):
                         if error is not None and math.isfinite(error):
                             errors.setdefault(scale, []).append(max(error, 1e-9))
                 series[f"{dtype}, stabiliser {stabiliser}"] = list(errors.items())
-        figures.lines(axes, series, x_label="scale of the input gate", y_label="largest error", log_x=True, log_y=True)
+        figures.lines(axes, series, x_label="scale of the input gate", y_label="largest error, of the largest h", log_x=True, log_y=True)
         axes.set_title(name, fontsize=10, loc="left")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
