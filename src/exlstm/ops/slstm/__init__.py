@@ -132,9 +132,10 @@ def slstm(
         *gpu_candidates(tensors, r_HKGV, backend, cell_activation, input_gate, normalize),
         ("recurrent", None),
     ])  # fmt: skip
+    if name in ("triton", "triton_steps"):
+        r_HKGV = narrowed(r_HKGV)  # before autocast is off
     with exactly(x_BTHGV):
         if name != "recurrent":
-            r_HKGV = narrowed(r_HKGV) if name != "numba" else r_HKGV
             more = {"input_gate": input_gate, "normalize": normalize} if name == "numba" else {}
             return scan(name)(
                 x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp", **more
