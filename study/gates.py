@@ -205,6 +205,7 @@ def draw_errors(figure, at, dtypes):
                         if error is not None and math.isfinite(error):
                             errors.setdefault(scale, []).append(max(error, 1e-9))
                 series[f"{dtype}, stabiliser {stabiliser}"] = list(errors.items())
-        figures.lines(axes, series, x_label="scale of the input gate", y_label="largest error, of the largest h", log_x=True, log_y=True)
+        labels = {"x_label": "scale of the input gate", "y_label": "largest error, of the largest h"}
+        figures.lines(axes, series, **labels, log_x=True, log_y=True)
         axes.set_title(name, fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

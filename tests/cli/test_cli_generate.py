@@ -294,6 +294,7 @@ def test_again_is_another_reply(talk):
     assert first != second
 
 
+@pytest.mark.slow
 def test_a_conversation_keeps_its_state(here, tmp_path):
     """In a file, too: two programs say what one says. What was taken back is forgotten."""
     file = tmp_path / "talk"

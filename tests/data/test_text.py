@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exlstm.data.text import Document, cut_at_line, documents, fingerprint, split_documents
@@ -62,6 +62,7 @@ def test_other_files_do_not_move_a_file() -> None:
         assert set(names(part_of_half)) <= set(names(part_of_whole))
 
 
+@settings(max_examples=40)
 @given(
     name=st.text(),
     # lines of at most 30 bytes in at least 880: a share of 0.04 always holds a line end

@@ -117,7 +117,7 @@ def assert_saved(model, folder):
 
 @bits
 @pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_saving(tmp_path, weights, tie, dtype):
     model = exlstm.quantize(build(tie=tie).to(dtype), weights)

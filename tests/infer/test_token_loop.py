@@ -69,7 +69,7 @@ def two_threads():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("B", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_played_steps_are_as_accurate_as_called_ones(config, dtype, B, two_threads):
     """In the root mean square over several models: in one of them, one rounding of a gate moves the whole state."""
     found = [played_called_exact(build(config, seed).to(dtype), tokens(B, 12, seed + 1)) for seed in range(8)]

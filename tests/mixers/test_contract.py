@@ -47,7 +47,15 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
 every = pytest.mark.parametrize("name", CONFIGS)
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
-precisions = pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+# the definitions of options are proven in tests/ops: by default only their kernels are run
+in_every_precision = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=pytest.mark.slow if dtype == torch.float64 and name not in MIXERS else ())
+        for name in CONFIGS
+        for dtype in PRECISIONS
+    ],
+)
 
 
 def build(name, dtype=torch.float64):
@@ -85,8 +93,7 @@ def assert_same_memory(mixer, got, want):
     assert_close(mixer(z, got)[0], mixer(z, want)[0])
 
 
-@every
-@precisions
+@in_every_precision
 @pytest.mark.parametrize("cuts", [[1] * 24, [5, 1, 18], [23, 1], [1, 23]], ids=str)
 def test_cutting_time_changes_nothing(name, dtype, cuts):
     mixer, x = build(name, dtype), inputs(dtype=dtype)
@@ -107,8 +114,7 @@ def test_cutting_time_across_chunks(name):
     assert_close(in_pieces(mixer, x, [70, 1, 79])[0], mixer(x)[0])
 
 
-@every
-@precisions
+@in_every_precision
 def test_gradients_flow_through_the_cut(name, dtype):
     """Of the input and of every parameter; and each parameter has one, so that none is there for nothing."""
     mixer, weights = build(name, dtype), inputs(seed=3, dtype=dtype)
@@ -127,8 +133,7 @@ def test_gradients_flow_through_the_cut(name, dtype):
         assert (gradients[1][key] - want).abs().max() <= PRECISIONS[dtype] * size + 1e-12 * largest, key
 
 
-@every
-@precisions
+@in_every_precision
 def test_causal(name, dtype):
     mixer, x = build(name, dtype), inputs(2, 20, dtype=dtype)
     y, _ = mixer(x)
@@ -150,8 +155,7 @@ def test_what_was_seen_matters(name):
     assert torch.equal(mixer(other)[0][:, 5], mixer(x)[0][:, 5]) == (name == "attention window of 1")
 
 
-@every
-@precisions
+@in_every_precision
 def test_rows_are_independent_and_states_batch_first(name, dtype):
     mixer, x = build(name, dtype), inputs(4, 12, dtype=dtype)
     _, state = mixer(x[:, :8])
@@ -163,8 +167,7 @@ def test_rows_are_independent_and_states_batch_first(name, dtype):
     assert_close(mixer(loud)[0][[0, 2, 3]], mixer(x)[0][[0, 2, 3]])
 
 
-@every
-@precisions
+@in_every_precision
 def test_nothing_is_changed_in_place(name, dtype):
     """Neither inputs, nor the state that went in, nor the one that came out, by later steps or a backward."""
     mixer, x = build(name, dtype), inputs(2, 12, dtype=dtype)
@@ -181,8 +184,7 @@ def test_nothing_is_changed_in_place(name, dtype):
     assert all(torch.equal(a, b) for a, b in zip(mixer.parameters(), weights, strict=True))
 
 
-@every
-@precisions
+@in_every_precision
 def test_resets_are_separate_sequences(name, dtype):
     """Documents packed into one row, in one batch with others, give what each gives alone."""
     mixer, x = build(name, dtype), inputs(dtype=dtype)
@@ -200,8 +202,7 @@ def test_resets_are_separate_sequences(name, dtype):
         assert_same_memory(mixer, rows(state, torch.tensor([row])), alone)
 
 
-@every
-@precisions
+@in_every_precision
 def test_padding_changes_nothing(name, dtype):
     """Ragged rows in one batch give what each gives alone, and y = 0 beyond their ends."""
     mixer, x = build(name, dtype), inputs(4, dtype=dtype)
@@ -238,8 +239,7 @@ def test_resets_lengths_and_cuts_together(name, cut, seed, share, lengths):
     assert_same_memory(mixer, after, state)
 
 
-@every
-@precisions
+@in_every_precision
 def test_a_reset_at_the_first_step_is_a_fresh_start(name, dtype):
     mixer, x = build(name, dtype), inputs(2, 9, dtype=dtype)
     reset = torch.zeros(2, 9, dtype=torch.bool)
@@ -251,8 +251,7 @@ def test_a_reset_at_the_first_step_is_a_fresh_start(name, dtype):
     assert_same_memory(mixer, after, fresh)
 
 
-@every
-@precisions
+@in_every_precision
 @pytest.mark.parametrize("T", [1, 24])
 def test_no_state_means_the_zero_state(name, dtype, T):
     mixer, x = build(name, dtype), inputs(2, T, dtype=dtype)

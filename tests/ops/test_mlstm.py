@@ -190,6 +190,7 @@ def test_one_large_input_gate_among_small_ones():
     assert_as_accurate(fast, definition, x, names=NAMES)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_steps():
     """The state that is carried over hundreds of chunks is as good as the definition's, and so are the gradients."""
     x = make(1, 20_000, 1, 4, 4, gate=3.0, dtype=torch.float32)

@@ -293,6 +293,7 @@ def test_padding_changes_nothing(backend):
             torch.testing.assert_close(got[row], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_steps():
     """Finite, and as accurate as the definition in the same precision."""
     x = make(1, 20_000, 1, 4, gate=3.0, dtype=torch.float32)

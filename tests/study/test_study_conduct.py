@@ -277,6 +277,7 @@ def story(tmp_path_factory):
     return {**found, "broken folder": broken, "whole folder": whole}
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_lines_and_says_how_to_go_on(story):
     code, out, err, left = story["interrupt"]
     assert code == 130
@@ -286,6 +287,7 @@ def test_ctrl_c_leaves_whole_lines_and_says_how_to_go_on(story):
     assert 2 <= left.count(b"\n") < 12
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_what_was_done(story):
     code, _, _, left = story["kill"]
     assert code == -signal.SIGKILL
@@ -293,6 +295,7 @@ def test_a_kill_leaves_what_was_done(story):
     assert left.count(b"\n") >= 7
 
 
+@pytest.mark.slow
 def test_broken_and_resumed_or_whole_the_numbers_are_the_same(story):
     for name in ("broken", "whole"):
         out, err, code = story[name]
@@ -310,6 +313,7 @@ def test_broken_and_resumed_or_whole_the_numbers_are_the_same(story):
     assert len({row["metrics"]["loss"] for row in trained}) == 3
 
 
+@pytest.mark.slow
 def test_nothing_that_was_done_was_done_again(story):
     folder = story["broken folder"]
     times = Counter(ran(folder))
@@ -322,6 +326,7 @@ def test_nothing_that_was_done_was_done_again(story):
     assert not {(row["config"]["model"], row["config"]["lr"], row["seed"]) for row in done} & set(late)
 
 
+@pytest.mark.slow
 def test_a_report_follows_a_run(story):
     folder = result_path(story["whole folder"], "count", "small").parent
     assert {path.name for path in folder.iterdir()} == {"small.jsonl", "small.md", "small.html", "small-rise.png"}

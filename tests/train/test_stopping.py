@@ -74,7 +74,10 @@ def in_a_process(config: TrainConfig, death: str = "") -> list[str]:
     return [sys.executable, "-u", "-c", PROGRAM, json.dumps(settings), death]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(moment, marks=() if moment == "before the renaming" else pytest.mark.slow) for moment in MOMENTS],
+)
 def test_kill_9_leaves_a_run_that_resumes(moment: str, settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
     death, checkpoints = MOMENTS[moment]
     config = settings(validations=8, keep=1)

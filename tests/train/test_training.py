@@ -83,6 +83,7 @@ def test_weights_stay_float32_under_bfloat16(settings: Settings, tiny: LMConfig,
 
 
 @pytest.mark.filterwarnings("ignore")  # torch warns about itself while it traces
+@pytest.mark.slow
 def test_compile_trains_the_same(
     settings: Settings, tiny: LMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,7 @@ def with_parameters(config: LMConfig, target: int) -> LMConfig:
     ValueError where that cannot be done within 5 %.
     """
     low, high = _LOW, _HIGH
-    for _ in range(40):
+    for _ in range(20):  # to a millionth of a factor
         middle = (low * high) ** 0.5
         low, high = (middle, high) if body_parameters(_scaled(config, middle)) < target else (low, middle)
     best = min((_scaled(config, factor) for factor in (low, high)), key=lambda c: abs(body_parameters(c) - target))
