@@ -3,7 +3,8 @@
 The paper says it can. An independent replication (Walker et al. 2025, arXiv:2505.17761) found that it cannot:
 accuracies of 0.33 and 0.28 where the paper has 1.0. The paper used no convolution and recurrent weights that are not
 zero at the start; the published code has a convolution, zero recurrent weights, and forget biases by a power law. Which
-of the three is it? All eight combinations are trained alike, beside an LSTM.
+of the three is it? All eight combinations are trained alike, beside an LSTM; at the small size with the answers to all
+prefixes asked for, and at one learning rate.
 
 Expected: one of the three factors separates settings that solve the tasks from those that do not.
 
