@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from small_studies import COUNT, count_study, row_of, rows_of
 
-from exlstm.study import Cell, Results, all_of
+from exlstm.study import Cell, Results
 from exlstm.study.cells import chosen, reported
 from exlstm.study.contract import run_id, with_seed
 
@@ -155,21 +155,6 @@ def test_costs_are_medians_of_models_that_ran():
     assert results.costs(task="other").rows == []
     assert results.costs("task", model="one").rows == [("count", "1,003", "20", "1,000", "10")]
     assert results.costs("task", model="two").rows == []
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "together"),
-    [
-        ([True, True], True),
-        ([True, None], None),
-        ([None, False], False),
-        ([False, True], False),
-        ([], None),
-        ([None], None),
-    ],
-)
-def test_verdicts_together(verdicts, together):
-    assert all_of(iter(verdicts)) is together
 
 
 def test_rows_of_other_runs_are_nobodys():

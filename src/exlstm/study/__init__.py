@@ -4,7 +4,7 @@ What study files use is here; see `exlstm.study.contract` for what such a file i
 """
 
 from exlstm.study import figures
-from exlstm.study.cells import Cell, Results, all_of
+from exlstm.study.cells import Cell, Results
 from exlstm.study.models import (
     FORMAL,
     body_parameters,
@@ -29,7 +29,6 @@ __all__ = [
     "Results",
     "Table",
     "Training",
-    "all_of",
     "body_parameters",
     "contestants",
     "figures",

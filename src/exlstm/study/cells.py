@@ -6,7 +6,7 @@ seed 0 counts as well.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -165,11 +165,3 @@ class Results:
             failed=tuple(row for row in ended if row["status"] == "failed"),
             planned=planned,
         )
-
-
-def all_of(verdicts: Iterable[bool | None]) -> bool | None:
-    """Of several verdicts: False if one is, else None if one is open, else True."""
-    found = list(verdicts)
-    if False in found:
-        return False
-    return None if None in found or not found else True
