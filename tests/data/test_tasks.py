@@ -509,6 +509,7 @@ GOLDEN: dict[str, str] = {
     "recall_48_of_512": "9b99255ee9c2c312",
     "recall_48_of_8192": "ead2f774c4495d05",
     "recall_4_of_512": "f62fb7104d8f524b",
+    "recall_4_of_64": "e79b4faf1877e554",
     "recall_4_of_8192": "bea843c8435f5f15",
     "recall_8_of_512": "74a0cfb8030520bd",
     "recall_8_of_8192": "5848ee323f2a9677",

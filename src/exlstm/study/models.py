@@ -61,16 +61,17 @@ def _block(mixer: MixerConfig, width: int) -> BlockConfig:
 
 
 def makers(
-    *, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None
-) -> dict[str, Maker]:
+    *, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None,
+    attention: Settings | None = None,
+) -> dict[str, Maker]:  # fmt: skip
     """Every model of a comparison by its name in tables, as a function of its width.
 
-    slstm, mlstm: settings of these blocks, such as FORMAL; they may have other heads than the rest.
+    slstm, mlstm, attention: settings of these blocks, such as FORMAL; they may have other heads than the rest.
     """
     stacks: dict[str, Stack] = {
         "lstm": (LSTMConfig(forget_bias="power_law"),) * depth,
         "lstm(block)": (LSTMConfig(heads=heads, forget_bias="power_law"),) * depth,
-        "attention": (AttentionConfig(heads=heads),) * depth,
+        "attention": (AttentionConfig(**{"heads": heads, **(attention or {})}),) * depth,
     }
     known = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
     stacks |= {name: (kind(),) * depth for name, kind in MIXERS.items() if kind not in known}
@@ -88,15 +89,12 @@ def _by_width(make: Callable[..., LMConfig]) -> Maker:
     return lambda width: make(width=width)
 
 
-def contestants(
-    *, width: int, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None,
-    target: int | None = None,
-) -> dict[str, LMConfig]:  # fmt: skip
-    """Every model of `makers` at this width, with equal parameters.
+def contestants(*, width: int, target: int | None = None, **settings: Any) -> dict[str, LMConfig]:
+    """Every model of `makers(**settings)` at this width, with equal parameters.
 
     target: parameters of each, without embedding and head; None for those of the largest as it is.
     """
-    found = {name: make(width) for name, make in makers(heads=heads, depth=depth, slstm=slstm, mlstm=mlstm).items()}
+    found = {name: make(width) for name, make in makers(**settings).items()}
     target = max(body_parameters(config) for config in found.values()) if target is None else target
     return {name: with_parameters(config, target) for name, config in found.items()}
 
