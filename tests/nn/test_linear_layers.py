@@ -257,9 +257,12 @@ def test_quantised_layers_travel(kind):
 @torch.no_grad()
 @QUANTISED
 def test_quantised_layers_without_memory(kind):
-    """On the meta device, as when a model is described."""
-    layer = kind(Linear(140, 9)).to("meta")
-    assert layer(torch.empty(2, 140, device="meta")).shape == (2, 9)
+    """On the meta device, as when a model is described or laid out for loading."""
+    full = kind(Linear(140, 9))
+    for layer in (copy.deepcopy(full).to("meta"), kind(Linear(140, 9, device="meta"))):
+        assert layer(torch.empty(2, 140, device="meta")).shape == (2, 9)
+        for (name, there), (_, here) in zip(layer.named_buffers(), full.named_buffers(), strict=True):
+            assert (there.is_meta, there.shape, there.dtype) == (True, here.shape, here.dtype), name
 
 
 @QUANTISED

@@ -114,6 +114,13 @@ class Block(nn.Module):
         return functional.dropout(y_BTD, self.dropout) if self.dropout and self.training else y_BTD
 
 
+class Embedding(nn.Embedding):
+    """Its values are its owner's to fill in: torch draws some first, and on the meta device imports its compiler to."""
+
+    def reset_parameters(self) -> None:
+        """None are drawn."""
+
+
 class LM(nn.Module):
     """The model of an `LMConfig`.
 
@@ -127,7 +134,7 @@ class LM(nn.Module):
         super().__init__()
         self.config = config
         self.shapes_kept: tuple[int, LMState] | None = None
-        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.embed = Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
         self.norm = width_norm(config) if config.out_norm else None
         self.head = Linear(config.width, config.vocab_size, bias=False)

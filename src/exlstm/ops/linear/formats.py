@@ -51,17 +51,25 @@ PART = 1 << 20  # weights that are in float32 at a time: few enough for the cach
 
 def to_int8(w_NK: Tensor) -> Int8Weight:
     """The nearest multiples of 1/127 of the largest weight of each row."""
+    N, K = w_NK.shape
+    if w_NK.is_meta:  # a model is laid out before it is loaded, and meta tensors take their time with every operation
+        return Int8Weight(w_NK.new_empty(N, K, dtype=torch.int8), w_NK.new_empty(N, dtype=torch.float32))
     parts = [rows_to_int8(w_PK) for w_PK in torch.split(w_NK.detach(), rows_at_a_time(w_NK))]
     return parts[0] if len(parts) == 1 else Int8Weight(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def to_int4(w_NK: Tensor) -> Int4Weight:
     """16 levels between the smallest and the largest weight of each group, or of a somewhat narrower range."""
+    N, K = w_NK.shape
+    G = -(-K // GROUP)
+    if w_NK.is_meta:  # as in `to_int8`
+        scale_NG, offset_NG = (w_NK.new_empty(N, G, dtype=torch.float32) for _ in range(2))
+        return Int4Weight(w_NK.new_empty(N, G, GROUP // 2, dtype=torch.uint8), scale_NG, offset_NG, K)
     parts = [rows_to_int4(w_PK) for w_PK in torch.split(w_NK.detach(), rows_at_a_time(w_NK))]
     if len(parts) == 1:
         return parts[0]
     q_NGP, scale_NG, offset_NG = (torch.cat(x) for x in list(zip(*parts, strict=True))[:3])
-    return Int4Weight(q_NGP, scale_NG, offset_NG, w_NK.shape[1])
+    return Int4Weight(q_NGP, scale_NG, offset_NG, K)
 
 
 def rows_at_a_time(weight: Weight) -> int:
@@ -92,11 +100,11 @@ def rows_to_int8(w_NK: Tensor) -> Int8Weight:
 def rows_to_int4(w_NK: Tensor) -> Int4Weight:
     """`to_int4` of some rows."""
     N, K = w_NK.shape
-    groups = -(-K // GROUP)
+    G = -(-K // GROUP)
     w_NK = w_NK.float()
     # padding repeats the last column, so that it widens no range
-    padding = w_NK[:, -1:].expand(N, groups * GROUP - K)
-    w_NGS = torch.cat([w_NK, padding], dim=1).view(N, groups, GROUP)
+    padding = w_NK[:, -1:].expand(N, G * GROUP - K)
+    w_NGS = torch.cat([w_NK, padding], dim=1).view(N, G, GROUP)
     low_NG, high_NG = w_NGS.amin(2), w_NGS.amax(2)
     best_NG = torch.full_like(low_NG, torch.inf)
     scale_NG, offset_NG, q_NGS = torch.zeros_like(low_NG), torch.zeros_like(low_NG), torch.zeros_like(w_NGS)
