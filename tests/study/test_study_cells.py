@@ -154,6 +154,7 @@ def test_costs_are_medians_of_models_that_ran():
     assert results.costs().rows == [("one", "1,003", "20", "1,000", "10")]
     assert results.costs(task="other").rows == []
     assert results.costs("task", model="one").rows == [("count", "1,003", "20", "1,000", "10")]
+    assert results.costs("task", model="one").title == "What a run costs, model one"
     assert results.costs("task", model="two").rows == []
 
 

@@ -145,7 +145,7 @@ class Results:
             if found:
                 middle = [median(row[key] for row in found) for key in _COSTS]
                 rows.append((value, *(f"{number:,.0f}" if number < 1e7 else f"{number:.1e}" for number in middle)))
-        where = "".join(f", {value}" for value in facets.values())
+        where = "".join(f", {name} {value}" for name, value in facets.items())
         return Table(title=f"What a run costs{where}", columns=(by, *_COSTS.values()), rows=rows)
 
     def _cell(self, facets: dict[str, str], group: Sequence[Run]) -> Cell:
