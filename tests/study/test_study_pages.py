@@ -19,7 +19,7 @@ from exlstm.study.publish import publish, terminal_text
 from exlstm.study.results import result_path
 
 STUDY = count_study()
-FOUND = 'What <i>I</i> found & "why".\n\nA second paragraph.'
+FOUND = 'What <i>I</i> found & "why".\n\nA second paragraph, of `a < b`.'
 
 
 class Page(HTMLParser):
@@ -91,7 +91,7 @@ def test_the_html_page_says_all_and_loads_nothing(published):
     whole = " ".join(page.texts)
     assert "Which number is <b>largest</b> & why?" in page.texts
     for words in ('Expected: "ten" & not <i>nine</i>.', "Paper: none | at all.", 'What <i>I</i> found & "why".',
-                  "A second paragraph.", "Scores | <all>", "A line & <more>", "a note < here", '"a" <b> | c',
+                  "A second paragraph, of a < b .", "Scores | <all>", "A line & <more>", "a note < here", '"a" <b> | c',
                   "it is not so", "a|b", "x|y", "<b>", "abc1234 (9 runs)", "2 cores of a <fast> one (9 runs)",
                   "What a run costs", "a note > there", "What was found", "0.88 (0/2)", "failed",
                   "not run"):  # fmt: skip
@@ -102,6 +102,7 @@ def test_the_html_page_says_all_and_loads_nothing(published):
     # nothing of the report has become markup, and nothing comes from elsewhere
     assert not {"u", "i", "all", "more", "oh", "script", "link", "iframe"} & set(page.tags)
     assert page.tags.count("b") == len(CLAIMS)
+    assert page.tags.count("code") == 1
     assert len(page.images) == 1
     assert page.images[0]["alt"] == "A line & <more>"
     kind, _, data = page.images[0]["src"].partition(",")

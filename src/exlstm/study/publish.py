@@ -3,6 +3,7 @@
 All of it is made from results. What was found is said by a person, in `found.md` beside them, and is part of each page.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -155,4 +156,6 @@ def _claim_html(claim: Claim) -> str:
 
 
 def _paragraphs(text: str) -> list[str]:
-    return [f"<p>{escape(block)}</p>" for block in text.split("\n\n") if block.strip()]
+    """Paragraphs of text, of whose Markdown names in backticks are known."""
+    text = re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    return [f"<p>{block}</p>" for block in text.split("\n\n") if block.strip()]
