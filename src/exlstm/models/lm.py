@@ -115,10 +115,12 @@ class Block(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """Its values are its owner's to fill in: torch draws some first, and on the meta device imports its compiler to."""
+    """torch's, without its draw on the meta device, for which torch imports its compiler: seconds, for no values."""
 
     def reset_parameters(self) -> None:
-        """None are drawn."""
+        """Drawn as ever where there is memory: what a seed gives the layers behind it hangs on that."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class LM(nn.Module):
