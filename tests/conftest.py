@@ -18,7 +18,6 @@ if not torch.cuda.is_available():
 from hypothesis import HealthCheck, settings
 
 from exlstm.ops import kept
-from exlstm.ops.linear import cutover
 from shape_names import watch
 
 torch.set_num_threads(1)
@@ -38,10 +37,9 @@ def same_start() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def same_choices(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
-    """Which linear maps have few rows is measured on each machine; here it is given, and nobody's file is touched."""
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
+    """Measurements that are kept go to a folder of the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutover, "measured", lambda _kind: 8)
         patch.setattr(kept, "folder", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
 

@@ -206,3 +206,19 @@ def test_no_environment_variables_in_the_source():
     for path in FILES:
         for word in ("os.environ", "getenv"):
             assert word not in path.read_text(), f"{path.name} reads the environment"
+
+
+# what may look at a clock below the floors of training: how long a thread looks for work
+CLOCKS = {"ops/numba_jobs.py"}
+
+
+def test_no_clock_chooses_a_form():
+    """Forms of an op round differently: chosen by a stopwatch, two runs would differ in their last bits."""
+    computing = {"ops", "nn", "mixers", "models", "infer"}
+    seen = {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        if part(path) in computing
+        and any(name.split(".")[0] in {"time", "timeit", "datetime"} for name, _ in imports(ast.parse(path.read_text())))
+    }
+    assert seen <= CLOCKS

@@ -7,7 +7,6 @@ import torch
 from stand_in import StandInGraph, install
 
 from exlstm.infer import recorded as recorded_page
-from exlstm.infer import slots as slots_page
 from exlstm.infer import token_loop
 from exlstm.infer.cuda_graph import GraphSteps
 from exlstm.infer.recorded import RecordedSteps, into
@@ -141,25 +140,15 @@ def test_graphs_of_all_sizes_share_one_memory(monkeypatch):
     assert StandInGraph.made == 4
 
 
-@pytest.mark.parametrize("quicker", [True, False])
-def test_more_rows_than_can_be_played_go_in_groups_if_that_is_quicker(quicker, recorded, monkeypatch):
-    """Nine rows are one too many here: two groups of eight and one."""
-    monkeypatch.setattr(FixedSlots, "_is_quicker", lambda *_: quicker)
+@pytest.mark.parametrize(("rows", "groups"), [(13, 2), (32, 4), (33, 0)])
+def test_more_rows_than_can_be_recorded_go_in_a_few_groups(rows, groups):
+    """More than 12 rows of float32 are too many: groups of 8, and calls where these would be more than 4."""
     model = build("M", torch.float32)
-    slots, alone = FixedSlots(model, 9), Alone(model, 9)
-    for step in range(3):
-        tokens = [(3 * step + row) % VOCABULARY for row in range(9)]
+    slots, alone = FixedSlots(model, rows), Alone(model, rows)
+    for step in range(2):
+        tokens = [(3 * step + row) % VOCABULARY for row in range(rows)]
         torch.testing.assert_close(slots.step(tokens), alone.step(tokens), rtol=2e-4, atol=2e-4)
-    assert [len(way) for way in slots.ways.values()] == [2 if quicker else 0]
-    assert recorded == [8, 1]
-
-
-def test_trying_which_is_quicker_leaves_the_rows_as_they_are(monkeypatch):
-    monkeypatch.setattr(slots_page, "TRIES", 2)
-    model = build("M", torch.float32)
-    slots, alone = FixedSlots(model, 9), Alone(model, 9)
-    for _ in range(2):
-        torch.testing.assert_close(slots.step([1] * 9), alone.step([1] * 9), rtol=2e-4, atol=2e-4)
+    assert [len(way) for way in slots.ways.values()] == [groups]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from linear_cases import KINDS, exact, make, room
 
 from accuracy import compare
 from exlstm.ops.choose import recorded
-from exlstm.ops.linear import LIMIT, Int4Weight, dequantised, linear, linears, to_int4, to_int8
+from exlstm.ops.linear import MOST_ROWS, Int4Weight, dequantised, linear, linears, to_int4, to_int8
 
 SUM = 4 * torch.finfo(torch.float32).eps  # 16 lanes make long sums more exact than this
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -186,9 +186,10 @@ def backend_of(x, weight, bias=None, **options):
 def test_choices():
     x, w, b = torch.randn(1, 8), torch.randn(5, 8), torch.randn(5)
     assert backend_of(x, w, b).backend == "numba"
-    many = backend_of(torch.randn(LIMIT + 1, 8), w)
+    few, many = (backend_of(torch.randn(MOST_ROWS["float32"] + n, 8), w) for n in (0, 1))
+    assert few.backend == "numba"
     assert many.backend == "torch"
-    assert "rows" in many.why
+    assert "from 13 rows on torch is faster with float32 weights" in many.why
     assert backend_of(x.double(), w.double()).why == (
         "numba: it computes with float32 and bfloat16, and the input is torch.float64"
     )

@@ -6,8 +6,7 @@ and all sizes share the same memory: a row is written, read and moved between st
 B rows of a step  C classes (vocabulary)
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -20,7 +19,9 @@ from exlstm.models.batching import grows, join_rows, take_rows
 from exlstm.models.lm import LM, LMState
 from exlstm.ops.tape import NotRecordable
 
-TRIES = 3  # of each way to step so many rows, to know the quicker one
+# Where a step of all rows cannot be recorded, so many recorded groups of them take no longer than one call: up to 4 for
+# every size of model that was tried. A rule and not a measurement, for both ways round differently.
+MOST_GROUPS = 4
 
 
 class Slots(Protocol):
@@ -116,44 +117,24 @@ class FixedSlots:
         return logits_B1C[:, 0]
 
     def _way(self, size: int, tokens_B: Tensor) -> list[Steps]:
-        """How to step so many rows: at once, or else in the largest groups that can be played, or by calls."""
+        """How to step so many rows: at once, or else in a few groups that can be recorded, or by calls."""
         if self.why_not is not None:
             return []
-        for group in [each for each in reversed(self.sizes) if each <= size]:
+        for group in [each for each in reversed(self.sizes) if each <= size <= MOST_GROUPS * each]:
             try:
                 way = [self._steps(start, min(group, size - start), tokens_B) for start in range(0, size, group)]
             except NotRecordable as reason:
                 self.why_not = str(reason)
                 continue
             self.why_not = None
-            if group == size:
-                return way
-            return way if self._is_quicker(way, tokens_B) else []
+            return way
         return []
-
-    def _is_quicker(self, way: list[Steps], tokens_B: Tensor) -> bool:
-        """Whether playing these groups takes less time than a call of the model with all rows in one product."""
-        played = self._seconds(lambda: self._played(way, tokens_B), tokens_B)
-        return played <= self._seconds(lambda: self._called(tokens_B), tokens_B)
 
     def _steps(self, start: int, count: int, tokens_B: Tensor) -> Steps:
         if (start, count) not in self.spare:
             kind = kind_of_steps(self.model)
             self.spare[start, count] = kind(self.model, tokens_B[start : start + count, None], self.memory, start)
         return self.spare[start, count]
-
-    def _seconds(self, step: Callable[[], Tensor], tokens_B: Tensor) -> float:
-        """The shortest time of a few; the rows are then as they were."""
-        turn, best = self.memory.turn, float("inf")
-        kept = map_state(torch.clone, self.memory.cut(turn, 0, len(tokens_B)))
-        for _ in range(TRIES):
-            began = time.perf_counter()
-            step()
-            best = min(best, time.perf_counter() - began)
-        self.memory.turn = turn
-        for x, before in zip(leaves(self.memory.cut(turn, 0, len(tokens_B))), leaves(kept), strict=True):
-            x.copy_(before)
-        return best
 
 
 class GrowingSlots:

@@ -16,6 +16,8 @@ from numba.np.arrayobj import populate_array
 
 FLOAT = ir.FloatType()
 SIZE = 4  # bytes of a float32
+LINE = 64  # bytes of a cache line
+LINE_NUMBERS = LINE // SIZE  # what an array must have beyond what `line_of` is to find room for
 
 
 def place(builder: Any, address: Any, n: Any) -> Any:
@@ -128,6 +130,21 @@ def _address_of(_context: Any, kind: Any) -> Any:
     return types.intp(kind), generate
 
 
+def _line_of(_context: Any, kind: Any) -> Any:
+    """Address of the first cache line that begins in an array, which has LINE_NUMBERS to spare.
+
+    BLAS may sum in another order where a matrix begins elsewhere in a line, and where an array begins is up to malloc:
+    without this, two runs of one kernel could differ in their last bits.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = context.get_value_type(types.intp)
+        data = builder.ptrtoint(context.make_array(kind)(context, builder, arguments[0]).data, word)
+        return builder.and_(builder.add(data, word(LINE - 1)), word(-LINE))
+
+    return types.intp(kind), generate
+
+
 def _keep(_context: Any, kind: Any) -> Any:
     """Does nothing: what lives up to here is not freed before."""
 
@@ -187,6 +204,7 @@ clear: Any = intrinsic(_clear)
 tensor_at: Any = intrinsic(_tensor_at)
 rows_at: Any = intrinsic(_rows_at)
 address_of: Any = intrinsic(_address_of)
+line_of: Any = intrinsic(_line_of)
 keep: Any = intrinsic(_keep)
 prefetch: Any = intrinsic(_prefetch)
 row: Any = intrinsic(_row)

@@ -143,7 +143,8 @@ def _check(ok: bool, problem: str) -> None:
 
 def _load_state(model: LM, file: Path) -> State:
     stored = load_file(file)
-    tensors: Iterator[Tensor] = iter([stored[name] for name in sorted(stored)])
+    # cloned, here and below: in the file they begin anywhere, and BLAS may round by that
+    tensors: Iterator[Tensor] = iter([stored[name].clone() for name in sorted(stored)])
     device = next(model.parameters()).device
     template = model.zero_state(1)
     _check(len(stored) == len(leaves(template)), f"{file.name} has {len(stored)} tensors, not {len(leaves(template))}")
@@ -167,7 +168,7 @@ def _load_optimizer(model: LM, optimizer: Optimizer, tensors: dict[str, Tensor])
         name, key = full_name.rsplit("/", 1)
         shape = torch.Size() if key == "step" else parameters[name].shape
         _check(value.shape == shape, f"optimizer.safetensors has {full_name} of shape {tuple(value.shape)}")
-        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+        optimizer.state[parameters[name]][key] = value.clone().to(parameters[name].device)
 
 
 def _random_state() -> dict[str, Any]:

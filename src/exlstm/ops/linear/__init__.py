@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 
 from exlstm.ops.choose import choose
-from exlstm.ops.linear.cutover import most_rows
 from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, in_parts, to_int4, to_int8
 from exlstm.ops.shared import bfloat16_is_emulated, has_numba, watched
 
@@ -163,17 +162,21 @@ def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
     return None
 
 
+# Up to so many rows the Numba kernels run. On processors with AVX2 and with AVX-512 both forms are as fast at 12 to 16
+# rows of float32, at 4 of bfloat16 with instructions for it and 32 without, and at 50 and more of integers, which torch
+# expands first. A rule and not a measurement: the forms round differently, and a clock would choose anew in every process.
+MOST_ROWS = {"float32": 12, "bfloat16": 4, "int8": 48, "int4": 64}
+MOST_ROWS_EMULATED = 32  # of bfloat16
+
+
 def too_many_rows(x: Tensor, maps: Sequence[Map]) -> str | None:
-    """Why torch is faster for so many rows, or None. Measured once on every machine: see `cutover`."""
+    """Why torch is faster for so many rows, or None."""
     rows = x.numel() // x.shape[-1]
     if rows == 1:
         return None
     kind = kind_of(maps[0][0])
-    most = most_rows(kind, torch.get_num_threads()) if rows <= LIMIT else LIMIT
+    most = MOST_ROWS_EMULATED if kind == "bfloat16" and bfloat16_is_emulated() else MOST_ROWS[kind]
     return None if rows <= most else f"from {most + 1} rows on torch is faster with {kind} weights"
-
-
-LIMIT = 64  # rows; with more torch is faster, and nobody has to measure
 
 
 def kind_of(weight: Weight) -> str:

@@ -34,7 +34,7 @@ from exlstm.ops.mlstm.numba_rows import scale_rows
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 from exlstm.ops.numba_blas import product
 from exlstm.ops.numba_jit import compiled, untraced
-from exlstm.ops.numba_tensors import SIZE, address_of, copy, keep, rows_at, tensor_at
+from exlstm.ops.numba_tensors import LINE_NUMBERS, SIZE, copy, keep, line_of, rows_at, tensor_at
 from exlstm.ops.shared import addresses, contiguous, wide
 from exlstm.ops.threads import share_out
 
@@ -52,7 +52,8 @@ def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: 
     B, T, H, K, V, chunk_len = sizes
     m_BH, m_RBH = tensor_at(state[2], B * H, float32), tensor_at(starts[2], last, float64)
     length, span_len = min(chunk_len, T), SPAN_CHUNKS * chunk_len
-    memory = np.empty(chunk_numbers(length, K), float32)
+    memory = np.empty(chunk_numbers(length, K) + LINE_NUMBERS, float32)
+    work = line_of(memory)
     for item in range(first, last):
         b, h, m = item // H, item % H, float64(m_BH[item])
         c, n = state[0] + SIZE * item * K * V, state[1] + SIZE * item * K
@@ -64,7 +65,7 @@ def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: 
                 copy(starts[1] + SIZE * place * K, n, K)
                 m_RBH[place] = m
             L = min(chunk_len, T - start)
-            x, w = inputs_at(inputs, sizes, b, h, start, L), chunk_at(address_of(memory), L, K)
+            x, w = inputs_at(inputs, sizes, b, h, start, L), chunk_at(work, L, K)
             h_LV = rows_at(h_BTHV + SIZE * ((b * T + start) * H + h) * V, L, V, H * V)
             m = read_chunk(w, x, n_K, m, options)
             product(h_LV, w.p_LS, x.v_LV, 1.0, 0.0)
@@ -87,8 +88,9 @@ def backward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs:
     length, span_len = min(chunk_len, T), SPAN_CHUNKS * chunk_len
     N, spans = min(SPAN_CHUNKS, -(-T // chunk_len)), -(-T // span_len)
     m_RBH, m_N = tensor_at(starts[2], spans * B * H, float64), np.empty(N, float64)
-    memory = np.empty(chunk_numbers(length, K) + grads_numbers(length, K, V) + N * K * (V + 1), float32)
-    work = address_of(memory)
+    numbers = chunk_numbers(length, K) + grads_numbers(length, K, V) + N * K * (V + 1)
+    memory = np.empty(numbers + LINE_NUMBERS, float32)
+    work = line_of(memory)
     grads = work + SIZE * chunk_numbers(length, K)
     c_NKV = grads + SIZE * grads_numbers(length, K, V)
     n_NK = c_NKV + SIZE * N * K * V
@@ -129,11 +131,14 @@ def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
 
 
 def own(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous copies that may be written to.
+    """Contiguous copies that may be written to, in torch's memory, which is aligned for BLAS.
 
     Copied by NumPy: after a copy with all its threads torch lets them spin for some milliseconds, in the way of ours.
     """
-    return [torch.from_numpy(np.array(x.detach().numpy(), order="C")) for x in tensors]
+    copies = [torch.empty(x.shape, dtype=x.dtype) for x in tensors]
+    for x, made in zip(tensors, copies, strict=True):
+        np.copyto(made.numpy(), x.detach().numpy())
+    return copies
 
 
 class Chunkwise(torch.autograd.Function):

@@ -8,6 +8,7 @@ shared out among plain threads.
 B batch  T time  H heads  K, V head width  G gates: i, f, z, o  J all gates of a head (4 V)  M rows and steps
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from exlstm.ops.gates import InputGate
 from exlstm.ops.numba_jit import untraced
-from exlstm.ops.numba_tensors import long_at
+from exlstm.ops.numba_tensors import LINE, LINE_NUMBERS, SIZE, long_at
 from exlstm.ops.shared import addresses, contiguous, exactly, wide
 from exlstm.ops.slstm.numba_scan import backward_scan, forward_scan
 from exlstm.ops.slstm.numba_tile import PANEL
@@ -27,6 +28,7 @@ from exlstm.ops.threads import share_out
 
 MOST_ROWS = 8  # of a tile: R of a head is read once for all of them, from the second cache or from memory
 THREAD_WORTH = 60.0  # us of work that handing a piece to another thread is worth
+LARGE = 1 << 20  # numbers: from there on memory in large pages is worth asking for
 SHARED_BYTES = 64 << 10  # of R to read: so much takes a step longer than telling a thread that is awake
 
 
@@ -101,8 +103,16 @@ class Scan(torch.autograd.Function):
 
 
 def new(*shape: int) -> Tensor:
-    """Memory to write to. NumPy asks for it in large pages, which the system hands out several times faster."""
-    x = torch.from_numpy(np.empty(shape, dtype=np.float32))
+    """Memory to write to, aligned for BLAS.
+
+    NumPy asks for much memory in large pages, which the system hands out several times faster, but aligns it less.
+    """
+    count = math.prod(shape)
+    if count < LARGE:
+        return torch.empty(shape)
+    room = np.empty(count + LINE_NUMBERS, dtype=np.float32)
+    start = -room.ctypes.data % LINE // SIZE
+    x = torch.from_numpy(room[start : start + count]).view(shape)
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         x.fill_(torch.nan)
     return x
