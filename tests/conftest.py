@@ -2,7 +2,10 @@
 
 import os
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
 # before torch is imported, and for the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,18 +49,50 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None,
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of Triton kernels run on a CPU through its interpreter; with a GPU they are its own, compiled."""
-    if torch.cuda.is_available():
-        for item in items:
-            if item.path.stem.endswith("_triton"):
-                item.add_marker(pytest.mark.gpu)
+    for item in items:
+        if torch.cuda.is_available() and item.path.stem.endswith("_triton"):
+            item.add_marker(pytest.mark.gpu)
+        given = getattr(getattr(item, "obj", None), "hypothesis", None)
+        if given is not None and watches(item) and not hasattr(given.inner_test, "watched"):
+            given.inner_test = watched_once(given.inner_test)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    # every call that Triton's interpreter makes would be looked at too: there one test in a file is enough
-    if item.path.stem.endswith("_triton") and item.name != "test_names":
-        return (yield)
+def watches(item: pytest.Item) -> bool:
+    """Whether names are checked in a test: where tensors carry suffixes; looking makes each call in Python dearer."""
+    if item.path.stem.endswith("_triton"):
+        # every call that Triton's interpreter makes would be looked at too: there one test in a file is enough
+        return item.name == "test_names"
+    return item.path.parent.name in {"ops", "nn", "mixers", "models", "train", "infer"}
+
+
+def watched_once(inner_test: Callable[..., None]) -> Callable[..., None]:
+    """The test below a @given, its names checked in the first example: the others differ in sizes, not in names."""
+    seen: list[None] = []
+
+    @wraps(inner_test)
+    def watched(*arguments: Any, **options: Any) -> None:
+        if seen:
+            return inner_test(*arguments, **options)
+        seen.append(None)
+        with checking_names():
+            return inner_test(*arguments, **options)
+
+    vars(watched)["watched"] = True
+    return watched
+
+
+@contextmanager
+def checking_names() -> Iterator[None]:
+    """Fails the test if a name within was wrong."""
     with watch() as found:
         yield
     if found:
         pytest.fail("names that do not tell the truth about shapes:\n  " + "\n  ".join(found[:8]), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    if not watches(item) or hasattr(getattr(item, "obj", None), "hypothesis"):
+        return (yield)
+    with checking_names():
+        return (yield)

@@ -1,7 +1,8 @@
 """Names tell the truth about shapes: `x_BTD` has three dimensions, and within one call a letter means one size.
 
-`watch()` looks at every call of the package as it returns. Violations are collected rather than raised, because an
-exception out of a profile function switches the profile off and would make a second run of the same test pass.
+`watch()` looks at the first calls of each function of the package, as they return. Violations are collected rather than
+raised, because an exception out of a profile function switches the profile off and would make a second run of the same
+test pass.
 """
 
 import re
@@ -21,6 +22,7 @@ import exlstm
 PACKAGE = str(Path(exlstm.__file__).parent)
 SUFFIX = re.compile(r"[^_].*_([A-Z1]+)")
 ARRAYS = (torch.Tensor, np.ndarray)
+LOOKS = 40  # at one function in one test: a loop over time calls a step hundreds of times with the same shapes
 FIELDS: dict[type, tuple[str, ...]] = {}
 
 
@@ -63,18 +65,19 @@ def sizes_in(values: dict[str, Any]) -> dict[str, int]:
 
 @contextmanager
 def watch(inside: str = PACKAGE) -> Iterator[list[str]]:
-    """Check every call of a function defined under the folder `inside`; yields the list that fills with violations."""
+    """Check calls of functions defined under the folder `inside`; yields the list that fills with violations."""
     found: list[str] = []
-    ours: dict[CodeType, bool] = {}
+    looks: dict[CodeType, int] = {}  # still to be taken
 
     def profile(frame: FrameType, event: str, result: object) -> None:
         # a call that raised also "returns" None; its inputs may be wrong on purpose
         if event != "return" or result is None:
             return
         code = frame.f_code
-        if code not in ours:
-            ours[code] = code.co_filename.startswith(inside)
-        if ours[code]:
+        if code not in looks:
+            looks[code] = LOOKS if code.co_filename.startswith(inside) else 0
+        if looks[code]:
+            looks[code] -= 1
             values = frame.f_locals
             for problem in violations(values, sizes_in(values)):
                 message = f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}: {problem}"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from accuracy import assert_as_accurate
+from accuracy import DRAWS, assert_as_accurate
 
 
 class State(NamedTuple):
@@ -52,25 +52,41 @@ def worse_by(part):
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def inputs(request):
-    return torch.randn(3, 200, 4).to(request.param), torch.rand(3, 200) > 0.5
+def draws(request):
+    return [(torch.randn(3, 200, 4).to(request.param), torch.rand(3, 200) > 0.5) for _ in DRAWS]
 
 
-def test_a_reordered_sum_passes(inputs):
-    assert_as_accurate(fast, definition, inputs)
+def test_a_reordered_sum_passes(draws):
+    assert_as_accurate(fast, definition, draws)
+
+
+def test_one_unlucky_draw_is_not_enough(draws):
+    """On some processor each sum is unlucky once; what is worse in most draws is worse."""
+
+    def unlucky(times):
+        calls = iter(range(len(draws)))
+
+        def op(*x):
+            return (worse_by("output") if next(calls) < times else fast)(*x)
+
+        return op
+
+    assert_as_accurate(unlucky(2), definition, draws)
+    with pytest.raises(AssertionError, match=r"^output: relative error .* in 5 draws, allowed"):
+        assert_as_accurate(unlucky(3), definition, draws)
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("output", "^output: error"),
-        ("state", "^state.total_BK: error"),
-        ("gradient", "^gradient of x: error"),
-        ("gradient of the state", "^gradient of x: error"),
+        ("output", "^output: relative error"),
+        ("state", "^state.total_BK: relative error"),
+        ("gradient", "^gradient of x: relative error"),
+        ("gradient of the state", "^gradient of x: relative error"),
         ("dtype", "^state.unit_B: is torch.float64"),
         ("nan", "^output: not finite"),
     ],
 )
-def test_each_fault_is_found(inputs, fault, message):
+def test_each_fault_is_found(draws, fault, message):
     with pytest.raises(AssertionError, match=message):
-        assert_as_accurate(worse_by(fault), definition, inputs, names=("x", "keep"))
+        assert_as_accurate(worse_by(fault), definition, draws, names=("x", "keep"))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accuracy import assert_as_accurate
+from accuracy import DRAWS, assert_as_accurate
 from benchmarks.bench import Bench, Check
 from benchmarks.gate import SAME_JOB, relative
 from benchmarks.harness import Run, Timing, rounded, seconds_per_call
@@ -57,8 +57,8 @@ def programs(size: tuple[int, ...], both: bool) -> tuple[dict[str, Run], Check, 
     return {"exlstm": ours, "mlstm_kernels": theirs}, partial(check, inputs, first), variant
 
 
-def draw(B: int, T: int, H: int, K: int, V: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def draw(B: int, T: int, H: int, K: int, V: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     shapes = [(B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H), (B, T, H)]
     q, k, v, i, f = (torch.randn(shape, generator=generator) for shape in shapes)
     return [q, k, v, i, f + 4]
@@ -103,20 +103,22 @@ def gradients(f: Callable[..., Any], inputs: list[Tensor], grad: Tensor) -> None
 
 
 def check(inputs: list[Tensor], first: list[Tensor]) -> dict[str, Any]:
-    """The rule of the tests on 4 rows of 80 steps; and the peer's numbers on the whole input.
+    """The rule of the tests on several draws of 4 rows of 80 steps; and the peer's numbers on the whole input.
 
     There q, k and n are positive: where the mass n.q cancels to almost nothing, no form divides by it well.
     """
     _, T, H, K = inputs[0].shape
     V = inputs[2].shape[-1]
-    q, k, v, i, f = draw(4, 80, H, K, V)
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(1))
-    few = [q.abs(), k.abs(), v, i, f, normal(4, H, K, V), normal(4, H, K).abs(), normal(4, H)]
+
+    def few(seed: int) -> list[Tensor]:
+        q, k, v, i, f = draw(4, 80, H, K, V, seed)
+        return [q.abs(), k.abs(), v, i, f, normal(4, H, K, V), normal(4, H, K).abs(), normal(4, H)]
 
     def op(*x: Tensor, backend: str) -> Any:
         return mlstm(*x[:5], MLSTMState(*x[5:]), backend=backend)
 
-    assert_as_accurate(partial(op, backend="auto"), partial(op, backend="recurrent"), few)
+    assert_as_accurate(partial(op, backend="auto"), partial(op, backend="recurrent"), map(few, DRAWS))
     with torch.no_grad():
         theirs = output(next(iter(kernels(T).values()))(*first))
         difference = relative(mlstm(*inputs)[0], theirs.transpose(1, 2))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from accuracy import assert_as_accurate
+from accuracy import DRAWS, assert_as_accurate
 from benchmarks.gpu.calls import DIRECTIONS, call, same_rows
 from benchmarks.gpu.work import Cost, Setup, Variant, Work, finite
 from benchmarks.harness import Run
@@ -182,16 +182,19 @@ def rule(widths: tuple[int, int], chunk_len: int | None, setup: Setup) -> str:
     positive: where n.q cancels, no form divides by it well.
     """
     steps = 20 if setup.tiny else 300
-    for dtype, (K, V) in {setup.dtype: widths, torch.float32: (16, 32)}.items():
-        generator = torch.Generator(setup.device).manual_seed(1)
-        normal = partial(torch.randn, generator=generator, device=setup.device)
+    normal = partial(torch.randn, generator=torch.Generator(setup.device).manual_seed(1), device=setup.device)
+
+    def few(K: int, V: int, dtype: torch.dtype) -> list[Tensor]:
         q_BTHK, k_BTHK, v_BTHV = (normal(1, steps, 2, width) for width in (K, K, V))
         i_BTH, f_BTH = normal(1, steps, 2), normal(1, steps, 2) + 4
         state = normal(1, 2, K, V), normal(1, 2, K).abs(), normal(1, 2)
-        few = [x.to(dtype) for x in (q_BTHK.abs(), k_BTHK.abs(), v_BTHV, i_BTH, f_BTH, *state)]
+        return [x.to(dtype) for x in (q_BTHK.abs(), k_BTHK.abs(), v_BTHV, i_BTH, f_BTH, *state)]
+
+    for dtype, (K, V) in {setup.dtype: widths, torch.float32: (16, 32)}.items():
+        draws = [few(K, V, dtype) for _ in DRAWS]
         options = {} if chunk_len is None else {"chunk_len": chunk_len}
         fast, definition = (partial(narrow, backend=name, **options) for name in ("triton", "recurrent"))
-        assert_as_accurate(fast, definition, few, names=("q", "k", "v", "i", "f", "C", "n", "m"))
+        assert_as_accurate(fast, definition, draws, names=("q", "k", "v", "i", "f", "C", "n", "m"))
     return "outputs, states and gradients within 2 x the plain form's error"
 
 

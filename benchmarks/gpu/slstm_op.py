@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from accuracy import assert_as_accurate
+from accuracy import DRAWS, assert_as_accurate
 from benchmarks.gpu.calls import DIRECTIONS, call, same_rows
 from benchmarks.gpu.work import Cost, Setup, Variant, Work, finite
 from benchmarks.harness import Run
@@ -150,14 +150,16 @@ def rule(V: int, setup: Setup) -> str:
 
     In bfloat16 every number is judged with bfloat16's digits: the products take operands with no more.
     """
-    for dtype in dict.fromkeys((setup.dtype, torch.float32)):
-        generator = torch.Generator(setup.device).manual_seed(1)
-        normal = partial(torch.randn, generator=generator, device=setup.device)
+    normal = partial(torch.randn, generator=torch.Generator(setup.device).manual_seed(1), device=setup.device)
+
+    def few(dtype: torch.dtype) -> list[Tensor]:
         x_BTHGV, r_HKGV = normal(3, 6 if setup.tiny else 24, 2, 4, V), normal(2, V, 4, V) / V**0.5 / 2
         state = [normal(3, 2, V).abs() + 0.5 for _ in range(4)]
-        few = [x.to(dtype) for x in (x_BTHGV, r_HKGV, *state)]
+        return [x.to(dtype) for x in (x_BTHGV, r_HKGV, *state)]
+
+    for dtype in dict.fromkeys((setup.dtype, torch.float32)):
         fast, definition = (partial(narrow, backend) for backend in ("triton", "recurrent"))
-        assert_as_accurate(fast, definition, few, names=("x", "R", "h", "c", "n", "m"))
+        assert_as_accurate(fast, definition, [few(dtype) for _ in DRAWS], names=("x", "R", "h", "c", "n", "m"))
     return "outputs, states and gradients within 2 x the plain form's error"
 
 

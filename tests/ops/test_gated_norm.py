@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accuracy import assert_as_accurate, compare
+from accuracy import DRAWS, assert_as_accurate, compare
+from cases import every_pair
 from exlstm.ops.choose import recorded
 from exlstm.ops.gated_norm import gated_norm
 
@@ -93,20 +94,21 @@ def test_any_shape_is_the_definition(B, T, H, V, seed, variant, eps):
     same.assert_same(everything(numba, x, **options), want, tolerance=2e-5 if V > 4 else 1e-3)
 
 
-@pytest.mark.parametrize(("activation", "skip"), VARIANTS)
-@pytest.mark.parametrize(("T", "H", "V"), [(1, 4, 128), (512, 4, 128), (70, 3, 33), (50, 1, 1000), (40, 30, 4)])
-def test_accuracy(T, H, V, activation, skip):
-    options = {"activation": activation, "eps": 1e-5}
-    x = make(2, T, H, V, skip=skip)
-    assert_as_accurate(partial(numba, **options), partial(definition, **options), x, names=NAMES)
+@every_pair(variant=VARIANTS, size=[(1, 4, 128), (512, 4, 128), (70, 3, 33), (50, 1, 1000), (40, 30, 4)])
+def test_accuracy(variant, size):
+    activation, skip = variant
+    options, draws = {"activation": activation, "eps": 1e-5}, [make(2, *size, seed=seed, skip=skip) for seed in DRAWS]
+    assert_as_accurate(partial(numba, **options), partial(definition, **options), draws, names=NAMES)
 
 
-@pytest.mark.parametrize(("activation", "skip"), VARIANTS)
-@pytest.mark.parametrize(("T", "H", "V"), [(1, 4, 128), (70, 3, 33), (40, 30, 4)])
-def test_accuracy_with_a_bias(T, H, V, activation, skip):
+@every_pair(variant=VARIANTS, size=[(1, 4, 128), (70, 3, 33), (40, 30, 4)])
+def test_accuracy_with_a_bias(variant, size):
     """Outputs and every gradient, over several tiles of rows."""
-    options, x = {"activation": activation, "eps": 1e-5}, with_bias(make(2, T, H, V, skip=skip))
-    assert_as_accurate(partial(numba, **options), partial(definition, **options), x, names=biased_names(x))
+    activation, skip = variant
+    options, draws = {"activation": activation, "eps": 1e-5}, [make(2, *size, seed=seed, skip=skip) for seed in DRAWS]
+    draws = [with_bias(x) for x in draws]
+    names = biased_names(draws[0])
+    assert_as_accurate(partial(numba, **options), partial(definition, **options), draws, names=names)
 
 
 def test_a_bias_seen_from_afar_and_its_gradient_alone():
@@ -129,9 +131,9 @@ def test_a_bias_seen_from_afar_and_its_gradient_alone():
 
 @pytest.mark.parametrize(("mean", "scale"), [(100.0, 1.0), (1e4, 1.0), (1e4, 0.01), (0.0, 1e-4), (1.0, 1e-6), (0, 1e6)])
 def test_accuracy_with_a_large_mean_or_a_tiny_variance(mean, scale):
-    x = make(2, 60, 3, 100, mean=mean, scale=scale)
+    draws = [make(2, 60, 3, 100, seed=seed, mean=mean, scale=scale) for seed in DRAWS]
     for eps in (1e-5, 1e-12):
-        assert_as_accurate(partial(numba, eps=eps), partial(definition, eps=eps), x, names=NAMES)
+        assert_as_accurate(partial(numba, eps=eps), partial(definition, eps=eps), draws, names=NAMES)
 
 
 def test_a_head_that_is_constant():
@@ -289,14 +291,21 @@ def test_other_dtypes(dtype):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("B", "T", "H", "V"), [(1, 1, 1, 1), (1, 1, 4, 16), (3, 1, 2, 33), (2, 5, 3, 8)])
-@pytest.mark.parametrize("activation", ["silu", "sigmoid"])
-@pytest.mark.parametrize("skip", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_few_rows_without_gradients(dtype, B, T, H, V, activation, skip, bias):
+@every_pair(
+    dtype=[torch.float32, torch.bfloat16],
+    size=[(1, 1, 1, 1), (1, 1, 4, 16), (3, 1, 2, 33), (2, 5, 3, 8)],
+    activation=["silu", "sigmoid"],
+    skip=[True, False],
+    bias=[True, False],
+)
+def test_a_few_rows_without_gradients(dtype, size, activation, skip, bias):
     """One kernel for both dtypes; c and z may be parts of longer rows."""
-    h, gain, z, s, c = make(B, T, H, V, mean=3.0, dtype=dtype)
+    compare(exact_plain_and_one_kernel(seed, dtype, size, activation, skip, bias) for seed in DRAWS)
+
+
+def exact_plain_and_one_kernel(seed, dtype, size, activation, skip, bias):
+    B, T, H, V = size
+    h, gain, z, s, c = make(B, T, H, V, seed=seed, mean=3.0, dtype=dtype)
     z, c = (torch.cat([x, x + 1, x], dim=-1)[..., H * V : 2 * H * V] for x in (z, c))
     options = {"skip_E": s, "c_BTE": c} if skip else {}
     options |= {"bias_E": torch.randn(H * V).to(dtype)} if bias else {}
@@ -307,7 +316,7 @@ def test_a_few_rows_without_gradients(dtype, B, T, H, V, activation, skip, bias)
     exact = gated_norm(h.double(), gain.double(), z.double(), activation=activation, backend="torch", **wide)
     with torch.enable_grad():  # so that no norm inside runs on this kernel too
         plain = gated_norm(h, gain.requires_grad_(), z, activation=activation, backend="torch", **options)
-    compare("y", exact, plain.detach(), got, 2.0)
+    return [{"y": y} for y in (exact, plain.detach(), got)]
 
 
 def test_which_backend_runs():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_cases import KINDS, exact, make, room
 
-from accuracy import compare
+from accuracy import DRAWS, compare
 from exlstm.ops.choose import recorded
 from exlstm.ops.linear import MOST_ROWS, Int4Weight, dequantised, linear, linears, to_int4, to_int8
 
@@ -68,11 +68,14 @@ def test_many_pieces(kind, two_threads):
 @kinds
 def test_as_accurate_as_torch(kind):
     """The accuracy rule: at most twice the error of torch's product of the same numbers."""
-    weight, bias = make(kind, 200, 700)
-    for dtype in [torch.bfloat16] if kind == "bfloat16" else [torch.float32]:
-        x = torch.randn(5, 700).to(dtype)
-        plain = linear(x, weight, bias.to(dtype), backend="torch")
-        compare("y", exact(x, weight, bias.to(dtype)), plain, linear(x, weight, bias.to(dtype), backend="numba"), 2.0)
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+
+    def forms(seed):
+        weight, bias = make(kind, 200, 700, seed)
+        maps = torch.randn(5, 700).to(dtype), weight, bias.to(dtype)
+        return [{"y": y} for y in (exact(*maps), linear(*maps, backend="torch"), linear(*maps, backend="numba"))]
+
+    compare(map(forms, DRAWS))
 
 
 @kinds

@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from draws import assert_as_accurate_in_the_middle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlstm_cases import BACKENDS, NAMES, ROUNDING, call, everything, in_true_units, make, resets
 from same import assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from accuracy import assert_as_accurate
+from accuracy import DRAWS, assert_as_accurate, compare, outputs
+from cases import every_pair
 from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.mlstm import MLSTMState, mlstm_step
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS, spans
@@ -74,56 +74,51 @@ def test_spans_cover_every_step_once(T, chunk_len):
     assert all(length == chunk_len for _, _, length in parts[:-1])
 
 
-FAST = pytest.mark.parametrize("backend", ["numba", "chunkwise"])
+@every_pair(
+    backend=["numba", "chunkwise"],
+    dtype=[torch.float32, torch.bfloat16],
+    gate=[1.0, 10.0, 40.0],
+    sizes=[(1, 8, 8), (16, 16, 8), (64, 16, 16), (130, 8, 16)],
+)
+def test_accuracy(backend, dtype, gate, sizes):
+    chunk_len, K, V = sizes
+    draws = (make(2, 130, 2, K, V, seed=seed, gate=gate, dtype=dtype, positive=True) for seed in DRAWS)
+    fast = partial(call, backend=backend, chunk_len=chunk_len)
+    assert_as_accurate(fast, partial(call, backend="recurrent"), draws, names=NAMES)
 
 
-NARROW = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-
-
-@FAST
-@NARROW
-@pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
-@pytest.mark.parametrize(("chunk_len", "K", "V"), [(1, 8, 8), (16, 16, 8), (64, 16, 16), (130, 8, 16)])
-def test_accuracy(backend, dtype, gate, chunk_len, K, V):
-    x = make(2, 130, 2, K, V, gate=gate, dtype=dtype, positive=True)
-    assert_as_accurate(
-        partial(call, backend=backend, chunk_len=chunk_len), partial(call, backend="recurrent"), x, names=NAMES
-    )
-
-
-@FAST
-@NARROW
-@pytest.mark.parametrize(
-    "options", [{"input_gate": "sigmoid"}, {"normalize": False}, {"input_gate": "sigmoid", "normalize": False}], ids=str
+@every_pair(
+    backend=["numba", "chunkwise"],
+    dtype=[torch.float32, torch.bfloat16],
+    options=[{"input_gate": "sigmoid"}, {"normalize": False}, {"input_gate": "sigmoid", "normalize": False}],
 )
 def test_accuracy_of_the_variants(backend, dtype, options):
-    x = make(2, 130, 2, 16, 8, dtype=dtype, positive=options.get("normalize", True))
+    positive = options.get("normalize", True)
+    draws = (make(2, 130, 2, 16, 8, seed=seed, dtype=dtype, positive=positive) for seed in DRAWS)
     definition, fast = (
         partial(call, backend="recurrent", **options),
         partial(call, backend=backend, chunk_len=32, **options),
     )
-    assert_as_accurate(fast, definition, x, names=NAMES)
+    assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
-@FAST
-@NARROW
-@pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
+@every_pair(backend=["numba", "chunkwise"], dtype=[torch.float32, torch.bfloat16], gate=[1.0, 10.0, 40.0])
 def test_accuracy_with_resets_and_lengths(backend, dtype, gate):
     options = {"reset_BT": resets(3, 130, share=0.05), "lengths_B": torch.tensor([130, 77, 0])}
     definition, fast = (
         partial(call, backend="recurrent", **options),
         partial(call, backend=backend, chunk_len=32, **options),
     )
-    assert_as_accurate(fast, definition, make(3, 130, 2, 8, 8, gate=gate, dtype=dtype, positive=True), names=NAMES)
+    draws = (make(3, 130, 2, 8, 8, seed=seed, gate=gate, dtype=dtype, positive=True) for seed in DRAWS)
+    assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
-@FAST
-@pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
+@every_pair(backend=["numba", "chunkwise"], gate=[1.0, 10.0, 40.0])
 def test_accuracy_where_the_mass_cancels(backend, gate):
     """Some n.q is almost zero, and dividing by it magnifies its rounding."""
     draws = (make(2, 64, 2, 8, 8, gate=gate, dtype=torch.float32, seed=seed) for seed in range(9))
     fast = partial(call, backend=backend, chunk_len=32)
-    assert_as_accurate_in_the_middle(fast, partial(call, backend="recurrent"), draws, names=NAMES)
+    assert_as_accurate(fast, partial(call, backend="recurrent"), draws, names=NAMES)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -184,28 +179,23 @@ def test_a_forget_gate_that_closes_for_good(f, chunk_len):
 
 def test_one_large_input_gate_among_small_ones():
     """A stabiliser taken over the whole chunk, and not up to each step, would wash out all that came before."""
-    x = make(1, 40, gate=1.0, dtype=torch.float32)
-    x[3][:, 30] = 95.0
+    draws = [make(1, 40, seed=seed, gate=1.0, dtype=torch.float32) for seed in DRAWS]
+    for x in draws:
+        x[3][:, 30] = 95.0
     definition, fast = partial(call, backend="recurrent"), partial(call, backend="chunkwise", chunk_len=40)
-    assert_as_accurate(fast, definition, x, names=NAMES)
+    assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
 @pytest.mark.slow
 def test_twenty_thousand_steps():
     """The state that is carried over hundreds of chunks is as good as the definition's, and so are the gradients."""
-    x = make(1, 20_000, 1, 4, 4, gate=3.0, dtype=torch.float32)
-    x[4] += 4.0  # gates that forget slowly
-    exact_x = [t.double() for t in x]
+    draws = [make(1, 20_000, 1, 4, 4, seed=seed, gate=3.0, dtype=torch.float32) for seed in range(3)]
+    for x in draws:
+        x[4] += 4.0  # gates that forget slowly
+    definition, fast = partial(call, backend="recurrent"), partial(call, backend="chunkwise")
     with torch.no_grad():
-        exact, plain, got = (
-            call(*exact_x, backend="recurrent"), call(*x, backend="recurrent"), call(*x, backend="chunkwise")
-        )  # fmt: skip
-    for name, want, same, fast in zip(
-        ("h", "c", "n", "m"), (exact[0], *exact[1]), (plain[0], *plain[1]), (got[0], *got[1]), strict=True
-    ):
-        assert torch.isfinite(fast).all(), name
-        size, allowed = want.abs().max(), 2 * (same - want).abs().max()
-        assert (fast - want).abs().max() <= allowed + 2 * torch.finfo(torch.float32).eps * size, name
+        compare([outputs(definition, [t.double() for t in x]), outputs(definition, x), outputs(fast, x)] for x in draws)
+    x, exact_x = draws[0], [t.double() for t in draws[0]]
     exact_gradients = everything(exact_x, partial(call, backend="chunkwise"))
     assert_same(everything(x, partial(call, backend="chunkwise")), exact_gradients, tolerance=1e-3)
 

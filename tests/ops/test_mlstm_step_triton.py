@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mlstm_cases import call, make
 from triton_cases import DEVICE, here
 
-from accuracy import compare, outputs
+from accuracy import DRAWS, compare, outputs
 from exlstm.ops.choose import recorded
 from exlstm.ops.mlstm import MLSTMState, mlstm
 
@@ -32,12 +32,10 @@ def found(run, x, options):
         return outputs(partial(run, **here(options)), here(x))
 
 
-def assert_accurate(x, options):
+def assert_accurate(draws, options):
     """Forward only, and to the same rule as everything else: at most twice as wrong as the definition."""
-    exact = found(definition, [t.double() for t in x], options)
-    plain, got = found(definition, x, options), found(step, x, options)
-    for name, value in exact.items():
-        compare(name, value, plain[name], got[name], 2.0)
+    runs = lambda x: [found(definition, [t.double() for t in x], options), found(definition, x, options)]  # noqa: E731
+    compare([*runs(x), found(step, x, options)] for x in draws)
 
 
 def test_names():
@@ -68,15 +66,15 @@ def test_the_step_is_the_definition(B, H, K, V, seed, gate, variant, data):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_accuracy(dtype, variant):
-    # float16 cannot hold what strong gates give without a normaliser
-    for gate in (1.0, 40.0) if dtype != torch.float16 else (1.0,):
-        assert_accurate(make(2, 1, 2, 33, 15, gate=gate, dtype=dtype), variant)
+    # float16, and with the strongest gates float32, cannot hold what there is without a normaliser
+    for gate in (1.0, 40.0) if dtype != torch.float16 and variant["normalize"] else (1.0,):
+        assert_accurate([make(2, 1, 2, 33, 15, seed=seed, gate=gate, dtype=dtype) for seed in DRAWS], variant)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_accuracy_of_wide_heads(dtype):
     """300 keys are walked over in two blocks, 130 values are shared out to several programs."""
-    assert_accurate(make(1, 1, 1, 300, 130, dtype=dtype), {})
+    assert_accurate([make(1, 1, 1, 300, 130, seed=seed, dtype=dtype) for seed in range(3)], {})
 
 
 def test_a_negative_mass_divides_by_its_size():
@@ -88,17 +86,20 @@ def test_a_negative_mass_divides_by_its_size():
 @pytest.mark.parametrize("variant", VARIANTS[:2], ids=str)
 def test_accuracy_where_the_memory_outweighs_the_new(variant):
     """Then m is a sum that has to be rounded, and C is measured by the m that is stored."""
-    x = make(2, 1, 3, 16, 8, dtype=torch.float32, positive=True)
-    x[7] += 45.0
-    assert_accurate(x, variant)
+    draws = [make(2, 1, 3, 16, 8, seed=seed, dtype=torch.float32, positive=True) for seed in DRAWS]
+    for x in draws:
+        x[7] += 45.0
+    assert_accurate(draws, variant)
 
 
 @pytest.mark.parametrize("i", [-30.0, -10.0, 5.0])
 def test_accuracy_of_the_first_step(i):
     """Nothing is kept: what is written, however little, is all there is."""
-    x = make(2, 1, 2, 16, 8, dtype=torch.float32, positive=True)
-    x[3], x[5:] = x[3] + i, map(torch.zeros_like, x[5:])
-    assert_accurate(x, {})
+    draws = [make(2, 1, 2, 16, 8, seed=seed, dtype=torch.float32, positive=True) for seed in DRAWS]
+    for x in draws:
+        x[3], x[5:] = x[3] + i, map(torch.zeros_like, x[5:])
+    assert_accurate(draws, {})
+    x = draws[0]
     want = found(step, x, {})
     with torch.no_grad():
         got_BTHV, _ = mlstm(*here(x[:5]), backend="triton")
@@ -106,7 +107,7 @@ def test_accuracy_of_the_first_step(i):
 
 
 def test_thirty_steps_drift_no_further_than_the_definition():
-    x, reset_BT = make(2, 30, 1, 8, 12, gate=4.0, dtype=torch.float32, positive=True), torch.rand(2, 30) < 0.1
+    reset_BT = torch.rand(2, 30) < 0.1
 
     def stepwise(*x, backend, reset_BT):
         h, state = [], MLSTMState(*x[5:])
@@ -118,9 +119,10 @@ def test_thirty_steps_drift_no_further_than_the_definition():
 
     slow, fast = partial(stepwise, backend="recurrent"), partial(stepwise, backend="triton")
     options = {"reset_BT": reset_BT}
-    exact, plain = found(slow, [t.double() for t in x], options), found(slow, x, options)
-    for name, value in found(fast, x, options).items():
-        compare(name, exact[name], plain[name], value, 2.0)
+    draws = (make(2, 30, 1, 8, 12, seed=seed, gate=4.0, dtype=torch.float32, positive=True) for seed in range(3))
+    compare(
+        [found(slow, [t.double() for t in x], options), found(slow, x, options), found(fast, x, options)] for x in draws
+    )
 
 
 @pytest.mark.parametrize("nothing", [torch.nan, torch.inf])

@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from draws import assert_as_accurate_in_the_middle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlstm_cases import NAMES, call, drawn, everything, make, output_and_gradients, resets, with_a_large_unit
 from same import assert_same
 from triton_cases import DEVICE, here
 
+from accuracy import assert_as_accurate
 from exlstm.ops.choose import recorded
 from exlstm.ops.mlstm import mlstm
 
@@ -65,7 +65,7 @@ def test_widths_of_several_blocks_and_of_no_power_of_two(K, V):
 def test_accuracy(gate, T, chunk_len):
     """As accurate as the definition in float32, with weak and with strong gates."""
     draws = [here(make(1, T, 1, 8, 8, gate=gate, dtype=torch.float32, seed=seed)) for seed in range(5)]
-    assert_as_accurate_in_the_middle(partial(fast, chunk_len=chunk_len), definition, draws, names=NAMES)
+    assert_as_accurate(partial(fast, chunk_len=chunk_len), definition, draws, names=NAMES)
 
 
 @pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
@@ -203,7 +203,7 @@ def test_bfloat16(T, chunk_len):
 def test_real_sizes(K, V, chunk_len):
     check_bfloat16((1, 700, 2, K, V), chunk_len)
     draws = [here(make(1, 700, 2, K, V, dtype=torch.float32, seed=seed)) for seed in range(3)]
-    assert_as_accurate_in_the_middle(partial(fast, chunk_len=chunk_len), definition, draws, names=NAMES)
+    assert_as_accurate(partial(fast, chunk_len=chunk_len), definition, draws, names=NAMES)
 
 
 @pytest.mark.gpu

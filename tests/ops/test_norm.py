@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from accuracy import compare
+from accuracy import DRAWS, compare
 from exlstm.ops.norm import FEW, alike, few_rows, head_norm, layer_norm, rms_norm
 
 
@@ -54,28 +54,30 @@ def test_statistics_are_wide(function):
             assert torch.equal(function(x, gain, 1e-5, bias), y)
 
 
+def forms(function, x, gain, *bias):
+    """Exact, by torch, as a graph makes it, and as it is without one."""
+    exact = function(x.double(), gain.double(), 1e-5, *(b.double() for b in bias))
+    plain = function(x, gain.clone().requires_grad_(), 1e-5, *bias).detach()
+    return [{"y": y} for y in (exact, plain, function(x, gain, 1e-5, *bias))]
+
+
 @pytest.mark.parametrize("function", [layer_norm, rms_norm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("scale", "offset"), [(1e-3, 0.0), (1.0, 0.0), (1.0, 100.0), (1e3, 0.0)])
 def test_a_few_rows_are_as_accurate_as_many(function, dtype, scale, offset):
     """A few numbers without gradients go through one kernel, others through torch."""
-    x, gain = (scale * torch.randn(3, 1, 77) + offset).to(dtype), torch.randn(77).to(dtype)
-    assert few_rows(x, gain)
-    exact = function(x.double(), gain.double(), 1e-5)
-    plain = function(x, gain.clone().requires_grad_(), 1e-5).detach()
-    compare(function.__name__, exact, plain, function(x, gain, 1e-5), 2.0)
-    bias = torch.randn(77).to(dtype)
-    exact = function(x.double(), gain.double(), 1e-5, bias.double())
-    plain = function(x, gain, 1e-5, bias.clone().requires_grad_()).detach()
-    compare(function.__name__, exact, plain, function(x, gain, 1e-5, bias), 2.0)
+    draws = [((scale * torch.randn(3, 1, 77) + offset).to(dtype), *torch.randn(2, 77).to(dtype)) for _ in DRAWS]
+    assert few_rows(*draws[0][:2])
+    compare(forms(function, x, gain) for x, gain, _ in draws)
+    compare(forms(function, x, gain, bias) for x, gain, bias in draws)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_few_heads_with_a_bias(dtype):
-    x, gain, bias = (torch.randn(shape).to(dtype) for shape in ((3, 1, 2, 33), (2, 33), (2, 33)))
-    exact = head_norm(x.double(), gain.double(), 1e-5, bias.double())
-    plain = head_norm(x, gain, 1e-5, bias.clone().requires_grad_()).detach()
-    compare("head_norm", exact, plain, head_norm(x, gain, 1e-5, bias), 2.0)
+    draws = [[torch.randn(shape).to(dtype) for shape in ((3, 1, 2, 33), (2, 33), (2, 33))] for _ in DRAWS]
+    compare(forms(head_norm, *numbers) for numbers in draws)
+    x, gain, bias = draws[0]
+    plain = forms(head_norm, x, gain, bias)[1]["y"]
     apart = torch.stack([bias, bias + 1], dim=-1)[..., 0]
     assert torch.equal(head_norm(x, gain, 1e-5, apart), plain)
 

@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from draws import assert_as_accurate_in_the_middle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from same import assert_same
 from slstm_cases import NAMES, call, everything, make, resets
 
-from accuracy import assert_as_accurate
+from accuracy import DRAWS, assert_as_accurate, compare, outputs
+from cases import every_pair
 from exlstm.ops.choose import recorded
 from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.slstm import SLSTMState, slstm, slstm_recurrent, slstm_step, zero_state
@@ -59,13 +59,11 @@ def test_scan_is_the_definition_at_length(problem):
     check_scan(problem)
 
 
-@NARROW
-@pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
-@pytest.mark.parametrize(("H", "V"), [(2, 16), (1, 20)])
-def test_accuracy(dtype, gate, H, V):
+@every_pair(dtype=[torch.float32, torch.bfloat16], gate=[1.0, 10.0, 40.0], heads=[(2, 16), (1, 20)])
+def test_accuracy(dtype, gate, heads):
     definition, fast = partial(call, backend="recurrent"), partial(call, backend="numba")
-    draws = (make(3, 100, H, V, gate=gate, dtype=dtype, seed=seed) for seed in range(5))
-    assert_as_accurate_in_the_middle(fast, definition, draws, names=NAMES)
+    draws = (make(3, 100, *heads, gate=gate, dtype=dtype, seed=seed) for seed in DRAWS)
+    assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
 @pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
@@ -73,7 +71,7 @@ def test_accuracy_with_the_exponential_forget_gate(gate):
     """Sums of log f, and with them m, grow far beyond 1 here, and their rounding is that of all later weights."""
     definition, fast = (partial(call, backend=backend, forget_gate="exp") for backend in ("recurrent", "numba"))
     draws = (make(2, 64, 2, 8, gate=gate, dtype=torch.float32, seed=seed) for seed in range(9))
-    assert_as_accurate_in_the_middle(fast, definition, draws, names=NAMES)
+    assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
 @NARROW
@@ -81,7 +79,8 @@ def test_accuracy_with_the_exponential_forget_gate(gate):
 def test_accuracy_with_resets_and_lengths(dtype, mixing):
     options = {"reset_BT": resets(3, 100, share=0.05), "lengths_B": torch.tensor([100, 61, 0]), "mixing": mixing}
     definition, fast = partial(call, backend="recurrent", **options), partial(call, backend="numba", **options)
-    assert_as_accurate(fast, definition, make(3, 100, 2, 16, gate=3.0, dtype=dtype), names=NAMES)
+    draws = (make(3, 100, 2, 16, gate=3.0, dtype=dtype, seed=seed) for seed in DRAWS)
+    assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
 @pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
@@ -296,15 +295,11 @@ def test_padding_changes_nothing(backend):
 @pytest.mark.slow
 def test_twenty_thousand_steps():
     """Finite, and as accurate as the definition in the same precision."""
-    x = make(1, 20_000, 1, 4, gate=3.0, dtype=torch.float32)
+    draws = [make(1, 20_000, 1, 4, gate=3.0, dtype=torch.float32, seed=seed) for seed in range(3)]
+    definition, fast = partial(call, backend="recurrent"), partial(call, backend="numba")
     with torch.no_grad():
-        exact = call(*(t.double() for t in x), backend="recurrent")
-        plain, got = call(*x, backend="recurrent"), call(*x, backend="numba")
-    for want, same, fast in zip((exact[0], *exact[1]), (plain[0], *plain[1]), (got[0], *got[1]), strict=True):
-        assert torch.isfinite(fast).all()
-        allowed = 2 * (same - want).abs().max() + 2 * torch.finfo(torch.float32).eps * want.abs().max()
-        assert (fast - want).abs().max() <= allowed
-    for name, value in everything(x, partial(call, backend="numba")).items():
+        compare([outputs(definition, [t.double() for t in x]), outputs(definition, x), outputs(fast, x)] for x in draws)
+    for name, value in everything(draws[0], fast).items():
         assert torch.isfinite(value).all(), name
 
 

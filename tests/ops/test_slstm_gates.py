@@ -5,11 +5,11 @@ from functools import partial
 
 import pytest
 import torch
-from draws import assert_as_accurate_in_the_middle
 from same import assert_same
 from slstm_cases import NAMES, call, everything, make, resets
 from test_gates import GATES
 
+from accuracy import assert_as_accurate
 from exlstm.ops.choose import recorded
 from exlstm.ops.gates import INPUT_GATES, SMALL
 from exlstm.ops.slstm import SLSTMState, slstm, zero_state
@@ -88,7 +88,7 @@ def test_accuracy(input_gate, normalize, forget_gate, mixing):
     definition, fast = (partial(call, backend=backend, **options) for backend in ("recurrent", "numba"))
     draws = (mild(make(3, 24, 1, 20, gate=2.0, dtype=torch.float32, seed=seed), forget_gate, normalize)
              for seed in range(3))  # fmt: skip
-    assert_as_accurate_in_the_middle(fast, definition, draws, names=NAMES)
+    assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
 @pytest.mark.parametrize(("input_gate", "normalize"), [("relu", True), ("softplus", False), ("relu2", False)])

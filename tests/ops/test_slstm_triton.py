@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from draws import assert_as_accurate_in_the_middle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from same import assert_same
 from slstm_cases import NAMES, call, everything, make, resets
 from triton_cases import DEVICE, here
 
+from accuracy import assert_as_accurate
 from exlstm.ops.slstm import SLSTMState, gpu_candidates, scan_obstacle, slstm
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
@@ -63,7 +63,7 @@ def test_resets_and_lengths(way, forget_gate):
 @pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
 def test_accuracy(way, gate):
     draws = [here(make(2, 9, 1, 8, gate=gate, dtype=torch.float32, seed=seed)) for seed in range(3)]
-    assert_as_accurate_in_the_middle(partial(call, backend=way), definition, draws, names=NAMES)
+    assert_as_accurate(partial(call, backend=way), definition, draws, names=NAMES)
 
 
 @settings(max_examples=12)
