@@ -43,7 +43,7 @@ demo: $(USE)  ## train a small xLSTM on real text and generate from it (about 5 
 	$(BIN)/exlstm demo
 
 test: $(DEV)  ## the default tests
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(DEV)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -46,4 +46,4 @@ def pairs(row: Sequence[int]) -> set[tuple[tuple[int, int], ...]]:
 
 
 def name_of(value: Any) -> str:
-    return str(value).removeprefix("torch.")
+    return getattr(value, "__name__", str(value)).removeprefix("torch.")

@@ -101,6 +101,7 @@ class Links(HTMLParser):
             self.loaded.append(attributes["src"])
 
 
+@pytest.mark.slow  # `make docs` builds it, too
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],

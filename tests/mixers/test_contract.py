@@ -44,17 +44,27 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
 }
-every = pytest.mark.parametrize("name", CONFIGS)
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
-# the definitions of options are proven in tests/ops: by default only their kernels are run
-in_every_precision = pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        pytest.param(name, dtype, marks=pytest.mark.slow if dtype == torch.float64 and name not in MIXERS else ())
-        for name in CONFIGS
-        for dtype in PRECISIONS
-    ],
+
+
+def slow(*conditions):
+    return pytest.mark.slow if all(conditions) else ()
+
+
+# By default a mixer runs through all tests in both precisions; its options, whose definitions are proven in tests/ops,
+# run through the tests of cuts, resets and padding, on their kernels.
+every = pytest.mark.parametrize("name", [pytest.param(n, marks=slow(n not in MIXERS)) for n in CONFIGS])
+in_every_precision, with_every_option = (
+    pytest.mark.parametrize(
+        ("name", "dtype"),
+        [
+            pytest.param(name, dtype, marks=slow(name not in MIXERS, dtype == torch.float64 or not options))
+            for name in CONFIGS
+            for dtype in PRECISIONS
+        ],
+    )
+    for options in (False, True)
 )
 
 
@@ -93,8 +103,8 @@ def assert_same_memory(mixer, got, want):
     assert_close(mixer(z, got)[0], mixer(z, want)[0])
 
 
-@in_every_precision
-@pytest.mark.parametrize("cuts", [[1] * 24, [5, 1, 18], [23, 1], [1, 23]], ids=str)
+@with_every_option
+@pytest.mark.parametrize("cuts", [[5, 1, 18], *(pytest.param(c, marks=pytest.mark.slow) for c in ([1] * 24, [23, 1]))])
 def test_cutting_time_changes_nothing(name, dtype, cuts):
     mixer, x = build(name, dtype), inputs(dtype=dtype)
     y, state = mixer(x)
@@ -114,7 +124,7 @@ def test_cutting_time_across_chunks(name):
     assert_close(in_pieces(mixer, x, [70, 1, 79])[0], mixer(x)[0])
 
 
-@in_every_precision
+@with_every_option
 def test_gradients_flow_through_the_cut(name, dtype):
     """Of the input and of every parameter; and each parameter has one, so that none is there for nothing."""
     mixer, weights = build(name, dtype), inputs(seed=3, dtype=dtype)
@@ -184,7 +194,7 @@ def test_nothing_is_changed_in_place(name, dtype):
     assert all(torch.equal(a, b) for a, b in zip(mixer.parameters(), weights, strict=True))
 
 
-@in_every_precision
+@with_every_option
 def test_resets_are_separate_sequences(name, dtype):
     """Documents packed into one row, in one batch with others, give what each gives alone."""
     mixer, x = build(name, dtype), inputs(dtype=dtype)
@@ -202,7 +212,7 @@ def test_resets_are_separate_sequences(name, dtype):
         assert_same_memory(mixer, rows(state, torch.tensor([row])), alone)
 
 
-@in_every_precision
+@with_every_option
 def test_padding_changes_nothing(name, dtype):
     """Ragged rows in one batch give what each gives alone, and y = 0 beyond their ends."""
     mixer, x = build(name, dtype), inputs(4, dtype=dtype)

@@ -53,10 +53,9 @@ def with_gradients(run, x):
     }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@COMBINED
-@NORMALIZE
-def test_the_gates_are_what_they_are_called(backend, input_gate, forget_gate, normalize):
+@every_pair(backend=BACKENDS, gates=COMBINATIONS, normalize=[True, False])
+def test_the_gates_are_what_they_are_called(backend, gates, normalize):
+    input_gate, forget_gate = gates
     options = {"input_gate": input_gate, "forget_gate": forget_gate, "normalize": normalize,
                "reset_BT": resets(2, 11)}  # fmt: skip
     x = mild(make(2, 11, 2, 4, 3, gate=2.0, positive=True), forget_gate)
@@ -144,10 +143,13 @@ def test_the_gradient_of_a_relu_does_not_fade_with_its_opening(backend, opening)
     torch.testing.assert_close(got.double(), want["gradient of i"], rtol=1e-4, atol=1e-5)
 
 
-@FAST
-@COMBINED
-@pytest.mark.parametrize(("i", "f"), [(100.0, 0.0), (-100.0, 0.0), (0.0, -100.0), (0.0, 100.0), (-100.0, 100.0)])
-def test_extreme_gates_stay_finite(backend, input_gate, forget_gate, i, f):
+@every_pair(
+    backend=["numba", "chunkwise"],
+    gates=COMBINATIONS,
+    biases=[(100.0, 0.0), (-100.0, 0.0), (0.0, -100.0), (0.0, 100.0), (-100.0, 100.0)],
+)
+def test_extreme_gates_stay_finite(backend, gates, biases):
+    (input_gate, forget_gate), (i, f) = gates, biases
     x = make(1, 20, dtype=torch.float32)
     x[3], x[4] = x[3] + i, x[4] + f
     options = {"backend": backend, "chunk_len": 8, "input_gate": input_gate, "forget_gate": forget_gate}
@@ -192,10 +194,9 @@ def test_packed_sequences(input_gate, forget_gate):
     torch.testing.assert_close(h, want, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("gate", [3, 4])
-@FAST
-@COMBINED
-def test_what_is_not_a_number_shows(gate, backend, input_gate, forget_gate):
+@every_pair(gate=[3, 4], backend=["numba", "chunkwise"], gates=COMBINATIONS)
+def test_what_is_not_a_number_shows(gate, backend, gates):
+    input_gate, forget_gate = gates
     for T in (1, 6):
         x = make(1, T, 1, 2, 2, dtype=torch.float32)
         x[gate][0, -1] = torch.nan

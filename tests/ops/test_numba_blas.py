@@ -1,9 +1,9 @@
 """Matrix products inside Numba kernels."""
 
 import numpy as np
-import pytest
 from numba import njit
 
+from cases import every_pair
 from exlstm.ops import numba_blas
 
 
@@ -32,9 +32,12 @@ def transposed_slice(rows, columns):
     return numbers(columns, 2, rows)[:, 1].T
 
 
-@pytest.mark.parametrize("a", [as_it_is, transposed, every_third_row, transposed_slice])
-@pytest.mark.parametrize("b", [as_it_is, transposed, every_third_row, transposed_slice])
-@pytest.mark.parametrize("sizes", [(3, 4, 5), (1, 1, 1), (1, 7, 1), (5, 1, 3), (1, 3, 4), (4, 3, 1), (64, 130, 33)])
+LAYOUTS = [as_it_is, transposed, every_third_row, transposed_slice]
+
+
+@every_pair(
+    a=LAYOUTS, b=LAYOUTS, sizes=[(3, 4, 5), (1, 1, 1), (1, 7, 1), (5, 1, 3), (1, 3, 4), (4, 3, 1), (64, 130, 33)]
+)
 def test_product_of_any_layout(a, b, sizes):
     assert numba_blas.obstacle() is None
     M, inner, N = sizes

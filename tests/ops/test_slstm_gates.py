@@ -10,6 +10,7 @@ from slstm_cases import NAMES, call, everything, make, resets
 from test_gates import GATES
 
 from accuracy import assert_as_accurate
+from cases import every_pair
 from exlstm.ops.choose import recorded
 from exlstm.ops.gates import INPUT_GATES, SMALL
 from exlstm.ops.slstm import SLSTMState, slstm, zero_state
@@ -21,7 +22,6 @@ VARIANTS = [
     (gate, normalize) for gate in INPUT_GATES for normalize in (True, False) if (gate, normalize) != ("exp", True)
 ]
 VARIED = pytest.mark.parametrize(("input_gate", "normalize"), VARIANTS)
-FORGET = pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 RELUS = pytest.mark.parametrize("input_gate", ["relu", "relu2"])
 
 
@@ -62,12 +62,14 @@ def with_gradients(run, x):
     }
 
 
-@pytest.mark.parametrize(("backend", "dtype", "tolerance"), [("recurrent", torch.float64, 1e-10),
-                                                             ("numba", torch.float32, 2e-4)])  # fmt: skip
-@VARIED
-@FORGET
-def test_the_gates_are_what_they_are_called(backend, dtype, tolerance, input_gate, normalize, forget_gate):
+@every_pair(
+    form=[("recurrent", torch.float64, 1e-10), ("numba", torch.float32, 2e-4)],
+    variant=VARIANTS,
+    forget_gate=["sigmoid", "exp"],
+)
+def test_the_gates_are_what_they_are_called(form, variant, forget_gate):
     """A reset makes an element fresh; of ReLUs it has to open at once there, for in numbers h would be 0 / 0."""
+    (backend, dtype, tolerance), (input_gate, normalize) = form, variant
     reset_BT = resets(2, 11, share=0.2)
     x = mild(make(2, 11, 2, 3, gate=1.5, dtype=dtype, fresh=0.0), forget_gate, normalize)
     if normalize and "relu" in input_gate:
@@ -78,11 +80,10 @@ def test_the_gates_are_what_they_are_called(backend, dtype, tolerance, input_gat
     assert_same(got, want, tolerance=tolerance)
 
 
-@VARIED
-@FORGET
-@pytest.mark.parametrize("mixing", [True, False])
-def test_accuracy(input_gate, normalize, forget_gate, mixing):
+@every_pair(variant=VARIANTS, forget_gate=["sigmoid", "exp"], mixing=[True, False])
+def test_accuracy(variant, forget_gate, mixing):
     """Some elements fresh, resets, a row that ends early and one that never begins; more than 16 units, and not 32."""
+    input_gate, normalize = variant
     options = {"input_gate": input_gate, "normalize": normalize, "forget_gate": forget_gate, "mixing": mixing,
                "reset_BT": resets(3, 24, share=0.05), "lengths_B": torch.tensor([24, 11, 0])}  # fmt: skip
     definition, fast = (partial(call, backend=backend, **options) for backend in ("recurrent", "numba"))
@@ -148,10 +149,13 @@ def test_a_gate_that_shuts_changes_nothing_but_the_unit(backend, input_gate):
     assert (state.m_BHV < -500).all()
 
 
-@BOTH
-@VARIED
-@pytest.mark.parametrize(("i", "f"), [(100.0, 0.0), (-100.0, 0.0), (0.0, -100.0), (0.0, 100.0), (100.0, -100.0)])
-def test_extreme_gates_stay_finite(backend, input_gate, normalize, i, f):
+@every_pair(
+    backend=BACKENDS,
+    variant=VARIANTS,
+    biases=[(100.0, 0.0), (-100.0, 0.0), (0.0, -100.0), (0.0, 100.0), (100.0, -100.0)],
+)
+def test_extreme_gates_stay_finite(backend, variant, biases):
+    (input_gate, normalize), (i, f) = variant, biases
     if input_gate == "exp" and i > 0:
         return  # e^100 is no float32, and without the normaliser it is what h has to be
     x = make(2, 20, dtype=torch.float32)
@@ -162,10 +166,10 @@ def test_extreme_gates_stay_finite(backend, input_gate, normalize, i, f):
         assert torch.isfinite(value).all(), name
 
 
-@VARIED
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_a_number_shows(input_gate, normalize, value):
+@every_pair(variant=VARIANTS, value=[torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_a_number_shows(variant, value):
     """NaN and infinity give the same in both forms."""
+    input_gate, normalize = variant
     x = make(1, 6, 1, 2, dtype=torch.float32, fresh=0.0)
     x[0][0, 2, 0, 0, 0] = value
     options = {"input_gate": input_gate, "normalize": normalize}

@@ -11,6 +11,7 @@ from numba import njit
 from same import assert_same
 from slstm_cases import call, everything, make, resets
 
+from cases import every_pair
 from exlstm.ops.numba_lanes import FASTMATH
 from exlstm.ops.numba_tensors import address_of
 from exlstm.ops.slstm import SLSTMState, numba_tile, slstm
@@ -40,8 +41,7 @@ def against_the_definition(x, **options):
     assert_same(everything(x, partial(call, backend="numba", **options)), want, tolerance=2e-4)
 
 
-@pytest.mark.parametrize("V", [1, 15, 16, 17, 33, 80])
-@pytest.mark.parametrize("B", [1, 2, 3, 4, 5, 6, 9])
+@every_pair(V=[1, 15, 16, 17, 33, 80], B=[1, 2, 3, 4, 5, 6, 9])
 def test_rows_and_units(B, V):
     """Every remainder of both, with rows that end early and rows that start again."""
     lengths = torch.arange(B).flip(0) * 7 % 8
@@ -103,11 +103,10 @@ def fresh_product(wide):
     return njit(fastmath=FASTMATH)(product.py_func)
 
 
-@pytest.mark.parametrize("wide", [1, 4], ids=["short vectors", "long vectors"])
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9])
-@pytest.mark.parametrize(("steps", "panels"), [(1, 1), (3, 2), (16, 4), (20, 5), (7, 11)])
-def test_product(monkeypatch, wide, rows, steps, panels):
+@every_pair(wide=[1, 4], rows=[1, 2, 3, 4, 5, 7, 8, 9], size=[(1, 1), (3, 2), (16, 4), (20, 5), (7, 11)])
+def test_product(monkeypatch, wide, rows, size):
     """Whatever CPU this is: how many panels go together depends on the length of its vectors."""
+    steps, panels = size
     monkeypatch.setattr(numba_tile, "WIDE", wide)
     monkeypatch.setattr(numba_tile, "four_rows", tile(4, wide))
     generator = np.random.default_rng(0)

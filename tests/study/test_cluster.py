@@ -20,6 +20,7 @@ from exlstm.study import cluster
 from exlstm.study.cluster import run_on_ray
 from exlstm.study.pool import Failed, Finished, Progress, Started, run_local
 
+pytestmark = pytest.mark.slow  # a cluster takes its time to start
 HERE = Path(__file__).parent
 KINDS = {kind.__name__: kind for kind in (Started, Progress, Finished, Failed)}
 
@@ -79,7 +80,7 @@ def listens(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("way", ["near", pytest.param("client", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["near", "client"])
 def test_the_events_and_rows_of_the_local_pool(head, tmp_path, way):
     """By address from within, or as a client from outside. In the end the driver leaves while a task is busy."""
     addresses, settings = head

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from tiny_runs import Settings, ctrl_c_at, numbers, weights
+from tiny_runs import Settings, ctrl_c_at, numbers, optimizer, weights
 
 from exlstm.models.lm import LMConfig
 from exlstm.train import files, run_folder
@@ -95,6 +95,61 @@ def test_kill_9_leaves_a_run_that_resumes(moment: str, settings: Settings, tiny:
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     assert weights(tmp_path / "run", 8) == weights(tmp_path / "whole", 8)
     assert [entry.name for entry in sorted(run.checkpoints.iterdir())] == ["best", "step-00000008"]
+
+
+# goes on with a run in one process after another, forked before torch has threads, and kills each but the last
+KILLER = """
+import json, os, random, signal, sys, time
+import torch
+from exlstm.models.pattern import lm_from_pattern
+from exlstm.train.config import TrainConfig
+from exlstm.train.run import train
+
+config, kills = json.loads(sys.argv[1]), int(sys.argv[2])
+
+def in_a_child(seconds):
+    child = os.fork()
+    if not child:
+        sys.stdout = open(os.devnull, "w")
+        torch.set_num_threads(2)
+        begun = os.path.exists(config["run"] + "/config.json")
+        options = {"run": config["run"], "resume": True} if begun else config
+        train(TrainConfig(**options), model=None if begun else lm_from_pattern("ms", vocab_size=257, width=16, heads=2))
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+draw = random.Random(0)
+codes = [in_a_child(0.2 + draw.random()) for _ in range(kills)]
+print(json.dumps(codes + [in_a_child(None)]))
+"""
+
+
+@pytest.mark.slow
+def test_fifty_kills_beside_busy_cores(settings: Settings, tmp_path: Path) -> None:
+    """At any moment, with every core taken by others: what is left is the uninterrupted run, bit for bit."""
+    changes = {"steps": 1500, "batch": 4, "validations": 30, "save_minutes": 0.004, "carry_state": True, "keep": 2}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    codes = {}
+    try:
+        for name, kills in (("run", 50), ("whole", 0)):
+            config = settings(run=str(tmp_path / name), **changes)
+            given = json.dumps({key: getattr(config, key) for key in config.__dataclass_fields__})
+            done = subprocess.run(
+                [sys.executable, "-c", KILLER, given, str(kills)], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            codes[name] = json.loads(done.stdout)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert codes == {"run": [-signal.SIGKILL] * 50 + [0], "whole": [0]}
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    assert weights(tmp_path / "run", 1500) == weights(tmp_path / "whole", 1500)
+    assert optimizer(tmp_path / "run", 1500) == optimizer(tmp_path / "whole", 1500)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
