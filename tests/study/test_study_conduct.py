@@ -159,8 +159,10 @@ def test_wrong_filters_are_refused(words, message):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"seeds": 0}, r"--seeds is 0 and --jobs 0; use at least 1 seed, and 0 or more jobs\."),
-        ({"jobs": -1}, r"--seeds is 2 and --jobs -1; .*\."),
+        ({"seeds": 0}, r"--seeds is 0; use 1 to 10,000\."),
+        ({"seeds": 10**12}, r"--seeds is 1000000000000; use 1 to 10,000\."),
+        ({"jobs": -1}, r"--jobs is -1; each is a process, so use 0 to \d+ on this machine\."),
+        ({"jobs": 10**9}, r"--jobs is 1000000000; each is a process, .*\."),
         ({"device": "gpu"}, r"--device 'gpu' is not on this machine; use 'cpu' or 'auto'\."),
         ({"size": "paper"}, r"study count has no runs of size paper; use another size\."),
         ({"resume": True, "overwrite": True}, r"--resume keeps the results, --overwrite deletes them; .*\."),

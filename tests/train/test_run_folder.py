@@ -15,6 +15,7 @@ from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train.checkpoint import tidy
 from exlstm.train.config import TrainConfig
+from exlstm.train.loop import Trainer
 from exlstm.train.run import train
 from exlstm.train.run_folder import RunFolder, new_run_path, open_run
 from exlstm.train.setup import set_up
@@ -235,6 +236,12 @@ def test_without_links_the_best_is_still_known(tmp_path: Path, monkeypatch: pyte
         ({"blocks": "mxm"}, "the block pattern 'mxm'"),
         ({"device": "cuda:99"}, "--device 'cuda:99' is not on this machine"),
         ({"device": "abacus"}, "--device 'abacus' is not on this machine"),
+        ({"device": "meta"}, "--device 'meta' is not on this machine"),
+        (
+            {"batch": 10**9},
+            r"1,000,000,000 rows of 16 tokens need at least [\d,]+ GB of memory and cpu has ",
+        ),
+        ({"accumulate": 10**12}, r"--accumulate 1000000000000 makes a step of [\d,]+ tokens and the text has [\d,]+; "),
     ],
 )
 def test_nothing_is_written_when_a_run_cannot_begin(
@@ -244,6 +251,31 @@ def test_nothing_is_written_when_a_run_cannot_begin(
         train(settings(**{"preset": "laptop-tiny", **changes}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_in_its_first_step_leaves_nothing(
+    settings: Settings, tiny: LMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "_gradients", no_memory)
+    with pytest.raises(MemoryError):
+        train(settings(), model=tiny)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_later_keeps_what_it_has(
+    run: RunFolder, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "_gradients", no_memory)
+    before = contents(run.checkpoints)
+    with pytest.raises(MemoryError):
+        train(TrainConfig(run=str(run.path), resume=True, steps=12))
+    assert contents(run.checkpoints) == before
 
 
 def test_the_vocabulary_must_hold_the_tokenizer(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:

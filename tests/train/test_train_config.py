@@ -59,6 +59,8 @@ def test_unknown_setting_in_json_is_named() -> None:
         *[(name, value) for name in ("warmup", "cooldown", "final_lr") for value in (-0.1, 1.1)],
         *[(name, value) for name in ("beta1", "beta2") for value in (-0.1, 1.0)],
         *[(name, -1) for name in ("weight_decay", "validations", "samples", "final_minutes", "seed")],
+        ("minutes", float("inf")),
+        ("seed", 2**64),
         ("schedule", "linear"),
         ("dtype", "float16"),
     ],

@@ -13,7 +13,7 @@ import tyro
 
 from exlstm.cli.convert import Convert, convert
 from exlstm.cli.generate import Generate, generate
-from exlstm.cli.parse import Weights, checkpoint_of, similar
+from exlstm.cli.parse import Weights, check_at_least, checkpoint_of, similar
 from exlstm.cli.study import (
     StudyCompare,
     StudyList,
@@ -54,6 +54,9 @@ class Evaluate:
     weights: Weights = "as-saved"  # compare with the weights in another precision
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
+    def __post_init__(self) -> None:
+        check_at_least(self, tokens=1, minutes=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Presets:
@@ -76,6 +79,9 @@ class Explain:
     length: int = 128  # tokens of each in training and in reading a prompt
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
+    def __post_init__(self) -> None:
+        check_at_least(self, batch=1, length=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
@@ -86,6 +92,9 @@ class Tune:
     length: int = 2048  # tokens of each
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of what the kernels multiply
     device: str = "auto"  # "auto" (a GPU if there is one), "cuda", "cuda:1", ...
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch=1, length=1)
 
 
 def train(options: TrainConfig) -> None:
@@ -179,14 +188,17 @@ def tune(options: Tune) -> None:
     """`exlstm tune`: the kernels of every kind of mLSTM cell that the model has."""
     import torch
 
+    from exlstm.models.memory import check_memory
     from exlstm.train.evaluate import pick_device
 
-    cells = sorted(set(_cells(_without_weights(_architecture(options.model)).zero_state(1))))
+    model = _without_weights(_architecture(options.model))
+    cells = sorted(set(_cells(model.zero_state(1))))
     if not cells:
         raise ValueError(f"{options.model!r} has no mLSTM, whose kernels are tuned; exlstm presets lists models.")
     device = pick_device(options.device)
     if device.type != "cuda":
         raise ValueError(f"the device is {device.type} and what is tuned runs on a GPU; use a machine that has one.")
+    check_memory(model.config, options.batch, options.length, device)
     from exlstm.ops.mlstm.triton_tune import tune as run_tuning
 
     for H, K, V in cells:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from exlstm.cli.parse import checkpoint_of
+from exlstm.cli.parse import check_at_least, checkpoint_of
 
 if TYPE_CHECKING:
     from exlstm.train.evaluate import Score
@@ -32,6 +32,9 @@ class Convert:
     minutes: float = 1.0  # longest time for the first of the two measurements; the second takes as many tokens
     tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
     checkpoint: str = "best"  # of a run: best, last, or the number of a step
+
+    def __post_init__(self) -> None:
+        check_at_least(self, tokens=1, minutes=0)
 
 
 def convert(options: Convert) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from exlstm.cli.parse import Weights, checkpoint_of
+from exlstm.cli.parse import Weights, check_at_least, checkpoint_of
 
 if TYPE_CHECKING:
     from exlstm.data.tokenizer import Tokenizer
@@ -54,8 +54,9 @@ class Generate:
         given = [name for name in ("prompt", "file", "prompts", "chat") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"--{given[0]} and --{given[1]} do not go together; use one of them.")
-        if self.samples < 1:
-            raise ValueError(f"--samples is {self.samples}; it must be at least 1.")
+        check_at_least(self, samples=1, max_tokens=0, logprobs=0)
+        if not -(2**63) <= self.seed <= 2**64 - self.samples:
+            raise ValueError(f"--seed is {self.seed}; a seed is a whole number of 64 bits.")
         if self.prompts is not None and (self.state or self.save_state or self.samples > 1):
             raise ValueError("--state, --save-state and --samples are for one prompt; leave them out with --prompts.")
         if self.save_state is not None and self.samples > 1:
@@ -195,16 +196,20 @@ def several(voice: Voice, start: "Snapshot", text: str) -> None:
     """Continuations of one prompt, which is read once."""
     from exlstm.infer.generate import generate as run
 
-    seeds = range(voice.options.seed, voice.options.seed + voice.options.samples)
-    began = time.perf_counter()
-    found = run(voice.model, [voice.request(start, seed) for seed in seeds], tokenizer=voice.tokenizer)
+    samples = voice.options.samples
+    seeds = range(voice.options.seed, voice.options.seed + samples)
+    began, total = time.perf_counter(), 0
     voice.say("\n")
-    for seed, completion in zip(seeds, found, strict=True):
-        if completion.error is not None:
-            raise ValueError(completion.error)
-        print(f"--- seed {seed} ({completion.finish_reason})\n{text}{completion.text}")
-    tokens, seconds = sum(len(completion.tokens) for completion in found), time.perf_counter() - began
-    voice.note(f"{len(found)} samples, {tokens:,} tokens generated at {tokens / max(seconds, 1e-9):,.1f} tokens/s")
+    for first in range(0, samples, GROUP):
+        group = seeds[first : first + GROUP]
+        found = run(voice.model, [voice.request(start, seed) for seed in group], tokenizer=voice.tokenizer)
+        for seed, completion in zip(group, found, strict=True):
+            if completion.error is not None:
+                raise ValueError(completion.error)
+            print(f"--- seed {seed} ({completion.finish_reason})\n{text}{completion.text}", flush=True)
+            total += len(completion.tokens)
+    seconds = time.perf_counter() - began
+    voice.note(f"{samples:,} samples, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
 
 
 def many(voice: Voice, lines: list[str]) -> None:
@@ -238,7 +243,7 @@ def many(voice: Voice, lines: list[str]) -> None:
     voice.note(f"{len(lines):,} prompts, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
 
 
-GROUP = 64  # prompts that are answered before the next ones are begun
+GROUP = 64  # prompts or samples that are answered before the next ones are begun
 
 
 def read_text(file: str) -> str:

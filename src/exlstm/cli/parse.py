@@ -83,6 +83,14 @@ def checkpoint_of(text: str) -> "Which | int":
     return int(text)
 
 
+def check_at_least(options: object, **least: float) -> None:
+    """ValueError for an option that is below its least value or no number; one that was left out is not looked at."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= bound:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}.")
+
+
 def similar(word: str, known: Iterable[str]) -> str:
     """ ", perhaps you mean ...", or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)

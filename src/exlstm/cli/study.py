@@ -143,7 +143,12 @@ def _resume(options: StudyRun) -> str:
 
 
 def _seeds(size: str, seeds: int | None) -> int:
-    return (1 if size == "quick" else 5) if seeds is None else seeds
+    from exlstm.study.conduct import check_seeds
+
+    if seeds is None:
+        return 1 if size == "quick" else 5
+    check_seeds(seeds)
+    return seeds
 
 
 def _results(name: str, size: SizeName, seeds: int | None, folder: str) -> "Results":

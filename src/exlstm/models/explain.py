@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from exlstm.models.lm import LM, LMConfig
+from exlstm.models.memory import check_memory
 from exlstm.models.summary import Table
 from exlstm.ops.choose import Choice, recorded
 
@@ -19,8 +20,8 @@ def explain(model: nn.Module, batch: int = 1, length: int = 128) -> Table:
     """Which backend each op takes, and why: in training, in reading a prompt, and in decoding the next token.
 
     Runs the model forward three times: on `batch` sequences of `length` tokens with gradients and without, and on one
-    more token without. Nothing is changed. Raises ValueError for less than one sequence or token, TypeError for
-    anything but an LM.
+    more token without. Nothing is changed. Raises ValueError for less than one sequence or token, and for more than the
+    device can hold; TypeError for anything but an LM.
     """
     if not isinstance(model, LM):
         raise TypeError(f"explain takes an LM, not a {type(model).__name__}; build one with exlstm.LM(config).")
@@ -53,6 +54,7 @@ def _explain(model: LM, batch: int, length: int, repeats: Sequence[int]) -> Tabl
         if value < 1:
             raise ValueError(f"{name} is {value}; there is something to explain from 1 on.")
     weight = model.embed.weight
+    check_memory(model.config, batch, length, weight.device)
     tokens_BT = torch.zeros(batch, length, dtype=torch.long, device=weight.device)
     devices = [weight.device] if weight.device.type == "cuda" else []
     rows: list[tuple[str, ...]] = [HEADINGS]

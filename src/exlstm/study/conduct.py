@@ -1,5 +1,6 @@
 """Runs a study: what is left of it, on this machine's processes or on a Ray cluster, row by row into its file."""
 
+import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from exlstm.study.schedule import Schedule
 from exlstm.train.evaluate import pick_device
 
 Only = Mapping[str, frozenset[str]]
+MOST_SEEDS = 10_000
+MOST_JOBS = 64  # of a small machine: a process takes 200 MB before it has begun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +69,22 @@ def kept(planned: Sequence[Run], only: Only) -> list[Run]:
     return [run for run in planned if all(run.facets().get(name) in values for name, values in only.items())]
 
 
+def check_seeds(seeds: int) -> None:
+    """ValueError for a number of seeds that no study can have."""
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise ValueError(f"--seeds is {seeds}; use 1 to {MOST_SEEDS:,}.")
+
+
 def conduct(study: Study, order: Order, folder: Path, *, quiet: bool = False) -> Outcome:
     """Runs what is left of an order. ValueError for an order that cannot be carried out.
 
     Runs that are done are not repeated, failed ones are. Every row is on the disk before the next is waited for, so a
     kill costs the runs at hand. A run that fails does not stop the others.
     """
-    if order.seeds < 1 or order.jobs < 0:
-        raise ValueError(f"--seeds is {order.seeds} and --jobs {order.jobs}; use at least 1 seed, and 0 or more jobs.")
+    check_seeds(order.seeds)
+    most = max(MOST_JOBS, 4 * (os.cpu_count() or 1))
+    if not 0 <= order.jobs <= most:
+        raise ValueError(f"--jobs is {order.jobs}; each is a process, so use 0 to {most} on this machine.")
     planned = kept(study.planned(order.size), order.only)
     file = ResultFile(result_path(folder, study.name, order.size))
     devices = [order.device] if order.cluster else _devices(order.device)

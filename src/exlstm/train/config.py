@@ -66,6 +66,8 @@ class TrainConfig:
             _require(
                 getattr(self, name) is None or getattr(self, name) > 0, name, self, "leave it out or make it positive"
             )
+        _require(self.minutes is None or self.minutes < math.inf, "minutes", self, "leave it out or make it finite")
+        _require(self.seed < 2**64, "seed", self, "use a whole number of 64 bits")
         for name in ("batch", "length", "accumulate", "validation_tokens", "keep", "log_every"):
             _require(getattr(self, name) >= 1, name, self, "use at least 1")
         for name in ("lr", "eps", "clip", "save_minutes"):

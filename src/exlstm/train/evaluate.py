@@ -98,13 +98,16 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a user names; "auto" is a GPU if there is one. Raises ValueError for one that is not there."""
+    """The device that a user names; "auto" is a GPU if there is one.
+
+    Raises ValueError for one that is not there, and for "meta", which holds no numbers.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"--device {name!r} is not on this machine; use 'cpu' or 'auto'.") from error
     return device
 

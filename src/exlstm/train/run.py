@@ -1,8 +1,8 @@
 """`train`: one call from settings to a finished run."""
 
 import json
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from exlstm.data.yardsticks import yardsticks
@@ -14,6 +14,7 @@ from exlstm.train.evaluate import pick_device, score_whole, slow_bfloat16
 from exlstm.train.files import write_atomically
 from exlstm.train.loop import Sample, Trainer
 from exlstm.train.report import write_report
+from exlstm.train.run_folder import create_run
 from exlstm.train.setup import set_up
 from exlstm.train.signals import stop_requests
 from exlstm.train.summary import RunSummary, commit
@@ -37,9 +38,12 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     shared = threads_shared(setup.config.workers)
     with shared, closing(open_display(device)) as display, stop_requests() as stop:
         trainer = Trainer(setup, device, display, sample)
+        if not setup.config.resume:  # last of all that can be refused
+            create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about)
         _introduce(trainer, display)
         (setup.run.path / "summary.json").unlink(missing_ok=True)
-        stopped = trainer.run(stop)
+        with _nothing_left(trainer):
+            stopped = trainer.run(stop)
         summary = RunSummary(
             run=str(setup.run.path),
             stopped=stopped,
@@ -58,6 +62,17 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     write_report(setup.run, setup.config, trainer.model, summary)
     print(_closing_words(summary), flush=True)
     return summary
+
+
+@contextmanager
+def _nothing_left(trainer: Trainer) -> Iterator[None]:
+    """Takes back the folder of a new run that fails in its first step, so that it is as if it had been refused."""
+    try:
+        yield
+    except Exception:
+        if trainer.position.step == 0 and not trainer.config.resume:
+            trainer.run_folder.remove()
+        raise
 
 
 def _introduce(trainer: Trainer, display: Display) -> None:

@@ -11,6 +11,7 @@ checkpoints/step-00001200 exlstm/train/checkpoint.py; checkpoints/best is a link
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +125,12 @@ class RunFolder:
         """Drops what was logged after `step`: the steps that a resumed run takes again."""
         kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
         write_atomically(self.metrics, "".join(kept))
+
+    def remove(self) -> None:
+        """Deletes what a run writes, and the folder if nothing else is in it."""
+        _clear(self)
+        with suppress(OSError):
+            self.path.rmdir()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

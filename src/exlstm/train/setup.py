@@ -5,21 +5,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from exlstm.data.packing import TokenStream, batch_at, pack
 from exlstm.data.text import Document, Split, documents, fingerprint, split_documents
 from exlstm.data.tokenizer import Tokenizer, tokenizer_from_spec
-from exlstm.models.lm import LMConfig
+from exlstm.models.lm import LM, LMConfig
+from exlstm.models.memory import check_memory
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import preset
+from exlstm.models.summary import parameters
 from exlstm.train.config import TrainConfig, resumed
 from exlstm.train.crew import default_workers
 from exlstm.train.evaluate import pick_device
-from exlstm.train.run_folder import RunFolder, check_free, create_run, new_run_path, open_run
+from exlstm.train.run_folder import RunFolder, check_free, new_run_path, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run that is ready to train."""
+    """A run that is ready to train. `about` describes the text, as config.json keeps it."""
 
     run: RunFolder
     config: TrainConfig
@@ -28,12 +32,13 @@ class Setup:
     split: Split
     train: TokenStream
     val: TokenStream
+    about: dict[str, Any]
 
 
 def set_up(config: TrainConfig, model: LMConfig | None) -> Setup:
-    """Reads the text and makes the folder of a new run, or opens the one to resume.
+    """Reads the text for a new run, or opens the one to resume. Nothing is written.
 
-    Raises ValueError for text, tokenizer, model or folder that cannot be used; nothing has been written then.
+    Raises ValueError for text, tokenizer, model or folder that cannot be used, and for a batch that no memory holds.
     """
     return _existing(config, model) if config.resume else _new(config, model)
 
@@ -53,6 +58,12 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
             f"the model has a vocabulary of {model.vocab_size}, the tokenizer one of {tokenizer.vocab_size}; "
             f"make it at least {tokenizer.vocab_size}."
         )
+    check_memory(model, config.batch, config.length, pick_device(config.device), parameters=_parameters_of(model))
+    if config.accumulate > 1 and config.tokens_per_step > len(train):
+        raise ValueError(
+            f"--accumulate {config.accumulate} makes a step of {config.tokens_per_step:,} tokens and the text has "
+            f"{len(train):,}; use a smaller one, or give more text."
+        )
     # a text that is too short for one batch is told before anything is written
     batch_at(train, 0, batch=config.batch, length=config.length, seed=config.seed, carry=config.carry_state)
     if config.workers > 1 and model.draws:
@@ -65,8 +76,10 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
         alone = config.compile or model.draws  # from one generator, in the order of the calls
         config = replace(config, workers=default_workers(pick_device(config.device), config.batch, alone=alone))
     config = replace(config, run=str(path))
-    run = create_run(path, config, model, tokenizer, _describe(docs, train, val))
-    return Setup(run=run, config=config, model=model, tokenizer=tokenizer, split=split, train=train, val=val)
+    return Setup(
+        run=RunFolder(path), config=config, model=model, tokenizer=tokenizer, split=split, train=train, val=val,
+        about=_describe(docs, train, val),
+    )  # fmt: skip
 
 
 def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
@@ -78,7 +91,8 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
     docs = documents(config.data)
     split = split_documents(docs)
     tokenizer = run.tokenizer()
-    if fingerprint(docs) != run.config()["data"]["sha256"]:
+    about = run.config()["data"]
+    if fingerprint(docs) != about["sha256"]:
         raise ValueError(
             f"the text of the run {run.path} has changed since it began, so it cannot be continued; "
             "restore the text (for the standard library: the same Python), or start a new run."
@@ -91,6 +105,7 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
         split=split,
         train=pack(split.train, tokenizer),
         val=pack(split.val, tokenizer),
+        about=about,
     )
 
 
@@ -99,6 +114,11 @@ def _model_config(config: TrainConfig, vocab_size: int) -> LMConfig:
     if config.blocks is None:
         return base
     return lm_from_pattern(config.blocks, vocab_size=vocab_size, width=base.width)
+
+
+def _parameters_of(model: LMConfig) -> int:
+    with torch.device("meta"):
+        return parameters(LM(model))
 
 
 def _describe(docs: Sequence[Document], train: TokenStream, val: TokenStream) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""Memory that a model needs at the very least, so that what a device can never hold is refused at once."""
+
+import os
+
+import torch
+
+from exlstm.models.lm import LMConfig
+
+
+def check_memory(config: LMConfig, batch: int, length: int, device: torch.device, *, parameters: int = 0) -> None:
+    """ValueError where `batch` rows of `length` tokens cannot fit into the memory of the device.
+
+    parameters: how many are trained. The bound is low: the tokens, the input of every block in float32, and of a
+    trained parameter its weight, its gradient and AdamW's two averages.
+    """
+    needed = batch * length * (8 + 4 * config.width * len(config.blocks)) + 16 * parameters
+    there = memory_of(device)
+    if there is not None and needed > there:
+        raise ValueError(
+            f"{batch:,} rows of {length:,} tokens need at least {needed / 1e9:,.0f} GB of memory and {device} has "
+            f"{there / 1e9:,.0f} GB; use a smaller batch, length or model."
+        )
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes that the device has in all, used or not; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
