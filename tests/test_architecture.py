@@ -43,9 +43,9 @@ MAX_FILE, MAX_FUNCTION = 400, 60
 
 
 def part(path):
-    """The floor a file stands on: its folder or, for cli.py, its name; '' for the package's own __init__."""
+    """The floor a file stands on: its folder or, for cli.py, its name; '' for the package's own names."""
     name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return {"__init__": "", "__main__": "cli"}.get(name, name)
+    return {"__init__": "", "api": "", "__main__": "cli"}.get(name, name)
 
 
 def imports(tree):

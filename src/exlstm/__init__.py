@@ -4,69 +4,26 @@
     model = exlstm.LM(exlstm.preset("laptop-small"))
     logits_BTC, state = model(tokens_BT)
 
-Importing does no work: no device is touched, and kernels compile when they first run.
+Importing does no work: torch is imported with the first name that is used, no device is touched, and kernels compile
+when they first run.
 """
 
-from exlstm import mixers, ops
-from exlstm.infer.engine import Engine
-from exlstm.infer.generate import generate, stream
-from exlstm.infer.prefix_cache import PrefixCache
-from exlstm.infer.quantize import quantize
-from exlstm.infer.requests import Completion, Event, Request
-from exlstm.infer.sampling import SamplingConfig
-from exlstm.infer.token_loop import TokenLoop
-from exlstm.mixers import MIXERS
-from exlstm.mixers.attention import AttentionConfig
-from exlstm.mixers.contract import detach, rows
-from exlstm.mixers.lstm import LSTMConfig
-from exlstm.mixers.mlstm import MLSTMConfig
-from exlstm.mixers.mlstm_large import MLSTMLargeConfig
-from exlstm.mixers.slstm import SLSTMConfig
-from exlstm.models.checkpoints.loading import load
-from exlstm.models.checkpoints.saving import convert, save
-from exlstm.models.explain import explain
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
-from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
-from exlstm.models.presets import PRESETS, preset
-from exlstm.models.snapshot import Snapshot
-from exlstm.models.state_file import load_state, save_state
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exlstm.api import *  # noqa: F403
+    from exlstm.api import __all__ as __all__
 
 __version__ = "0.1.0"
-__all__ = [
-    "LM",
-    "MIXERS",
-    "PRESETS",
-    "AttentionConfig",
-    "BlockConfig",
-    "Completion",
-    "Engine",
-    "Event",
-    "LMConfig",
-    "LSTMConfig",
-    "MLPConfig",
-    "MLSTMConfig",
-    "MLSTMLargeConfig",
-    "PrefixCache",
-    "Request",
-    "SLSTMConfig",
-    "SamplingConfig",
-    "Snapshot",
-    "TokenLoop",
-    "__version__",
-    "convert",
-    "detach",
-    "explain",
-    "generate",
-    "lm_from_pattern",
-    "load",
-    "load_state",
-    "mixers",
-    "ops",
-    "preset",
-    "quantize",
-    "rows",
-    "save",
-    "save_state",
-    "stream",
-    "xlstm_pattern",
-]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a part of the package that importing them has loaded."""
+    import importlib
+
+    api = importlib.import_module("exlstm.api")
+    return globals()[name] if name in globals() else getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

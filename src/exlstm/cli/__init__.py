@@ -1,100 +1,88 @@
-"""The command line: `exlstm COMMAND`. Mistakes cost one sentence on stderr, never a traceback."""
+"""The command line: `exlstm COMMAND`. Mistakes cost one sentence on stderr, never a traceback.
 
+Everything else is imported inside `main`, which also answers Ctrl-C while that goes on.
+"""
+
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from exlstm import __version__
-from exlstm.cli.commands import COMMANDS, FOREIGN, GROUPS, Command
-from exlstm.cli.parse import parse, similar, take_choice
-from exlstm.train.recipes import RECIPES
+from collections.abc import Sequence
 
 MISTAKE = 2
 INTERRUPTED = 130  # what shells report for a program that SIGINT ended
 READER_GONE = 141  # and for SIGPIPE
-_KNOWN = {**COMMANDS, **GROUPS, **FOREIGN}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code.
 
-    0 for success, 2 for what the user can put right (one sentence on stderr), 130 after Ctrl-C, 141 when whoever reads
-    the output has gone.
+    0 for success, 2 for what the user can put right (one sentence on stderr), 130 after Ctrl-C, 141 when the reader of
+    the output has gone. With a closed stdout or stderr (`>&-`) the command runs and its output is dropped.
     """
-    name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end a command
+    words = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    _open_streams()
     try:
-        code = _dispatch(name, words)
+        from exlstm.cli.dispatch import dispatch
+
+        code = dispatch(words[0], words[1:])
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes again at exit, and would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
+    except (BrokenPipeError, SystemExit) as stop:
+        if not _reader_gone(stop):
+            raise
+        code = READER_GONE
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED
+        _complain("")
+        code = INTERRUPTED
     except (ValueError, OSError) as error:
-        command = f"exlstm {name}" if name in _KNOWN else "exlstm"
-        print(f"{command}: {error}", file=sys.stderr)
-        return MISTAKE
+        _complain(f"{_program(words[0])}: {error}")
+        code = MISTAKE
+    except (RuntimeError, MemoryError) as error:
+        if not _memory_gone(error):
+            raise
+        _complain(f"{_program(words[0])}: the memory is not enough; use a smaller batch, length or model.")
+        code = MISTAKE
+    _drop_unwritten()
     return code
 
 
-def _dispatch(name: str, words: Sequence[str]) -> int:
-    """The exit code of a command that has not failed."""
-    if name in FOREIGN:
-        return FOREIGN[name].run(list(words))
-    if name in ("-h", "--help"):
-        _overview("exlstm", "xLSTM language models: train, evaluate, generate, convert", _KNOWN)
-        return 0
-    if name in ("-V", "--version"):
-        print(f"exlstm {__version__}")
-        return 0
-    if name in GROUPS:
-        return _in_group(name, words)
-    if name not in COMMANDS:
-        raise ValueError(f"there is no command {name!r}{similar(name, _KNOWN)}; exlstm --help lists them.")
-    command = COMMANDS[name]
-    default = command.default
-    if name == "train":
-        chosen, words = take_choice("--recipe", words, RECIPES)
-        default = chosen or default
-    return _run(f"exlstm {name}", command, words, default)
+def _open_streams() -> None:
+    """Makes stdout and stderr able to take every text."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end a command
 
 
-def _in_group(group: str, words: Sequence[str]) -> int:
-    """A command such as `exlstm study run`."""
-    name, *rest = words or ["--help"]
-    commands = GROUPS[group].commands
-    if name in ("-h", "--help"):
-        _overview(f"exlstm {group}", GROUPS[group].help, commands)
-        return 0
-    if name not in commands:
-        raise ValueError(f"there is no command {name!r}{similar(name, commands)}; exlstm {group} --help lists them.")
-    return _run(f"exlstm {group} {name}", commands[name], rest, commands[name].default)
+def _reader_gone(stop: BaseException) -> bool:
+    """Whether a pipe broke. rich and tyro turn that into SystemExit."""
+    return isinstance(stop, BrokenPipeError) or isinstance(stop.__context__, BrokenPipeError)
 
 
-def _run(program: str, command: Command, words: Sequence[str], default: Any) -> int:
-    description = f"{command.help[0].upper()}{command.help[1:]}.\n\n{command.more}".strip()
-    options = parse(command.options, words, program=program, description=description, default=default)
-    if options is not None:
-        command.run(options)
-    return 0
+def _program(name: str) -> str:
+    from exlstm.cli.dispatch import KNOWN
+
+    return f"exlstm {name}" if name in KNOWN else "exlstm"
 
 
-def _overview(program: str, about: str, commands: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
+def _complain(sentence: str) -> None:
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
-    rows = Table.grid(padding=(0, 2))
-    for name, command in commands.items():
-        rows.add_row(f"[bold]{name}[/bold]", command.help)
-    console = Console(highlight=False)
-    console.print(f"usage: {program} COMMAND [OPTIONS]\n\n{about[0].upper()}{about[1:]}.\n")
-    console.print(Panel(rows, title="commands", title_align="left", border_style="dim"))
-    console.print(f"{program} COMMAND --help lists the options of a command.")
+
+def _drop_unwritten() -> None:
+    """Python writes what is left at exit; where that cannot be written, it would fail again there."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _memory_gone(error: Exception) -> bool:
+    """torch has a class of its own for a GPU's memory and none for the CPU's."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    )

@@ -1,0 +1,64 @@
+"""The public names: what `import exlstm` offers. They are here so that the command line starts without torch."""
+
+from exlstm import __version__, mixers, ops
+from exlstm.infer.engine import Engine
+from exlstm.infer.generate import generate, stream
+from exlstm.infer.prefix_cache import PrefixCache
+from exlstm.infer.quantize import quantize
+from exlstm.infer.requests import Completion, Event, Request
+from exlstm.infer.sampling import SamplingConfig
+from exlstm.infer.token_loop import TokenLoop
+from exlstm.mixers import MIXERS
+from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.contract import detach, rows
+from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mlstm import MLSTMConfig
+from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.models.checkpoints.loading import load
+from exlstm.models.checkpoints.saving import convert, save
+from exlstm.models.explain import explain
+from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
+from exlstm.models.presets import PRESETS, preset
+from exlstm.models.snapshot import Snapshot
+from exlstm.models.state_file import load_state, save_state
+
+__all__ = [
+    "LM",
+    "MIXERS",
+    "PRESETS",
+    "AttentionConfig",
+    "BlockConfig",
+    "Completion",
+    "Engine",
+    "Event",
+    "LMConfig",
+    "LSTMConfig",
+    "MLPConfig",
+    "MLSTMConfig",
+    "MLSTMLargeConfig",
+    "PrefixCache",
+    "Request",
+    "SLSTMConfig",
+    "SamplingConfig",
+    "Snapshot",
+    "TokenLoop",
+    "__version__",
+    "convert",
+    "detach",
+    "explain",
+    "generate",
+    "lm_from_pattern",
+    "load",
+    "load_state",
+    "mixers",
+    "ops",
+    "preset",
+    "quantize",
+    "rows",
+    "save",
+    "save_state",
+    "stream",
+    "xlstm_pattern",
+]
