@@ -217,8 +217,18 @@ def test_the_line_that_is_shown() -> None:
     meter.line(progress(1, 0.1, 10.0), now=100.0)
     line = meter.line(progress(3, 0.25, 30.0), now=104.0)
     assert "step 3  loss 2.000  3.000 bits/byte  500 tokens/s  lr 1.0e-03" in line
-    assert display.clock(display.left(progress(3, 0.25, 30.0))) == "1:30"
     assert display.clock(3723) == "1:02:03"
+
+
+def test_the_time_left_does_not_count_what_compiles() -> None:
+    """The first step shown takes a minute of compiling; the others one second for one per cent each."""
+    meter = display.Meter(torch.device("cpu"))
+    assert meter.left(progress(1, 0.01, 61.0)) == ""
+    assert meter.left(progress(2, 0.02, 62.0)) == "1:38 left"
+    assert meter.left(progress(50, 0.50, 110.0)) == "0:50 left"
+    resumed = display.Meter(torch.device("cpu"))
+    assert resumed.left(progress(50, 0.50, 1000.0)) == ""
+    assert resumed.left(progress(51, 0.51, 1001.0)) == "0:49 left"
 
 
 def test_without_a_terminal_there_are_plain_lines(

@@ -43,6 +43,19 @@ class Meter:
         self.device = device
         self.recent: deque[tuple[float, int]] = deque()
         self.loss = self.bits = self.weight = 0.0
+        self.first: Progress | None = None
+
+    def left(self, progress: Progress) -> str:
+        """Time until the budget is used up, at the speed since the first step; nothing where that is not known.
+
+        The first step shown is not counted: kernels are compiled in it.
+        """
+        if self.first is None:
+            self.first = progress
+        done = progress.fraction - self.first.fraction
+        if done <= 0:
+            return ""
+        return f"{clock((progress.seconds - self.first.seconds) * (1 - progress.fraction) / done)} left"
 
     def line(self, progress: Progress, now: float) -> str:
         self.weight = _SMOOTHING * self.weight + 1 - _SMOOTHING
@@ -68,10 +81,10 @@ class PlainDisplay:
 
     def show(self, progress: Progress) -> None:
         now = time.monotonic()
-        line = self.meter.line(progress, now)
+        line, left = self.meter.line(progress, now), self.meter.left(progress)
         if now - self.shown >= _PLAIN_SECONDS or progress.fraction >= 1:
             self.shown = now
-            self.note(f"{progress.fraction:4.0%}  {line}  {clock(left(progress))} left")
+            self.note(f"{progress.fraction:4.0%}  {line}  {left}".rstrip())
 
     def note(self, text: str) -> None:
         print(text, flush=True)
@@ -101,7 +114,7 @@ class LiveDisplay:
         line = self.meter.line(progress, time.monotonic())
         top = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=1.0, completed=progress.fraction, width=40)
-        top.add_row(bar, f"{progress.fraction:.0%}", f"{clock(left(progress))} left")
+        top.add_row(bar, f"{progress.fraction:.0%}", self.meter.left(progress))
         self.live.update(Group(top, Text(line, no_wrap=True, overflow="ellipsis")))
 
     def note(self, text: str) -> None:
@@ -114,11 +127,6 @@ class LiveDisplay:
 def open_display(device: torch.device) -> Display:
     """The display that suits where the output goes."""
     return LiveDisplay(device) if sys.stdout.isatty() else PlainDisplay(device)
-
-
-def left(progress: Progress) -> float:
-    """Seconds until the budget is used up, at the speed so far."""
-    return progress.seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
 
 
 def clock(seconds: float) -> str:
