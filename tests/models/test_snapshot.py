@@ -204,6 +204,7 @@ def test_fingerprints():
 
 def test_a_file_gives_back_every_bit(model, tmp_path):
     snapshot = model.read(PROMPTS)
+    (tmp_path / "deep").mkdir()
     save_state(snapshot, tmp_path / "deep" / "chat.state")
     loaded = load_state(tmp_path / "deep" / "chat.state", model)
     assert_equal(loaded, snapshot)
@@ -270,6 +271,9 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["chat"]
     with pytest.raises(ValueError, match="is a folder"):
         save_state(model.read([1]), tmp_path)
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere for chat; make it first"):
+        save_state(model.read([1]), tmp_path / "nowhere" / "chat")
+    assert os.listdir(tmp_path) == ["chat"]
 
 
 def test_whose_state_it_is_has_to_be_known(tmp_path):

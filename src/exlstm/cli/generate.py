@@ -73,6 +73,7 @@ def generate(options: Generate) -> None:
     """Loads the model and does one of the three."""
     from exlstm.cli.chat import Chat
     from exlstm.infer.sampling import SamplingConfig
+    from exlstm.models.state_file import check_place
     from exlstm.train.evaluate import pick_device
     from exlstm.train.named import named
 
@@ -83,6 +84,8 @@ def generate(options: Generate) -> None:
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
     )
+    if options.save_state is not None:
+        check_place(options.save_state)
     source = named(options.model, checkpoint_of(options.checkpoint))
     tokenizer, device = source.tokenizer(options.tokenizer), pick_device(options.device)
     text = options.prompt if options.file is None else read_text(options.file)

@@ -26,11 +26,11 @@ def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
     """Writes a snapshot, every number exactly as it is, and whose it is; replaces a file that was there.
 
     Raises ValueError if the model's weights have changed since the prompt was read (nobody could say then whose state
-    it is) and for a folder; OSError, leaving a file that was there before as it was, when the disk is full.
+    it is), for a folder, and for a file in a folder that is not there; OSError, leaving a file that was there before as
+    it was, when the disk is full.
     """
     file = Path(file)
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder; name a file.")
+    check_place(file)
     owner = snapshot.weights.fingerprint()
     if owner is None:
         raise ValueError("the model's weights have changed since the prompt was read; read it again and save that.")
@@ -39,7 +39,6 @@ def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
     stored = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
     counts = json.dumps(snapshot.counts)
     data = save(stored, metadata={"kind": KIND, "version": VERSION, "fingerprint": owner, "counts": counts})
-    file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".saving-") as scratch:
         beside = Path(scratch, file.name)
         with open(beside, "wb") as handle:
@@ -47,6 +46,15 @@ def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         beside.replace(file)
+
+
+def check_place(file: str | os.PathLike[str]) -> None:
+    """ValueError where no file can be: told before the work whose result it is for."""
+    file = Path(file)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; name a file.")
+    if not file.parent.is_dir():
+        raise ValueError(f"there is no folder {file.parent} for {file.name}; make it first, or name another.")
 
 
 def load_state(file: str | os.PathLike[str], model: LM) -> Snapshot:
