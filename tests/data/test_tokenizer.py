@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from exlstm.data import progress
 from exlstm.data import tokenizer as subject
 from exlstm.data.text import documents
 from exlstm.data.tokenizer import (
@@ -271,3 +272,28 @@ def test_an_unknown_spec(spec: str) -> None:
 def test_an_unknown_kind(data: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"A tokenizer of kind .* is unknown or incomplete"):
         tokenizer_from_json(data)
+
+
+def test_a_long_text_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every few seconds; a short one is quiet."""
+    texts = [b"the cat sat on a mat\n" * 1000] * 3
+    train_bpe(texts, 270)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(progress, "UNIT", 1000)
+    monkeypatch.setattr(subject, "UNIT", 1000)
+    monkeypatch.setattr(subject, "GROUP_CHARS", 1000)
+    trained = train_bpe(texts, 270)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        *(f"[training a tokenizer of 270 tokens: {done} of 63 MB]" for done in (21, 42, 63)),
+        "[training a tokenizer of 270 tokens: all 63 MB read, merging pairs]",
+    ]
+    list(trained.encode_documents(texts))
+    assert "[encoding the text: 63 MB]" in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("size", [10**12, int("1" * 23)])
+def test_a_bpe_that_no_memory_holds(size: int) -> None:
+    with pytest.raises(ValueError, match=f"A BPE of {size} tokens is more than any text fills: use 1048576 or fewer"):
+        tokenizer_from_spec(f"bpe:{size}", [b"text"])

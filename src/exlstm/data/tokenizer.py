@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from exlstm.data.progress import UNIT, Progress
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -28,6 +30,8 @@ BOUNDARY_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 GROUP_CHARS = 1 << 22
 # Longer documents are cut at line ends before they are encoded, which lets one document use every core.
 PIECE_CHARS = 1 << 18
+# The most that a tokenizer is trained to have: the library reserves memory for all of them at once.
+MOST_TOKENS = 1 << 20
 # How much text shows that a foreign tokenizer gives back what it was given.
 SAMPLE_BYTES = 1 << 18
 
@@ -132,6 +136,7 @@ class BPETokenizer:
 
     def encode_documents(self, documents: Iterable[bytes]) -> Iterator[NDArray[np.integer[Any]]]:
         parts: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
+        progress = Progress("encoding the text")
         for group in _groups(documents):
             texts = [piece for piece in group if isinstance(piece, str)]
             encoded = iter(self._library.encode_batch_fast(texts, add_special_tokens=False))
@@ -143,6 +148,7 @@ class BPETokenizer:
                     parts.append(np.array(next(encoded).ids, dtype=np.uint32))
                 else:
                     parts.append(self._single_bytes(piece))
+            progress.add(sum(len(piece) for piece in group if piece is not None))
 
     def decode(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._spelling[_in_vocabulary(token, self.vocab_size)] for token in ids)
@@ -178,16 +184,19 @@ class Decoder:
         return rest
 
 
-def train_bpe(documents: Iterable[bytes], vocab_size: int) -> BPETokenizer:
+def train_bpe(documents: Sequence[bytes], vocab_size: int) -> BPETokenizer:
     """Byte-level BPE of at most `vocab_size` ids, counting 256 bytes and the boundary (less if the text is short).
 
-    Undecodable bytes are left out of the training; they still encode. ValueError for a vocab_size below 257.
+    Undecodable bytes are left out of the training; they still encode. Long texts take minutes, of which stderr tells.
+    ValueError for a vocab_size below 257 or above MOST_TOKENS.
     """
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Library
 
     if vocab_size < 257:
         raise ValueError(f"A BPE of {vocab_size} tokens cannot hold 256 bytes and the boundary: use 257 or more.")
+    if vocab_size > MOST_TOKENS:
+        raise ValueError(f"A BPE of {vocab_size} tokens is more than any text fills: use {MOST_TOKENS} or fewer.")
     library = Library(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     split = pre_tokenizers.Split(Regex(BPE_PIECES), "isolated")
@@ -199,8 +208,19 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> BPETokenizer:
         initial_alphabet=sorted(_BYTE_CHARACTERS),
         show_progress=False,
     )
-    texts = (piece for data in documents for piece in _pieces(data) if isinstance(piece, str))
-    library.train_from_iterator(texts, trainer=trainer)
+    size = sum(map(len, documents))
+    progress = Progress(f"training a tokenizer of {vocab_size:,} tokens", size)
+
+    def texts() -> Iterator[str]:
+        for data in documents:
+            for piece in _pieces(data):
+                if isinstance(piece, str):
+                    yield piece
+                progress.add(len(piece))
+        if size > GROUP_CHARS:
+            progress.tell(f"all {size / UNIT:,.0f} MB read, merging pairs")
+
+    library.train_from_iterator(texts(), trainer=trainer)
     return BPETokenizer(json.loads(library.to_str()), boundary=library.get_vocab_size())
 
 
