@@ -125,6 +125,16 @@ def test_summary_takes_a_preset_or_a_run(here, run):
     assert run("summary", "run") == run("summary", "laptop-tiny")
 
 
+def test_summary_says_how_weights_are_stored(here, tmp_path, run):
+    model = exlstm.load("run/checkpoints/best")
+    exlstm.save(exlstm.quantize(model, "int4"), tmp_path / "int4")
+    exlstm.save(model.bfloat16(), tmp_path / "bfloat16")
+    for name, kind in {"int4": "int4 and float32", "bfloat16": "bfloat16"}.items():
+        found = re.search(rf"^weights {kind}, ([\d,]+) bytes$", run("summary", str(tmp_path / name)), re.MULTILINE)
+        head = (tmp_path / name / "model.safetensors").stat().st_size - int(found[1].replace(",", ""))
+        assert 0 < head < 8192
+
+
 def test_explain_shows_training_prefill_and_decoding(here, run):
     out = run("explain", "run", "--batch", "2", "--length", "16")
     for words in (

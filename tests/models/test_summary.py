@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from exlstm.infer.quantize import quantize
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.lm import LM, BlockConfig, LMConfig
@@ -31,8 +32,20 @@ def test_summary_text():
     assert lines[2].split() == ["1", "SLSTM", "+", "MLP", "64", "gelu", f"{slstm:,}", f"{slstm_state:,}"]
     assert lines[3].startswith("embedding 257 x 32 = 8,224 parameters, and as many in the head")
     assert lines[4] == f"total {mlstm + slstm + 2 * 8224 + 32:,} parameters"
-    assert all(word in lines[5] for word in ("FLOPs per token at 2,048 tokens", "train", "prefill", "decode"))
-    assert f"{mlstm_state + slstm_state:,} after 32,768" in lines[6]
+    assert lines[5] == f"weights float32, {4 * (mlstm + slstm + 2 * 8224 + 32):,} bytes"
+    assert all(word in lines[6] for word in ("FLOPs per token at 2,048 tokens", "train", "prefill", "decode"))
+    assert f"{mlstm_state + slstm_state:,} after 32,768" in lines[7]
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_summary_of_quantised_weights(bits):
+    """They count as before, and in bytes as they are stored; no line says float32 of them."""
+    model = build("mms", width=128)
+    small = quantize(model, bits)
+    before, after = model.summary().splitlines(), small.summary().splitlines()
+    stored = sum(x.numel() * x.itemsize for x in small.state_dict().values())
+    assert [line for line in after if line not in before] == [f"weights {bits} and float32, {stored:,} bytes"]
+    assert len(after) == len(before)
 
 
 def test_summary_folds_equal_blocks():
@@ -40,7 +53,7 @@ def test_summary_folds_equal_blocks():
         text = LM(preset("xlstm-7b")).summary()
     assert "   each, to block 31" in text
     assert "total 6,865,424,896 parameters" in text
-    assert len(text.splitlines()) == 6
+    assert len(text.splitlines()) == 7
     assert (
         "tied to the head"
         in LM(type(preset("laptop-tiny"))(**{**vars(preset("laptop-tiny")), "tie_embeddings": True})).summary()

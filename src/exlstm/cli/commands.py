@@ -173,7 +173,11 @@ def presets(options: Presets) -> None:
 
 def summary(options: Summary) -> None:
     """`exlstm summary`."""
-    print(_without_weights(_architecture(options.model)).summary())
+    from exlstm.train.named import named
+
+    on_disk = Path(options.model).exists()
+    model = named(options.model).outline() if on_disk else _without_weights(_architecture(options.model))
+    print(model.summary())
 
 
 def explain(options: Explain) -> None:

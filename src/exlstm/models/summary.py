@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import nn
 
 from exlstm.mixers.contract import Mixer
-from exlstm.nn.linear import Linear
+from exlstm.nn.linear import Linear, QuantizedLinear
 
 if TYPE_CHECKING:
     from exlstm.models.lm import LM
@@ -16,7 +16,7 @@ def weight_flops(module: nn.Module) -> float:
     learned graph, which meet weights and not tokens, are not counted."""  # fmt: skip
     left_out = "b_HGV", "graph_HKV"
     matrices = (p for name, p in module.named_parameters() if p.ndim >= 2 and not name.endswith(left_out))
-    return 2.0 * sum(p.numel() for p in matrices)
+    return 2.0 * (sum(p.numel() for p in matrices) + quantized_weights(module))
 
 
 class Stack(Protocol):
@@ -41,9 +41,31 @@ def flops_per_token(model: Stack, mode: str, length: int) -> float:
     return 3 * forward if mode == "train" else forward
 
 
+def quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
+    """The layers whose weights are in buffers, which torch does not count as parameters."""
+    return [layer for layer in module.modules() if isinstance(layer, QuantizedLinear)]
+
+
+def quantized_weights(module: nn.Module) -> int:
+    """How many weights are quantised, in however many bits."""
+    return sum(layer.in_features * layer.out_features for layer in quantized_layers(module))
+
+
 def parameters(module: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
-    return sum(p.numel() for p in module.parameters())
+    """Number of parameters, quantised ones included, shared ones once."""
+    biases = (layer.bias for layer in quantized_layers(module))
+    apart = quantized_weights(module) + sum(bias.numel() for bias in biases if bias is not None)
+    return sum(p.numel() for p in module.parameters()) + apart
+
+
+def storage(module: nn.Module) -> str:
+    """How the weights are stored, and in how many bytes: "int4 and float32, 1,234 bytes"."""
+    quantized = quantized_layers(module)
+    tensors = [*module.parameters(), *(x for layer in quantized for x in layer.buffers())]
+    kinds = {type(layer).__name__.removesuffix("Linear").lower() for layer in quantized}
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
+    names = " and ".join([*sorted(kinds), *sorted(dtypes)])
+    return f"{names}, {sum(x.numel() * x.itemsize for x in tensors):,} bytes"
 
 
 def readable(count: float) -> str:
@@ -82,12 +104,14 @@ def summary(model: "LM", length: int) -> Table:
         lines.append(block_line(model, index) + (f"   each, to block {last}" if last > index else ""))
         index = last + 1
     embedding = model.embed.weight.numel()
-    tied = "tied to the head" if config.tie_embeddings else "and as many in the head"
+    shared = config.tie_embeddings and not isinstance(model.get_submodule("head"), QuantizedLinear)
+    tied = "tied to the head" if shared else "and as many in the head"
     now, later = model.state_bytes(length), model.state_bytes(16 * length)
     costs = [f"{mode} {readable(flops_per_token(model, mode, length))}" for mode in ("train", "prefill", "decode")]
     lines += [
         f"embedding {config.vocab_size:,} x {config.width} = {embedding:,} parameters, {tied}",
         f"total {parameters(model):,} parameters",
+        f"weights {storage(model)}",
         f"FLOPs per token at {length:,} tokens of context: {', '.join(costs)}",
         f"state bytes per sequence: {now:,} after {length:,} tokens, {later:,} after {16 * length:,}",
     ]

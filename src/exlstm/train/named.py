@@ -8,7 +8,7 @@ import torch
 
 from exlstm.data.tokenizer import Tokenizer, tokenizer_from_spec
 from exlstm.models.checkpoints.files import remedy, shards_of
-from exlstm.models.checkpoints.loading import load, open_checkpoint
+from exlstm.models.checkpoints.loading import load, open_checkpoint, outline
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import Bits
 from exlstm.train.run_folder import RunFolder, Which, open_run
@@ -39,6 +39,10 @@ class Named:
         if spec is None and not self.tokenizer_file.is_file():
             raise ValueError(f"{self.weights} has no {TOKENIZER} beside it; name a file, or the tokenizer 'bytes'.")
         return tokenizer_from_spec(str(self.tokenizer_file) if spec is None else spec, [])
+
+    def outline(self) -> LM:
+        """The model as it was saved, without memory for its numbers."""
+        return outline(self.weights)
 
     def config(self) -> LMConfig:
         """The architecture."""

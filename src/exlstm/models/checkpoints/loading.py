@@ -117,6 +117,20 @@ def load(
         return build(found, dtype, torch.device(device), weights)
 
 
+def outline(path: str | os.PathLike[str]) -> LM:
+    """What `load` gives, with its shapes and dtypes, without memory for its numbers. ValueError as there."""
+    with open_checkpoint(path) as found:
+        dtypes = changes(found, None, None).dtypes
+        model = blank(found.config, found.bits, found.files.shapes)
+        tensors = {name: x.to(dtypes[name]) for name, x in model.state_dict().items() if name in dtypes}
+        if head_is_embedding(model):
+            tensors["head.weight"] = tensors["embed.weight"]
+        model.load_state_dict(tensors, assign=True)
+        if head_is_embedding(model):
+            model.head.weight = model.embed.weight
+    return model
+
+
 def build(found: Checkpoint, dtype: torch.dtype | None, device: torch.device, weights: Bits | None) -> LM:
     """The model of a checkpoint."""
     change = changes(found, dtype, weights)
