@@ -28,10 +28,13 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.texts, self.images, self.loads, self.tags, self.open = [], [], [], [], []
+        self.last = None
         self.feed(text)
         assert not [tag for tag in self.open if tag not in ("meta", "img", "br")]
 
     def handle_starttag(self, tag, attributes):
+        around, self.last = self.last, (tag, dict(attributes).get("class"))
+        assert tag != "table" or around == ("div", "scroll"), "on a narrow screen the page would scroll sideways"
         self.tags.append(tag)
         self.loads += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
         if tag == "img":

@@ -16,7 +16,8 @@ from exlstm.data.text import documents, split_documents
 from exlstm.data.yardsticks import Yardsticks, yardsticks
 from exlstm.models.lm import LMConfig
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.train import display, loop, summary
+from exlstm.train import display, loop, report, summary
+from exlstm.train.config import TrainConfig
 from exlstm.train.picture import loss_picture
 from exlstm.train.run import train
 from exlstm.train.run_folder import open_run
@@ -151,6 +152,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.links: list[str] = []
         self.words = ""
+        self.last: tuple[str, str | None] = "", ""
         self.feed(html)
         assert self.open == []
 
@@ -159,6 +161,8 @@ class Page(HTMLParser):
             self.open.append(tag)
         self.links += [value or "" for name, value in attributes if name in ("src", "href")]
         assert tag != "script"
+        assert tag != "table" or self.last == ("div", "scroll"), "on a narrow screen the page would scroll sideways"
+        self.last = tag, dict(attributes).get("class")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -179,7 +183,15 @@ def test_the_report_is_one_file_with_everything(settings: Settings, tiny: LMConf
     for expected in ("gzip -9", "xz -9", "trigram", "bits per byte", "weight_decay", "MLSTM", "torch", "this model"):
         assert expected in page.words, expected
     assert "stopped early" not in page.words
+    assert "None" not in page.words
     assert (Path(done.run) / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_names_the_text_that_was_not_named() -> None:
+    settings = dict(report.settings(TrainConfig()))
+    assert settings["data"] == "the source text of Python's standard library"
+    assert "blocks" not in settings
+    assert dict(report.settings(TrainConfig(data="notes.txt", blocks="ms")))["data"] == "notes.txt"
 
 
 def test_the_report_of_a_stopped_run(settings: Settings, tiny: LMConfig) -> None:

@@ -19,7 +19,7 @@ from exlstm.train.page import html_page, image, table
 
 _STYLE = """
 body { max-width: 72rem; } td, th { padding: .15rem 1rem .15rem 0; font-size: .9rem; white-space: nowrap; }
-.scroll { overflow-x: auto; } .holds { color: #009e73; } .fails { color: #d55e00; } .open { color: var(--quiet); }
+.holds { color: #009e73; } .fails { color: #d55e00; } .open { color: var(--quiet); }
 """
 
 
@@ -140,7 +140,7 @@ def _html(results: Results, parts: list[Part], found: str, pictures: dict[str, b
         pieces += [_claim_html(claim) for claim in claims]
     for part in parts:
         if isinstance(part, Table):
-            pieces += [f"<h2>{escape(part.title)}</h2>", f'<div class="scroll">{table(part.rows, part.columns)}</div>']
+            pieces += [f"<h2>{escape(part.title)}</h2>", table(part.rows, part.columns)]
         elif isinstance(part, Picture):
             pieces += [f"<h2>{escape(part.title)}</h2>", image(pictures[part.name], part.title)]
         if not isinstance(part, Claim) and part.note:

@@ -1,6 +1,6 @@
 """loss.png and report.html of a run. The page is one file: no scripts, nothing loaded from elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -8,7 +8,7 @@ from exlstm.models.lm import LM
 from exlstm.train.config import TrainConfig, to_json
 from exlstm.train.display import clock
 from exlstm.train.files import write_atomically
-from exlstm.train.page import html_page, image, table
+from exlstm.train.page import html_page, image, table, wide_table
 from exlstm.train.picture import loss_picture
 from exlstm.train.run_folder import RunFolder
 from exlstm.train.summary import RunSummary, machine, yardstick_rows
@@ -46,11 +46,20 @@ def _page(
         _samples(records),
         f"<h2>Model</h2><pre>{escape(model.summary())}</pre>",
         "<h2>Settings</h2>",
-        table((key, str(value)) for key, value in to_json(config).items()),
+        table(settings(config)),
         "<h2>Machine</h2>",
-        table((key, str(value)) for key, value in machine().items()),
+        table((key, str(value)) for key, value in machine().items() if value is not None),
     ]
     return html_page(run.path.name, parts)
+
+
+def settings(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """What was set, by name; a text that was not named is that of the standard library."""
+    for name, value in to_json(config).items():
+        if value is not None:
+            yield name, str(value)
+        elif name == "data":
+            yield name, "the source text of Python's standard library"
 
 
 def _tiles(summary: RunSummary, records: Sequence[dict[str, Any]]) -> str:
@@ -78,7 +87,7 @@ def _comparison(summary: RunSummary) -> str:
     widest = max(value for _, value in rows)
     lines = [
         f'<tr{" class=mine" if name == "this model" else ""}><td>{name}</td><td class="number">{value:.3f}</td>'
-        f'<td><span class="bar" style="width:{16 * value / widest:.2f}rem"></span></td></tr>'
+        f'<td><span class="bar" style="width:calc({value / widest:.3f} * min(16rem, 40vw))"></span></td></tr>'
         for name, value in sorted(rows, key=lambda row: row[1])
     ]
     covered = f"{summary.coverage:.0%}" if summary.coverage is not None and summary.coverage < 1 else "all"
@@ -87,7 +96,7 @@ def _comparison(summary: RunSummary) -> str:
         f"validation text, {summary.final.bytes:,} bytes, with its state carried on: loss {summary.final.loss:.4f} "
         f"nats, perplexity {summary.final.perplexity:.3f} per token. The trigram model learnt from the same text."
     )
-    return f'<h2>Comparison</h2><table>{"".join(lines)}</table><p class="quiet">{note}</p>'
+    return f'<h2>Comparison</h2>{wide_table("".join(lines))}<p class="quiet">{note}</p>'
 
 
 def _samples(records: Sequence[dict[str, Any]]) -> str:
