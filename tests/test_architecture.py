@@ -107,6 +107,17 @@ def test_floors(path):
     assert list(problems(path, path.read_text())) == []
 
 
+# what `address` cannot know: identity, and rows at distances that are worked out and checked where they are taken
+OWN_LOOK = {"ops/shared.py", "ops/linear/__init__.py", "ops/numba_replay.py"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").rglob("*.py")), ids=lambda p: str(p.relative_to(SRC)))
+def test_kernels_get_addresses_from_one_place(path):
+    """`ops.shared.address` checks dtype, device, order and length."""
+    used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert "data_ptr" not in used or path.relative_to(PACKAGE).as_posix() in OWN_LOOK, "use ops.shared.address"
+
+
 def test_every_folder_is_a_package():
     """Without its __init__ a folder works from a checkout and is missing from the wheel."""
     folders = {path.parent for path in FILES}

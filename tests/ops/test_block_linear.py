@@ -92,6 +92,16 @@ def test_what_numba_leaves_to_torch(size, dtype, why):
         block_linear(x, w, backend="numba")
 
 
+@pytest.mark.parametrize("backend", ["auto", "numba", "torch"])
+@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4, 4), (3, 4, 3), (0, 4, 4)], ids=str)
+def test_blocks_that_do_not_fit(shape, backend):
+    """The kernel goes by addresses: blocks that are too few would be read beyond their end."""
+    with pytest.raises(ValueError, match=r"^w is .* to fit x of shape \(1, 3, 12\) it must be \[H, V, V\] on cpu"):
+        block_linear(torch.zeros(1, 3, 12), torch.zeros(shape), backend=backend)
+    with pytest.raises(ValueError, match=r"^w is .* on meta; .* on cpu with H V = 12\.$"):
+        block_linear(torch.zeros(1, 3, 12), torch.zeros(3, 4, 4, device="meta"), backend=backend)
+
+
 def test_autocast_narrows_it_as_it_narrows_every_linear():
     x, w, _ = make(1, 3, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):

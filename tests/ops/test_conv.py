@@ -149,17 +149,21 @@ def test_what_a_reset_cuts_off_may_be_anything(dtype):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"w": (4, 4)}, r"w has shape \(4, 4\); it must be \(3, 4\)"),
-        ({"b": (1,)}, r"b has shape \(1,\); it must be \(3,\)"),
-        ({"past": (2, 2, 3)}, r"past of the state has shape \(2, 2, 3\); it must be \(2, 3, 3\)"),
-        ({"reset_BT": (2, 9)}, r"reset_BT has shape \(2, 9\); it must be \(2, 10\)"),
-        ({"lengths_B": (1,)}, r"lengths_B has shape \(1,\); it must be \(2,\)"),
+        ({"w": (4, 4)}, r"w is torch.float32 of shape \(4, 4\) on cpu; .* of shape \(3, 4\) on cpu\.$"),
+        ({"b": (1,)}, r"b is torch.float32 of shape \(1,\) on cpu; .* of shape \(3,\)"),
+        (
+            {"past": (2, 2, 3)},
+            r"past_BSD of the state is torch.float32 of shape \(2, 2, 3\) on cpu; .* of shape \(2, 3, 3\)",
+        ),
+        ({"reset_BT": (2, 9)}, r"reset_BT is torch.bool of shape \(2, 9\) on cpu; .* torch.bool of shape \(2, 10\)"),
+        ({"lengths_B": (1,)}, r"lengths_B is torch.int64 of shape \(1,\) on cpu; .* torch.int64 of shape \(2,\)"),
     ],
 )
 def test_shapes_that_do_not_fit(change, message):
     """The kernel goes by addresses: what is too small would be read beyond its end."""
     shapes = {"w": (3, 4), "b": (3,), "past": (2, 3, 3)} | change
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    dtypes = {"reset_BT": torch.bool, "lengths_B": torch.int64}
+    tensors = {name: torch.zeros(shape, dtype=dtypes.get(name)) for name, shape in shapes.items()}
     w, b, past = (tensors.pop(name) for name in ("w", "b", "past"))
     with pytest.raises(ValueError, match=message):
         causal_conv(torch.zeros(2, 10, 3), w, b, ConvState(past), **tensors)

@@ -204,16 +204,16 @@ def test_eps_is_added_after_the_maximum_in_the_unit_m():
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({1: (2, 40, 2, 5)}, {}, r"k has shape \(2, 40, 2, 5\); with q \(2, 40, 2, 4\) it must be \(2, 40, 2, 4\)\."),
-        ({2: (2, 39, 2, 3)}, {}, r"v has shape"),
-        ({3: (2, 40)}, {}, r"i has shape"),
-        ({4: (2, 40, 1)}, {}, r"f has shape"),
-        ({}, {"chunk_len": 0}, r"chunk_len is 0; both must be at least 1"),
-        ({n: (2, 0, *s) for n, s in enumerate([(2, 4), (2, 4), (2, 3), (2,), (2,)])}, {}, r"the sequence has 0 steps"),
+        ({1: (2, 40, 2, 5)}, {}, r"k is .* of shape \(2, 40, 2, 5\) on cpu; .* \(2, 40, 2, 4\) on cpu\."),
+        ({2: (2, 39, 2, 3)}, {}, r"v is torch.float64 of shape"),
+        ({3: (2, 40)}, {}, r"i is torch.float64 of shape"),
+        ({4: (2, 40, 1)}, {}, r"f is torch.float64 of shape"),
+        ({}, {"chunk_len": 0}, r"chunk_len is 0; it must be at least 1\."),
+        ({n: (2, 0, *s) for n, s in enumerate([(2, 4), (2, 4), (2, 3), (2,), (2,)])}, {}, r"the input has shape .2, 0"),
         ({}, {"input_gate": "tanh"}, r"input_gate is 'tanh'; it must be 'exp', 'sigmoid', 'softplus', .* or 'relu2'\."),
         ({}, {"forget_gate": "relu"}, r"forget_gate is 'relu'; it must be 'sigmoid' or 'exp'"),
-        ({}, {"reset_BT": torch.zeros(40, dtype=torch.bool)}, r"reset_BT has shape \(40,\); it must be \(2, 40\)"),
-        ({}, {"lengths_B": torch.tensor([1, 2, 3])}, r"lengths_B has shape \(3,\); it must be \(2,\)"),
+        ({}, {"reset_BT": torch.zeros(40, dtype=torch.bool)}, r"reset_BT is torch.bool of shape \(40,\) .* \(2, 40\)"),
+        ({}, {"lengths_B": torch.tensor([1, 2, 3])}, r"lengths_B is torch.int64 of shape \(3,\) .* of shape \(2,\)"),
         ({}, {"backend": "cuda"}, r"no backend 'cuda'; use one of \['auto', 'numba', 'chunkwise', 'recurrent'\]"),
     ],
 )  # fmt: skip
@@ -230,7 +230,9 @@ def test_errors(change, options, message):
 def test_a_state_of_another_batch(backend):
     """It would broadcast: one row's memory, silently used for all."""
     x, other = make(2), make(1)
-    with pytest.raises(ValueError, match=r"c_BHKV of the state has shape \(1, 2, 4, 3\); it must be \(2, 2, 4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"c_BHKV of the state is .* of shape \(1, 2, 4, 3\) .* of shape \(2, 2, 4, 3\)"
+    ):
         mlstm(*x[:5], MLSTMState(*other[5:]), backend=backend)
-    with pytest.raises(ValueError, match=r"m_BH of the state has shape \(1, 2\); it must be \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"m_BH of the state is .* of shape \(1, 2\) .* of shape \(2, 2\)"):
         mlstm(*x[:5], MLSTMState(*x[5:7], other[7]), backend=backend)

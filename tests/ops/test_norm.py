@@ -103,6 +103,13 @@ def test_few_asks_for_what_the_kernel_can_read():
         assert not few_rows(torch.randn(FEW // 8 + 1, 8), gain)
 
 
+@pytest.mark.parametrize("heads", [2, 5])
+def test_gains_of_other_heads(heads):
+    """The kernel goes by addresses: a gain that is too short would be read beyond its end."""
+    with torch.no_grad(), pytest.raises(RuntimeError, match="must match the size"):
+        head_norm(torch.zeros(1, 1, 4, 8), torch.ones(heads, 8), 1e-5)
+
+
 def test_only_a_few_plain_numbers_go_that_way():
     x, gain = torch.randn(1, 1, 64), torch.randn(64)
     assert few_rows(x, gain)

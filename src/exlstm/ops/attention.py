@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from exlstm.ops.arguments import checked_rows, exact_in, misfit
 from exlstm.ops.rope import rope
-from exlstm.ops.shared import inside
+from exlstm.ops.shared import blank, inside
 
 
 class AttentionState(NamedTuple):
@@ -33,6 +34,24 @@ def zero_state(k_BTGK: Tensor, /) -> AttentionState:
     )
 
 
+def checked_cache(state: AttentionState, k_BTGK: Tensor) -> AttentionState:
+    """The state as it goes on with keys like these. ValueError for another shape or device, or for wider numbers.
+
+    Autocast rounds what it is given, so that what was cached without it may be wider there.
+    """
+    if not isinstance(state, AttentionState):
+        raise ValueError(f"the state is a {type(state).__name__}; it must be the AttentionState of an earlier call.")
+    (B, _, G, K), S, dtype, device = k_BTGK.shape, state.k_BSGK.shape[1], k_BTGK.dtype, k_BTGK.device
+    rounded = torch.is_autocast_enabled(device.type)
+    for name, x, shape in zip(state._fields, state, ((B, S, G, K), (B, S, G, K), (B, S), (B,)), strict=True):
+        number = dtype if len(shape) == 4 else torch.int64
+        if x.shape != shape or x.device != device or not (
+            exact_in(x.dtype, number) or (rounded and x.is_floating_point() and len(shape) == 4)
+        ):  # fmt: skip
+            raise misfit(f"{name} of the state", x, number, shape, device)
+    return state
+
+
 def positions(next_B: Tensor, T: int, reset_BT: Tensor | None) -> tuple[Tensor, Tensor]:
     """(position_BT, segment_BT): steps since the row's last reset, and how many resets came before."""
     step_T = torch.arange(T, device=next_B.device)
@@ -51,15 +70,19 @@ def attention(
     """Every step sees itself and the steps before it in its row (the last `window` of them, itself included).
 
     q: [B, T, H, K]; k, v: [B, T, G, K], H a multiple of G. reset_BT: what came before that step is forgotten, and
-    positions restart. lengths_B: steps at or beyond a row's length are seen by none, and give h = 0.
+    positions restart. lengths_B: steps at or beyond a row's length are seen by none, and give h = 0, whatever is there.
     Returns h [B, T, H, K] and the state, whose size grows with T, up to `window` entries.
+    Raises ValueError for a state, reset_BT or lengths_B that does not fit q, k and v.
     """
     B, T, H, _ = q_BTHK.shape
+    reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
     plain = state is None and reset_BT is None and lengths_B is None
-    old = zero_state(k_BTGK) if state is None else state
+    old = zero_state(k_BTGK) if state is None else checked_cache(state, k_BTGK)
+    valid_BT = None if lengths_B is None else inside(lengths_B, T)
+    if valid_BT is not None:
+        q_BTHK, k_BTGK, v_BTGK = (blank(x, valid_BT) for x in (q_BTHK, k_BTGK, v_BTGK))
     position_BT, segment_BT = positions(old.next_B, T, reset_BT)
     q_BTHK, k_BTGK = rope(q_BTHK, position_BT, base=rope_base), rope(k_BTGK, position_BT, base=rope_base)
-    valid_BT = None if lengths_B is None else inside(lengths_B, T)
     stored_BT = position_BT if valid_BT is None else position_BT.masked_fill(~valid_BT, -1)
     k_BAGK, v_BAGK = torch.cat([old.k_BSGK, k_BTGK], dim=1), torch.cat([old.v_BSGK, v_BTGK], dim=1)
     position_BA = torch.cat([old.position_BS, stored_BT], dim=1)
@@ -72,7 +95,7 @@ def attention(
         h_BHTK = scaled_dot_product_attention(q_BHTK, k_BGAK, v_BGAK, attn_mask=seen_BTA[:, None], enable_gqa=True)
     h_BTHK = h_BHTK.transpose(1, 2)
     if valid_BT is not None:
-        h_BTHK = h_BTHK.masked_fill(~valid_BT[..., None, None], 0)
+        h_BTHK = blank(h_BTHK, valid_BT)
     return h_BTHK, remember(k_BAGK, v_BAGK, position_BA, segment_BA, position_BT, lengths_B, old.next_B, window)
 
 

@@ -7,6 +7,7 @@ N blocks taken together  G groups of these, I input and J output width of each
 import torch
 from torch import Tensor
 
+from exlstm.ops.arguments import described
 from exlstm.ops.choose import choose
 from exlstm.ops.shared import has_numba
 
@@ -26,7 +27,7 @@ def block_linear_torch(x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
     """As one batched product of groups of blocks."""
     B, T, D = x_BTD.shape
     w_GJI = merged(w_HVK)
-    x_GMI = x_BTD.reshape(B * T, w_GJI.shape[0], -1).transpose(0, 1)
+    x_GMI = x_BTD.reshape(B * T, *w_GJI.shape[::2]).transpose(0, 1)
     y_BTD: Tensor = (x_GMI @ w_GJI.mT).transpose(0, 1).reshape(B, T, D)
     return y_BTD
 
@@ -47,6 +48,12 @@ def block_linear(x_BTD: Tensor, w_HVK: Tensor, /, *, backend: str = "auto") -> T
 
     backend: "auto", "numba" (blocks of 4 x 4 in float32 on a CPU) or "torch". ValueError for one that cannot run.
     """
+    (H, V, K), D = w_HVK.shape, x_BTD.shape[2]
+    if V != K or H * V != D or x_BTD.device != w_HVK.device:
+        raise ValueError(
+            f"w is {described(w_HVK)}; to fit x of shape {tuple(x_BTD.shape)} it must be [H, V, V] on {x_BTD.device} "
+            f"with H V = {D}."
+        )
     name = choose("block_linear", backend, [("numba", numba_obstacle(x_BTD, w_HVK)), ("torch", None)])
     if name == "torch":
         return block_linear_torch(x_BTD, w_HVK)

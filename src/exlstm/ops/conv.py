@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import check_rows, has_numba, inside, wide
+from exlstm.ops.shared import blank, has_numba, inside, wide
 
 ConvActivation = Literal["none", "silu"]
 
@@ -46,12 +47,11 @@ def causal_conv(
     backend: "auto", "numba" (float32 on a CPU, with a hand-written backward) or "torch".
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
     """
-    (B, T, D), W = x_BTD.shape, w_DW.shape[-1]
-    check_rows("w", w_DW, (D, W))
-    check_rows("b", b_D, (D,))
-    check_rows("past of the state", state.past_BSD, (B, W - 1, D))
-    check_rows("reset_BT", reset_BT, (B, T))
-    check_rows("lengths_B", lengths_B, (B,))
+    (B, _, D), W = x_BTD.shape, w_DW.shape[-1]
+    check_like("w", w_DW, (D, W), x_BTD)
+    check_like("b", b_D, (D,), x_BTD)
+    state = checked_state(state, ConvState, [(B, W - 1, D)], x_BTD)
+    reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
     if activation not in ("none", "silu"):
         raise ValueError(f"activation is {activation!r}; it must be 'none' or 'silu'.")
     obstacle = numba_obstacle((x_BTD, w_DW, b_D, state.past_BSD))
@@ -72,10 +72,9 @@ def causal_conv_torch(
 ) -> tuple[Tensor, ConvState]:  # fmt: skip
     """The definition, before any activation."""
     T, S = x_BTD.shape[1], w_DW.shape[1] - 1
-    after_BT1 = None if lengths_B is None else ~inside(lengths_B, T)[..., None]
-    if after_BT1 is not None:
-        # whatever is there, perhaps NaN, meets nothing else in a product
-        x_BTD = x_BTD.masked_fill(after_BT1, 0)
+    valid_BT = None if lengths_B is None else inside(lengths_B, T)
+    if valid_BT is not None:
+        x_BTD = blank(x_BTD, valid_BT)
     seen_BAD = torch.cat([state.past_BSD.to(x_BTD.dtype), x_BTD], dim=1)
     if T == 1 and reset_BT is None and lengths_B is None:
         # the whole window at once: two small operations in place of two for every tap
@@ -91,8 +90,8 @@ def causal_conv_torch(
             cut_BT = segment_BA[:, tap : tap + T] != segment_BA[:, S:]
             shifted_BTD = shifted_BTD.masked_fill(cut_BT[..., None], 0)
         y_BTD = torch.addcmul(y_BTD, shifted_BTD, w_DW[:, tap])
-    if after_BT1 is not None:
-        y_BTD = y_BTD.masked_fill(after_BT1, 0)
+    if valid_BT is not None:
+        y_BTD = blank(y_BTD, valid_BT)
     return y_BTD, ConvState(wide(last_steps(seen_BAD, segment_BA, S, lengths_B)))
 
 

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.shared import exactly, wide
+from exlstm.ops.arguments import checked_rows, checked_state
+from exlstm.ops.shared import blank, exactly, inside, wide
 
 
 class LSTMState(NamedTuple):
@@ -51,15 +52,21 @@ def lstm(
 ) -> tuple[Tensor, LSTMState]:  # fmt: skip
     """A sequence through the cell, computed wide; any T >= 1. reset_BT clears a row's state before that step.
 
-    lengths_B: steps at or beyond a row's length leave its state alone and give h = 0.
+    lengths_B: steps at or beyond a row's length leave its state alone and give h = 0, whatever is there.
+    Raises ValueError for a state, reset_BT or lengths_B that does not fit x.
     """
+    B, T, _ = x_BTD.shape
+    reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
+    state = checked_state(state, LSTMState, 2 * [(B, u_GV.shape[1])], x_BTD)
+    if lengths_B is not None:
+        x_BTD = blank(x_BTD, inside(lengths_B, T))
     x_wide_BTD, parts = wide(x_BTD), [wide(w_GD), wide(u_GV), wide(b_G), torch.zeros_like(wide(b_G))]
-    times, h = cuts(x_BTD.shape[1], reset_BT, lengths_B), []
+    times, h = cuts(T, reset_BT, lengths_B), []
     for start, end in pairwise(times):
         h_BV, c_BV = state
         if reset_BT is not None:
-            kept_B1 = ~reset_BT[:, start, None]
-            h_BV, c_BV = h_BV * kept_B1, c_BV * kept_B1
+            new_B1 = reset_BT[:, start, None]
+            h_BV, c_BV = h_BV.masked_fill(new_B1, 0), c_BV.masked_fill(new_B1, 0)
         with exactly(x_BTD):
             h_BLV, h_1BV, c_1BV = torch.lstm(
                 x_wide_BTD[:, start:end], (h_BV[None], c_BV[None]), parts, True, 1, 0.0, False, False, True
@@ -68,7 +75,7 @@ def lstm(
         if lengths_B is not None:
             runs_B1 = (start < lengths_B)[:, None]
             after = LSTMState(*(torch.where(runs_B1, new, old) for new, old in zip(after, state, strict=True)))
-            h_BLV = h_BLV * runs_B1[..., None]
+            h_BLV = h_BLV.masked_fill(~runs_B1[..., None], 0)
         state = after
         h.append(h_BLV)
     return torch.cat(h, dim=1).to(x_BTD.dtype), state

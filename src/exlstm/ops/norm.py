@@ -71,7 +71,8 @@ def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | Non
 
     bias: one per channel too, added after the gain, or None.
     """
-    if few((x_BTHV, gain_HV, bias_HV)) and x_BTHV.is_contiguous() and alike(gain_HV, bias_HV):
+    fits = x_BTHV.shape[-2:] == gain_HV.shape
+    if fits and few((x_BTHV, gain_HV, bias_HV)) and x_BTHV.is_contiguous() and alike(gain_HV, bias_HV):
         from exlstm.ops.numba_norm import head_norm_numba
 
         return head_norm_numba(x_BTHV, gain_HV, bias_HV, eps)

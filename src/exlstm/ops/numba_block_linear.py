@@ -18,6 +18,7 @@ from torch import Tensor
 
 from exlstm.ops.numba_jit import compiled, untraced
 from exlstm.ops.numba_tensors import clear, long_at
+from exlstm.ops.shared import address
 from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
 
@@ -143,7 +144,8 @@ def mapped(x_MD: Tensor, w_HVK: Tensor) -> Tensor:
     """y [M, D]."""
     (M, D), w_ID = x_MD.shape, by_inputs(w_HVK)
     y_MD = x_MD.new_empty(M, D)
-    arguments = (D, x_MD.data_ptr(), 4 * x_MD.stride(0), w_ID.data_ptr(), y_MD.data_ptr())
+    places = address(x_MD, M * D, gaps=True), 4 * x_MD.stride(0), address(w_ID, BLOCK * D), address(y_MD, M * D)
+    arguments = (D, *places)
     share_out(map_rows, M, *arguments, threads=threads_for(x_MD))
     if (tape := recording()) is not None:
         tape.keep((x_MD, w_ID, y_MD))
@@ -175,8 +177,9 @@ class BlockLinear(torch.autograd.Function):
             M, D = x_MD.shape
             dw_PID = x_MD.new_empty(GRADIENT_PARTS, BLOCK, D)
             share_out(
-                weight_gradients, GRADIENT_PARTS, M, D, x_MD.data_ptr(), 4 * x_MD.stride(0), dy_MD.data_ptr(),
-                4 * dy_MD.stride(0), dw_PID.data_ptr(), threads=threads_for(x_MD),
+                weight_gradients, GRADIENT_PARTS, M, D, address(x_MD, M * D, gaps=True), 4 * x_MD.stride(0),
+                address(dy_MD, M * D, gaps=True), 4 * dy_MD.stride(0), address(dw_PID, GRADIENT_PARTS * BLOCK * D),
+                threads=threads_for(x_MD),
             )  # fmt: skip
             dw_HVK = dw_PID.sum(0).view(BLOCK, -1, BLOCK).permute(1, 2, 0)
         return dx_BTD, dw_HVK

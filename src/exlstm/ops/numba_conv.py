@@ -20,7 +20,7 @@ from exlstm.ops.numba_jit import compiled, helper, untraced
 from exlstm.ops.numba_lanes import FASTMATH
 from exlstm.ops.numba_math import sigmoid
 from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, long_at, put, tensor_at
-from exlstm.ops.shared import addresses
+from exlstm.ops.shared import address
 from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
 
@@ -216,10 +216,19 @@ def sizes(x_BTD: Tensor, w_DW: Tensor) -> Sizes:
     return Sizes(-(-T // PIECE_STEPS), T, *w_DW.shape)
 
 
-def located(x_BTD: Tensor) -> tuple[int, int, int]:
-    """Where x is, and the bytes between its rows and between its steps."""
+def located(x_BTD: Tensor, count: int) -> tuple[int, int, int]:
+    """Where the `count` numbers of x are, and the bytes between its rows and between its steps."""
     row, step, _ = x_BTD.stride()
-    return x_BTD.data_ptr(), row * SIZE, step * SIZE
+    return address(x_BTD, count, gaps=True), row * SIZE, step * SIZE
+
+
+def of_filter(cut: Sizes, B: int, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
+              lengths_B: Tensor | None) -> tuple[int, ...]:  # fmt: skip
+    """The addresses of what both scans read beside x."""
+    return (
+        address(w_DW, cut.D * cut.W), address(b_D, cut.D), address(past_BSD, B * (cut.W - 1) * cut.D),
+        address(reset_BT, B * cut.T, torch.bool), address(lengths_B, B, torch.int64),
+    )  # fmt: skip
 
 
 def side_by_side(x_BTD: Tensor) -> Tensor:
@@ -241,9 +250,10 @@ def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT
     """y and the past afterwards, without a graph. x with its channels side by side, all others contiguous."""
     y_BTD, after_BSD = x_BTD.new_empty(x_BTD.shape), torch.empty_like(past_BSD)
     cut, B = sizes(x_BTD, w_DW), len(x_BTD)
+    numbers = B * cut.T * cut.D
     arguments = (
-        *located(x_BTD), w_DW.data_ptr(), b_D.data_ptr(), past_BSD.data_ptr(), *addresses(reset_BT, lengths_B),
-        silu, y_BTD.data_ptr(), after_BSD.data_ptr(),
+        *located(x_BTD, numbers), *of_filter(cut, B, w_DW, b_D, past_BSD, reset_BT, lengths_B), silu,
+        address(y_BTD, numbers), address(after_BSD, B * (cut.W - 1) * cut.D),
     )  # fmt: skip
     run(forward_scan, cut, B, *arguments)
     if (tape := recording()) is not None:
@@ -268,12 +278,13 @@ class Conv(torch.autograd.Function):
         x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B = ctx.saved_tensors
         dy_BTD, dafter_BSD = side_by_side(dy_BTD), dafter_BSD.contiguous()
         dx_BTD, dpast_BSD = x_BTD.new_empty(x_BTD.shape), torch.empty_like(past_BSD)
-        cut, B = sizes(x_BTD, w_DW), len(x_BTD)
+        cut, B, numbers = sizes(x_BTD, w_DW), len(x_BTD), x_BTD.numel()
         di_NID = np.empty((B * cut.pieces, cut.W + 1, cut.D), float32)
         run(
-            backward_scan, cut, B, *located(x_BTD), w_DW.data_ptr(), b_D.data_ptr(), past_BSD.data_ptr(),
-            *addresses(reset_BT, lengths_B), ctx.silu, *located(dy_BTD), dafter_BSD.data_ptr(),
-            dx_BTD.data_ptr(), dpast_BSD.data_ptr(), di_NID.ctypes.data,
+            backward_scan, cut, B, *located(x_BTD, numbers),
+            *of_filter(cut, B, w_DW, b_D, past_BSD, reset_BT, lengths_B), ctx.silu, *located(dy_BTD, numbers),
+            address(dafter_BSD, past_BSD.numel()), address(dx_BTD, numbers), address(dpast_BSD, past_BSD.numel()),
+            address(torch.from_numpy(di_NID), di_NID.size),
         )  # fmt: skip
         di_ID = torch.from_numpy(di_NID.sum(0, dtype=float64).astype(float32))
         return dx_BTD, di_ID[:-1].mT.contiguous(), di_ID[-1], dpast_BSD, None, None, None
@@ -286,8 +297,8 @@ def causal_conv_numba(
 ) -> tuple[Tensor, ConvState]:  # fmt: skip
     """The same numbers as `causal_conv_torch`, in float32."""
     inputs = side_by_side(x_BTD), w_DW.contiguous(), b_D.contiguous(), state.past_BSD.contiguous()
-    reset_BT = None if reset_BT is None else reset_BT.bool().contiguous()
-    lengths_B = None if lengths_B is None else lengths_B.long().clamp(0, x_BTD.shape[1]).contiguous()
+    reset_BT = None if reset_BT is None else reset_BT.contiguous()
+    lengths_B = None if lengths_B is None else lengths_B.contiguous()
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     call: Any = Conv.apply if keep else forward
     y_BTD, after_BSD = call(*inputs, reset_BT, lengths_B, silu)

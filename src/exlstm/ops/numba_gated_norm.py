@@ -20,7 +20,7 @@ from exlstm.ops.numba_jit import compiled, helper, untraced
 from exlstm.ops.numba_lanes import FASTMATH
 from exlstm.ops.numba_math import sigmoid
 from exlstm.ops.numba_tensors import address_of, clear, keep, tensor_at
-from exlstm.ops.shared import addresses
+from exlstm.ops.shared import address, addresses
 from exlstm.ops.threads import share_out
 
 Array = Any  # a float32 NumPy array inside Numba
@@ -204,6 +204,13 @@ def skip_in_rows(skip_E: Tensor | None, c_BTE: Tensor | None) -> tuple[Tensor | 
     return skip_E.contiguous(), *even_rows(c_BTE)
 
 
+def read_by_both(count: int, h_BTHV: Tensor, gain_E: Tensor, bias_E: Tensor | None, skip_E: Tensor | None,
+                 c_BTE: Tensor | None) -> tuple[int, ...]:  # fmt: skip
+    """The addresses that the forward and the backward begin with; h and c have `count` numbers."""
+    E = h_BTHV.shape[2] * h_BTHV.shape[3]
+    return address(h_BTHV, count), *addresses(E, gain_E, bias_E, skip_E), address(c_BTE, count, gaps=True)
+
+
 def threads_for(numbers: int) -> int:
     """How many threads so many numbers are worth."""
     return 1 + numbers // THREAD_NUMBERS
@@ -216,10 +223,10 @@ def forward(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None
     h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), even_rows(z_BTE)
     skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
     bias_E = None if bias_E is None else bias_E.contiguous()
-    y_BTE = torch.empty((B, T, H * V), dtype=torch.float32)
+    y_BTE, count = torch.empty((B, T, H * V), dtype=torch.float32), B * T * H * V
     arguments = (
-        H, V, *addresses(h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step, z_BTE.data_ptr(), z_step,
-        y_BTE.data_ptr(), silu, eps,
+        H, V, *read_by_both(count, h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step, address(z_BTE, count, gaps=True),
+        z_step, address(y_BTE, count), silu, eps,
     )  # fmt: skip
     threads = threads_for(B * T * H * V)
     if threads == 1:
@@ -244,7 +251,7 @@ class GatedNorm(torch.autograd.Function):
     def backward(ctx: Any, dy_BTE: Tensor) -> tuple[Tensor | None, ...]:
         h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E = ctx.saved_tensors
         B, T, H, V = h_BTHV.shape
-        E, N = H * V, -(-B * T // TILE)
+        E, N, count = H * V, -(-B * T // TILE), h_BTHV.numel()
         h_BTHV, gain_E = h_BTHV.contiguous(), gain_E.contiguous()
         (z_BTE, z_step), (dy_BTE, dy_step) = even_rows(z_BTE), even_rows(dy_BTE)
         skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
@@ -254,9 +261,10 @@ class GatedNorm(torch.autograd.Function):
         bias_E = None if bias_E is None else bias_E.contiguous()
         db_NE = None if bias_E is None else torch.empty((N, E), dtype=torch.float32)
         share_out(
-            backward_rows, N, B * T, H, V, *addresses(h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step,
-            z_BTE.data_ptr(), z_step, dy_BTE.data_ptr(), dy_step, dh_BTHV.data_ptr(), dz_BTE.data_ptr(),
-            *addresses(dc_BTE, dgs_NPE, db_NE), ctx.silu, ctx.eps, threads=threads_for(B * T * E),
+            backward_rows, N, B * T, H, V, *read_by_both(count, h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step,
+            address(z_BTE, count, gaps=True), z_step, address(dy_BTE, count, gaps=True), dy_step,
+            *addresses(count, dh_BTHV, dz_BTE, dc_BTE), address(dgs_NPE, N * 2 * E), address(db_NE, N * E), ctx.silu,
+            ctx.eps, threads=threads_for(count),
         )  # fmt: skip
         dgain_E, dskip_E = dgs_NPE.sum(0)
         dbias_E = None if db_NE is None else db_NE.sum(0)

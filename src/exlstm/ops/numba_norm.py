@@ -11,11 +11,22 @@ from numpy import float32, float64
 from torch import Tensor
 
 from exlstm.ops.gated_norm import GateActivation
-from exlstm.ops.numba_gated_norm import Array, add, add_product, dot, even_rows, gate, multiply, shift, standardise
+from exlstm.ops.numba_gated_norm import (
+    Array,
+    add,
+    add_product,
+    dot,
+    even_rows,
+    gate,
+    multiply,
+    shift,
+    skip_in_rows,
+    standardise,
+)
 from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_math import bits_of_float, float_of_bits
 from exlstm.ops.numba_tensors import address_of, copy, double_as_long, double_at, long_at, tensor_at
-from exlstm.ops.shared import addresses
+from exlstm.ops.shared import address, addresses
 from exlstm.ops.tape import recording
 
 
@@ -74,8 +85,9 @@ def norm_piece(a: int, _piece: int) -> None:
 def norm_numba(x: Tensor, gain_D: Tensor, bias_D: Tensor | None, eps: float, rms: bool) -> Tensor:
     """Layer norm or RMS norm of every row of x; x, the gain and the bias contiguous and of one dtype."""
     y, D = torch.empty_like(x), gain_D.shape[0]
-    short = x.dtype is torch.bfloat16
-    arguments = x.numel() // D, D, x.data_ptr(), *addresses(gain_D, bias_D), y.data_ptr(), short, rms
+    M, short = x.numel() // D, x.dtype is torch.bfloat16
+    rows, gains = addresses(M * D, x, y, dtype=x.dtype), addresses(D, gain_D, bias_D, dtype=x.dtype)
+    arguments = M, D, rows[0], *gains, rows[1], short, rms
     norm_rows(*arguments, eps)
     if (tape := recording()) is not None:
         tape.add(norm_piece, *arguments, double_as_long(eps))
@@ -124,8 +136,10 @@ def gated_norm_piece(a: int, _piece: int) -> None:
 def head_norm_numba(h_BTHV: Tensor, gain_HV: Tensor, bias_HV: Tensor | None, eps: float) -> Tensor:
     """`head_norm` of a few rows, without a graph; all contiguous and of one dtype."""
     *outer, H, V = h_BTHV.shape
-    y_BTHV, places = torch.empty_like(h_BTHV), (*addresses(h_BTHV, gain_HV, bias_HV), 0, 0, 0, 0, 0)
-    arguments = (prod(outer), H, V, *places, y_BTHV.data_ptr(), h_BTHV.dtype is torch.bfloat16, False)
+    M, y_BTHV, dtype = prod(outer), torch.empty_like(h_BTHV), h_BTHV.dtype
+    h, y = addresses(M * H * V, h_BTHV, y_BTHV, dtype=dtype)
+    gains = addresses(H * V, gain_HV, bias_HV, dtype=dtype)
+    arguments = (M, H, V, h, *gains, 0, 0, 0, 0, 0, y, dtype is torch.bfloat16, False)
     gated_norm_rows(*arguments, eps)
     if (tape := recording()) is not None:
         tape.keep((h_BTHV, gain_HV, bias_HV))
@@ -137,16 +151,15 @@ def gated_norm_few(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor
                    bias_E: Tensor | None, activation: GateActivation, eps: float) -> Tensor:  # fmt: skip
     """`gated_norm` of a few rows, without a graph; all tensors of one dtype."""
     B, T, H, V = h_BTHV.shape
-    short, skip, c, c_step = h_BTHV.dtype is torch.bfloat16, 0, 0, 0
+    (M, E), dtype = (B * T, H * V), h_BTHV.dtype
     h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), even_rows(z_BTE)
-    if skip_E is not None and c_BTE is not None:
-        skip_E, (c_BTE, c_step) = skip_E.contiguous(), even_rows(c_BTE)
-        skip, c = skip_E.data_ptr(), c_BTE.data_ptr()
+    skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
     bias_E = None if bias_E is None else bias_E.contiguous()
-    y_BTE = h_BTHV.new_empty((B, T, H * V))
+    y_BTE = h_BTHV.new_empty((B, T, E))
     arguments = (
-        B * T, H, V, *addresses(h_BTHV, gain_E, bias_E), skip, c, c_step, z_BTE.data_ptr(), z_step,
-        y_BTE.data_ptr(), short, activation == "silu",
+        M, H, V, address(h_BTHV, M * E, dtype), *addresses(E, gain_E, bias_E, skip_E, dtype=dtype),
+        address(c_BTE, M * E, dtype, gaps=True), c_step, address(z_BTE, M * E, dtype, gaps=True), z_step,
+        address(y_BTE, M * E, dtype), dtype is torch.bfloat16, activation == "silu",
     )  # fmt: skip
     gated_norm_rows(*arguments, eps)
     if (tape := recording()) is not None:

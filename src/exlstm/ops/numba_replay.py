@@ -27,6 +27,7 @@ from exlstm.ops.numba_math import sigmoid, tanh
 from exlstm.ops.numba_norm import read_numbers, write_numbers
 from exlstm.ops.numba_player import Player
 from exlstm.ops.numba_tensors import double_as_long, double_at, long_at
+from exlstm.ops.shared import address
 from exlstm.ops.tape import NotRecordable, Tape, recorded_on
 
 ADD, MULTIPLY, SCALE, DIVIDE, TANH, SIGMOID, SILU, GELU = range(8)
@@ -217,8 +218,10 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Rows of the embedding."""
         if weight.dtype not in DTYPES or tokens.dtype is not torch.int64 or not tokens.is_contiguous():
             raise NotRecordable("an embedding of other dtypes")
-        places = tokens.data_ptr(), weight.shape[1], weight.data_ptr(), out.data_ptr(), weight.dtype is torch.bfloat16
-        self.tape.add(rows_piece, *places, pieces=tokens.numel())
+        (C, D), dtype, count = weight.shape, weight.dtype, tokens.numel()
+        table, rows = address(weight, C * D, dtype), address(out, count * D, dtype)
+        places = address(tokens, count, torch.int64), D, table, rows, dtype is torch.bfloat16
+        self.tape.add(rows_piece, *places, pieces=count)
 
 
 def summed(x: Tensor, y: Any, *, alpha: float = 1) -> tuple[Any, ...]:

@@ -134,17 +134,33 @@ def like(mask: Tensor, x: Tensor) -> Tensor:
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
-def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    """Where contiguous tensors begin, 0 for None. An address keeps nothing alive: somebody else has to."""
-    return tuple(0 if x is None else x.data_ptr() for x in tensors)
+def address(x: Tensor | None, count: int, dtype: torch.dtype = torch.float32, *, gaps: bool = False) -> int:
+    """Where a CPU kernel finds the `count` numbers of `x`; 0 for None.
+
+    gaps: the numbers of the last axis are neighbours, and the kernel is told the distances of the others. A kernel
+    knows nothing else of a tensor, so what it would misread raises ValueError here. An address keeps nothing alive.
+    """
+    if x is None:
+        return 0
+    in_order = x.is_contiguous() or (gaps and x.stride(-1) == 1)
+    if x.dtype is not dtype or not in_order or x.numel() != count or not x.is_cpu:
+        raise ValueError(
+            f"a kernel was given {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}; "
+            f"it reads {count} neighbouring numbers of {dtype} on a CPU."
+        )
+    return x.data_ptr()
+
+
+def addresses(count: int, *tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> tuple[int, ...]:
+    """`address` of several tensors of so many numbers each."""
+    return tuple(address(x, count, dtype) for x in tensors)
+
+
+def blank(x: Tensor, valid_BT: Tensor) -> Tensor:
+    """`x` [B, T, ...] with zeros where valid_BT is False: what was there, perhaps NaN, meets nothing in a product."""
+    return x.masked_fill(like(~valid_BT, x), 0)
 
 
 def contiguous(*tensors: Tensor) -> list[Tensor]:
     """As kernels want them: without their graph, their numbers in order."""
     return [x.detach().contiguous() for x in tensors]
-
-
-def check_rows(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
-    """ValueError unless `x` is None or has this shape: for reset_BT and lengths_B."""
-    if x is not None and tuple(x.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {shape} to fit the input.")

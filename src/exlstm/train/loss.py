@@ -34,7 +34,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(x_ND.dtype, torch.float32)
         dw_CD = torch.zeros_like(w_CD, dtype=wide) if ctx.needs_input_grad[1] else None
         total = x_ND.new_zeros((), dtype=wide)
-        rows = min(_rows(len(w_CD)), len(x_ND))
+        rows = max(1, min(_rows(len(w_CD)), len(x_ND)))
         # one for all chunks: fresh memory comes page by page, which takes time
         room = x_ND.new_empty(rows, len(w_CD), dtype=wide)
         for start in range(0, len(x_ND), rows):

@@ -26,6 +26,7 @@ from exlstm.ops.numba_jobs import address_of, alone
 from exlstm.ops.numba_math import bits_of_float, float_of_bits
 from exlstm.ops.numba_team import team
 from exlstm.ops.numba_tensors import at, byte_at, clear, long_at, put, put_short, short_at
+from exlstm.ops.shared import address, addresses
 from exlstm.ops.tape import recording
 
 NONE, FLOAT32, BFLOAT16, INT8, INT4 = range(5)
@@ -211,16 +212,15 @@ scratch = Scratch()
 def described(weight: Weight) -> tuple[list[int], int]:
     """Of one map: kind, rows, two numbers left open, three addresses; and the bytes of a row."""
     if type(weight) is Int8Weight:
-        q_NK = weight.q_NK
-        N, K = q_NK.shape
-        return [INT8, N, 0, 0, q_NK.data_ptr(), weight.scale_N.data_ptr(), 0], K
+        N, K = weight.shape
+        return [INT8, N, 0, 0, address(weight.q_NK, N * K, torch.int8), address(weight.scale_N, N), 0], K
     if type(weight) is Int4Weight:
-        N, G = weight.scale_NG.shape
-        pointers = (weight.q_NGP.data_ptr(), weight.scale_NG.data_ptr(), weight.offset_NG.data_ptr())
-        return [INT4, N, 0, 0, *pointers], 72 * G
+        (N, _), G = weight.shape, -(-weight.columns // GROUP)
+        q = address(weight.q_NGP, N * G * GROUP // 2, torch.uint8)
+        return [INT4, N, 0, 0, q, *addresses(N * G, weight.scale_NG, weight.offset_NG)], 72 * G
     w_NK = cast("Tensor", weight)
     N, K = w_NK.shape
-    return [KINDS[w_NK.dtype], N, 0, 0, w_NK.data_ptr(), 0, 0], K * w_NK.itemsize
+    return [KINDS[w_NK.dtype], N, 0, 0, address(w_NK, N * K, w_NK.dtype), 0, 0], K * w_NK.itemsize
 
 
 class Plan:
@@ -235,7 +235,7 @@ class Plan:
         self.dtypes = [dtype for _, _, dtype in maps]
         for weight, bias, dtype in maps:
             numbers, row_bytes = described(weight)
-            numbers += (0, NONE) if bias is None else (bias.data_ptr(), KINDS[bias.dtype])
+            numbers += (0, NONE) if bias is None else (address(bias, numbers[1], bias.dtype), KINDS[bias.dtype])
             numbers += (0, KINDS[dtype])
             self.parts.append((numbers, row_bytes))
             self.sizes.setdefault(dtype, []).append(numbers[1])
@@ -275,26 +275,27 @@ class Plan:
         M = x.numel() // K
         threads = torch.get_num_threads() if self.bytes * M > ALONE_BYTES else 1
         template, pieces = self.job(threads)
-        job, outputs, address, groups = array("q", template), self.outputs(outer, M), x.data_ptr(), self.groups
+        job, outputs, groups = array("q", template), self.outputs(outer, M), self.groups
+        place = address(x, M * self.columns, x.dtype)
         narrow, tape, room = x.dtype != torch.float32, recording(), 0
         if groups or narrow:
             count = M * (K + groups * SPREAD)
             # what is recorded needs memory that stays as it is
-            room = scratch.take(count) if tape is None else tape.keep(torch.empty(count)).data_ptr()
+            room = scratch.take(count) if tape is None else address(tape.keep(torch.empty(count)), count)
         if narrow:
-            widen(address, M * K, room)
+            widen(place, M * K, room)
             if tape is not None:
-                tape.add(widen_piece, address, M * K, room)
-            address = room
+                tape.add(widen_piece, place, M * K, room)
+            place = room
         if groups:
             job[3] = room + 4 * M * K
-            spread(address, M, K, job[3])
+            spread(place, M, K, job[3])
             if tape is not None:
-                tape.add(spread_piece, address, M, K, job[3])
-        job[0], job[2] = M, address
+                tape.add(spread_piece, place, M, K, job[3])
+        job[0], job[2] = M, place
         at = HEAD + 9
-        for y in outputs:
-            job[at] = y.data_ptr()
+        for y, (numbers, _) in zip(outputs, self.parts, strict=True):
+            job[at] = address(y, M * numbers[1], y.dtype)
             at += MAP
         if tape is not None:
             tape.add(run_piece, *job, pieces=pieces, shared=threads > 1)

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.choose import choose
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import apart, check_borders
-from exlstm.ops.shared import check_rows, exactly, gpu_candidate, has_numba, inside, taken_as_given, wide
+from exlstm.ops.shared import blank, exactly, gpu_candidate, has_numba, inside, taken_as_given, wide
 
 __all__ = [
     "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
@@ -112,7 +113,8 @@ def mlstm(
     """
     inputs: tuple[Tensor, ...] = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH)
     check_gates(input_gate, forget_gate)
-    state = checked(inputs, state, reset_BT, lengths_B, cu_seqlens, chunk_len)
+    reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
+    state = checked(inputs, state, lengths_B, cu_seqlens, chunk_len)
     name, run = pick((*inputs, *state), backend, forget_gate, chunk_len, cu_seqlens)
     if cu_seqlens is not None and name != "triton":
         pieces = apart(cu_seqlens.to(q_BTHK.device))
@@ -141,31 +143,24 @@ def without_padding(inputs: tuple[Tensor, ...], valid_BT: Tensor, forget_gate: F
     *qkv, i_BTH, f_BTH = inputs
     i_BTH = i_BTH.masked_fill(~valid_BT[..., None], -torch.inf)
     f_BTH = f_BTH.masked_fill(~valid_BT[..., None], torch.inf if forget_gate == "sigmoid" else 0.0)
-    # whatever is there, perhaps NaN, meets nothing else in a product
-    return *(x.masked_fill(~valid_BT[..., None, None], 0) for x in qkv), i_BTH, f_BTH
+    return *(blank(x, valid_BT) for x in qkv), i_BTH, f_BTH
 
 
-def checked(inputs: tuple[Tensor, ...], state: MLSTMState | None, reset_BT: Tensor | None, lengths_B: Tensor | None,
-            cu_seqlens: Tensor | None, chunk_len: int | None) -> MLSTMState:  # fmt: skip
+def checked(inputs: tuple[Tensor, ...], state: MLSTMState | None, lengths_B: Tensor | None, cu_seqlens: Tensor | None,
+            chunk_len: int | None) -> MLSTMState:  # fmt: skip
     """The state, zero if there is none; ValueError for arguments of `mlstm` that do not fit one another."""
     q_BTHK, k_BTHK, v_BTHV, *_ = inputs
     (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
     needed = (B, T, H, K), (B, T, H, V), (B, T, H), (B, T, H)
     for name, x, shape in zip("kvif", inputs[1:], needed, strict=True):
-        if x.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; with q {tuple(q_BTHK.shape)} it must be {shape}.")
-    if T < 1 or (chunk_len is not None and chunk_len < 1):
-        raise ValueError(f"the sequence has {T} steps and chunk_len is {chunk_len}; both must be at least 1.")
-    check_rows("reset_BT", reset_BT, (B, T))
-    check_rows("lengths_B", lengths_B, (B,))
+        check_like(name, x, shape, q_BTHK)
+    if chunk_len is not None and chunk_len < 1:
+        raise ValueError(f"chunk_len is {chunk_len}; it must be at least 1.")
     if cu_seqlens is not None:
         check_borders(cu_seqlens, B, T)
         if lengths_B is not None:
             raise ValueError("lengths_B and cu_seqlens are both given; cu_seqlens already says how long sequences are.")
     S = B if cu_seqlens is None else len(cu_seqlens) - 1
     if state is None:
-        state = zero_state(*(x.expand(S, -1, -1, -1) for x in (k_BTHK, v_BTHV)))
-    for name, x, shape in zip(state._fields, state, ((S, H, K, V), (S, H, K), (S, H)), strict=True):
-        if x.shape != shape:
-            check_rows(f"{name} of the state", x, shape)
-    return state
+        return zero_state(*(x.expand(S, -1, -1, -1) for x in (q_BTHK, v_BTHV)))
+    return checked_state(state, MLSTMState, ((S, H, K, V), (S, H, K), (S, H)), q_BTHK)

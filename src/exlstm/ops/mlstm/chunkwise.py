@@ -188,7 +188,7 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_
     dcarry_MNL[..., -1] += kept_MN * decay_MN
     di_MNL = de_MNLS.sum(-2)
     # log f_j acts on every pair s < j <= t, and on the carry of every t >= j
-    earlier_SL = torch.ones_like(de_MNLS[0, 0]).triu(1)
+    earlier_SL = de_MNLS.new_ones(de_MNLS.shape[2:]).triu(1)
     df_MNL = (de_MNLS @ earlier_SL).tril_().sum(-2) + dcarry_MNL.flip(-1).cumsum(-1).flip(-1)
     return SpanGrads(dq_MNLK, dk_MNLK, dv_MNLV, di_MNL, df_MNL, dc_MJKV[:, 0], dn_MJK[:, 0])
 
@@ -213,10 +213,10 @@ def cut_reset(reset_BT: Tensor | None, H: int, start: int, end: int, chunk_len: 
     return cut(reset_BT[:, :, None].expand(-1, -1, H), start, end, chunk_len)
 
 
-def paste(x: Tensor, B: int) -> Tensor:
+def paste(x: Tensor, H: int) -> Tensor:
     """[M, N, L, ...] back to [B, T, H, ...]."""
     M, N, L = x.shape[:3]
-    return x.reshape(B, M // B, N * L, *x.shape[3:]).transpose(1, 2)
+    return x.reshape(M // H, H, N * L, *x.shape[3:]).transpose(1, 2)
 
 
 class Chunkwise(torch.autograd.Function):
@@ -228,7 +228,8 @@ class Chunkwise(torch.autograd.Function):
                 options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         B, T, H, K = q_BTHK.shape
         h, starts = [], []
-        c_MKV, n_MK, m_M = c_BHKV.flatten(0, 1), n_BHK.flatten(0, 1), m_BH.flatten(0, 1)
+        # detached: of a view of what is changed in place torch says something that is hard to understand
+        c_MKV, n_MK, m_M = (x.detach().flatten(0, 1) for x in (c_BHKV, n_BHK, m_BH))
         for start, end, L in spans(T, chunk_len):
             q_MNLK, k_MNLK, v_MNLV, i_MNL, f_MNL = (
                 cut(x, start, end, L) for x in (q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH)
@@ -237,7 +238,7 @@ class Chunkwise(torch.autograd.Function):
             w = weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
             c_MJKV, n_MJK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
             q_MNLK = q_MNLK * K**-0.5
-            h.append(paste(span_forward(q_MNLK, k_MNLK, v_MNLV, w, c_MJKV[:, :-1], n_MJK[:, :-1], options), B))
+            h.append(paste(span_forward(q_MNLK, k_MNLK, v_MNLV, w, c_MJKV[:, :-1], n_MJK[:, :-1], options), H))
             # clone: a view would keep the states of every chunk alive for the backward
             c_MKV, n_MK, m_M = c_MJKV[:, -1].clone(), n_MJK[:, -1].clone(), w.m_M
         h_BTHV = torch.cat(h, dim=1)
@@ -267,7 +268,7 @@ class Chunkwise(torch.autograd.Function):
                     q_MNLK * K**-0.5, k_MNLK, v_MNLV, w, c_MJKV, n_MJK, h_MNLV, dh_MNLV, dc_MKV, dn_MK, options
                 )
                 dc_MKV, dn_MK = grads.c_MKV, grads.n_MK
-                parts.append(tuple(paste(x, B) for x in (grads.q_MNLK * K**-0.5, *grads[1:5])))
+                parts.append(tuple(paste(x, H) for x in (grads.q_MNLK * K**-0.5, *grads[1:5])))
         inputs = (torch.cat(xs[::-1], dim=1) for xs in zip(*parts, strict=True))
         dstate = (x.view(B, H, *x.shape[1:]) for x in (dc_MKV, dn_MK))
         return *inputs, *dstate, None, None, None, None

@@ -7,6 +7,7 @@ threads, once a call. The backward keeps what `chunkwise` keeps: q, k, v, h, the
 B batch  T time  H heads  N chunks of a span  R spans  L, S chunk length (target, source)  K key width  V value width
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 from exlstm.ops.numba_blas import product
 from exlstm.ops.numba_jit import compiled, untraced
 from exlstm.ops.numba_tensors import LINE_NUMBERS, SIZE, copy, keep, line_of, rows_at, tensor_at
-from exlstm.ops.shared import addresses, contiguous, wide
+from exlstm.ops.shared import address, addresses, contiguous, wide
 from exlstm.ops.threads import share_out
 
 START_DTYPES = (torch.float32, torch.float32, torch.float64)  # of C, n and m before a span
@@ -130,6 +131,23 @@ def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
     return Sizes(B, T, H, K, v_BTHV.shape[3], chunk_len)
 
 
+def inputs_of(sizes: Sizes, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+    """The addresses of log i, log f, the resets, q, k and v."""
+    log_i_BTH, log_f_BTH, reset_BT, q_BTHK, k_BTHK, v_BTHV = inputs
+    steps = sizes.B * sizes.T
+    return (
+        *addresses(steps * sizes.H, log_i_BTH, log_f_BTH), address(reset_BT, steps, torch.bool),
+        *addresses(steps * sizes.H * sizes.K, q_BTHK, k_BTHK), address(v_BTHV, steps * sizes.H * sizes.V),
+    )  # fmt: skip
+
+
+def states_of(sizes: Sizes, c: Tensor, n: Tensor, *m: Tensor, times: int = 1, unit: torch.dtype = torch.float32
+              ) -> tuple[int, ...]:  # fmt: skip
+    """The addresses of C, n and, if it is there, m at several times; `unit` is the dtype of m."""
+    M = times * sizes.B * sizes.H
+    return address(c, M * sizes.K * sizes.V), address(n, M * sizes.K), *addresses(M, *m, dtype=unit)
+
+
 def own(*tensors: Tensor) -> list[Tensor]:
     """Contiguous copies that may be written to, in torch's memory, which is aligned for BLAS.
 
@@ -155,9 +173,10 @@ class Chunkwise(torch.autograd.Function):
         # m is rounded at the very end only: C is in its unit, and another unit would be another C
         starts = [x.new_empty(R, *x.shape, dtype=dtype) for x, dtype in zip(state, START_DTYPES, strict=True)]
         h_BTHV = torch.empty_like(qkv[2])
+        sizes = sizes_of(q_BTHK, v_BTHV, chunk_len)
         share_out(
-            forward_scan, B * H, sizes_of(q_BTHK, v_BTHV, chunk_len), options, addresses(*inputs),
-            h_BTHV.data_ptr(), addresses(*state), addresses(*starts), keep_starts,
+            forward_scan, B * H, sizes, options, inputs_of(sizes, inputs), address(h_BTHV, v_BTHV.numel()),
+            states_of(sizes, *state), states_of(sizes, *starts, times=R, unit=START_DTYPES[2]), keep_starts,
         )  # fmt: skip
         ctx.save_for_backward(*inputs, h_BTHV, *starts)
         ctx.chunk_len, ctx.options = chunk_len, options
@@ -171,12 +190,13 @@ class Chunkwise(torch.autograd.Function):
         saved = ctx.saved_tensors  # asked for once: checkpointing refuses a second time
         inputs, (h_BTHV, *starts) = saved[:6], saved[6:]
         log_i_BTH, log_f_BTH, _, *qkv = inputs
-        B, _, H, _ = qkv[0].shape
+        sizes, R = sizes_of(qkv[0], qkv[2], ctx.chunk_len), len(starts[0])
         dstate, grads = own(dc_BHKV, dn_BHK), [torch.empty_like(x) for x in (*qkv, log_i_BTH, log_f_BTH)]
         (dh_BTHV,) = contiguous(dh_BTHV)
         share_out(
-            backward_scan, B * H, sizes_of(qkv[0], qkv[2], ctx.chunk_len), ctx.options, addresses(*inputs),
-            h_BTHV.data_ptr(), dh_BTHV.data_ptr(), addresses(*starts), addresses(*dstate), addresses(*grads),
+            backward_scan, sizes.B * sizes.H, sizes, ctx.options, inputs_of(sizes, inputs),
+            *addresses(qkv[2].numel(), h_BTHV, dh_BTHV), states_of(sizes, *starts, times=R, unit=START_DTYPES[2]),
+            states_of(sizes, *dstate), tuple(address(x, x.numel()) for x in grads),
         )  # fmt: skip
         return *grads[3:], *grads[:3], *dstate, None, None, None, None, None
 

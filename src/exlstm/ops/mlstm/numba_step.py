@@ -20,6 +20,7 @@ from exlstm.ops.mlstm.reference import MLSTMState
 from exlstm.ops.numba_jit import compiled, helper, untraced
 from exlstm.ops.numba_norm import read_numbers, write_numbers
 from exlstm.ops.numba_tensors import address_of, clear, double_as_long, double_at, long_at, tensor_at
+from exlstm.ops.shared import address, addresses
 from exlstm.ops.tape import recording
 from exlstm.ops.threads import share_out
 
@@ -134,13 +135,16 @@ def mlstm_numba_step(
     c0_BHKV, n0_BHK, m0_BH = map(plain, state)
     c_BHKV, n_BHK, m_BH, h_BTHV = map(torch.empty_like, (c0_BHKV, n0_BHK, m0_BH, v_BTHV))
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
+    M, number = B * H, torch.bfloat16 if short else torch.float32
+    v, h = addresses(M * V, v_BTHV, h_BTHV, dtype=number)
+    c0, c = addresses(M * K * V, c0_BHKV, c_BHKV)
+    n0, n = addresses(M * K, n0_BHK, n_BHK)
+    i, f, m0, m = addresses(M, i_BTH, f_BTH, m0_BH, m_BH)
     arguments = (
-        H, K, V, q_BTHK.data_ptr(), k_BTHK.data_ptr(), v_BTHV.data_ptr(), i_BTH.data_ptr(), f_BTH.data_ptr(),
-        0 if reset_BT is None else reset_BT.data_ptr(), c0_BHKV.data_ptr(), n0_BHK.data_ptr(), m0_BH.data_ptr(),
-        c_BHKV.data_ptr(), n_BHK.data_ptr(), m_BH.data_ptr(), h_BTHV.data_ptr(), short,
-        INPUT_GATES.index(input_gate), forget_gate == "exp", normalize,
+        H, K, V, *addresses(M * K, q_BTHK, k_BTHK, dtype=number), v, i, f, address(reset_BT, B, torch.bool), c0, n0, m0,
+        c, n, m, h, short, INPUT_GATES.index(input_gate), forget_gate == "exp", normalize,
     )  # fmt: skip
-    M, threads = B * H, 1 + 4 * B * H * K * V // THREAD_BYTES
+    threads = 1 + 4 * M * K * V // THREAD_BYTES
     if (tape := recording()) is not None:
         tape.keep((q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, reset_BT, h_BTHV))
         tape.add(step_piece, *arguments, double_as_long(eps), pieces=M, shared=4 * M * K * V >= SHARED_BYTES)

@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.choose import choose
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates
-from exlstm.ops.shared import check_rows, exactly, gpu_candidate, graphics, has_numba, inside, wide_dtype
+from exlstm.ops.shared import blank, exactly, gpu_candidate, graphics, has_numba, inside, wide_dtype
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -116,16 +117,13 @@ def slstm(
     B, T, H, G, V = x_BTHGV.shape
     if G != 4 or T < 1:
         raise ValueError(f"x has shape {tuple(x_BTHGV.shape)}; it must be [B, T >= 1, H, 4, V].")
-    if r_HKGV is not None and tuple(r_HKGV.shape) != (H, V, 4, V):
-        raise ValueError(f"r has shape {tuple(r_HKGV.shape)}; with x {tuple(x_BTHGV.shape)} it must be {(H, V, 4, V)}.")
+    if r_HKGV is not None:
+        check_like("r", r_HKGV, (H, V, 4, V), x_BTHGV)
     check_gates(input_gate, forget_gate)
     if cell_activation not in CELL_ACTIVATIONS:
         raise ValueError(f"cell_activation is {cell_activation!r}; it must be one of {list(CELL_ACTIVATIONS)}.")
-    check_rows("reset_BT", reset_BT, (B, T))
-    check_rows("lengths_B", lengths_B, (B,))
-    state = zero_state(x_BTHGV) if state is None else state
-    for name, x in state._asdict().items():
-        check_rows(f"{name} of the state", x, (B, H, V))
+    reset_BT, lengths_B = checked_rows(x_BTHGV, reset_BT, lengths_B)
+    state = zero_state(x_BTHGV) if state is None else checked_state(state, SLSTMState, 4 * [(B, H, V)], x_BTHGV)
     tensors = [x_BTHGV, *state, *([] if r_HKGV is None else [r_HKGV])]
     name = choose("slstm", backend, [
         ("numba", numba_obstacle(x_BTHGV, cell_activation)),
@@ -134,13 +132,16 @@ def slstm(
     ])  # fmt: skip
     if name in ("triton", "triton_steps"):
         r_HKGV = narrowed(r_HKGV)  # before autocast is off
+    valid_BT = None
+    if lengths_B is not None and name != "numba":  # whose kernel does not look at padding
+        valid_BT = inside(lengths_B, T)
+        x_BTHGV = blank(x_BTHGV, valid_BT)
     with exactly(x_BTHGV):
         if name != "recurrent":
             more = {"input_gate": input_gate, "normalize": normalize} if name == "numba" else {}
             return scan(name)(
                 x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp", **more
             )
-        valid_BT = None if lengths_B is None else inside(lengths_B, T)
         if reset_BT is not None and valid_BT is not None:
             reset_BT = reset_BT & valid_BT
         return slstm_recurrent(

@@ -18,7 +18,7 @@ from torch import Tensor
 from exlstm.ops.gates import InputGate
 from exlstm.ops.numba_jit import untraced
 from exlstm.ops.numba_tensors import LINE, LINE_NUMBERS, SIZE, long_at
-from exlstm.ops.shared import addresses, contiguous, exactly, wide
+from exlstm.ops.shared import address, addresses, contiguous, exactly, wide
 from exlstm.ops.slstm.numba_scan import backward_scan, forward_scan
 from exlstm.ops.slstm.numba_tile import PANEL
 from exlstm.ops.slstm.numba_variants import kept_size, variant_of
@@ -45,8 +45,8 @@ def plan(B: int, T: int, H: int, V: int) -> Plan:
     """Whole batches where the heads alone keep all threads busy; else tiles of them, of no fewer than four rows."""
     microseconds = B * T * H * V * (0.006 + 8 * V / 60_000)  # gates, and a product at 60 GFLOP/s
     threads = max(1, min(torch.get_num_threads(), int(microseconds / THREAD_WORTH)))
-    tiles = most = -(-B // 4)
-    for n in range(-(-B // MOST_ROWS), most + 1):
+    tiles = most = max(1, -(-B // 4))
+    for n in range(max(1, -(-B // MOST_ROWS)), most + 1):
         if H * n % threads == 0:
             tiles = n
             break
@@ -72,27 +72,29 @@ class Scan(torch.autograd.Function):
                 reset_BT: Tensor | None, lengths_B: Tensor, variant: int) -> tuple[Tensor, ...]:  # fmt: skip
         B, T, H, _, V = x_BTHGV.shape
         past_HBTV = new(H, B, T, V)
-        kept_E = new(B * T * H * -(-V // PANEL) * kept_size(variant))
+        kept_E = new(numbers_kept(B, T, H, V, variant))
         state = SLSTMState(h_BHV, c_BHV, n_BHV, m_BHV)
         out = run(x_BTHGV, r_HKGV, state, reset_BT, lengths_B, variant, past_HBTV, kept_E)
-        ctx.save_for_backward(r_HKGV, past_HBTV, kept_E)
-        ctx.reset, ctx.lengths, ctx.variant = reset_BT, lengths_B, variant
+        ctx.save_for_backward(r_HKGV, past_HBTV, kept_E, reset_BT, lengths_B)
+        ctx.variant = variant
         ctx.mark_non_differentiable(out[4])
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
-        r_HKGV, past_HBTV, kept_E = ctx.saved_tensors
+        r_HKGV, past_HBTV, kept_E, reset_BT, lengths_B = ctx.saved_tensors
         B, T, H, V = dh_BTHV.shape
         dx_BTHGV = new(B, T, H, 4, V)
         dfirst = [new(B, H, V) for _ in range(3)]
         items, rows, threads, _ = plan(B, T, H, V)
         dh_BTHV, r_HKGV, *dstate = contiguous(dh_BTHV, r_HKGV, *dlast[:3])
         share_out(
-            backward_scan, items, rows, r_HKGV.shape[1] > 0, B, T, H, V, dh_BTHV.data_ptr(), r_HKGV.data_ptr(),
-            *addresses(ctx.reset, ctx.lengths), addresses(*dstate), dx_BTHGV.data_ptr(), addresses(*dfirst),
-            kept_E.data_ptr(), ctx.variant, threads=threads,
+            backward_scan, items, rows, r_HKGV.shape[1] > 0, B, T, H, V, address(dh_BTHV, B * T * H * V),
+            address(r_HKGV, numbers_of_r(r_HKGV, H, V)), address(reset_BT, B * T, torch.bool),
+            address(lengths_B, B, torch.int64), addresses(B * H * V, *dstate), address(dx_BTHGV, 4 * B * T * H * V),
+            addresses(B * H * V, *dfirst), address(kept_E, numbers_kept(B, T, H, V, ctx.variant)), ctx.variant,
+            threads=threads,
         )  # fmt: skip
         dr_HKGV = None
         if ctx.needs_input_grad[1]:
@@ -118,6 +120,16 @@ def new(*shape: int) -> Tensor:
     return x
 
 
+def numbers_of_r(r_HKGV: Tensor, H: int, V: int) -> int:
+    """How many numbers of R the kernels read."""
+    return 4 * H * V * V if r_HKGV.shape[1] else 0
+
+
+def numbers_kept(B: int, T: int, H: int, V: int, variant: int) -> int:
+    """How many numbers the forward keeps for the backward, beside the past."""
+    return B * T * H * -(-V // PANEL) * kept_size(variant)
+
+
 def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | None, lengths_B: Tensor,
         variant: int, past_HBTV: Tensor | None = None, kept_E: Tensor | None = None
         ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -127,10 +139,14 @@ def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | N
     last = [new(B, H, V) for _ in range(4)]
     items, rows, threads, packed = plan(B, T, H, V)
     x_BTHGV, r_HKGV, *first = contiguous(x_BTHGV, r_HKGV, *state)
-    work = (rows, packed, r_HKGV.shape[1] > 0, B, T, H, V, *addresses(x_BTHGV, r_HKGV), r_HKGV.dtype is torch.bfloat16,
-            *addresses(reset_BT, lengths_B), variant)  # fmt: skip
-    before, h, after = addresses(*first), h_BTHV.data_ptr(), addresses(*last)
-    share_out(forward_scan, items, *work, before, h, after, *addresses(past_HBTV, kept_E), threads=threads)
+    short, state_size = r_HKGV.dtype is torch.bfloat16, B * H * V
+    r = address(r_HKGV, numbers_of_r(r_HKGV, H, V), torch.bfloat16 if short else torch.float32)
+    reset, lengths = address(reset_BT, B * T, torch.bool), address(lengths_B, B, torch.int64)
+    x, h = address(x_BTHGV, 4 * T * state_size), address(h_BTHV, T * state_size)
+    work = rows, packed, r_HKGV.shape[1] > 0, B, T, H, V, x, r, short, reset, lengths, variant
+    before, after = addresses(state_size, *first), addresses(state_size, *last)
+    past, kept = address(past_HBTV, T * state_size), address(kept_E, numbers_kept(B, T, H, V, variant))
+    share_out(forward_scan, items, *work, before, h, after, past, kept, threads=threads)
     if (tape := recording()) is not None:
         tape.keep((x_BTHGV, r_HKGV, reset_BT, lengths_B, first, h_BTHV, last))
         tape.add(scan_piece, *work, *before, h, *after, pieces=items, shared=r_HKGV.nbytes >= SHARED_BYTES)
@@ -148,7 +164,7 @@ def slstm_numba(
     dtype, x_BTHGV = x_BTHGV.dtype, wide(x_BTHGV)
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
-    lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.clamp(0, T).long().contiguous()
+    lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.contiguous()
     rows = reset_BT, lengths_B, variant_of(input_gate, exp_forget, normalize)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (x_BTHGV, r_HKGV, *state)):
         h_BTHV, *last = Scan.apply(x_BTHGV, wide(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]

@@ -170,7 +170,7 @@ def slstm_triton(
     B, T, H, _, V = x_BTHGV.shape
     resident = resident or r_HKGV is None
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
-    lengths_B = torch.full((B,), T, device=x_BTHGV.device) if lengths_B is None else lengths_B.clamp(0, T).long()
+    lengths_B = torch.full((B,), T, device=x_BTHGV.device) if lengths_B is None else lengths_B
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     h_BTHV, *last = Scan.apply(  # type: ignore[no-untyped-call]
         wide(x_BTHGV), r_HKGV, *state, reset_BT, lengths_B.contiguous(), exp_forget, resident
