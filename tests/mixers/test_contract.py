@@ -232,6 +232,106 @@ def test_padding_changes_nothing(name, dtype):
         assert_same_memory(mixer, rows(state, torch.tensor([row])), alone)
 
 
+def trained(mixer, x, state, **rows):
+    """The output, the state, and the gradients of x, of the state before and of every parameter."""
+    x, state = x.clone().requires_grad_(), map_state(lambda t: t.detach().clone(), state)
+    floats = [t.requires_grad_() for t in leaves(state) if t.is_floating_point()]
+    y, after = mixer(x, state, **rows)
+    wanted = [x, *floats, *mixer.parameters()]
+    outputs = [out for out in (y, *leaves(after)) if out.requires_grad]
+    gradients = torch.autograd.grad(outputs, wanted, [torch.ones_like(out) for out in outputs], allow_unused=True)
+    return [y, *leaves(after), *(g for g in gradients if g is not None)]
+
+
+@in_every_precision
+def test_padding_may_be_anything(name, dtype):
+    """NaN and infinity there reach neither outputs, nor states, nor the gradient of anything."""
+    mixer, x = build(name, dtype), inputs(4, 9, dtype=dtype)
+    lengths = torch.tensor([9, 0, 1, 7])
+    reset = torch.rand(4, 9, generator=torch.Generator().manual_seed(2)) < 0.1
+    _, before = mixer(inputs(4, 5, seed=8, dtype=dtype))
+    found = []
+    for noise in (0.0, torch.nan, torch.inf):
+        x[torch.arange(9) >= lengths[:, None]] = noise
+        found.append(trained(mixer, x, before, reset_BT=reset, lengths_B=lengths))
+    assert all(t.isfinite().all() for t in found[0])
+    for other in found[1:]:
+        for got, want in zip(other, found[0], strict=True):
+            assert torch.equal(got, want)
+
+
+@every
+@pytest.mark.parametrize("T", [1, 5])
+def test_no_rows(name, T):
+    """Empty results in the shapes that rows have, forward and backward, with all options and with none."""
+    mixer, x = build(name, torch.float32), inputs(1, T, dtype=torch.float32)
+    before = detach(mixer(x)[1])
+    rows_given = {"reset_BT": torch.zeros(0, T, dtype=torch.bool), "lengths_B": torch.zeros(0, dtype=torch.long)}
+    y, state = mixer(x, before)
+    none = map_state(lambda t: t[:0], before)
+    for given_state, options in ((None, {}), (none, {}), (none, rows_given)):
+        with torch.no_grad():
+            assert mixer(x[:0], given_state, **options)[0].shape == (0, T, WIDTH)
+        z, after = mixer(x[:0], given_state, **options)
+        assert z.shape == (0, *y.shape[1:])
+        assert type(after) is type(state)
+        z.sum().backward()
+    for got, want in zip(leaves(after), leaves(state), strict=True):
+        assert got.dtype == want.dtype
+        assert got.shape == (0, *want.shape[1:])
+    assert not any(p.grad.any() for p in mixer.parameters() if p.grad is not None)
+
+
+def refused(call, *words):
+    """A ValueError of one sentence with these words."""
+    with pytest.raises(ValueError, match=r"\.$") as error:
+        call()
+    text = str(error.value)
+    assert "\n" not in text
+    assert ". " not in text
+    assert all(word in text for word in words), text
+
+
+@every
+def test_states_of_other_dtypes(name):
+    """Narrower numbers are read as what they are, wider ones and other devices are refused: of every tensor."""
+    mixer, x = build(name, torch.float32), inputs(2, 6, dtype=torch.float32)
+    _, state = mixer(x)
+    for narrow in (torch.bfloat16, torch.float16):
+        short = map_state(lambda t, to=narrow: t.to(to) if t.is_floating_point() else t, state)
+        wide = map_state(lambda t: t.float() if t.is_floating_point() else t, short)
+        for steps in (1, 6):
+            with torch.no_grad():
+                assert torch.equal(mixer(x[:, :steps], short)[0], mixer(x[:, :steps], wide)[0])
+            assert torch.equal(mixer(x[:, :steps], short)[0], mixer(x[:, :steps], wide)[0])
+    for number, leaf in enumerate(leaves(state)):
+        if name == "slstm no conv" and number == 0:
+            continue  # the window of no steps, which nothing reads
+        for wrong in (leaf.double(), leaf.to("meta")):
+            parts = iter([*leaves(state)[:number], wrong, *leaves(state)[number + 1 :]])
+            other = map_state(lambda _, parts=parts: next(parts), state)
+            refused(lambda other=other: mixer(x, other), "of the state is", "must be")
+
+
+@every
+def test_inputs_that_do_not_fit(name):
+    """Resets that are not bool, lengths that are not whole numbers, other shapes, a width of nothing: one sentence."""
+    mixer, x = build(name, torch.float32), inputs(2, 6, dtype=torch.float32)
+    for dtype in (torch.uint8, torch.int64, torch.float32):
+        reset = torch.zeros(2, 6, dtype=dtype)
+        refused(lambda reset=reset: mixer(x, reset_BT=reset), f"reset_BT is {reset.dtype}", "must be torch.bool")
+    refused(lambda: mixer(x, reset_BT=[[False] * 6] * 2), "reset_BT is a list")
+    refused(lambda: mixer(x, lengths_B=[6, 3]), "lengths_B is a list", "must be torch.int64 of shape (2,)")
+    refused(lambda: mixer(x, lengths_B=torch.tensor([6.0, 3.5])), "lengths_B is torch.float32")
+    short = mixer(x, lengths_B=torch.tensor([6, 3], dtype=torch.int32))[0]
+    assert torch.equal(short, mixer(x, lengths_B=torch.tensor([6, 3]))[0])
+    refused(lambda: mixer(x[:, :0]), "at least one step")
+    refused(lambda: mixer(x[..., :-1]), "x has shape (2, 6, 31)", "[batch, time, 32]")
+    refused(lambda: mixer(x[0]), "x has shape (6, 32)")
+    for width in (0, -1):
+        refused(lambda width=width: CONFIGS[name].build(width), f"width is {width}", "at least 1")
+
+
 @every
 @settings(max_examples=12)
 @given(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from exlstm.mixers.contract import detach, leaves, rows, state_nbytes
+from exlstm.mixers.contract import detach, leaves, map_state, rows, state_nbytes
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.pattern import lm_from_pattern
 
@@ -238,6 +238,55 @@ def test_half_the_bits(mode):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_padding_may_be_anything(dtype):
+    """Also a token whose embedding is not a number: no logits of others, no state and no gradient see it."""
+    model, lengths, found = build(dtype=dtype), torch.tensor([20, 0, 7]), []
+    x = tokens(3).clamp(max=VOCAB - 2)
+    padding = torch.arange(20) >= lengths[:, None]
+    for noise in (0.0, torch.nan, torch.inf):
+        with torch.no_grad():
+            model.embed.weight[VOCAB - 1] = noise
+        model.zero_grad()
+        logits, state = model(x.masked_fill(padding, VOCAB - 1), lengths_B=lengths)
+        logits[~padding].square().sum().backward()
+        found.append([logits[~padding], *leaves(state), *(p.grad for p in model.parameters())])
+    assert all(t.isfinite().all() for t in found[0])
+    for other in found[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(other, found[0], strict=True))
+
+
+def test_no_rows():
+    """Empty logits and states, with gradients of zero; also token after token."""
+    model = build(dtype=torch.float32)
+    logits, state = model(tokens(0, 5), lengths_B=torch.zeros(0).long(), reset_BT=torch.zeros(0, 5) > 0)
+    more, _ = model(tokens(0, 1), state)
+    (logits.sum() + more.sum()).backward()
+    assert logits.shape == (0, 5, VOCAB)
+    assert more.shape == (0, 1, VOCAB)
+    assert all(len(leaf) == 0 for leaf in leaves(state))
+    assert not any(p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("pattern", ["m", "s", "M", "a", "l"])
+def test_states_of_other_dtypes(pattern):
+    """A state of fewer bits is read as what it is; one of a float64 model is refused until it is converted."""
+    wide, x = build(pattern), tokens()
+    _, state = wide(x[:, :12])
+    want, _ = wide(x[:, 12:], state)
+    narrow = build(pattern, torch.float32)
+    with pytest.raises(ValueError, match=r"block 0 is torch.float64, and this model needs torch.float32") as error:
+        narrow(x[:, 12:], state)
+    assert one_sentence(error)
+    single = map_state(lambda t: t.float() if t.is_floating_point() else t, state)
+    torch.testing.assert_close(narrow(x[:, 12:], single)[0].double(), want, rtol=1e-3, atol=1e-4)
+    short = map_state(lambda t: t.bfloat16() if t.is_floating_point() else t, state)
+    again = map_state(lambda t: t.float() if t.is_floating_point() else t, short)
+    assert torch.equal(narrow(x[:, 12:], short)[0], narrow(x[:, 12:], again)[0])
+    with pytest.raises(ValueError, match="on meta; to fit the input it must be"):
+        narrow(x[:, 12:], map_state(lambda t: t.to("meta"), again))
+
+
 def one_sentence(error):
     """What a user reads: one line that ends once, with a stop."""
     text = str(error.value)
@@ -253,21 +302,20 @@ BAD = {
     "bytes": (lambda m: m(tokens().to(torch.uint8)), r"tokens are torch.uint8; .*integers \(int32 or int64\)"),
     "a list": (lambda m: m([[1, 2]]), "tokens are list; pass a tensor of integers"),
     "one axis": (lambda m: m(tokens()[0]), r"tokens have shape \(20,\); pass \[batch, time\]"),
-    "no steps": (lambda m: m(tokens()[:, :0]), r"tokens have shape \(2, 0\); pass \[batch, time\], both at least 1"),
-    "no rows": (lambda m: m(tokens()[:0]), r"tokens have shape \(0, 20\); pass \[batch, time\], both at least 1"),
+    "no steps": (lambda m: m(tokens()[:, :0]), r"tokens have shape \(2, 0\); .*with a time of at least 1"),
     "large": (lambda m: m(tokens() + VOCAB), "token [0-9]+ is outside the vocabulary of 19; use the model's own token"),
     "negative": (lambda m: m(tokens() - VOCAB), "token -[0-9]+ is outside the vocabulary of 19"),
     "reset shape": (
         lambda m: m(tokens(), reset_BT=torch.zeros(2, 19) > 0),
-        r"reset_BT is torch.bool of shape \(2, 19\); with these tokens it must be torch.bool of \(2, 20\)",
+        r"reset_BT is torch.bool of shape \(2, 19\) on cpu; .* must be torch.bool of shape \(2, 20\) on cpu",
     ),
     "reset dtype": (
         lambda m: m(tokens(), reset_BT=torch.zeros(2, 20)),
-        r"reset_BT is torch.float32 of shape \(2, 20\); with these tokens it must be torch.bool of \(2, 20\)",
+        r"reset_BT is torch.float32 of shape \(2, 20\) on cpu; .* must be torch.bool of shape \(2, 20\)",
     ),
     "lengths shape": (
         lambda m: m(tokens(), lengths_B=torch.ones(3).long()),
-        r"lengths_B is torch.int64 of shape \(3,\); with these tokens it must be torch.int64 of \(2,\)",
+        r"lengths_B is torch.int64 of shape \(3,\) on cpu; .* it must be torch.int64 of shape \(2,\)",
     ),
     "lengths dtype": (lambda m: m(tokens(), lengths_B=torch.ones(2)), r"lengths_B is torch.float32 of shape \(2,\)"),
     "too long": (

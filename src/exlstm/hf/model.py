@@ -18,6 +18,7 @@ from exlstm.data.packing import IGNORE
 from exlstm.hf.cache import ExlstmCache
 from exlstm.hf.config import ExlstmConfig
 from exlstm.hf.padding import next_tokens, packing
+from exlstm.mixers.contract import mask_tail
 from exlstm.models.lm import LM, LMState
 from exlstm.train.loss import model_cross_entropy
 
@@ -129,7 +130,7 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 )
             lm.check(torch.zeros(inputs.shape[:2], dtype=torch.long), state, None, None)
             x_BLD = inputs
-        return functional.dropout(x_BLD, lm.config.dropout, self.training)
+        return functional.dropout(mask_tail(x_BLD, lengths_B), lm.config.dropout, self.training)
 
     def _run(
         self, x_BLD: Tensor, before: LMState | None, lengths_B: Tensor | None, keep: bool

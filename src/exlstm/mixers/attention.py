@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import mask_tail
+from exlstm.mixers.contract import check_width, checked, mask_tail
 from exlstm.nn import init
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.attention import AttentionState, attention
@@ -34,6 +34,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, config: AttentionConfig, depth: int) -> None:
         super().__init__()
+        check_width(width)
         H, G = config.heads, config.kv_heads or config.heads
         if H < 1 or width % (2 * H):
             raise ValueError(f"heads is {H}; it must cut the width {width} into heads of even width.")
@@ -41,7 +42,7 @@ class Attention(nn.Module):
             raise ValueError(f"kv_heads is {G}; it must divide heads, which is {H}.")
         if config.window is not None and config.window < 1:
             raise ValueError(f"window is {config.window}; it must be at least 1, or None for no window.")
-        self.config, self.head_width, self.kv_heads = config, width // H, G
+        self.config, self.width, self.head_width, self.kv_heads = config, width, width // H, G
         self.q = Linear(width, width, bias=False)
         self.k = Linear(width, G * self.head_width, bias=False)
         self.v = Linear(width, G * self.head_width, bias=False)
@@ -61,8 +62,10 @@ class Attention(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:  # fmt: skip
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         q_BTHK, k_BTGK, v_BTGK = (
-            x_BTM.view(*x_BTM.shape[:2], -1, self.head_width) for x_BTM in linears(x_BTD, (self.q, self.k, self.v))
+            x_BTM.view(*x_BTM.shape[:2], x_BTM.shape[2] // self.head_width, self.head_width)
+            for x_BTM in linears(x_BTD, (self.q, self.k, self.v))
         )
         h_BTHK, state = attention(
             q_BTHK, k_BTGK, v_BTGK, state,

@@ -6,7 +6,9 @@
 * state=None means nothing seen yet; a state is a NamedTuple of tensors (or of such), batch first; it is a value:
   returned, never changed in place
 * reset_BT (bool) clears a row's state before that step, all of it: what follows cannot tell what came before
-* lengths_B (int): steps at or beyond a row's length change nothing in its state and give y = 0
+* lengths_B (int): steps at or beyond a row's length change nothing in its state, nor in any gradient, and give y = 0,
+  whatever is there
+* a batch of no rows gives empty results; narrower numbers in a state are widened; what does not fit is a ValueError
 * the numbers do not depend on the backend that ran, beyond rounding
 
 B batch  T time  D model width
@@ -19,7 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from exlstm.ops.shared import wide_dtype
+from exlstm.ops.arguments import checked_rows, exact_in
+from exlstm.ops.shared import blank, inside, wide_dtype
 
 State = Any  # a NamedTuple of tensors or of states, batch first
 
@@ -82,7 +85,10 @@ def state_nbytes(state: State) -> int:
 
 
 def check_state(state: State, expected: State, where: str) -> None:
-    """ValueError unless `state` has the structure and shapes of `expected`; S (cached steps) may differ."""
+    """ValueError unless `state` has the structure and shapes of `expected`, and numbers that are no wider.
+
+    S (cached steps) may differ. Narrower numbers are widened by the ops, which also see where the tensors lie.
+    """
     if type(state) is not type(expected):
         raise ValueError(
             f"the state of {where} is a {type(state).__name__}, not a {type(expected).__name__}; "
@@ -92,6 +98,11 @@ def check_state(state: State, expected: State, where: str) -> None:
         if not isinstance(y, Tensor):
             check_state(x, y, where)
             continue
+        if x.dtype is not y.dtype and not exact_in(x.dtype, y.dtype):
+            raise ValueError(
+                f"{name} in the state of {where} is {x.dtype}, and this model needs {y.dtype}; "
+                "convert the state with `map_state`, or pass None."
+            )
         if x.shape == y.shape:
             continue
         letters = name.rsplit("_", 1)[1]
@@ -113,9 +124,25 @@ def wide_zeros(weight: Tensor, device: torch.device | None) -> Callable[..., Ten
     return partial(torch.zeros, dtype=wide_dtype(weight.dtype), device=device or weight.device)
 
 
+def checked(x_BTD: Tensor, width: int, reset_BT: Tensor | None, lengths_B: Tensor | None
+            ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """What a mixer is called with: x with zeros in its padding, reset_BT, and lengths_B in int64.
+
+    Whatever the padding holds, perhaps NaN, then meets nothing in a product, forward or backward.
+    Raises ValueError for an x that is not [B, T >= 1, width], and for reset_BT and lengths_B that do not fit it.
+    """
+    if x_BTD.ndim != 3 or x_BTD.shape[2] != width:
+        raise ValueError(f"x has shape {tuple(x_BTD.shape)}; this mixer takes [batch, time, {width}].")
+    reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
+    return mask_tail(x_BTD, lengths_B), reset_BT, lengths_B
+
+
+def check_width(width: int) -> None:
+    """ValueError for a model width that no mixer can have."""
+    if width < 1:
+        raise ValueError(f"width is {width}; a mixer needs at least 1.")
+
+
 def mask_tail(y_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:
     """Zero at and beyond each row's length."""
-    if lengths_B is None:
-        return y_BTD
-    step_T = torch.arange(y_BTD.shape[1], device=y_BTD.device)
-    return y_BTD.masked_fill((step_T >= lengths_B[:, None])[..., None], 0)
+    return y_BTD if lengths_B is None else blank(y_BTD, inside(lengths_B, y_BTD.shape[1]))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.recurrence import in_blocks
 from exlstm.ops.lstm import LSTMState, lstm, placed_in_blocks
@@ -37,6 +37,7 @@ class LSTM(nn.Module):
 
     def __init__(self, width: int, config: LSTMConfig, depth: int, index: int) -> None:
         super().__init__()
+        check_width(width)
         H = config.heads
         if H < 1 or width % H:
             raise ValueError(f"heads is {H}; it must divide the width {width}.")
@@ -62,6 +63,7 @@ class LSTM(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, LSTMState]:  # fmt: skip
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         u_GD = placed_in_blocks(self.u_GV)
         y_BTD, state = lstm(x_BTD, self.w_GD, u_GD, self.b_G, state, reset_BT=reset_BT, lengths_B=lengths_B)

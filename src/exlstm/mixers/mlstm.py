@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up
 from exlstm.nn.linear import Linear, linears
@@ -62,6 +62,7 @@ class MLSTM(nn.Module):
 
     def __init__(self, width: int, config: MLSTMConfig, depth: int) -> None:
         super().__init__()
+        check_width(width)
         if config.up_multiple < 1:
             raise ValueError(f"up_multiple is {config.up_multiple}; it must be at least 1.")
         inner = round_up(config.up_factor * width, config.up_multiple)
@@ -70,7 +71,7 @@ class MLSTM(nn.Module):
                 raise ValueError(f"{name} is {parts}; it must divide the inner width {inner}.")
         if config.conv_width < 1:
             raise ValueError(f"conv_width is {config.conv_width}; it must be at least 1.")
-        self.config, self.inner, self.backend = config, inner, "auto"
+        self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
         self.up = Linear(width, 2 * inner, bias=config.bias)
         self.conv = CausalConv(inner, config.conv_width)
         self.q = BlockLinear(inner, inner // config.qkv_block, config.bias)
@@ -108,13 +109,14 @@ class MLSTM(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, MLSTMLayerState]:  # fmt: skip
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         H = self.config.heads
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         a_BTE, z_BTE = self.up(x_BTD).chunk(2, dim=-1)
         c_BTE, conv = self.conv(a_BTE, state.conv, reset_BT=reset_BT, lengths_B=lengths_B, activation="silu")
         q_BTE, k_BTE, v_BTE = self.q(c_BTE), self.k(c_BTE), self.v(a_BTE)
         qkv_BTJ = torch.cat([q_BTE, k_BTE, v_BTE], dim=-1)
-        q_BTHV, k_BTHV, v_BTHV = (x_BTE.unflatten(-1, (H, -1)) for x_BTE in (q_BTE, k_BTE, v_BTE))
+        q_BTHV, k_BTHV, v_BTHV = (x_BTE.unflatten(-1, (H, self.inner // H)) for x_BTE in (q_BTE, k_BTE, v_BTE))
         i_BTH, f_BTH = linears(qkv_BTJ, (), wide=(self.i, self.f))
         h_BTHV, cell = mlstm(
             q_BTHV, k_BTHV, v_BTHV,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.layers import HeadNorm, soft_cap
 from exlstm.nn.linear import Linear, linears
@@ -47,11 +47,12 @@ class MLSTMLarge(nn.Module):
 
     def __init__(self, width: int, config: MLSTMLargeConfig, depth: int) -> None:
         super().__init__()
+        check_width(width)
         keys, values = int(width * config.key_factor), int(width * config.value_factor)
         for name, size in {"keys": keys, "values": values}.items():
             if config.heads < 1 or size < 1 or size % config.heads:
                 raise ValueError(f"heads is {config.heads}; it must divide the width {size} of the {name}.")
-        self.config, self.backend = config, "auto"
+        self.config, self.width, self.backend = config, width, "auto"
         self.key_width, self.value_width = keys // config.heads, values // config.heads
         self.q = Linear(width, keys, bias=config.bias)
         self.k = Linear(width, keys, bias=config.bias)
@@ -84,10 +85,11 @@ class MLSTMLarge(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         H, cap = self.config.heads, self.config.gate_cap
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         *qkv, o_BTM, i_BTH, f_BTH = linears(x_BTD, (self.q, self.k, self.v, self.o), wide=(self.i, self.f))
-        q_BTHK, k_BTHK, v_BTHV = (x_BTM.view(*x_BTM.shape[:2], H, -1) for x_BTM in qkv)
+        q_BTHK, k_BTHK, v_BTHV = (x_BTM.view(*x_BTM.shape[:2], H, x_BTM.shape[2] // H) for x_BTM in qkv)
         h_BTHV, state = mlstm(
             q_BTHK, k_BTHK, v_BTHV,
             soft_cap(i_BTH, cap), soft_cap(f_BTH, cap), state,

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.layers import CausalConv, HeadNorm
 from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, in_blocks
@@ -75,6 +75,7 @@ class SLSTM(nn.Module):
 
     def __init__(self, width: int, config: SLSTMConfig, depth: int, index: int) -> None:
         super().__init__()
+        check_width(width)
         H = config.heads
         if H < 1 or width % H:
             raise ValueError(f"heads is {H}; it must divide the width {width}.")
@@ -118,6 +119,7 @@ class SLSTM(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, SLSTMLayerState]:  # fmt: skip
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         c_BTD, conv = x_BTD, state.conv
         if self.conv is not None:
@@ -131,7 +133,7 @@ class SLSTM(nn.Module):
             normalize=self.config.normalize, backend=self.backend,
         )  # fmt: skip
         if self.blocks != self.config.heads:
-            h_BTHV = h_BTHV.reshape(*x_BTD.shape[:2], self.config.heads, -1)
+            h_BTHV = h_BTHV.reshape(*x_BTD.shape[:2], self.config.heads, self.width // self.config.heads)
         y_BTD = self.norm(h_BTHV).to(x_BTD.dtype)
         return mask_tail(y_BTD, lengths_B), SLSTMLayerState(conv, cell)
 
@@ -141,14 +143,14 @@ class SLSTM(nn.Module):
         H, _, V, _ = self.w_HGVK.shape
         x_HMK = x_BTD.reshape(B * T, H, V).transpose(0, 1)
         w_HJK = self.w_HGVK[:, gates].flatten(1, 2)
-        return (x_HMK @ w_HJK.mT).transpose(0, 1).reshape(B, T, H, -1, V)
+        return (x_HMK @ w_HJK.mT).transpose(0, 1).reshape(B, T, H, w_HJK.shape[1] // V, V)
 
     def by_block(self, raw_BTHGV: Tensor) -> Tensor:
         """The same pre-activations with the blocks of R in the place of the heads."""
         if self.blocks == self.config.heads:
             return raw_BTHGV
         B, T, _, G, _ = raw_BTHGV.shape
-        return raw_BTHGV.transpose(2, 3).reshape(B, T, G, self.blocks, -1).transpose(2, 3)
+        return raw_BTHGV.transpose(2, 3).reshape(B, T, G, self.blocks, self.width // self.blocks).transpose(2, 3)
 
     def adjacency(self) -> Tensor:
         """Who hears whom, bool [D, D] on the CPU: True where R has weights from the first unit to the second.

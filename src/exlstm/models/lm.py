@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exlstm.mixers.contract import Mixer, MixerConfig, State, check_state
+from exlstm.mixers.contract import Mixer, MixerConfig, State, check_state, mask_tail
 from exlstm.nn import init
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
+from exlstm.ops.arguments import checked_rows
 
 if TYPE_CHECKING:
     from exlstm.models.snapshot import Snapshot, Tokens
@@ -135,7 +136,7 @@ class LM(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
-        self.shapes_kept: tuple[int, LMState] | None = None
+        self.shapes_kept: tuple[tuple[int, torch.dtype], LMState] | None = None
         self.embed = Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
         self.norm = width_norm(config) if config.out_norm else None
@@ -154,6 +155,7 @@ class LM(nn.Module):
         tokens: [B, T] integers below vocab_size, T >= 1. state: what an earlier call returned for these rows, or None.
         reset_BT (bool): everything before that step is forgotten, as at the start of a document.
         lengths_B (int): tokens at or beyond a row's length are padding: they change nothing, their logits are noise.
+        A batch of no rows gives empty results.
         Returns logits [B, T, C], float32 or wider if there is a cap. Raises ValueError for input that does not fit.
         """
         self.check(tokens_BT, state, reset_BT, lengths_B)
@@ -181,7 +183,7 @@ class LM(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, LMState]:  # fmt: skip
         """`hidden` of input that is known to fit."""
-        x_BTD = functional.dropout(self.embed(tokens_BT), self.config.dropout, self.training)
+        x_BTD = functional.dropout(mask_tail(self.embed(tokens_BT), lengths_B), self.config.dropout, self.training)
         after = []
         for index, block in enumerate(self.blocks):
             before = None if state is None else state[index]
@@ -201,17 +203,12 @@ class LM(nn.Module):
         if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int32, torch.int64):
             found = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise ValueError(f"tokens are {found}; pass a tensor of integers (int32 or int64), [batch, time].")
-        if tokens.ndim != 2 or not tokens.numel():
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; pass [batch, time], both at least 1.")
+        if tokens.ndim != 2 or not tokens.shape[1]:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; pass [batch, time], with a time of at least 1.")
         (batch, steps), vocab = tokens.shape, self.config.vocab_size
-        needed = {"reset_BT": (reset, (batch, steps), torch.bool), "lengths_B": (lengths, (batch,), torch.int64)}
-        for name, (x, shape, dtype) in needed.items():
-            if x is not None and (x.dtype != dtype or tuple(x.shape) != shape):
-                raise ValueError(
-                    f"{name} is {x.dtype} of shape {tuple(x.shape)}; with these tokens it must be {dtype} of {shape}."
-                )
+        checked_rows(tokens, reset, lengths)
         # on other devices this look would wait for the device; there the embedding itself reports it
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+        if tokens.device.type == "cpu" and batch and not torch.compiler.is_compiling():
             if wrong := [int(n) for n in tokens.aminmax() if not 0 <= n < vocab]:
                 raise ValueError(
                     f"token {wrong[0]} is outside the vocabulary of {vocab}; use the model's own tokenizer."
@@ -230,12 +227,14 @@ class LM(nn.Module):
                 check_state(given, expected, f"block {index}")
 
     def shapes(self, batch: int) -> LMState:
-        """States of the right structure and shapes, without numbers; those asked for last are kept, for decoding."""
-        if self.shapes_kept is not None and self.shapes_kept[0] == batch:
+        """States of the right structure, shapes and dtypes, without numbers; those asked for last are kept, for
+        decoding."""  # fmt: skip
+        key = batch, self.embed.weight.dtype
+        if self.shapes_kept is not None and self.shapes_kept[0] == key:
             return self.shapes_kept[1]
         shapes = tuple(mixer.zero_state(batch, torch.device("meta")) for mixer in self.mixers)
         if not torch.compiler.is_compiling():
-            self.shapes_kept = batch, shapes
+            self.shapes_kept = key, shapes
         return shapes
 
     @property
