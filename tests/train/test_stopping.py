@@ -1,6 +1,7 @@
 """Whatever ends a run, the run can be read and resumed: Ctrl-C, kill, kill -9 at any moment, a full disk."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -152,7 +153,10 @@ def test_fifty_kills_beside_busy_cores(settings: Settings, tmp_path: Path) -> No
     assert optimizer(tmp_path / "run", 1500) == optimizer(tmp_path / "whole", 1500)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, pytest.param(getattr(signal, "SIGHUP", signal.SIGTERM), marks=pytest.mark.slow)],
+)
 def test_a_signal_from_outside_saves_and_says_how_to_go_on(number: int, settings: Settings, tmp_path: Path) -> None:
     config = settings(steps=1_000_000, validations=0)
     with subprocess.Popen(in_a_process(config), stdout=subprocess.PIPE, text=True) as process:
@@ -179,6 +183,55 @@ def test_a_second_ctrl_c_is_immediate() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_closes_may_send_several_signals() -> None:
+    """None of them ends the run before it is saved; under nohup it goes on."""
+    before = signal.getsignal(signal.SIGHUP)
+    with stop_requests() as stop:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(number)
+            assert stop()
+    assert signal.getsignal(signal.SIGHUP) is before
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stop_requests() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Ending(io.StringIO):
+    """A stream that ends at the line that has certain words in it: a terminal that is closed, a reader that leaves."""
+
+    def __init__(self, words: str, error: OSError, terminal: bool) -> None:
+        super().__init__()
+        self.words, self.error, self.terminal = words, error, terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        if self.words in self.getvalue() + text:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EIO, "Input/output error")], ids=repr)
+@pytest.mark.parametrize("words", ["reading the text", "step 4: "])
+def test_an_output_that_ends_ends_the_run(
+    words: str, error: OSError, terminal: bool, settings: Settings, tiny: LMConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the step at hand, saved. What would be said later does not raise."""
+    monkeypatch.setattr(sys, "stdout", Ending(words, error, terminal))
+    stopped = train(settings(), model=tiny)
+    assert (stopped.stopped, stopped.step) == ("signal", 1 if "text" in words else 4)
+    assert open_run(stopped.run).steps() == [stopped.step]
+    monkeypatch.undo()
+    assert train(TrainConfig(run=stopped.run, resume=True)).step == 8
 
 
 def test_ctrl_c_in_the_final_evaluation(settings: Settings, tiny: LMConfig) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
@@ -255,7 +256,7 @@ def test_without_a_terminal_there_are_plain_lines(
 
 
 def test_on_a_terminal_notes_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = display.LiveDisplay(torch.device("cpu"))
+    shown = display.LiveDisplay(torch.device("cpu"), display.Output(sys.stdout))
     shown.show(progress(1, 0.5, 1.0))
     shown.note("a [bold] path")
     shown.close()

@@ -249,7 +249,8 @@ def lm_eval(words: list[str]) -> int:
 COMMANDS: dict[str, Command] = {
     "train": Command(
         help="train a language model on text, or resume a run",
-        more="The budget is whichever of --steps, --minutes and --tokens is used up first. Ctrl-C saves and stops.\n"
+        more="The budget is whichever of --steps, --minutes and --tokens is used up first. Ctrl-C saves and stops, "
+        "as a closed terminal does.\n"
         f"--recipe NAME begins with the settings of a recipe ({', '.join(RECIPES)}), and other options change it.",
         options=TrainConfig,
         run=train,

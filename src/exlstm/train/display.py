@@ -1,10 +1,13 @@
 """What a person sees while a run trains: a live bar on a terminal, a plain line every few seconds elsewhere."""
 
+import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TextIO, cast
 
 import torch
 
@@ -24,6 +27,48 @@ class Progress:
     bits_per_byte: float
     lr: float
     tokens: int
+
+
+class Output:
+    """Standard output that may end before the run does: a closed terminal, a pipe whose reader has left.
+
+    `ended` is true from the first write that fails; what is written after it is dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.ended = stream, False
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def note(self, text: str) -> None:
+        """A line, at once."""
+        self.write(f"{text}\n")
+        self.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """`isatty`, `encoding` and what else a stream has."""
+        return getattr(self.stream, name)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        if self.ended:
+            return
+        try:
+            act()
+        except OSError:
+            self.ended = True
+            # what is still in the stream's buffer would fail again when Python ends
+            with suppress(OSError, ValueError):
+                self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
 
 
 class Display(Protocol):
@@ -75,8 +120,9 @@ class Meter:
 class PlainDisplay:
     """Plain lines: for files, pipes and logs."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, output: Output) -> None:
         self.meter = Meter(device)
+        self.note = output.note
         self.shown = -_PLAIN_SECONDS
 
     def show(self, progress: Progress) -> None:
@@ -86,9 +132,6 @@ class PlainDisplay:
             self.shown = now
             self.note(f"{progress.fraction:4.0%}  {line}  {left}".rstrip())
 
-    def note(self, text: str) -> None:
-        print(text, flush=True)
-
     def close(self) -> None:
         pass
 
@@ -96,12 +139,12 @@ class PlainDisplay:
 class LiveDisplay:
     """Two lines at the bottom of the terminal that are drawn again and again; notes scroll above them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, output: Output) -> None:
         from rich.console import Console
         from rich.live import Live
 
         self.meter = Meter(device)
-        self.console = Console(highlight=False)
+        self.console = Console(file=cast(TextIO, output), highlight=False)
         self.live = Live(console=self.console, refresh_per_second=4)
         self.live.start()
 
@@ -124,9 +167,9 @@ class LiveDisplay:
         self.live.stop()
 
 
-def open_display(device: torch.device) -> Display:
+def open_display(device: torch.device, output: Output) -> Display:
     """The display that suits where the output goes."""
-    return LiveDisplay(device) if sys.stdout.isatty() else PlainDisplay(device)
+    return LiveDisplay(device, output) if output.isatty() else PlainDisplay(device, output)
 
 
 def clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """`train`: one call from settings to a finished run."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -9,7 +10,7 @@ from exlstm.data.yardsticks import yardsticks
 from exlstm.models.lm import LMConfig
 from exlstm.train.config import DEFAULT_STEPS, TrainConfig
 from exlstm.train.crew import Crew, threads_shared
-from exlstm.train.display import Display, clock, open_display
+from exlstm.train.display import Display, Output, clock, open_display
 from exlstm.train.evaluate import pick_device, score_whole, slow_bfloat16
 from exlstm.train.files import write_atomically
 from exlstm.train.loop import Sample, Trainer
@@ -25,7 +26,8 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
 
     model: another architecture than `config.preset` and `config.blocks` name; its vocabulary must hold the tokenizer's.
     sample: writes a text with the model, for the report; called a few times in the run.
-    SIGINT or SIGTERM ends it after the step at hand; then, too, everything is saved.
+    SIGINT, SIGTERM, SIGHUP (a closed terminal) and a standard output without a reader end it after the step at hand;
+    then, too, everything is saved.
 
     Raises ValueError, one sentence, for whatever the user can mend: settings, text, run folder, checkpoint, full disk,
     and (NotFiniteError) a loss that is no number any more. Checkpoints that were there are never damaged.
@@ -33,10 +35,15 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     device = pick_device(config.device)
     code = commit()  # now: a long run may outlive the checkout's state
     learns = config.tokenizer.startswith("bpe:") and not config.resume
-    print(f"reading the text{f' and training the tokenizer {config.tokenizer}' * learns} ...", flush=True)
+    output = Output(sys.stdout)
+    output.note(f"reading the text{f' and training the tokenizer {config.tokenizer}' * learns} ...")
     setup = set_up(config, model)
     shared = threads_shared(setup.config.workers)
-    with shared, closing(open_display(device)) as display, stop_requests() as stop:
+    with shared, closing(open_display(device, output)) as display, stop_requests() as asked:
+
+        def stop() -> bool:
+            return asked() or output.ended
+
         trainer = Trainer(setup, device, display, sample)
         if not setup.config.resume:  # last of all that can be refused
             create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about)
@@ -60,7 +67,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     if summary.final is not None:
         write_atomically(setup.run.path / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
     write_report(setup.run, setup.config, trainer.model, summary)
-    print(_closing_words(summary), flush=True)
+    output.note(_closing_words(summary))
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and `kill` as a request: the step at hand is finished, then the run is saved."""
+"""Ctrl-C, `kill` and a closed terminal as a request: the step at hand is finished, then the run is saved."""
 
 import signal
 import threading
@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 _WANTED = (signal.SIGINT, signal.SIGTERM)
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether SIGINT or SIGTERM has come. A second one acts as usual, at once.
+    """Gives a function that tells whether SIGINT, SIGTERM or SIGHUP has come.
 
+    A second SIGINT or SIGTERM acts as usual, at once. SIGHUP never does, for a terminal that closes may send it twice,
+    and SIGTERM after it; under `nohup` it stays ignored.
     Outside the main thread, where Python delivers no signals, the answer is always no.
     """
     asked = threading.Event()
@@ -20,18 +23,24 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
         return
     usual = {number: signal.getsignal(number) for number in _WANTED}
+    hangup = None if _HANGUP is None else signal.getsignal(_HANGUP)
 
     def restore() -> None:
         for number, handler in usual.items():
             signal.signal(number, handler)
 
     def ask(number: int, frame: FrameType | None) -> None:
-        restore()
         asked.set()
+        if number != _HANGUP:
+            restore()
 
     for number in _WANTED:
         signal.signal(number, ask)
+    if _HANGUP is not None and hangup is not signal.SIG_IGN:
+        signal.signal(_HANGUP, ask)
     try:
         yield asked.is_set
     finally:
         restore()
+        if _HANGUP is not None:
+            signal.signal(_HANGUP, hangup)
