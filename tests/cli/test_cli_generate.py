@@ -2,11 +2,14 @@
 
 import io
 import json
+import pkgutil
 import re
 import signal
 import sys
+from functools import partial
 
 import pytest
+import torch
 from programs import in_process_of_its_own, start
 
 import exlstm
@@ -252,16 +255,20 @@ def chat(folder, *lines, words=()):
 
 @pytest.fixture
 def talk(here, run, monkeypatch):
-    """A conversation in this process; of what is typed, an exception is raised. Returns all that was printed."""
+    """A conversation in this process; of what is typed, an exception is raised and a function called. Returns all that
+    was printed."""
 
     def talk(*lines, words=()):
         typed = iter(lines)
 
         def read(prompt):
             line = next(typed, EOFError())
+            print(end=prompt)
+            while callable(line):
+                line()
+                line = next(typed, EOFError())
             if isinstance(line, BaseException):
                 raise line
-            print(end=prompt)
             return line
 
         monkeypatch.setattr("builtins.input", read)
@@ -270,7 +277,11 @@ def talk(here, run, monkeypatch):
     return talk
 
 
-@pytest.mark.parametrize("end", [EOFError(), KeyboardInterrupt(), "/quit"], ids=repr)
+def hang_up():
+    signal.raise_signal(getattr(signal, "SIGHUP", signal.SIGTERM))
+
+
+@pytest.mark.parametrize("end", [EOFError(), "/quit", hang_up], ids=["end of input", "/quit", "closed terminal"])
 def test_a_conversation_is_kept_at_its_end(here, tmp_path, talk, end):
     """Its turns are as they were read: a document's beginning, and a line's end between two of them."""
     file = str(tmp_path / "talk")
@@ -283,6 +294,47 @@ def test_a_conversation_is_kept_at_its_end(here, tmp_path, talk, end):
     assert kept.logits_BC.allclose(want.logits_BC, rtol=1e-4, atol=1e-4)
     assert "nothing to take back" in talk("/undo", "and", words=("--state", file, "--save-state", f"{file}2"))
     assert exlstm.load_state(f"{file}2", model).counts[0] > kept.counts[0] + 20
+
+
+def same(one, other):
+    """Whether two files keep the same conversation."""
+    model = exlstm.load("run/checkpoints/best")
+    one, other = (exlstm.load_state(file, model) for file in (one, other))
+    return one.counts == other.counts and torch.equal(one.logits_BC, other.logits_BC)
+
+
+def test_ctrl_c_at_an_empty_prompt_does_not_end_a_conversation(tmp_path, talk):
+    once, again = (tmp_path / name for name in ("once", "again"))
+    words = ("--temperature", "0", "--save-state")
+    talk("a cat", "sat", words=(*words, str(once)))
+    out = talk(
+        KeyboardInterrupt(), "a cat", KeyboardInterrupt(), KeyboardInterrupt(), "sat", words=(*words, str(again))
+    )
+    assert out.count("/quit ends the conversation") == 3
+    assert same(again, once)
+
+
+@pytest.mark.parametrize("command", ["sat", "/again"])
+@pytest.mark.parametrize("place", ["exlstm.models.lm.LM.read", "exlstm.infer.generate.stream"])
+def test_ctrl_c_before_the_first_token_ends_the_reply_only(tmp_path, talk, monkeypatch, place, command):
+    """Reading the line or deciding on a first token: the conversation before it is there, and goes on."""
+
+    def press(*args, **options):
+        raise KeyboardInterrupt
+
+    before, after = (tmp_path / name for name in ("before", "after"))
+    whole = pkgutil.resolve_name(place)
+    patch, unpatch = (partial(monkeypatch.setattr, place, act) for act in (press, whole))
+    lines = ("a cat", f"/save {before}", patch, command, unpatch, f"/save {after}", "on", "/undo")
+    out = talk(*lines, words=("--temperature", "0"))
+    assert out.count("[stopped") == 1
+    assert same(after, before) == place.endswith("read")
+
+
+def test_again_after_undo_is_another_reply_to_the_line_before(talk):
+    words = ("--temperature", "0")
+    first, second = (talk("a cat", *more, "/again", words=words) for more in ((), ("sat", "/undo")))
+    assert second.rpartition("> ")[0].rpartition("> ")[2] == first.rpartition("> ")[0].rpartition("> ")[2]
 
 
 def test_what_is_forgotten_cannot_be_taken_back(tmp_path, talk):

@@ -1,9 +1,12 @@
 """A conversation on a terminal. Its memory is a state of constant size, which can be kept, reloaded, and taken back."""
 
+import signal
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from exlstm.cli.generate import Voice, lines_of
+from exlstm.cli.generate import Voice
 
 if TYPE_CHECKING:
     from exlstm.models.snapshot import Snapshot
@@ -14,33 +17,54 @@ HELP = """/undo        take the last line and its reply back
 /load FILE   go on from a conversation in a file
 /reset       begin anew
 /help        this list
-/quit        end, as Ctrl-D does; Ctrl-C ends a reply only"""
+/quit        end, as Ctrl-D does; Ctrl-C ends a reply only, never the conversation"""
 
 
 @dataclass
 class Chat:
-    """The states of a conversation: `past` before every line of the user's, so that it can be taken back."""
+    """The states of a conversation: `past` before every line of the user's, with that line, so that it can be taken
+    back."""
 
     voice: Voice
     now: "Snapshot | None"
-    past: "list[Snapshot | None]" = field(default_factory=list)
-    last_line: str = ""
+    past: "list[tuple[Snapshot | None, str]]" = field(default_factory=list)
     replies: int = 0
 
     def run(self) -> None:
-        """Until the end of input. Ctrl-C at an empty line ends it too."""
+        """Until the end of input, /quit, or a terminal that closes. Ctrl-C ends what is going on, never the rest."""
         self.voice.note("a conversation; /help lists commands, Ctrl-D ends it")
-        try:
-            for line in lines_of("> "):
-                try:
-                    if not self.handled(line.strip()):
-                        break
-                except (ValueError, OSError) as error:
-                    print(error)
-        except KeyboardInterrupt:
-            self.voice.say("\n")
+        until_hangup(self.talk, then=self.keep)
+
+    def talk(self) -> None:
+        """Line after line."""
+        while (line := self.typed()) is not None and self.answered(line.strip()):
+            pass
+
+    def keep(self) -> None:
+        """In the file of --save-state, if there is one, and something to keep."""
         if self.now is not None:
             self.voice.keep(self.now)
+
+    def typed(self) -> str | None:
+        """What the user types; None at the end of input."""
+        while True:
+            try:
+                return input("> ")
+            except (EOFError, OSError):  # a terminal that has closed may give either
+                return None
+            except KeyboardInterrupt:
+                print("\n(Ctrl-D or /quit ends the conversation)")
+
+    def answered(self, line: str) -> bool:
+        """Does what a line asks for, or says why not; False for /quit."""
+        try:
+            return self.handled(line)
+        except KeyboardInterrupt:
+            # before the first piece of the reply, or in a command: nothing of the conversation has changed
+            print(" [stopped; the line is as if it had not been typed]")
+        except (ValueError, OSError) as error:
+            print(error)
+        return True
 
     def handled(self, line: str) -> bool:
         """Does what a line asks for; False for /quit."""
@@ -57,9 +81,10 @@ class Chat:
         elif command in ("/undo", "/again"):
             if not self.past:
                 raise ValueError("there is nothing to take back; type a line first.")
-            self.now = self.past.pop()
             if command == "/again":
-                self.reply(self.last_line)
+                self.now = self.reply(*self.past[-1])
+            else:
+                self.now, _ = self.past.pop()
         elif command in ("/save", "/load") and not argument:
             raise ValueError(f"{command} needs the name of a file; type {command} FILE.")
         elif command == "/save":
@@ -71,18 +96,46 @@ class Chat:
         elif command.startswith("/"):
             raise ValueError(f"there is no command {command}; /help lists them.")
         elif line:
-            self.reply(line)
+            before, self.now = self.now, self.reply(self.now, line)
+            self.past.append((before, line))
         return True
 
-    def reply(self, line: str) -> None:
-        """Reads a line as a turn of the user's, and speaks until the model begins another one."""
+    def reply(self, before: "Snapshot | None", line: str) -> "Snapshot":
+        """Reads a line as a turn of the user's, and speaks until the model begins another one. The state after it."""
         turn = self.voice.options.turn
-        before = self.now
         text = turn.replace("{}", line)
         started = self.voice.read(text if before is None else f"\n{text}", before)
         opening = turn.partition("{}")[0].strip()
         stop = (f"\n{opening}",) if opening else ()
         # each reply has random numbers of its own
-        self.now = self.voice.speak(started, self.voice.options.seed + self.replies, stop)
-        self.past.append(before)
-        self.last_line, self.replies = line, self.replies + 1
+        after = self.voice.speak(started, self.voice.options.seed + self.replies, stop)
+        self.replies += 1
+        return after
+
+
+class Hangup(BaseException):
+    """The terminal has closed, or `kill` was called."""
+
+
+def until_hangup(work: Callable[[], None], then: Callable[[], None]) -> None:
+    """Calls both. SIGHUP and SIGTERM end `work` only; what else comes of them while `then` runs is ignored."""
+
+    def end(*_: object) -> None:
+        raise Hangup
+
+    wanted = [number for name in ("SIGHUP", "SIGTERM") if (number := getattr(signal, name, None)) is not None]
+    usual = {number: signal.getsignal(number) for number in wanted}
+    for number, handler in usual.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
+    try:
+        with suppress(Hangup):
+            work()
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            then()
+        finally:
+            for number, handler in usual.items():
+                signal.signal(number, handler)

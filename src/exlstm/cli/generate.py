@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -259,12 +258,3 @@ def read_text(file: str) -> str:
         raise ValueError(
             f"{file} cannot be read ({error.strerror}); name a file of text, or - for standard input."
         ) from error
-
-
-def lines_of(prompt: str) -> Iterator[str]:
-    """What the user types, until the end of it."""
-    while True:
-        try:
-            yield input(prompt)
-        except EOFError:
-            return

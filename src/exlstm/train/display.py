@@ -144,7 +144,7 @@ class LiveDisplay:
         from rich.live import Live
 
         self.meter = Meter(device)
-        self.console = Console(file=cast(TextIO, output), highlight=False)
+        self.console = Console(file=cast("TextIO", output), highlight=False)
         self.live = Live(console=self.console, refresh_per_second=4)
         self.live.start()
 
