@@ -234,6 +234,8 @@ def test_a_state_of_another_model_is_refused(here, tmp_path, run, refused):
         (["--turn", "User:"], ["--turn 'User:' has no {}"]),
         (["--logprobs", "1"], ["--logprobs is for --prompts"]),
         (["--file", "nowhere"], ["nowhere"]),
+        (["--save-state", "text.txt"], ["text.txt is there and is no state", "name another file"]),
+        (["--save-state", "run"], ["run is a folder"]),
         (["--tokenizer", "nowhere.json"], ["nowhere.json"]),
         (["--weights", "int3"], ["int3", "int8"]),
         (["--checkpoint", "39"], ["no checkpoint of step 39"]),
@@ -241,8 +243,10 @@ def test_a_state_of_another_model_is_refused(here, tmp_path, run, refused):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes(here, refused, words, fragments):
+    text = (here / "text.txt").read_bytes()
     sentence = refused("generate", "run", *words)
     assert all(fragment in sentence for fragment in fragments), sentence
+    assert (here / "text.txt").read_bytes() == text
 
 
 # ------------------------------------------------------------------------------------------------- conversations

@@ -276,6 +276,33 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["chat"]
 
 
+def test_what_is_no_state_is_not_replaced(tmp_path):
+    """A state is, of whatever version, and an empty file, as mktemp makes one."""
+    from safetensors.torch import save_file
+
+    model, state = build("ms"), tmp_path / "state"
+    state.touch()
+    save_state(model.read([1]), state)
+    state.write_bytes(state.read_bytes().replace(b'"version":"1"', b'"version":"7"'))
+    save_state(model.read([1, 2]), state)
+    assert load_state(state, model).counts == (2,)
+    (tmp_path / "text").write_text("Once upon a time, in a file")
+    save_file({"x": torch.zeros(2)}, tmp_path / "model.safetensors")
+    for name in ("text", "model.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name} is there and is no state, so it is not replaced; name another"):
+            save_state(model.read([1]), tmp_path / name)
+    assert (tmp_path / "text").read_text() == "Once upon a time, in a file"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """Such as /dev/null, where root could."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is there and is no state"):
+        save_state(build("ms").read([1]), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_whose_state_it_is_has_to_be_known(tmp_path):
     """Known before the weights change, it can be saved after; and is refused with the new ones."""
     model = build("ms")

@@ -23,11 +23,11 @@ KIND, VERSION = "exlstm-state", "1"
 
 
 def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
-    """Writes a snapshot, every number exactly as it is, and whose it is; replaces a file that was there.
+    """Writes a snapshot, every number exactly as it is, and whose it is; replaces a state that was there.
 
     Raises ValueError if the model's weights have changed since the prompt was read (nobody could say then whose state
-    it is), for a folder, and for a file in a folder that is not there; OSError, leaving a file that was there before as
-    it was, when the disk is full.
+    it is), for a folder, for a file that holds anything else, and for one in a folder that is not there. Raises OSError,
+    leaving a file that was there before as it was, when the disk is full.
     """
     file = Path(file)
     check_place(file)
@@ -49,12 +49,26 @@ def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
 
 
 def check_place(file: str | os.PathLike[str]) -> None:
-    """ValueError where no file can be: told before the work whose result it is for."""
+    """ValueError where no state can be written: told before the work whose result it is for.
+
+    Nothing but another state, or an empty file, is replaced.
+    """
     file = Path(file)
     if file.is_dir():
         raise ValueError(f"{file} is a folder; name a file.")
     if not file.parent.is_dir():
         raise ValueError(f"there is no folder {file.parent} for {file.name}; make it first, or name another.")
+    if file.exists() and not (file.is_file() and (file.stat().st_size == 0 or _is_state(file))):
+        raise ValueError(f"{file} is there and is no state, so it is not replaced; name another file.")
+
+
+def _is_state(file: Path) -> bool:
+    """Of whatever version."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("kind") == KIND
+    except SafetensorError:
+        return False
 
 
 def load_state(file: str | os.PathLike[str], model: LM) -> Snapshot:
