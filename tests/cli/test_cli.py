@@ -17,6 +17,7 @@ from exlstm.cli.commands import COMMANDS
 from exlstm.cli.parse import parse, take_choice
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES, recipe
+from exlstm.train.summary import RunSummary
 
 # ----------------------------------------------------------------------------------------------------------- help
 
@@ -99,7 +100,8 @@ def test_a_run_whose_checkpoint_is_quantised(here, tmp_path, run, refused):
     copy = tmp_path / "copy"
     shutil.copytree(here / "run", copy, symlinks=True)
     checkpoint = copy / "checkpoints/step-00000040"
-    exlstm.save(exlstm.quantize(exlstm.load(checkpoint), "int8"), checkpoint)
+    exlstm.save(exlstm.quantize(exlstm.load(checkpoint), "int8"), tmp_path / "small")
+    shutil.copytree(tmp_path / "small", checkpoint, dirs_exist_ok=True)
     options = ("--context", "32", "--tokens", "512")
     compared = run("eval", "run", *options, "--weights", "int8")
     assert re.search(r"^.*all, state kept.*$", compared.partition("With int8")[2], re.MULTILINE)[0] in run(
@@ -169,10 +171,23 @@ def test_explain_needs_no_memory_for_weights():
 
 def test_demo_trains_generates_and_says_where_things_are(here, run):
     options = ("--run", "demo", "--data", "text.txt", "--tokenizer", "bytes", "--steps", "3", "--no-carry-state", *TINY)
-    for _ in range(2):  # the second one replaces the first
-        out = run("demo", *options, "--yardsticks")
-        for words in ("trigram", "gzip -9", "xz -9", "def ", "loss.png", "report.html"):
-            assert words in out
+    out = run("demo", *options, "--yardsticks")
+    for words in ("trigram", "gzip -9", "xz -9", "def ", "loss.png", "report.html"):
+        assert words in out
+
+
+def test_a_recipe_replaces_the_former_demo_and_no_other_run(monkeypatch):
+    """Neither has the user asked for it, nor can --resume be meant so."""
+    seen = []
+    monkeypatch.setattr("exlstm.train.run.train", lambda config, **_: seen.append(config) or RunSummary(**NOTHING))
+    for words in (("demo",), ("demo", "--resume"), ("demo", "--run", "run"), ("train", "--recipe", "demo")):
+        assert main(list(words)) == 0
+    assert [(config.run, config.resume, config.overwrite) for config in seen] == [
+        ("runs/demo", False, True), ("runs/demo", True, False), ("run", False, False), ("runs/demo", False, False)
+    ]  # fmt: skip
+
+
+NOTHING = {"run": "", "stopped": "signal", "step": 0, "tokens": 0, "seconds": 0, "parameters": 0, "seed": 0}
 
 
 def test_recipes_are_the_defaults_that_other_options_change(monkeypatch):

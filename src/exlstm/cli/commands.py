@@ -4,7 +4,7 @@ PyTorch is imported inside the functions, so that help and complaints about opti
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -108,6 +108,8 @@ def demo(options: TrainConfig) -> None:
     """`exlstm demo`: train, then show what came out."""
     from exlstm.train.run import train as run_training
 
+    if options.run == RECIPES["demo"].run and not options.resume:
+        options = replace(options, overwrite=True)
     summary = run_training(options, sample=_sample)
     if summary.final is None:
         return
@@ -277,7 +279,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "demo": Command(
         help="five minutes: train on Python's own source, compare, generate",
-        more="Replaces the former demo in runs/demo. Options change the recipe, as in `exlstm train --recipe demo`.",
+        more="Replaces the former demo in runs/demo, and no other run. Options change the recipe, as in "
+        "`exlstm train --recipe demo`.",
         options=TrainConfig,
         default=RECIPES["demo"],
         run=demo,

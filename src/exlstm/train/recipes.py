@@ -9,7 +9,6 @@ RECIPES: dict[str, TrainConfig] = {
     # `make demo`: five minutes in all on two cores, set-up, final evaluation and yardsticks included
     "demo": TrainConfig(
         run="runs/demo",
-        overwrite=True,
         preset="laptop-small",
         tokenizer="bpe:2048",
         minutes=3.25,
