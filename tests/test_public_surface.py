@@ -37,10 +37,11 @@ SURFACE = {
         "(path: str | PathLike[str], *, dtype: dtype | None = None, device: str | device = 'cpu', weights: "
         "Optional[Literal['int8', 'int4']] = None) -> LM"
     ),
-    "save": "(model: LM, folder: str | PathLike[str], *, layout: str = 'exlstm') -> None",
+    "save": "(model: LM, folder: str | PathLike[str], *, layout: str = 'exlstm', overwrite: bool = False) -> None",
     "convert": (
         "(source: str | PathLike[str], folder: str | PathLike[str], *, layout: str = 'exlstm', dtype: dtype | None = "
-        "None, weights: Optional[Literal['int8', 'int4']] = None, shard_bytes: int = 2147483648) -> Checkpoint"
+        "None, weights: Optional[Literal['int8', 'int4']] = None, shard_bytes: int = 2147483648, overwrite: bool = "
+        "False) -> Checkpoint"
     ),
     "quantize": "(model: LM, weights: Literal['int8', 'int4']) -> LM",
     "explain": "(model: Module, batch: int = 1, length: int = 128) -> Table",

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -136,10 +137,37 @@ def test_what_was_assumed_is_said(large, tmp_path, run):
         (["run", "out", "--weights", "int2"], ["int2"]),
         (["run", "out", "--tokenizer", "nowhere.json"], ["nowhere.json"]),
         (["run/checkpoints/best", "run/checkpoints/best"], ["is the model to convert", "another folder"]),
+        (["run", "run"], ["run is the model to convert"]),
+        (["run", "run/small"], ["is inside of the model to convert"]),
+        (["run/checkpoints/best", "run"], ["run holds the model to convert"]),
+        (["run/checkpoints/best", "run", "--overwrite"], ["run holds the model to convert"]),
+        (["run", "other", "--overwrite"], ["other is a run of exlstm train"]),
+        (["run", ".", "--overwrite"], [". holds the model to convert"]),
+        (["run", "out", "--weights", "int8", "--data", "nowhere.txt"], ["no file or folder 'nowhere.txt'"]),
+        (["run", "out", "--weights", "int8", "--tokens", "0"], ["--tokens is 0"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes_leave_nothing(here, refused, words, fragments):
+    if "other" in words and not (here / "other").exists():
+        shutil.copytree(here / "run", here / "other", symlinks=True)
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     sentence = refused("convert", *words)
     assert all(fragment in sentence for fragment in fragments), sentence
-    assert not (here / "out").exists()
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_a_model_is_replaced_where_that_was_asked_for(large, here, tmp_path, run, refused):
+    """With its tokenizer: that of the old model would encode other texts, or none."""
+    target = tmp_path / "out"
+    run("convert", str(large), str(target))
+    files = {path: path.read_bytes() for path in target.iterdir()}
+    assert "--overwrite" in refused("convert", "run", str(target))
+    assert {path: path.read_bytes() for path in target.iterdir()} == files
+    run("convert", "run", str(target), "--overwrite")
+    assert json.loads((target / "tokenizer.json").read_text()) == {"kind": "bytes"}
+    run("convert", str(large), str(target), "--overwrite", "--layout", "huggingface")
+    assert (target / "tokenizer_config.json").is_file()
+    (large / "tokenizer.json").unlink()
+    run("convert", str(large), str(target), "--overwrite")
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors"]

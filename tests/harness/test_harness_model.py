@@ -188,7 +188,7 @@ def test_the_tokenizer_is_the_one_in_the_folder(lm, folder, tmp_path):
     assert HarnessModel(str(tmp_path)).tok_encode("some") == [tokenizer.boundary, *tokenizer.encode(b"some")]
     assert HarnessModel(str(tmp_path), tokenizer="bytes").tok_encode("é", False) == [0xC3, 0xA9]
     small = exlstm.LM(exlstm.lm_from_pattern("m", vocab_size=200, width=16))
-    exlstm.save(small, tmp_path)
+    exlstm.save(small, tmp_path, overwrite=True)
     with pytest.raises(ValueError, match="tokenizer has 257 tokens but the model only 200"):
         HarnessModel(str(tmp_path), tokenizer="bytes")
 

@@ -62,6 +62,18 @@ def test_shards(tmp_path):
     assert_same(exlstm.load(tmp_path), lm)
 
 
+def test_a_run_is_not_replaced_by_a_model(tmp_path):
+    """Its config.json and tokenizer.json would be."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    model = from_lm(build("m", torch.float32))
+    for part in (model, model.config):
+        with pytest.raises(ValueError, match="is a run of exlstm train"):
+            part.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoints", "config.json"]
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
 def test_what_transformers_adds_to_config_json_does_not_matter(tmp_path):
     """Token ids, the classes of a Trainer's run, and settings of outputs: none of them is of the architecture."""
     lm = build("m", torch.float32)

@@ -99,7 +99,7 @@ def test_state_dict_round_trip(weights):
 
 def assert_saved(model, folder):
     """Loaded again it is the same model, to the last bit, in prefill and in decoding."""
-    exlstm.save(model, folder)
+    exlstm.save(model, folder, overwrite=True)
     again = exlstm.load(folder)
     assert {name: type(m) for name, m in again.named_modules()} == {name: type(m) for name, m in model.named_modules()}
     before, after = model.state_dict(), again.state_dict()

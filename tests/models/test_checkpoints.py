@@ -383,7 +383,7 @@ def test_shards(tmp_path):
     (tmp_path / "out" / shards[1]).rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=rf"{shards[1]} is missing, which holds a part of the weights; copy or"):
         load(tmp_path / "out")
-    save(build("s"), tmp_path / "out")
+    save(build("s"), tmp_path / "out", overwrite=True)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
 
 

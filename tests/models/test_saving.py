@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.own import config_from_json, config_to_json
-from exlstm.models.checkpoints.saving import save
+from exlstm.models.checkpoints.saving import convert, save
 from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import PRESETS, preset
@@ -84,8 +86,93 @@ def test_loading_as_another_dtype(tmp_path):
 def test_saving_over_an_older_model(tmp_path):
     save(build("m"), tmp_path)
     newer = build("sM")
-    save(newer, str(tmp_path))
+    save(newer, str(tmp_path), overwrite=True)
     assert_equal(load(str(tmp_path)), newer)
+
+
+def test_another_layout_over_an_older_model(tmp_path):
+    """Nothing of the older one is left, such as the other layout's config."""
+    save(build("M"), tmp_path)
+    save(build("mm"), tmp_path, layout="classic", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "model.safetensors"]
+    load(tmp_path)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# what lies in the folder, and what saving a model there must say; the last is whether overwrite=True changes that
+TAKEN = [
+    ({"config.json": "{}", "model.safetensors": ""}, "holds 'config.json' of a model; name another folder, or", True),
+    ({"tokenizer.json": "{}"}, "holds 'tokenizer.json' of a model", True),
+    ({"config.json": "{}", "tokenizer.json": "{}", "checkpoints/.tmp": ""}, "is a run of exlstm train", False),
+    ({"model.safetensors": "", "optimizer.safetensors": "", "trainer.json": "{}"}, "holds 'optimizer.safeten", False),
+    ({"config.json": "{}", "thesis.tex": "all of it"}, "holds 'thesis.tex', which belongs to no saved model", False),
+    ({"model.safetensors/inside": ""}, "holds 'model.safetensors', which belongs to no saved model", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "message", "replaced"), TAKEN, ids=lambda value: str(value)[:24])
+def test_what_a_save_would_destroy_is_refused(tmp_path, files, message, replaced):
+    """By a save and by a conversion; before anything is written, and through a link, too."""
+    target = tmp_path / "target"
+    for name, text in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text(text)
+    (tmp_path / "link").symlink_to(target, target_is_directory=True)
+    model = build("m")
+    save(model, tmp_path / "in")
+    before = contents(target)
+    for act in (partial(save, model), partial(convert, tmp_path / "in")):
+        for folder in (target, tmp_path / "link", tmp_path / "in/../target"):
+            for overwrite in (False, True)[: 1 if replaced else 2]:
+                with pytest.raises(ValueError, match=message):
+                    act(folder, overwrite=overwrite)
+        assert contents(target) == before
+    assert sorted(os.listdir(tmp_path)) == ["in", "link", "target"]
+    if replaced:
+        save(model, target, overwrite=True)
+        assert_equal(load(target), model)
+
+
+def test_hidden_files_do_not_count_and_stay(tmp_path):
+    """A folder under version control may be empty otherwise."""
+    (tmp_path / ".git").write_text("history")
+    save(build("m"), tmp_path)
+    save(build("m"), tmp_path, overwrite=True)
+    assert (tmp_path / ".git").read_text() == "history"
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"file is a file; name a folder"):
+            save(build("m"), tmp_path / "file", overwrite=overwrite)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "relation"),
+    [
+        ("in", "in", "is"),
+        ("in", "link", "is"),
+        ("link", "in/../in", "is"),
+        ("in/model.safetensors", "in", "holds"),
+        ("in", ".", "holds"),
+        ("in", "in/out", "is inside of"),
+        ("link", "in/deep/out", "is inside of"),
+    ],
+)
+def test_a_conversion_into_its_source_is_refused(tmp_path, monkeypatch, source, target, relation):
+    monkeypatch.chdir(tmp_path)
+    save(build("m"), "in")
+    (tmp_path / "link").symlink_to("in", target_is_directory=True)
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=rf"^{re.escape(target)} {relation} the model to convert; name another"):
+            convert(source, target, overwrite=overwrite)
+    assert contents(tmp_path) == before
 
 
 def test_a_loaded_file_may_be_replaced(tmp_path):
@@ -93,7 +180,7 @@ def test_a_loaded_file_may_be_replaced(tmp_path):
     save(build("m"), tmp_path)
     model = load(tmp_path)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    save(build("m"), tmp_path)
+    save(build("m"), tmp_path, overwrite=True)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
@@ -195,7 +282,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch, target, failure
     with monkeypatch.context() as patch:
         patch.setattr(target, failure)
         with pytest.raises(OSError, match="No space left on device"):
-            save(build("MM"), tmp_path)
+            save(build("MM"), tmp_path, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
     assert_equal(load(tmp_path), old)
 

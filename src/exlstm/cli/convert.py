@@ -10,6 +10,9 @@ import tyro
 from exlstm.cli.parse import check_at_least, checkpoint_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exlstm.data.text import Document
     from exlstm.train.evaluate import Score
     from exlstm.train.named import Named
 
@@ -32,6 +35,11 @@ class Convert:
     minutes: float = 1.0  # longest time for the first of the two measurements; the second takes as many tokens
     tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
     checkpoint: str = "best"  # of a run: best, last, or the number of a step
+    overwrite: bool = False  # replace a model in OUT; a run, or a folder with other files, is never replaced
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"--tokens is {self.tokens}; it must be at least 1.")
 
     def __post_init__(self) -> None:
         check_at_least(self, tokens=1, minutes=0)
@@ -41,16 +49,22 @@ def convert(options: Convert) -> None:
     """Streams the weights, takes the tokenizer along, and says what changed."""
     import torch
 
+    from exlstm.data.text import documents
     from exlstm.models.checkpoints.saving import convert as run_conversion
+    from exlstm.models.checkpoints.target import check_target
     from exlstm.train.named import TOKENIZER, named
 
+    check_target(Path(options.target), overwrite=options.overwrite, sources=[Path(options.source)])
     source = named(options.source, checkpoint_of(options.checkpoint))
     dtype = None if options.dtype == "as-saved" else getattr(torch, options.dtype)
     weights = None if options.weights == "as-saved" else options.weights
     tokenizer = options.tokenizer is not None or source.tokenizer_file.is_file()
     if tokenizer:
         source.tokenizer(options.tokenizer)  # one that cannot be read is told before anything is written
-    read = run_conversion(source.weights, options.target, layout=options.layout, dtype=dtype, weights=weights)
+    docs = documents(options.data) if tokenizer and weights is not None else []  # and so is a text
+    read = run_conversion(
+        source.weights, options.target, layout=options.layout, dtype=dtype, weights=weights, overwrite=options.overwrite
+    )
     if notes := read.notes():
         print(notes)
     take_tokenizer_along(source, options)
@@ -60,7 +74,7 @@ def convert(options: Convert) -> None:
     if not tokenizer:
         print(f"perplexity was not measured: there is no {TOKENIZER} beside the model; name one with --tokenizer.")
         return
-    before, after = measured(source, options)
+    before, after = measured(source, docs, options)
     print(
         f"perplexity on {before.tokens:,} tokens: {before.perplexity:.4f} -> {after.perplexity:.4f} "
         f"({after.perplexity / before.perplexity - 1:+.2%}), "
@@ -77,10 +91,14 @@ def describe(path: Path, layout: str) -> str:
 
 
 def take_tokenizer_along(source: "Named", options: Convert) -> None:
-    """Ours as it is; transformers gets one that its AutoTokenizer reads."""
+    """Ours as it is; transformers gets one that its AutoTokenizer reads. That of an overwritten model goes."""
+    from exlstm.models.checkpoints.target import TOKENIZER_FILES
+
+    target = Path(options.target)
+    for name in TOKENIZER_FILES:
+        (target / name).unlink(missing_ok=True)
     if options.tokenizer is None and not source.tokenizer_file.is_file():
         return
-    target = Path(options.target)
     if options.layout == "huggingface":
         from exlstm.data.transformers_tokenizer import save_tokenizer
 
@@ -95,13 +113,12 @@ def take_tokenizer_along(source: "Named", options: Convert) -> None:
         )
 
 
-def measured(source: "Named", options: Convert) -> "tuple[Score, Score]":
+def measured(source: "Named", docs: "Sequence[Document]", options: Convert) -> "tuple[Score, Score]":
     """Scores of both models on the same tokens, one model in memory at a time."""
-    from exlstm.data.text import documents
     from exlstm.train.evaluate import score_beginning
     from exlstm.train.named import Named
 
-    tokenizer, docs = source.tokenizer(options.tokenizer), documents(options.data)
+    tokenizer = source.tokenizer(options.tokenizer)
     before = score_beginning(source.load(), tokenizer, docs, tokens=options.tokens, minutes=options.minutes)
     target = Named(weights=Path(options.target), tokenizer_file=source.tokenizer_file)
     return before, score_beginning(target.load(), tokenizer, docs, tokens=before.tokens, minutes=float("inf"))

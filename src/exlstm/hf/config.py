@@ -1,11 +1,14 @@
 """The architecture as transformers keeps it: the keys of our own config.json, no more and no less."""
 
+import os
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from exlstm.models.checkpoints.own import FORMAT, config_from_json, config_to_json
+from exlstm.models.checkpoints.target import check_no_run
 from exlstm.models.lm import LMConfig
 
 # There is no longest input. Who asks gets the largest number that everybody can hold: without one,
@@ -66,6 +69,11 @@ class ExlstmConfig(PreTrainedConfig):  # type: ignore[misc]
             raise ValueError("the config has no blocks; make one with ExlstmConfig.from_lm(exlstm.preset(name)).")
         values = {field.name: getattr(self, field.name) for field in fields(LMConfig)}
         return config_from_json({"format": self.format, "model_type": "exlstm", **values})
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As in transformers, which a model's `save_pretrained` begins with. ValueError for the folder of a run."""
+        check_no_run(Path(save_directory))
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def num_hidden_layers(self) -> int:

@@ -6,7 +6,6 @@ none.
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from exlstm.models.checkpoints.files import INDEX
+from exlstm.models.checkpoints.files import CONFIGS, INDEX
 from exlstm.models.checkpoints.layout import Layout
 from exlstm.models.checkpoints.loading import (
     LAYOUTS,
@@ -32,24 +31,27 @@ from exlstm.models.checkpoints.loading import (
 )
 from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
+from exlstm.models.checkpoints.target import WEIGHTS, check_target
 from exlstm.models.lm import LM
 from exlstm.models.quantized import Bits, bits_of, quantised_layers, stored_once
 
 SHARD_BYTES = 2 << 30
 CPU = torch.device("cpu")
-OURS = re.compile(r"model(_\d+|-\d{5}-of-\d{5})?\.safetensors")  # weights that a save may have left in the folder
 
 
-def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm") -> None:
-    """Writes the model into `folder`, its config and weights each whole or not at all; replaces a model saved there.
+def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm", overwrite: bool = False) -> None:
+    """Writes the model into `folder`, its config and weights each whole or not at all.
 
     layout: "exlstm" (ours), "huggingface" (transformers' own xlstm), "xlstm-large" or "classic" (the paper's package).
     Weights of more than 2 GiB go into several files. A quantised model is saved as it is, in our own layout only.
-    Raises ValueError, before anything is written, for a block or a setting that the layout cannot express, and for a
-    model that `load` could not read back: with parts that its config does not have, with quantised layers of two kinds,
-    or in two dtypes. Raises OSError, and leaves a model that was there before as it was, when the disk is full.
+    overwrite: replace a model that is in the folder; a tokenizer beside it stays.
+    Raises ValueError, before anything is written, for a folder that is not empty (with `overwrite`: that is a run, or
+    holds anything else than a model), for a block or a setting that the layout cannot express, and for a model that
+    `load` could not read back: with parts that its config does not have, with quantised layers of two kinds, or in two
+    dtypes. Raises OSError, and leaves a model that was there before as it was, when the disk is full.
     """  # fmt: skip
     target, bits = layout_named(layout), bits_of(model)
+    check_target(Path(folder), overwrite=overwrite)
     check_savable(model, bits)
     tensors = stored_once(model)
     data = description(target, model, bits)
@@ -64,15 +66,16 @@ def convert(
     dtype: torch.dtype | None = None,
     weights: Bits | None = None,
     shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
 ) -> Checkpoint:
     """Writes the model at `source`, in any layout, into `folder` in another layout, dtype, or quantised.
 
-    Streams: about `shard_bytes` of weights are in memory at a time. Errors are those of `load` and `save`, and come
-    before anything is written. Returns what was read, closed.
+    Streams: about `shard_bytes` of weights are in memory at a time. overwrite: replace a model that is in the folder.
+    Errors are those of `load` and `save`, and come before anything is written; `folder` can neither hold `source` nor
+    be inside of it. Returns what was read, closed.
     """
     target = layout_named(layout)
-    if Path(source).resolve() == Path(folder).resolve():
-        raise ValueError(f"{folder} is the model to convert; name another folder for the result.")
+    check_target(Path(folder), overwrite=overwrite, sources=[Path(source)])
     with open_checkpoint(source) as found:
         change = changes(found, dtype, weights)
         model = after(found, change)
@@ -210,7 +213,7 @@ def put_in_place(folder: Path, files: Sequence[Path]) -> None:
     (folder / INDEX).unlink(missing_ok=True)
     names = {file.name for file in files}
     for old in folder.iterdir():
-        if old.name not in names and OURS.fullmatch(old.name):
+        if old.name not in names and (old.name in CONFIGS or WEIGHTS.fullmatch(old.name)):
             old.unlink()
     for file in files:
         file.replace(folder / file.name)
