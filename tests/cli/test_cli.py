@@ -14,6 +14,7 @@ from programs import TINY, in_process_of_its_own, start
 import exlstm
 from exlstm.cli import main
 from exlstm.cli.commands import COMMANDS
+from exlstm.cli.generate import Generate
 from exlstm.cli.parse import parse, take_choice
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES, recipe
@@ -327,6 +328,47 @@ def test_parse_takes_none_where_an_option_may_be_left_out():
     assert (options.minutes, options.data) == (None, None)
     with pytest.raises(ValueError, match="--lr: 'none' is not a number; see x --help"):
         parse(TrainConfig, ["--lr", "none"], program="x", description="")
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        (["--data", "a"], "a"),
+        (["--data", "a", "b:0.3"], ("a", "b:0.3")),
+        (["--data", "a", "--data", "b:0.3"], ("a", "b:0.3")),
+        (["--data=a", "--steps", "3", "--data=b c", "--data", "d", "e", "--no-yardsticks"], ("a", "b c", "d", "e")),
+        (["--data", ""], ""),
+        (["--steps", "3"], None),
+    ],
+    ids=str,
+)
+def test_several_texts(words, data):
+    options = parse(TrainConfig, words, program="x", description="")
+    assert options.data == data
+    assert options.steps == (3 if "--steps" in words else None)
+    assert options.yardsticks == ("--no-yardsticks" not in words)
+
+
+def test_an_option_with_several_values_may_be_repeated():
+    """The last one does not win."""
+    words = ["run", "--stop", "a", "--prompt", "x", "--stop=b c", "--stop", "d", "e", "--seed=3", "--no-quiet"]
+    options = parse(Generate, words, program="x", description="")
+    assert (options.stop, options.prompt, options.seed) == (("a", "b c", "d", "e"), "x", 3)
+    assert parse(Generate, ["run", "--stop=--", "--seed", "3"], program="x", description="").stop == ("--",)
+
+
+def test_a_text_that_is_missing():
+    with pytest.raises(ValueError, match="--data: a value is missing; see x --help"):
+        parse(TrainConfig, ["--data", "--steps", "3"], program="x", description="")
+
+
+def test_eval_says_what_was_left_out(here, tmp_path, run, refused):
+    (tmp_path / "text.txt").write_text("a mat on the cat\n" * 100)
+    (tmp_path / "photo.jpg").write_bytes(b"\0" * 99)
+    words = ("eval", "run", "--context", "32", "--data")
+    assert "(1 of 2 files does not look like text: photo.jpg; --binary takes them)" in run(*words, str(tmp_path))
+    assert "--binary" in refused(*words, str(tmp_path / "photo.jpg"))
+    assert "99 bytes" in run(*words, str(tmp_path / "photo.jpg"), "--binary")
 
 
 def test_take_choice_leaves_the_other_words():

@@ -1,16 +1,30 @@
 """Sources, splits and fingerprints of text."""
 
+import bz2
+import gzip
 import json
 import os
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.data.text import Document, cut_at_line, documents, fingerprint, split_documents
+from exlstm.data.text import (
+    Document,
+    cut_at_line,
+    documents,
+    fingerprint,
+    looks_like_text,
+    read_source,
+    split_documents,
+)
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -106,7 +120,61 @@ def test_a_part_that_would_be_empty(docs: list[Document]) -> None:
 
 def test_a_file_keeps_its_bytes(tmp_path: Path) -> None:
     data = bytes(range(256)) + b"\r\n\xff"
-    assert documents(str(write(tmp_path / "a.bin", data))) == [Document("a.bin", data)]
+    assert documents(str(write(tmp_path / "a.bin", data)), binary=True) == [Document("a.bin", data)]
+    latin = "Grüße\r\n".encode("latin-1")
+    assert documents(write(tmp_path / "a.txt", latin)) == [Document("a.txt", latin)]
+
+
+TEXTS = {
+    "empty": b"", "ASCII": b"a\tb\r\n\f\v\x1b[1mbold\x1b[0m\x07\n", "UTF-8": "\ufeffzwei: ü, 二, 😀".encode(),
+    "cut off": "ü".encode()[:1], "Latin-1": "Grüße".encode("latin-1"), "Shift JIS": "日本語の文章".encode("shift_jis"),
+    "UTF-8 with a control": "ü \x01".encode(),
+}  # fmt: skip
+BINARIES = {
+    "UTF-16": "text".encode("utf-16"), "JPEG": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "gzip": gzip.compress(b"text" * 99),
+    "bzip2": bz2.compress(b"text, text, text"), "weights": safetensors.numpy.save({"x": np.ones(3)}),
+    "Latin-1 with a control": "Grüße \x01".encode("latin-1"), "one NUL": b"text" * 99 + b"\0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*TEXTS, *BINARIES])
+def test_what_looks_like_text(name: str) -> None:
+    assert looks_like_text((TEXTS | BINARIES)[name]) == (name in TEXTS)
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_what_does_not_look_like_text_is_left_out(tmp_path: Path, pattern: str) -> None:
+    for index, data in enumerate(BINARIES.values()):
+        write(tmp_path / f"{index}.bin", data)
+    write(tmp_path / "notes.txt", b"text")
+    write(tmp_path / "more.jsonl", b'{"text": "a \\u0000"}')
+    text = read_source(tmp_path / pattern)
+    assert names(text.documents) == ["more.jsonl:000000001", "notes.txt"]
+    assert text.note() == "7 of 9 files do not look like text: 0.bin, 1.bin, 2.bin, ..."
+    assert names(documents(tmp_path / pattern)) == names(text.documents)
+    everything = read_source(tmp_path / pattern, binary=True)
+    assert [len(everything.documents), everything.note()] == [9, ""]
+    assert everything.documents[0].data == BINARIES["UTF-16"]
+
+
+def test_a_source_of_nothing_else_names_the_flag(tmp_path: Path) -> None:
+    """Also a file that the user has named."""
+    file = write(tmp_path / "photo.jpg", BINARIES["JPEG"])
+    for source in (tmp_path, file):
+        with pytest.raises(ValueError, match=r"\(1 of 1 file does not look like text: photo.jpg; --binary, or binary"):
+            documents(source)
+    assert documents(file, binary=True) == [Document("photo.jpg", BINARIES["JPEG"])]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.parametrize("data", [b"text", b"text" * (1 << 19)], ids=len)
+def test_a_pipe_is_read_once(tmp_path: Path, data: bytes) -> None:
+    """As in --data <(zcat notes.gz); more than the beginning that is looked at."""
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as other:
+        written = other.submit((tmp_path / "pipe").write_bytes, data)
+        assert documents(tmp_path / "pipe") == [Document("pipe", data)]
+        written.result()
 
 
 def test_a_folder_is_read_below_sorted_and_without_hidden_or_empty_files(tmp_path: Path) -> None:
@@ -171,10 +239,10 @@ def test_missing_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.txt", b"text")
 
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, *_: Any, **__: Any) -> bytes:
         raise PermissionError(13, "Permission denied", os.fspath(self))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ValueError, match=r"a\.txt cannot be read \(Permission denied\): check its permissions"):
         documents(path)
 

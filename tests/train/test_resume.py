@@ -1,5 +1,6 @@
 """Bit for bit: two runs with one seed, and a run that was interrupted, killed or rolled back and then resumed."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,58 @@ def test_interrupted_and_resumed_is_uninterrupted(
     resumed = train(TrainConfig(run=config.run, resume=True), sample=ctrl_c_at(99))
     assert (resumed.stopped, resumed.step) == ("budget", 8)
     same(str(tmp_path / "whole"), resumed.run)
+
+
+@pytest.mark.parametrize("carry_state", [False, True])
+def test_a_run_on_several_sources_resumes(
+    carry_state: bool, settings: Settings, tiny: LMConfig, text: Path, tmp_path: Path
+) -> None:
+    """Bit for bit, on the same files, and says what each source's share is."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("".join(f"note {number}\n" for number in range(300)))
+    (tmp_path / "notes/b.png").write_bytes(b"\0" * 99)
+    config = settings(data=(str(text), f"{tmp_path / 'notes'}:0.3"), batch=3, samples=8, carry_state=carry_state)
+    train(replace(config, run=str(tmp_path / "whole")), model=tiny, sample=ctrl_c_at(99))
+    train(config, model=tiny, sample=ctrl_c_at(3))
+    resumed = train(TrainConfig(run=config.run, resume=True), sample=ctrl_c_at(99))
+    same(str(tmp_path / "whole"), resumed.run)
+    alone = train(replace(config, run=str(tmp_path / "alone"), data=str(text)), model=tiny)
+    assert numbers(alone.run)[0]["loss"] != numbers(resumed.run)[0]["loss"]
+    share = 1 / 3 if carry_state else 0.3  # a row of three
+    assert resumed.shares == {"text.txt": pytest.approx(1 - share), "notes": pytest.approx(share)}
+    assert json.loads((tmp_path / "run/summary.json").read_text())["shares"] == resumed.shares
+    assert f"{share:.1%} of the tokens from notes" in (tmp_path / "run/report.html").read_text()
+    (tmp_path / "notes/c.txt").write_text("another note\n")
+    with pytest.raises(ValueError, match=r"^the text of the run .* has changed since it began"):
+        train(TrainConfig(run=config.run, resume=True))
+
+
+def test_a_run_that_began_when_every_file_was_taken_goes_on(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
+    """Its config.json does not say so."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("".join(f"note {number}\n" for number in range(300)))
+    (tmp_path / "notes/b.png").write_bytes(b"\0\n" * 99)
+    stopped = train(settings(data=str(tmp_path / "notes"), binary=True, samples=8), model=tiny, sample=ctrl_c_at(3))
+    file = tmp_path / "run/config.json"
+    content = json.loads(file.read_text())
+    del content["train"]["binary"]
+    del content["data"]["sources"]
+    file.write_text(json.dumps(content))
+    assert train(TrainConfig(run=stopped.run, resume=True)).step == 8
+
+
+def test_what_was_left_out_is_said(
+    settings: Settings, tiny: LMConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("".join(f"note {number}\n" for number in range(300)))
+    (tmp_path / "notes/b.png").write_bytes(b"\0" * 99)
+    train(settings(data=str(tmp_path / "notes"), steps=1), model=tiny)
+    assert "\n1 of 2 files does not look like text: b.png (--binary takes them)\n" in capsys.readouterr().out
+    assert open_run(tmp_path / "run").config()["data"]["documents"] == 1
+    train(settings(data=str(tmp_path / "notes"), steps=1, binary=True, overwrite=True), model=tiny)
+    assert "not look like text" not in capsys.readouterr().out
+    assert open_run(tmp_path / "run").config()["data"]["documents"] == 2
 
 
 def test_workers_share_a_batch_and_stay_in_step(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def truncate(path: Path) -> None:
 
 
 def foreign_model(path: Path) -> None:
-    save(LM(lm_from_pattern("mm", vocab_size=257, width=16, heads=2)), path.parent)
+    save(LM(lm_from_pattern("mm", vocab_size=257, width=16, heads=2)), path.parent / "other")
+    for file in (path.parent / "other").iterdir():
+        file.replace(path.parent / file.name)
 
 
 def foreign_optimizer(path: Path) -> None:

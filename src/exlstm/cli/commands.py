@@ -45,6 +45,7 @@ class Evaluate:
 
     model: OnDisk  # folder of a run, or folder or file of a model in any layout
     data: str | None = None  # text file, folder, glob or .jsonl; left out: the run's own held-out text
+    binary: bool = False  # with --data: take files that do not look like text, too
     tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
     part: Literal["val", "test"] = "val"  # which held-out text of the run
     context: str | None = None  # context lengths, such as 256,1024,4096,16384; left out: those of these that fit
@@ -129,6 +130,7 @@ def evaluate(options: Evaluate) -> None:
         run_evaluation,
         options.model,
         data=options.data,
+        binary=options.binary,
         tokenizer=options.tokenizer,
         part=options.part,
         context=None if options.context is None else _lengths(options.context),

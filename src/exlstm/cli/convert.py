@@ -31,6 +31,7 @@ class Convert:
     dtype: Literal["as-saved", "float32", "bfloat16", "float16"] = "as-saved"  # of the weights
     weights: Literal["as-saved", "int8", "int4"] = "as-saved"  # fewer bits; perplexity before and after is printed
     data: str | None = None  # text for that; left out: the source text of Python's standard library
+    binary: bool = False  # with --data: take files that do not look like text, too
     tokens: int = 16_384  # how many tokens of it
     minutes: float = 1.0  # longest time for the first of the two measurements; the second takes as many tokens
     tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
@@ -49,7 +50,7 @@ def convert(options: Convert) -> None:
     """Streams the weights, takes the tokenizer along, and says what changed."""
     import torch
 
-    from exlstm.data.text import documents
+    from exlstm.data.text import read_source
     from exlstm.models.checkpoints.saving import convert as run_conversion
     from exlstm.models.checkpoints.target import check_target
     from exlstm.train.named import TOKENIZER, named
@@ -61,7 +62,7 @@ def convert(options: Convert) -> None:
     tokenizer = options.tokenizer is not None or source.tokenizer_file.is_file()
     if tokenizer:
         source.tokenizer(options.tokenizer)  # one that cannot be read is told before anything is written
-    docs = documents(options.data) if tokenizer and weights is not None else []  # and so is a text
+    text = read_source(options.data, binary=options.binary) if tokenizer and weights is not None else None  # and so is
     read = run_conversion(
         source.weights, options.target, layout=options.layout, dtype=dtype, weights=weights, overwrite=options.overwrite
     )
@@ -71,10 +72,12 @@ def convert(options: Convert) -> None:
     print(f"{describe(source.weights, read.layout.name)} -> {describe(Path(options.target), options.layout)}")
     if weights is None:
         return
-    if not tokenizer:
+    if text is None:
         print(f"perplexity was not measured: there is no {TOKENIZER} beside the model; name one with --tokenizer.")
         return
-    before, after = measured(source, docs, options)
+    if text.left_out:
+        print(text.note())
+    before, after = measured(source, text.documents, options)
     print(
         f"perplexity on {before.tokens:,} tokens: {before.perplexity:.4f} -> {after.perplexity:.4f} "
         f"({after.perplexity / before.perplexity - 1:+.2%}), "

@@ -39,7 +39,7 @@ def parse(
                 kind,
                 prog=program,
                 description=description,
-                args=list(words),
+                args=gathered(words, take_several(kind)),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 return_unknown_args=True,
                 registry=_registry(),
@@ -55,6 +55,37 @@ def parse(
         known = ["--" + field.name.replace("_", "-") for field in fields(kind)]  # type: ignore[arg-type]
         raise ValueError(f"{odd!r} is no option{similar(odd, known)}; see {program} --help.")
     return options
+
+
+def gathered(words: Sequence[str], flags: Iterable[str]) -> list[str]:
+    """The words with all values of each of these options behind its first occurrence: --stop a --stop b: --stop a b."""
+    names = [word.partition("=")[0] for word in words]
+    repeated = [flag for flag in flags if names.count(flag) > 1]
+    found: dict[str, list[str]] = {}
+    current: list[str] = []
+    parts = [current]
+    for word, name in zip(words, names, strict=True):
+        if name in repeated:
+            if name not in found:
+                found[name] = [name]
+                parts.append(found[name])
+            current = found[name]
+            current += [word.removeprefix(f"{name}=")] if word != name else []
+        elif word.startswith("--"):
+            parts.append(current := [word])
+        else:
+            current.append(word)
+    return [word for part in parts for word in part]
+
+
+def take_several(kind: type) -> list[str]:
+    """Options of a dataclass that take any number of values."""
+    hints = typing.get_type_hints(kind)
+    return [
+        "--" + name.replace("_", "-")
+        for name, hint in hints.items()
+        if any(typing.get_origin(part) is tuple for part in (hint, *typing.get_args(hint)))
+    ]
 
 
 def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options]) -> tuple[Options | None, list[str]]:
@@ -124,6 +155,25 @@ def _registry() -> ConstructorRegistry:
             instance_from_str=read,
             is_instance=lambda value: isinstance(value, kind) or (may_be_none and value is None),
             str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
+    def one_text_or_several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if set(typing.get_args(info.type)) != {str, tuple[str, ...], type(None)}:
+            return None
+
+        def read(words: list[str]) -> Any:
+            if not words:
+                raise ValueError("a value is missing")
+            one = None if words[0].lower() == "none" else words[0]
+            return one if len(words) == 1 else tuple(words)
+
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="TEXT [TEXT ...]",
+            instance_from_str=read,
+            is_instance=lambda value: value is None or isinstance(value, str | tuple),
+            str_from_instance=lambda value: list(value) if isinstance(value, tuple) else [str(value)],
         )
 
     return registry

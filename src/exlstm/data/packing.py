@@ -8,7 +8,7 @@ B batch  T time
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,25 +85,40 @@ def batch_at(stream: TokenStream, step: int, *, batch: int, length: int, seed: i
     Raises ValueError when batch or length is below 1, and when the text is too short for one window (one per lane).
     """
     assert step >= 0
+    check_fits(stream, batch=batch, length=length, carry=carry)
+    if not carry:
+        return windows_at(stream, range(step * batch, (step + 1) * batch), length=length, seed=seed)
+    windows = len(stream) // (batch * length)
+    epoch, window = divmod(step, windows)
+    lanes_B = np.arange(batch, dtype=np.int64) * windows
+    return _cut(stream, _phase(stream, seed, epoch) + (lanes_B + window) * length, length, fresh=window == 0)
+
+
+def windows_at(stream: TokenStream, turns: Sequence[int], *, length: int, seed: int) -> Batch:
+    """Shuffled windows by their turn, which counts from 0 on through all epochs; each starts with a cleared state.
+
+    The text holds at least one window, and there is at least one turn.
+    """
+    windows = len(stream) // length
+    visits = [divmod(turn, windows) for turn in turns]
+    starts = [_phase(stream, seed, epoch) + _shuffled(index, windows, seed, epoch) * length for epoch, index in visits]
+    return _cut(stream, np.array(starts), length, fresh=True)
+
+
+def check_fits(stream: TokenStream, *, batch: int, length: int, carry: bool) -> None:
+    """ValueError for a text that is too short for one window (one per lane when carried)."""
     _check(stream, batch=batch, length=length, windows=batch if carry else 1)
-    if carry:
-        windows = len(stream) // (batch * length)
-        epoch, window = divmod(step, windows)
-        lanes_B = np.arange(batch, dtype=np.int64) * windows
-        starts_B = _phase(stream, seed, epoch) + (lanes_B + window) * length
-    else:
-        windows = len(stream) // length
-        visits = [divmod(step * batch + row, windows) for row in range(batch)]
-        starts_B = np.array(
-            [_phase(stream, seed, epoch) + _shuffled(index, windows, seed, epoch) * length for epoch, index in visits]
-        )
+
+
+def _cut(stream: TokenStream, starts_B: NDArray[np.int64], length: int, *, fresh: bool) -> Batch:
+    """Rows of the ring. fresh: every row starts with a cleared state."""
     places = (starts_B[:, None] + np.arange(length + 1)) % len(stream)
     tokens = torch.from_numpy(stream.tokens[places].astype(np.int64))
     inputs_BT, targets_BT = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     reset_BT = inputs_BT == stream.boundary
-    if not carry or window == 0:
+    if fresh:
         reset_BT[:, 0] = True
-    return Batch(inputs_BT, targets_BT, reset_BT, torch.full((batch,), length))
+    return Batch(inputs_BT, targets_BT, reset_BT, torch.full((len(starts_B),), length))
 
 
 def lanes(stream: TokenStream, *, batch: int, length: int) -> Iterator[Batch]:

@@ -3,8 +3,12 @@
 A document is a name and its bytes. Names are relative to the source (with `/` on every system), so that an order or a
 split that depends on names is the same on every machine. Bytes are kept as they are: nothing is decoded here, except
 JSON lines, which are UTF-8 by definition.
+
+A file looks like text if its beginning has no NUL byte and is either UTF-8 or free of the control characters that no
+text has. So texts in Latin-1, Shift JIS and the like are text; UTF-16, pictures, archives and weights are not.
 """
 
+import codecs
 import glob
 import hashlib
 import json
@@ -15,8 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
+Data = str | tuple[str, ...] | None  # what names a text: a source, several, or the Python standard library
+
 # A part of a split by file may be this many times smaller or larger than asked for; otherwise documents are cut.
 SPLIT_TOLERANCE = 4.0
+BEGINNING = 1 << 20  # bytes of a file that tell whether it is text
+# but for bell, backspace, tab, line feed, vertical tab, form feed, carriage return and escape
+CONTROLS = bytes({*range(32), 127} - {7, 8, 9, 10, 11, 12, 13, 27})
+NAMED = 3  # files that are named as left out; of more, so many
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,24 @@ class Document:
 
     name: str
     data: bytes
+
+
+@dataclass(frozen=True)
+class Text:
+    """The non-empty documents of a source, sorted by name, of `files` files; `left_out` do not look like text."""
+
+    documents: list[Document]
+    files: int
+    left_out: list[str]
+
+    def note(self) -> str:
+        """What was left out, for the user; empty if nothing was."""
+        count = len(self.left_out)
+        if not count:
+            return ""
+        names = ", ".join([*self.left_out[:NAMED], *["..."] * (count > NAMED)])
+        files = "files do" if count > 1 else "file does" if self.files == 1 else "files does"
+        return f"{count} of {self.files} {files} not look like text: {names}"
 
 
 class Split(NamedTuple):
@@ -36,25 +64,51 @@ class Split(NamedTuple):
     by: Literal["file", "line"]
 
 
-def documents(source: str | os.PathLike[str] | None = None) -> list[Document]:
+def documents(source: str | os.PathLike[str] | None = None, *, binary: bool = False) -> list[Document]:
     """All non-empty documents of a source, sorted by name.
 
     source  None: the Python standard library of the running interpreter (`*.py`, without installed packages);
             otherwise a file, a folder (with its subfolders, hidden names skipped) or a glob pattern such as
             `notes/**/*.txt`. Every file is one document, but each line of a `.jsonl` file is one: its `text` field.
+    binary  Take files that do not look like text, too. They are left out otherwise; `read_source` says which.
 
     Raises ValueError for a source that does not exist, cannot be read, holds no text, or has a malformed JSON line.
     """
-    if source is None:
-        found = [Document(name, _read(path)) for name, path in _standard_library()]
-        label = f"the Python standard library at {sysconfig.get_path('stdlib')}"
-    else:
-        label = os.fspath(source)
-        found = [document for name, path in _files(label) for document in _load(name, path)]
+    return read_source(source, binary=binary).documents
+
+
+def read_source(source: str | os.PathLike[str] | None = None, *, binary: bool = False) -> Text:
+    """The `documents` of a source, with the names of what was left out."""
+    label = f"the Python standard library at {sysconfig.get_path('stdlib')}" if source is None else os.fspath(source)
+    found: list[Document] = []
+    left_out: list[str] = []
+    files = 0
+    for name, path in _standard_library() if source is None else _files(label):
+        files += 1
+        data = _read(path, binary=binary or source is None or path.suffix == ".jsonl")
+        if data is None:
+            left_out.append(name)
+        else:
+            found += _documents_of(name, path, data)
     found = sorted((document for document in found if document.data), key=lambda document: document.name)
+    text = Text(found, files, sorted(left_out))
     if not found:
-        raise ValueError(f"{label} holds no text: give a file, a folder, a glob or a .jsonl file with something in it.")
-    return found
+        hint = f" ({text.note()}; --binary, or binary=True, takes their bytes as they are)" if left_out else ""
+        raise ValueError(
+            f"{label} holds no text{hint}: give a file, a folder, a glob or a .jsonl file with something in it."
+        )
+    return text
+
+
+def looks_like_text(beginning: bytes) -> bool:
+    """Whether a file that begins so is text; the last character may be cut off."""
+    if b"\0" in beginning:
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return len(beginning.translate(None, CONTROLS)) == len(beginning)
+    return True
 
 
 def split_documents(docs: Sequence[Document], *, val: float = 0.04, test: float = 0.04) -> Split:
@@ -140,9 +194,17 @@ def _glob_root(pattern: Path) -> Path:
     return root
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, binary: bool) -> bytes | None:
+    """The content; None, after the beginning, for a file that does not look like text."""
     try:
-        return path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            beginning = file.read(BEGINNING)
+            if not binary and not looks_like_text(beginning):
+                return None
+            if not file.seekable():  # a pipe
+                return beginning + file.readall()
+            file.seek(0)
+            return file.readall()
     except OSError as error:
         _refuse(error)
 
@@ -151,8 +213,7 @@ def _refuse(error: OSError) -> NoReturn:
     raise ValueError(f"{error.filename} cannot be read ({error.strerror}): check its permissions.") from error
 
 
-def _load(name: str, path: Path) -> Iterator[Document]:
-    data = _read(path)
+def _documents_of(name: str, path: Path, data: bytes) -> Iterator[Document]:
     if path.suffix != ".jsonl":
         yield Document(name, data)
         return

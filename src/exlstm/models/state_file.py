@@ -26,8 +26,8 @@ def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
     """Writes a snapshot, every number exactly as it is, and whose it is; replaces a state that was there.
 
     Raises ValueError if the model's weights have changed since the prompt was read (nobody could say then whose state
-    it is), for a folder, for a file that holds anything else, and for one in a folder that is not there. Raises OSError,
-    leaving a file that was there before as it was, when the disk is full.
+    it is), for a folder, for a file that holds anything else, and for one in a folder that is not there. Raises
+    OSError, leaving a file that was there before as it was, when the disk is full.
     """
     file = Path(file)
     check_place(file)

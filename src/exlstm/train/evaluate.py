@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exlstm.data.corpus import read_corpus
 from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows_of
-from exlstm.data.text import Document, documents, fingerprint, split_documents
+from exlstm.data.text import Document, read_source
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM
 from exlstm.ops.shared import bfloat16_is_emulated
@@ -72,6 +73,7 @@ class Evaluation:
     whole: Score
     coverage: float
     contexts: dict[int, Score]
+    left_out: str = ""  # files of the text that do not look like text
 
     def table(self) -> str:
         """For people."""
@@ -82,6 +84,8 @@ class Evaluation:
         for name, score in [*rows, ("all, state kept", self.whole)]:
             numbers = f"{score.loss:7.4f}  {score.perplexity:10.3f}  {score.bits_per_byte:9.4f}  {score.tokens:10,}"
             lines.append(f"{name:>16}  {numbers}")
+        if self.left_out:
+            lines.append(f"({self.left_out}; --binary takes them)")
         if self.coverage < 1:
             lines.append(f"(the time was enough for {self.coverage:.0%} of the text in the last row)")
         return "\n".join(lines)
@@ -247,6 +251,7 @@ def evaluate(
     name: str,
     *,
     data: str | None = None,
+    binary: bool = False,
     tokenizer: str | None = None,
     part: Literal["val", "test"] = "val",
     context: Sequence[int] | None = None,
@@ -259,6 +264,7 @@ def evaluate(
     """Score the model of a run, or one on disk in any layout.
 
     data: any text (file, folder, glob, .jsonl), all of it; None is the run's own validation (or `part` "test") text.
+    binary: take files of `data` that do not look like text, too.
     tokenizer: a tokenizer.json or "bytes"; None is the model's own.
     change: what is done to the model first, such as quantising it.
     context: lengths to compare on the first `tokens` tokens; None is those of 256, 1024, 4096 and 16384 that fit.
@@ -272,7 +278,7 @@ def evaluate(
     check_vocabulary(model, words)
     if change is not None:
         model = change(model)
-    docs, text = text_of(found, config, data, part)
+    docs, text, left_out = text_of(found, config, data, part, binary=binary)
     stream = pack(docs, words)
     fitting = [length for length in CONTEXTS if length < len(stream)]
     lengths = words.byte_lengths
@@ -292,22 +298,30 @@ def evaluate(
         whole, coverage = score_whole(
             crew, stream, lengths, batch=config.batch, length=config.length, minutes=minutes, dtype=config.dtype
         )
-    text = f"{text} ({stream.bytes:,} bytes)"
-    return Evaluation(run=name, step=found.step, text=text, whole=whole, coverage=coverage, contexts=contexts)
+    return Evaluation(
+        run=name,
+        step=found.step,
+        text=f"{text} ({stream.bytes:,} bytes)",
+        whole=whole,
+        coverage=coverage,
+        contexts=contexts,
+        left_out=left_out,
+    )
 
 
 def text_of(
-    found: Named, config: TrainConfig, data: str | None, part: Literal["val", "test"]
-) -> tuple[Sequence[Document], str]:
-    """What a model is scored on, and what it is called."""
+    found: Named, config: TrainConfig, data: str | None, part: Literal["val", "test"], *, binary: bool
+) -> tuple[Sequence[Document], str, str]:
+    """What a model is scored on, what it is called, and what was left out of it."""
     if data is not None:
-        return documents(data), data
+        text = read_source(data, binary=binary)
+        return text.documents, data, text.note()
     if found.run is None:
         raise ValueError(f"{found.weights} is of no run that has a text of its own; name one with --data.")
-    corpus = documents(config.data)
-    changed = fingerprint(corpus) != found.run.config()["data"]["sha256"]
-    docs: Sequence[Document] = getattr(split_documents(corpus), part)
-    return docs, f"the {part} part of the run's own data" + (", which has changed since" if changed else "")
+    corpus = read_corpus(config.data, binary=config.binary)
+    changed = corpus.fingerprint() != found.run.config()["data"]["sha256"]
+    docs: Sequence[Document] = getattr(corpus.split, part)
+    return docs, f"the {part} part of the run's own data" + (", which has changed since" if changed else ""), ""
 
 
 def check_vocabulary(model: LM, tokenizer: Tokenizer) -> None:

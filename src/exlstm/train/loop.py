@@ -161,8 +161,7 @@ class Trainer:
         state = self.state
         nats, size = 0.0, 0
         for index in range(self.position.step * config.accumulate, (self.position.step + 1) * config.accumulate):
-            batch = batch_at(
-                self.setup.train,
+            batch = self.setup.train.batch_at(
                 index,
                 batch=config.batch,
                 length=config.length,

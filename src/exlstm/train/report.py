@@ -36,6 +36,10 @@ def _page(
     text = (
         f"{data['documents']:,} documents, {data['train_bytes']:,} bytes to train on, {data['val_bytes']:,} to validate"
     )
+    sources = data.get("sources", [])  # which runs of earlier versions do not name
+    if len(sources) > 1:
+        shares = (f"{source['share']:.1%} of the tokens from {source['name']}" for source in sources)
+        text += f"; {', '.join(shares)}"
     parts = [
         f"<h1>{name}</h1>",
         f'<p class="quiet">{escape(text)}</p>',

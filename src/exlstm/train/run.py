@@ -59,6 +59,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
             seconds=trainer.position.seconds,
             parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
             seed=setup.config.seed,
+            shares=setup.shares,
             commit=code,
         )
         if stopped == "budget":
@@ -98,6 +99,11 @@ def _introduce(trainer: Trainer, display: Display) -> None:
     display.note(
         f"text: {setup.train.bytes:,} bytes to train on ({len(setup.train):,} tokens), {setup.val.bytes:,} to validate"
     )
+    for note in setup.notes:
+        display.note(f"{note} (--binary takes them)")
+    if len(setup.shares) > 1:
+        shares = ", ".join(f"{share:.1%} from {name}" for name, share in setup.shares.items())
+        display.note(f"training tokens: {shares}; validation text is that of all, joined")
     where = f"from step {trainer.position.step:,} on" if trainer.position.step else "from the beginning"
     display.note(f"training for {budget}, {config.tokens_per_step:,} tokens per step, {where}; Ctrl-C saves and stops")
 

@@ -54,8 +54,8 @@ class RunFolder:
         return data
 
     def train_config(self) -> TrainConfig:
-        """The settings of the run."""
-        return from_json(self.config()["train"])
+        """The settings of the run. Before there was `binary`, every file was taken."""
+        return from_json({"binary": True, **self.config()["train"]})
 
     def model_config(self) -> LMConfig:
         """The architecture of the run's model."""

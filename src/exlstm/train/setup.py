@@ -1,14 +1,15 @@
 """Everything a run needs before its first step: text, tokenizer, architecture, folder."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from exlstm.data.packing import TokenStream, batch_at, pack
-from exlstm.data.text import Document, Split, documents, fingerprint, split_documents
+from exlstm.data.corpus import Corpus, read_corpus
+from exlstm.data.mixture import Mixture
+from exlstm.data.packing import TokenStream, pack
+from exlstm.data.text import Split
 from exlstm.data.tokenizer import Tokenizer, tokenizer_from_spec
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.memory import check_memory
@@ -23,16 +24,21 @@ from exlstm.train.run_folder import RunFolder, check_free, new_run_path, open_ru
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run that is ready to train. `about` describes the text, as config.json keeps it."""
+    """A run that is ready to train. `about` describes the text, as config.json keeps it.
+
+    shares: of the training tokens, of each source by name. notes: for the user.
+    """
 
     run: RunFolder
     config: TrainConfig
     model: LMConfig
     tokenizer: Tokenizer
     split: Split
-    train: TokenStream
+    train: Mixture
     val: TokenStream
     about: dict[str, Any]
+    shares: dict[str, float]
+    notes: list[str]
 
 
 def set_up(config: TrainConfig, model: LMConfig | None) -> Setup:
@@ -48,10 +54,10 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
     check_free(path, overwrite=config.overwrite)
     if model is None:
         preset(config.preset)  # an unknown name is told before the text is read
-    docs = documents(config.data)
-    split = split_documents(docs)
+    corpus = read_corpus(config.data, binary=config.binary)
+    split = corpus.split
     tokenizer = tokenizer_from_spec(config.tokenizer, [document.data for document in split.train])
-    train, val = pack(split.train, tokenizer), pack(split.val, tokenizer)
+    train, val = corpus.mixture(tokenizer), pack(split.val, tokenizer)
     model = _model_config(config, tokenizer.vocab_size) if model is None else model
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
@@ -65,7 +71,7 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
             f"{len(train):,}; use a smaller one, or give more text."
         )
     # a text that is too short for one batch is told before anything is written
-    batch_at(train, 0, batch=config.batch, length=config.length, seed=config.seed, carry=config.carry_state)
+    train.check(corpus.names, batch=config.batch, length=config.length, carry=config.carry_state)
     if config.workers > 1 and model.draws:
         source = "dropout" if model.dropout > 0 else "a learned graph"
         raise ValueError(
@@ -76,10 +82,8 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
         alone = config.compile or model.draws  # from one generator, in the order of the calls
         config = replace(config, workers=default_workers(pick_device(config.device), config.batch, alone=alone))
     config = replace(config, run=str(path))
-    return Setup(
-        run=RunFolder(path), config=config, model=model, tokenizer=tokenizer, split=split, train=train, val=val,
-        about=_describe(docs, train, val),
-    )  # fmt: skip
+    about = _describe(corpus, config, train, val)
+    return _ready(RunFolder(path), config, model, tokenizer, corpus, train, val, about)
 
 
 def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
@@ -88,23 +92,38 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
     config = resumed(config, run.train_config())
     if model is not None and model != run.model_config():
         raise ValueError(f"the run {run.path} has another architecture than the one given; leave it out to resume.")
-    docs = documents(config.data)
-    split = split_documents(docs)
+    corpus = read_corpus(config.data, binary=config.binary)
     tokenizer = run.tokenizer()
     about = run.config()["data"]
-    if fingerprint(docs) != about["sha256"]:
+    if corpus.fingerprint() != about["sha256"]:
         raise ValueError(
             f"the text of the run {run.path} has changed since it began, so it cannot be continued; "
             "restore the text (for the standard library: the same Python), or start a new run."
         )
+    train, val = corpus.mixture(tokenizer), pack(corpus.split.val, tokenizer)
+    return _ready(run, config, run.model_config(), tokenizer, corpus, train, val, about)
+
+
+def _ready(
+    run: RunFolder,
+    config: TrainConfig,
+    model: LMConfig,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    train: Mixture,
+    val: TokenStream,
+    about: dict[str, Any],
+) -> Setup:
     return Setup(
         run=run,
         config=config,
-        model=run.model_config(),
+        model=model,
         tokenizer=tokenizer,
-        split=split,
-        train=pack(split.train, tokenizer),
-        val=pack(split.val, tokenizer),
+        split=corpus.split,
+        train=train,
+        val=val,
+        shares=_shares(corpus, config, train),
+        notes=corpus.notes(),
         about=about,
     )
 
@@ -121,12 +140,23 @@ def _parameters_of(model: LMConfig) -> int:
         return parameters(LM(model))
 
 
-def _describe(docs: Sequence[Document], train: TokenStream, val: TokenStream) -> dict[str, Any]:
+def _shares(corpus: Corpus, config: TrainConfig, train: Mixture) -> dict[str, float]:
+    """As they are: rounded to rows where these stay with their source."""
+    rows = train.rows(config.batch, carry=config.carry_state)
+    return {name: count / sum(rows) for name, count in zip(corpus.names, rows, strict=True)}
+
+
+def _describe(corpus: Corpus, config: TrainConfig, train: Mixture, val: TokenStream) -> dict[str, Any]:
+    shares = _shares(corpus, config, train)
     return {
-        "sha256": fingerprint(docs),
-        "documents": len(docs),
+        "sha256": corpus.fingerprint(),
+        "documents": len(corpus.documents),
         "train_bytes": train.bytes,
         "train_tokens": len(train),
         "val_bytes": val.bytes,
         "val_tokens": len(val),
+        "sources": [
+            {"name": name, "share": shares[name], "documents": len(source.text.documents), "train_bytes": stream.bytes}
+            for name, source, stream in zip(shares, corpus.sources, train.streams, strict=True)
+        ],
     }

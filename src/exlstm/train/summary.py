@@ -25,6 +25,7 @@ class RunSummary:
     seconds: float  # of training, over all sessions of the run
     parameters: int
     seed: int
+    shares: dict[str, float] | None = None  # of the training tokens, of each source of the text
     commit: str | None = None  # of exlstm, when this session of the run began
     final: Score | None = None  # on the whole validation text, state carried
     final_step: int | None = None  # the checkpoint that was scored: the best one
@@ -42,6 +43,7 @@ class RunSummary:
             "seconds": round(self.seconds, 1),
             "parameters": self.parameters,
             "seed": self.seed,
+            "shares": self.shares,
             "validation": self.final and {**self.final.to_json(), "coverage": self.coverage, "step": self.final_step},
             "yardsticks_bits_per_byte": self.yardsticks and asdict(self.yardsticks),
             "machine": machine(),
