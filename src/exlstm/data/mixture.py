@@ -34,7 +34,7 @@ class Mixture:
         return sum(stream.bytes for stream in self.streams)
 
     def batch_at(self, step: int, *, batch: int, length: int, seed: int, carry: bool) -> Batch:
-        """The training batch of a step; as `packing.batch_at` where there is one stream.
+        """The training batch of a step, rows of one source beside each other; `packing.batch_at` of a single stream.
 
         carry=False  Rows take turns, so that after any number of them each source has its share, to within two rows.
         carry=True   A row stays with its source for good: shares are rounded to rows of a batch, at least one each.
@@ -50,14 +50,12 @@ class Mixture:
         cycle_B, slot_B = np.divmod(np.arange(step * batch, (step + 1) * batch), CYCLE)
         source_B = source_C[slot_B]
         turn_B = cycle_B * counts_K[source_B] + turn_C[slot_B]
-        order_B = np.argsort(source_B, kind="stable")
         parts = [
             windows_at(stream, turn_B[source_B == index].tolist(), length=length, seed=seed)
             for index, stream in enumerate(self.streams)
             if (source_B == index).any()
         ]
-        back_B = torch.from_numpy(np.argsort(order_B))
-        return Batch(*(torch.cat(tensors)[back_B] for tensors in zip(*parts, strict=True)))
+        return Batch(*map(torch.cat, zip(*parts, strict=True)))
 
     def rows(self, batch: int, *, carry: bool) -> list[int]:
         """How many rows each source has, of a batch when carried, or else of CYCLE."""
