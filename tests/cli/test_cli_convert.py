@@ -112,6 +112,21 @@ def test_without_a_tokenizer_nothing_is_measured(large, tmp_path, run):
     assert json.loads((tmp_path / "again/tokenizer.json").read_text()) == {"kind": "bytes"}
 
 
+def test_what_is_no_text_is_not_measured_on(here, tmp_path, run, refused):
+    """And that is told before anything is written."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/text.txt").write_text("a mat on the cat\n" * 40)
+    (tmp_path / "data/photo.jpg").write_bytes(b"\0" * 99)
+    words = ("convert", "run", str(tmp_path / "out"), "--weights", "int8", "--data")
+    assert "--binary" in refused(*words, str(tmp_path / "data/photo.jpg"))
+    assert not (tmp_path / "out").exists()
+    out = run(*words, str(tmp_path / "data"))
+    assert "1 of 2 files does not look like text: photo.jpg (--binary takes them)\n" in out
+    again = run(*words, str(tmp_path / "data"), "--binary", "--overwrite")
+    assert "perplexity on 680 tokens" in out
+    assert "perplexity on 780 tokens" in again
+
+
 def test_another_dtype(large, tmp_path, run):
     run("convert", str(large), str(tmp_path / "half"), "--dtype", "bfloat16")
     assert {x.dtype for x in exlstm.load(tmp_path / "half").state_dict().values()} == {torch.bfloat16}

@@ -223,13 +223,20 @@ class Ending(io.StringIO):
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EIO, "Input/output error")], ids=repr)
 @pytest.mark.parametrize("words", ["reading the text", "step 4: "])
 def test_an_output_that_ends_ends_the_run(
-    words: str, error: OSError, terminal: bool, settings: Settings, tiny: LMConfig, monkeypatch: pytest.MonkeyPatch
+    words: str,
+    error: OSError,
+    terminal: bool,
+    settings: Settings,
+    tiny: LMConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """After the step at hand, saved. What would be said later does not raise."""
+    """After the step at hand, saved. What would be said later does not raise; how to go on is said on stderr."""
     monkeypatch.setattr(sys, "stdout", Ending(words, error, terminal))
     stopped = train(settings(), model=tiny)
     assert (stopped.stopped, stopped.step) == ("signal", 1 if "text" in words else 4)
     assert open_run(stopped.run).steps() == [stopped.step]
+    assert f"continue with: exlstm train --run {stopped.run} --resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert train(TrainConfig(run=stopped.run, resume=True)).step == 8
 

@@ -76,7 +76,7 @@ def convert(options: Convert) -> None:
         print(f"perplexity was not measured: there is no {TOKENIZER} beside the model; name one with --tokenizer.")
         return
     if text.left_out:
-        print(text.note())
+        print(f"{text.note()} (--binary takes them)")
     before, after = measured(source, text.documents, options)
     print(
         f"perplexity on {before.tokens:,} tokens: {before.perplexity:.4f} -> {after.perplexity:.4f} "

@@ -66,8 +66,8 @@ class Output:
                 self._drop()
 
     def _drop(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
+        number, nowhere = self.stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
         os.close(nowhere)
 
 

@@ -69,6 +69,8 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
         write_atomically(setup.run.path / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
     write_report(setup.run, setup.config, trainer.model, summary)
     output.note(_closing_words(summary))
+    if output.ended:  # the other one may still be read, as in `exlstm train | head`
+        Output(sys.stderr).note(_closing_words(summary))
     return summary
 
 
