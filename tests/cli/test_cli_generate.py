@@ -229,7 +229,6 @@ def test_a_state_of_another_model_is_refused(here, tmp_path, run, refused):
         (["--samples", "0"], ["--samples is 0"]),
         (["--samples", "2", "--save-state", "x"], ["--save-state keeps one state", "--samples 2"]),
         (["--save-state", "nowhere/x"], ["there is no folder nowhere for x"]),
-        (["--save-state", "run"], ["run is a folder"]),
         (["--prompts", "x", "--state", "y"], ["are for one prompt"]),
         (["--turn", "User:"], ["--turn 'User:' has no {}"]),
         (["--logprobs", "1"], ["--logprobs is for --prompts"]),

@@ -39,10 +39,6 @@ class Convert:
     overwrite: bool = False  # replace a model in OUT; a run, or a folder with other files, is never replaced
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"--tokens is {self.tokens}; it must be at least 1.")
-
-    def __post_init__(self) -> None:
         check_at_least(self, tokens=1, minutes=0)
 
 
