@@ -314,6 +314,47 @@ def test_parse_takes_none_where_an_option_may_be_left_out():
         parse(TrainConfig, ["--lr", "none"], program="x", description="")
 
 
+def test_parse_tells_given_from_left_out_for_every_option():
+    for field in fields(TrainConfig):
+        flag = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, bool):
+            ways = [[flag], [f"--no-{flag[2:]}"], [f"--no_{field.name}"]]
+        else:
+            ways = [[flag, str(field.default)], [f"{flag}={field.default}"], [f"--{field.name}", str(field.default)]]
+        for words in ways:
+            needed = {} if field.name != "resume" and field.name != "overwrite" else {"run": "r"}
+            options = parse(TrainConfig, words, program="x", description="", default=TrainConfig(**needed))
+            assert options.given == {field.name, *needed}, words
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["--batch", "16"], ["--batch 16 differs from the 4 of the run to resume"]),
+        (["--yardsticks", "--length=256"], ["--length 256 differs from the 32"]),
+        (
+            ["--batch", "4", "--no-carry-state", "--workers", "0"],
+            ["used up its budget after 40", "--steps +1000"],
+        ),
+        (["--steps", "40"], ["used up its budget after 40 steps"]),
+        (["--recipe", "stdlib-45m"], ["differs from"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_resuming_refuses_what_would_be_ignored(words, fragments, here, refused):
+    sentence = refused("train", "--run", "run", "--resume", *words)
+    assert all(fragment in sentence for fragment in fragments), sentence
+
+
+def test_a_budget_with_a_plus_is_on_top(monkeypatch, refused):
+    seen = []
+    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], run=seen.append))
+    assert main(["train", "--run", "r", "--resume", "--minutes", "+10"]) == 0
+    assert main(["train", "--run", "r", "--resume", "--steps=+1000"]) == 0
+    assert [str(seen[0].minutes), str(seen[1].steps)] == ["+10", "+1000"]
+    assert "adds to a run" in refused("train", "--minutes", "+10")
+
+
 def test_take_choice_leaves_the_other_words():
     assert take_choice("--pick", ["a", "--pick", "one", "b"], {"one": 1}) == (1, ["a", "b"])
     assert take_choice("--pick", ["a", "--picked=one"], {"one": 1}) == (None, ["a", "--picked=one"])

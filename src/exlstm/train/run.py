@@ -41,6 +41,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
         if not setup.config.resume:  # last of all that can be refused
             create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about)
         _introduce(trainer, display)
+        setup.run.keep_settings(setup.config)
         (setup.run.path / "summary.json").unlink(missing_ok=True)
         with _nothing_left(trainer):
             stopped = trainer.run(stop)

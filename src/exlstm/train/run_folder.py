@@ -94,6 +94,19 @@ class RunFolder:
             raise ValueError(f"{self.path} has no checkpoint of step {which!r}; it has {steps}, 'best' and 'last'.")
         return which
 
+    def used(self) -> tuple[int, float]:
+        """Steps and seconds at the last checkpoint; none where there is none, or a damaged one, which loading tells."""
+        with suppress(IndexError, ValueError, KeyError):
+            position = self.position(self.steps()[-1])
+            return int(position["step"]), float(position["seconds"])
+        return 0, 0.0
+
+    def keep_settings(self, config: TrainConfig) -> None:
+        """Makes these the settings of the run, so that it can be resumed with its new budget."""
+        data = self.config()
+        if data["train"] != to_json(config):
+            write_atomically(self.path / "config.json", json.dumps({**data, "train": to_json(config)}, indent=2))
+
     def load_model(self, which: Which | int = "best", *, device: str = "cpu") -> LM:
         """The model of a checkpoint, in evaluation mode."""
         return load(self.checkpoint_at(self.step_of(which)), device=device).eval()

@@ -15,10 +15,12 @@ from exlstm.models.memory import check_memory
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import preset
 from exlstm.models.summary import parameters
-from exlstm.train.config import TrainConfig, resumed
+from exlstm.train.config import TrainConfig, resumed, with_absolute_paths
 from exlstm.train.crew import default_workers
+from exlstm.train.display import clock
 from exlstm.train.evaluate import pick_device
 from exlstm.train.run_folder import RunFolder, check_free, new_run_path, open_run
+from exlstm.train.schedule import progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
     if config.workers == 0:
         alone = config.compile or model.draws  # from one generator, in the order of the calls
         config = replace(config, workers=default_workers(pick_device(config.device), config.batch, alone=alone))
-    config = replace(config, run=str(path))
+    config = replace(with_absolute_paths(config), run=str(path))
     return Setup(
         run=RunFolder(path), config=config, model=model, tokenizer=tokenizer, split=split, train=train, val=val,
         about=_describe(docs, train, val),
@@ -85,7 +87,7 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
 def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
     assert config.run is not None
     run = open_run(config.run)
-    config = resumed(config, run.train_config())
+    config = _with_budget_left(run, config)
     if model is not None and model != run.model_config():
         raise ValueError(f"the run {run.path} has another architecture than the one given; leave it out to resume.")
     docs = documents(config.data)
@@ -107,6 +109,20 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
         val=pack(split.val, tokenizer),
         about=about,
     )
+
+
+def _with_budget_left(run: RunFolder, asked: TrainConfig) -> TrainConfig:
+    """The settings to go on with. ValueError for a finished run that is given nothing more to do."""
+    steps, seconds = run.used()
+    config = resumed(asked, run.train_config(), steps=steps, seconds=seconds)
+    # one that ended without its final evaluation has that left to do
+    if (run.path / "summary.json").exists() and progress(config, steps=steps, seconds=seconds) >= 1:
+        more = "--minutes +10" if config.minutes is not None else "--steps +1000"
+        raise ValueError(
+            f"the run {run.path} has used up its budget after {steps:,} steps in {clock(seconds)}; give it more, for "
+            f"example {more}."
+        )
+    return config
 
 
 def _model_config(config: TrainConfig, vocab_size: int) -> LMConfig:
