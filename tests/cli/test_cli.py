@@ -215,6 +215,11 @@ def test_recipes_keep_their_promises():
         (["train", "--recipe", "nope"], ["'nope'", "demo"]),
         (["train", "--recipe"], ["--recipe", "demo"]),
         (["train", "--resume"], ["--run"]),
+        (["train", "--from", "nowhere"], ["no run or model at nowhere"]),
+        (
+            ["train", "--from", "run", "--preset", "laptop-small"],
+            ["--preset 'laptop-small' cannot be used with --from"],
+        ),
         (["train", "--preset", "huge"], ["'huge'", "laptop-small"]),
         (["train", "--data", "nowhere.txt"], ["'nowhere.txt'"]),
         (["train", "--data", "empty.txt"], ["empty.txt"]),
@@ -344,6 +349,24 @@ def test_parse_tells_given_from_left_out_for_every_option():
 def test_resuming_refuses_what_would_be_ignored(words, fragments, here, refused):
     sentence = refused("train", "--run", "run", "--resume", *words)
     assert all(fragment in sentence for fragment in fragments), sentence
+
+
+def test_settings_from_a_file_and_a_model_to_start_from(monkeypatch, tmp_path, refused):
+    seen = []
+    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], run=seen.append))
+    file = tmp_path / "c.json"
+    file.write_text('{"batch": 3, "preset": "laptop-tiny", "lr": 1.0}')
+    assert (
+        main(["train", "--config", str(file), "--batch", "5"]) == main(["train", f"--config={file}", "--from=m"]) == 0
+    )
+    assert main(["train", "--from", "m", "--lr", "1.0"]) == 0
+    assert seen == [
+        TrainConfig(batch=5, preset="laptop-tiny", lr=1.0), TrainConfig(batch=3, from_model="m", lr=1.0),
+        TrainConfig(from_model="m", lr=1.0),
+    ]  # fmt: skip
+    assert "both given" in refused("train", "--config", str(file), "--recipe", "demo")
+    assert "No such file" in refused("train", "--config", "nowhere.json")
+    assert "cannot be read" in refused("train", "--config")
 
 
 def test_a_budget_with_a_plus_is_on_top(monkeypatch, refused):

@@ -11,6 +11,7 @@ OTHER = {
     "run": "runs/x",
     "data": "books",
     "tokenizer": "bpe:512",
+    "from_model": "runs/y",
     "preset": "laptop-tiny",
     "blocks": "ms",
     "steps": 7,

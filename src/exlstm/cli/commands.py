@@ -250,7 +250,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         help="train a language model on text, or resume a run",
         more="The budget is whichever of --steps, --minutes and --tokens is used up first. Ctrl-C saves and stops.\n"
-        f"--recipe NAME begins with the settings of a recipe ({', '.join(RECIPES)}), and other options change it.",
+        f"--recipe NAME begins with the settings of a recipe ({', '.join(RECIPES)}), and other options change it.\n"
+        "--config FILE begins with the settings of a file: the config.json of a run, or settings alone as JSON.",
         options=TrainConfig,
         run=train,
     ),

@@ -71,19 +71,40 @@ def given_in(words: Sequence[str], known: Iterable[str]) -> list[str]:
     return [flag.removeprefix("--").replace("-", "_") for flag in found]
 
 
-def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options]) -> tuple[Options | None, list[str]]:
-    """Takes `option NAME` out of the words: the choice of that name, None without the option, and the other words."""
-    chosen, rest, ahead = None, [], iter(words)
+def take_option(option: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes `option VALUE` out of the words: its last value (None without it, "" for a missing one), and the others."""
+    taken, rest, ahead = None, [], iter(words)
     for word in ahead:
         name, equals, value = word.partition("=")
-        if name != option:
+        if name == option:
+            taken = value if equals else next(ahead, "")
+        else:
             rest.append(word)
-            continue
-        value = value if equals else next(ahead, "")
-        if value not in choices:
-            raise ValueError(f"{option} {value!r} is unknown; use one of {', '.join(choices)}.")
-        chosen = choices[value]
-    return chosen, rest
+    return taken, rest
+
+
+def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options]) -> tuple[Options | None, list[str]]:
+    """Takes `option NAME` out of the words: the choice of that name, None without the option, and the other words."""
+    name, rest = take_option(option, words)
+    if name is None:
+        return None, rest
+    if name not in choices:
+        raise ValueError(f"{option} {name!r} is unknown; use one of {', '.join(choices)}.")
+    return choices[name], rest
+
+
+def training_settings(words: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tuple[TrainConfig | None, list[str]]:
+    """What the other words of `exlstm train` change: the settings of --recipe or --config; and these words."""
+    recipe, words = take_choice("--recipe", words, recipes)
+    file, words = take_option("--config", words)
+    words = [re.sub("^--from(?=$|=)", "--from-model", word) for word in words]
+    if file is None:
+        return recipe, words
+    if recipe is not None:
+        raise ValueError(f"--recipe and --config {file!r} were both given; leave one of them out.")
+    from exlstm.train.config_file import read_config
+
+    return read_config(file), words
 
 
 def checkpoint_of(text: str) -> "Which | int":

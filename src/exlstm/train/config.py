@@ -56,6 +56,8 @@ class TrainConfig:
     preset: str = "laptop-small"  # name of the model; an unknown name lists them all
     blocks: str | None = None  # other blocks at the preset's width, such as "mmms" (m mLSTM, s sLSTM, M of xLSTM-7B)
 
+    from_model: str | None = None  # fine-tune this model on disk: its weights, blocks and tokenizer (short: --from)
+
     steps: int | More | None = None  # budget: optimiser steps (1000 if no budget is given); +N resumes for N more
     minutes: float | More | None = None  # budget: minutes of training, validations included, final evaluation not
     tokens: int | More | None = None  # budget: training tokens
@@ -139,8 +141,16 @@ class TrainConfig:
         return self.__dict__["_given"]  # type: ignore[no-any-return]
 
     def but(self, **changes: Any) -> "TrainConfig":
-        """These settings with others changed; what is not given in either stays so."""
-        return TrainConfig(**{**{name: getattr(self, name) for name in self.given}, **changes})
+        """These settings with others changed; what is not given in either stays so.
+
+        A change to a model to start from takes the place of an architecture, and the other way round.
+        """
+        kept = {name: getattr(self, name) for name in self.given}
+        if not changes.keys().isdisjoint(ARCHITECTURE):
+            kept.pop("from_model", None)
+        if {**kept, **changes}.get("from_model") is not None:
+            kept = {name: value for name, value in kept.items() if name not in ARCHITECTURE}
+        return TrainConfig(**{**kept, **changes})
 
     @property
     def tokens_per_step(self) -> int:
@@ -151,7 +161,9 @@ class TrainConfig:
 # about one invocation, not about the run
 INVOCATION = ("run", "resume", "overwrite")
 BUDGET = ("steps", "minutes", "tokens")
-PATHS = ("data", "tokenizer")
+PATHS = ("data", "tokenizer", "from_model")
+# what a model to start from decides
+ARCHITECTURE = ("preset", "blocks", "tokenizer")
 # may be changed when a run is resumed: none of these touches the numbers of the steps already taken
 CHANGEABLE = (*BUDGET, "device", "save_minutes", "keep", "final_minutes", "yardsticks")
 

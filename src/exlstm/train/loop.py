@@ -62,7 +62,10 @@ class Trainer:
                 "--carry-state needs a state of fixed size, but this model has attention without a window, which keeps "
                 "everything it has seen; leave --carry-state out, or use other blocks."
             )
-        if self.config.resume and self.run_folder.steps():
+        resumes = self.config.resume and bool(self.run_folder.steps())
+        if setup.start is not None and not resumes:
+            setup.start.load_into(self.model)
+        if resumes:
             self.position, self.state = load_checkpoint(
                 self.run_folder, self.model, self.optimizer, carry_state=self.config.carry_state
             )

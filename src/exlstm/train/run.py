@@ -39,7 +39,8 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     with shared, closing(open_display(device)) as display, stop_requests() as stop:
         trainer = Trainer(setup, device, display, sample)
         if not setup.config.resume:  # last of all that can be refused
-            create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about)
+            start = None if setup.start is None else setup.start.to_json()
+            create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about, start)
         _introduce(trainer, display)
         setup.run.keep_settings(setup.config)
         (setup.run.path / "summary.json").unlink(missing_ok=True)
@@ -92,6 +93,8 @@ def _introduce(trainer: Trainer, display: Display) -> None:
     display.note(
         f"text: {setup.train.bytes:,} bytes to train on ({len(setup.train):,} tokens), {setup.val.bytes:,} to validate"
     )
+    if setup.start is not None:
+        display.note(f"started from {setup.start.model}, fingerprint {setup.start.fingerprint[:12]}")
     where = f"from step {trainer.position.step:,} on" if trainer.position.step else "from the beginning"
     display.note(f"training for {budget}, {config.tokens_per_step:,} tokens per step, {where}; Ctrl-C saves and stops")
 

@@ -1,6 +1,7 @@
 """The folder of a run, as training writes it and everything else reads it.
 
-config.json               {"format": 1, "train": settings, "model": architecture, "data": fingerprint}
+config.json               {"format": 1, "train": settings, "model": architecture, "data": fingerprint}, and where the
+                          run starts from a model "from": its path and fingerprint
 tokenizer.json            the tokenizer
 metrics.jsonl             one JSON object per line: training steps, validations and samples, told apart by their keys
 loss.png, report.html     pictures, rewritten when the run stops
@@ -174,9 +175,16 @@ def new_run_path(preset: str) -> Path:
 
 
 def create_run(
-    path: Path, config: TrainConfig, model: LMConfig, tokenizer: Tokenizer, fingerprint: dict[str, Any]
+    path: Path,
+    config: TrainConfig,
+    model: LMConfig,
+    tokenizer: Tokenizer,
+    fingerprint: dict[str, Any],
+    start: dict[str, Any] | None = None,
 ) -> RunFolder:
     """Makes the folder; config.json comes last, so that a folder that has one is complete.
+
+    fingerprint, start: of the text, and of the model to start from.
 
     Raises ValueError if something else is there already.
     """
@@ -187,6 +195,8 @@ def create_run(
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "tokenizer.json", json.dumps(tokenizer.to_json()))
     content = {"format": FORMAT, "train": to_json(config), "model": config_to_json(model), "data": fingerprint}
+    if start is not None:
+        content["from"] = start
     write_atomically(path / "config.json", json.dumps(content, indent=2))
     return folder
 

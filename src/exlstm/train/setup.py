@@ -21,11 +21,15 @@ from exlstm.train.display import clock
 from exlstm.train.evaluate import pick_device
 from exlstm.train.run_folder import RunFolder, check_free, new_run_path, open_run
 from exlstm.train.schedule import progress
+from exlstm.train.start import Start, read_start, start_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run that is ready to train. `about` describes the text, as config.json keeps it."""
+    """A run that is ready to train. `about` describes the text, as config.json keeps it.
+
+    start: the model that it starts from, None for new weights.
+    """
 
     run: RunFolder
     config: TrainConfig
@@ -35,6 +39,7 @@ class Setup:
     train: TokenStream
     val: TokenStream
     about: dict[str, Any]
+    start: Start | None
 
 
 def set_up(config: TrainConfig, model: LMConfig | None) -> Setup:
@@ -46,15 +51,20 @@ def set_up(config: TrainConfig, model: LMConfig | None) -> Setup:
 
 
 def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
-    path = new_run_path(config.preset) if config.run is None else Path(config.run)
+    start, tokenizer, name = None, None, config.preset
+    if config.from_model is not None:
+        start, model, tokenizer, name = read_start(config, model)
+    path = new_run_path(name) if config.run is None else Path(config.run)
     check_free(path, overwrite=config.overwrite)
+    if start is not None and Path(start.model).is_relative_to(path.resolve()):
+        raise ValueError(f"--overwrite would delete {start.model} to start from; choose another folder with --run.")
     if model is None:
         preset(config.preset)  # an unknown name is told before the text is read
     docs = documents(config.data)
     split = split_documents(docs)
-    tokenizer = tokenizer_from_spec(config.tokenizer, [document.data for document in split.train])
+    tokenizer = tokenizer or tokenizer_from_spec(config.tokenizer, [document.data for document in split.train])
     train, val = pack(split.train, tokenizer), pack(split.val, tokenizer)
-    model = _model_config(config, tokenizer.vocab_size) if model is None else model
+    model = model_config(config, tokenizer.vocab_size) if model is None else model
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"the model has a vocabulary of {model.vocab_size}, the tokenizer one of {tokenizer.vocab_size}; "
@@ -80,14 +90,15 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
     config = replace(with_absolute_paths(config), run=str(path))
     return Setup(
         run=RunFolder(path), config=config, model=model, tokenizer=tokenizer, split=split, train=train, val=val,
-        about=_describe(docs, train, val),
+        about=_describe(docs, train, val), start=start,
     )  # fmt: skip
 
 
 def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
     assert config.run is not None
     run = open_run(config.run)
-    config = _with_budget_left(run, config)
+    steps, seconds = run.used()
+    config = resumed(config, run.train_config(), steps=steps, seconds=seconds)
     if model is not None and model != run.model_config():
         raise ValueError(f"the run {run.path} has another architecture than the one given; leave it out to resume.")
     docs = documents(config.data)
@@ -99,6 +110,7 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
             f"the text of the run {run.path} has changed since it began, so it cannot be continued; "
             "restore the text (for the standard library: the same Python), or start a new run."
         )
+    _check_budget_left(run, config, steps, seconds)
     return Setup(
         run=run,
         config=config,
@@ -108,13 +120,12 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
         train=pack(split.train, tokenizer),
         val=pack(split.val, tokenizer),
         about=about,
+        start=start_of(run),
     )
 
 
-def _with_budget_left(run: RunFolder, asked: TrainConfig) -> TrainConfig:
-    """The settings to go on with. ValueError for a finished run that is given nothing more to do."""
-    steps, seconds = run.used()
-    config = resumed(asked, run.train_config(), steps=steps, seconds=seconds)
+def _check_budget_left(run: RunFolder, config: TrainConfig, steps: int, seconds: float) -> None:
+    """ValueError for a finished run that is given nothing more to do."""
     # one that ended without its final evaluation has that left to do
     if (run.path / "summary.json").exists() and progress(config, steps=steps, seconds=seconds) >= 1:
         more = "--minutes +10" if config.minutes is not None else "--steps +1000"
@@ -122,10 +133,10 @@ def _with_budget_left(run: RunFolder, asked: TrainConfig) -> TrainConfig:
             f"the run {run.path} has used up its budget after {steps:,} steps in {clock(seconds)}; give it more, for "
             f"example {more}."
         )
-    return config
 
 
-def _model_config(config: TrainConfig, vocab_size: int) -> LMConfig:
+def model_config(config: TrainConfig, vocab_size: int) -> LMConfig:
+    """The architecture that `config.preset` and `config.blocks` name."""
     base = preset(config.preset, vocab_size=vocab_size)
     if config.blocks is None:
         return base
