@@ -26,23 +26,24 @@ OTHER = {
 }
 
 
-def other_values() -> TrainConfig:
-    """Every setting differs from its default, but for the two that exclude each other."""
+def other_values(**changes: object) -> TrainConfig:
+    """Every setting differs from its default, but for those that exclude another one."""
     numbers = {
         field.name: field.default * 0.5 if isinstance(field.default, float) else field.default + 1
         for field in fields(TrainConfig)
         if isinstance(field.default, int | float) and not isinstance(field.default, bool)
     }
-    return TrainConfig(**{**numbers, **OTHER})
+    return TrainConfig(**{**numbers, **OTHER, **changes})
 
 
 def test_json_round_trip_keeps_every_setting() -> None:
-    config = other_values()
-    data = to_json(config)
-    default = TrainConfig()
-    assert all(data[name] != getattr(default, name) for name in data)
-    assert set(data) == {field.name for field in fields(TrainConfig)} - set(INVOCATION)
-    assert from_json(data) == replace(config, run=None)
+    different = set()
+    for config in (other_values(), other_values(compile=False, gradient_checkpointing=True)):
+        data = to_json(config)
+        different |= {name for name in data if data[name] != getattr(TrainConfig(), name)}
+        assert set(data) == {field.name for field in fields(TrainConfig)} - set(INVOCATION)
+        assert from_json(data) == replace(config, run=None)
+    assert different == set(data)
 
 
 def test_unknown_setting_in_json_is_named() -> None:
@@ -75,6 +76,8 @@ def test_impossible_values_name_the_flag_and_the_value(name: str, value: object)
 
 
 def test_impossible_combinations() -> None:
+    with pytest.raises(ValueError, match=r"^--gradient-checkpointing and --compile were both given; leave one .*\.$"):
+        TrainConfig(gradient_checkpointing=True, compile=True)
     with pytest.raises(ValueError, match=r"--warmup 0\.6 and --cooldown 0\.5 are more than the whole run"):
         TrainConfig(schedule="wsd", warmup=0.6, cooldown=0.5)
     with pytest.raises(ValueError, match="--resume continues the run, --overwrite deletes it"):

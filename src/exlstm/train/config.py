@@ -81,6 +81,7 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 is autocast: weights and optimiser stay float32
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     workers: int = 0  # CPU threads that share the rows of a batch; 0 is one per core (1 on a GPU or with compile)
+    gradient_checkpointing: bool = False  # less memory for about a third more work: the same numbers, bit for bit
     compile: bool = False  # compile the model with torch.compile (on a CPU it needs a C++ compiler)
     seed: int = 0  # of the initial weights, the order of the data, and dropout
 
@@ -128,6 +129,11 @@ class TrainConfig:
                 f"--workers {self.workers} cannot share a batch of {self.batch}{' with --compile' * self.compile}; "
                 "leave --workers out."
             )
+        if self.gradient_checkpointing and self.compile:
+            raise ValueError(
+                "--gradient-checkpointing and --compile were both given; leave one out, for a compiled backward decides "
+                "by itself what to compute again."
+            )
         if self.resume and self.overwrite:
             raise ValueError(
                 "resume and overwrite were both given; --resume continues the run, --overwrite deletes it."
@@ -165,7 +171,7 @@ PATHS = ("data", "tokenizer", "from_model")
 # what a model to start from decides
 ARCHITECTURE = ("preset", "blocks", "tokenizer")
 # may be changed when a run is resumed: none of these touches the numbers of the steps already taken
-CHANGEABLE = (*BUDGET, "device", "save_minutes", "keep", "final_minutes", "yardsticks")
+CHANGEABLE = (*BUDGET, "device", "gradient_checkpointing", "save_minutes", "keep", "final_minutes", "yardsticks")
 
 
 def _require(ok: bool, name: str, config: TrainConfig, remedy: str) -> None:

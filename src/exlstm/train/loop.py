@@ -53,6 +53,7 @@ class Trainer:
         self.device, self.display, self.sample = device, display, sample
         torch.manual_seed(self.config.seed)
         self.model = LM(setup.model).to(device)
+        self.model.gradient_checkpointing = self.config.gradient_checkpointing
         self.optimizer = adamw(self.model, self.config)
         self.byte_lengths_C = torch.from_numpy(setup.tokenizer.byte_lengths)
         self.position = Position()
