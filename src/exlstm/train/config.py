@@ -94,6 +94,8 @@ class TrainConfig:
     final_minutes: float = 2.0  # longest time for the evaluation on the whole validation text at the end
     yardsticks: bool = True  # compare with a trigram model, gzip and xz at the end
 
+    tensorboard: bool = False  # write the metrics for TensorBoard as well, in the run's folder (extra: track)
+
     resume: bool = False  # continue the run in `run` from its last checkpoint, with its own settings
     overwrite: bool = False  # delete the run in `run` first
 
@@ -131,8 +133,8 @@ class TrainConfig:
             )
         if self.gradient_checkpointing and self.compile:
             raise ValueError(
-                "--gradient-checkpointing and --compile were both given; leave one out, for a compiled backward decides "
-                "by itself what to compute again."
+                "--gradient-checkpointing and --compile were both given; leave one out, for a compiled backward "
+                "decides by itself what to compute again."
             )
         if self.resume and self.overwrite:
             raise ValueError(
@@ -171,7 +173,16 @@ PATHS = ("data", "tokenizer", "from_model")
 # what a model to start from decides
 ARCHITECTURE = ("preset", "blocks", "tokenizer")
 # may be changed when a run is resumed: none of these touches the numbers of the steps already taken
-CHANGEABLE = (*BUDGET, "device", "gradient_checkpointing", "save_minutes", "keep", "final_minutes", "yardsticks")
+CHANGEABLE = (
+    *BUDGET,
+    "device",
+    "gradient_checkpointing",
+    "save_minutes",
+    "keep",
+    "final_minutes",
+    "yardsticks",
+    "tensorboard",
+)
 
 
 def _require(ok: bool, name: str, config: TrainConfig, remedy: str) -> None:

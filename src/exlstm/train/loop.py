@@ -30,6 +30,7 @@ from exlstm.train.loss import bits_per_byte, model_cross_entropy
 from exlstm.train.optimiser import adamw
 from exlstm.train.schedule import due, learning_rate, progress
 from exlstm.train.setup import Setup
+from exlstm.train.tensorboard import TensorBoard
 from exlstm.train.watchdog import NotFiniteError, first_bad_tensor, keep_random_state
 
 Sample = Callable[[LM, Tokenizer], str]  # generates a text for the report; the model is in evaluation mode
@@ -72,6 +73,7 @@ class Trainer:
             )
         if self.config.resume:
             self.run_folder.cut_metrics(self.position.step)
+        self.board = TensorBoard(self.run_folder, self.position.seconds) if self.config.tensorboard else None
         self.crew = Crew(self.model, self.config.workers, compiled=self.config.compile)
         self.began = time.monotonic() - self.position.seconds
 
@@ -114,9 +116,7 @@ class Trainer:
         step, seconds = self.position.step, self.seconds()
         if step % self.config.log_every == 0:
             record = {"step": step, "tokens": tokens, "seconds": round(seconds, 3), "loss": loss}
-            self.run_folder.append_metrics(
-                {**record, "bits_per_byte": bits, "lr": lr, "gradient_norm": done.gradient_norm}
-            )
+            self.log({**record, "bits_per_byte": bits, "lr": lr, "gradient_norm": done.gradient_norm})
         self.display.show(
             Progress(
                 step=step,
@@ -203,10 +203,19 @@ class Trainer:
         step = self.position.step
         self.position = replace(self.position, validation_bits_per_byte=found.bits_per_byte)
         record = {"step": step, "tokens": self.tokens(), "seconds": round(self.seconds(), 3)}
-        self.run_folder.append_metrics(
-            {**record, "validation_loss": found.loss, "validation_bits_per_byte": found.bits_per_byte}
-        )
+        self.log({**record, "validation_loss": found.loss, "validation_bits_per_byte": found.bits_per_byte})
         self.display.note(f"step {step:,}: {found.bits_per_byte:.3f} bits/byte on {found.bytes:,} validation bytes")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, for TensorBoard as well if that is wanted."""
+        self.run_folder.append_metrics(record)
+        if self.board is not None:
+            self.board.add(record)
+
+    def close(self) -> None:
+        """Ends what is written beside metrics.jsonl."""
+        if self.board is not None:
+            self.board.close()
 
     def take_sample(self) -> None:
         """Lets the model write something for the report; training's random numbers do not notice."""
@@ -216,7 +225,7 @@ class Trainer:
         with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             text = self.sample(self.model, self.setup.tokenizer)
         self.model.train()
-        self.run_folder.append_metrics({"step": self.position.step, "tokens": self.tokens(), "sample": text})
+        self.log({"step": self.position.step, "tokens": self.tokens(), "sample": text})
 
     def save(self) -> None:
         """A checkpoint of this very moment."""

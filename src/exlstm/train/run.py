@@ -44,7 +44,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
         _introduce(trainer, display)
         setup.run.keep_settings(setup.config)
         (setup.run.path / "summary.json").unlink(missing_ok=True)
-        with _nothing_left(trainer):
+        with _nothing_left(trainer), closing(trainer):
             stopped = trainer.run(stop)
         summary = RunSummary(
             run=str(setup.run.path),

@@ -6,6 +6,7 @@ tokenizer.json            the tokenizer
 metrics.jsonl             one JSON object per line: training steps, validations and samples, told apart by their keys
 loss.png, report.html     pictures, rewritten when the run stops
 summary.json              final numbers, present once the run is complete
+tensorboard/              with --tensorboard only
 checkpoints/step-00001200 exlstm/train/checkpoint.py; checkpoints/best is a link to the best of them
 """
 
@@ -25,7 +26,16 @@ from exlstm.train.config import TrainConfig, from_json, to_json
 from exlstm.train.files import reporting_failure, write_atomically
 
 FORMAT = 1
-_OWN = ("config.json", "tokenizer.json", "metrics.jsonl", "loss.png", "report.html", "summary.json", "checkpoints")
+_OWN = (
+    "config.json",
+    "tokenizer.json",
+    "metrics.jsonl",
+    "loss.png",
+    "report.html",
+    "summary.json",
+    "checkpoints",
+    "tensorboard",
+)
 
 Which = Literal["best", "last"]
 

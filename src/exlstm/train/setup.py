@@ -22,6 +22,7 @@ from exlstm.train.evaluate import pick_device
 from exlstm.train.run_folder import RunFolder, check_free, new_run_path, open_run
 from exlstm.train.schedule import progress
 from exlstm.train.start import Start, read_start, start_of
+from exlstm.train.tensorboard import writer_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
     check_free(path, overwrite=config.overwrite)
     if start is not None and Path(start.model).is_relative_to(path.resolve()):
         raise ValueError(f"--overwrite would delete {start.model} to start from; choose another folder with --run.")
+    if config.tensorboard:
+        writer_class()  # a missing package is told before the text is read
     if model is None:
         preset(config.preset)  # an unknown name is told before the text is read
     docs = documents(config.data)
@@ -99,6 +102,8 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
     run = open_run(config.run)
     steps, seconds = run.used()
     config = resumed(config, run.train_config(), steps=steps, seconds=seconds)
+    if config.tensorboard:
+        writer_class()
     if model is not None and model != run.model_config():
         raise ValueError(f"the run {run.path} has another architecture than the one given; leave it out to resume.")
     docs = documents(config.data)
