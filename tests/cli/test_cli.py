@@ -34,7 +34,7 @@ def test_help_names_every_option(name, run):
     out = run(name, "--help")
     for field in fields(COMMANDS[name].options):
         flag = field.name.replace("_", "-")
-        assert f"--{flag}" in out or field.name in ("run", "model", "source", "target"), flag
+        assert f"--{flag}" in out or field.name in ("run", "model", "source", "target", "folder"), flag
     assert "{None}" not in out
 
 
@@ -118,6 +118,14 @@ def test_presets_lists_sizes(run):
     out = run("presets")
     assert all(name in out for name in exlstm.PRESETS)
     assert "6,865,424,896" in out
+
+
+def test_runs_are_listed(here, run, tmp_path):
+    (line,) = json.loads(run("runs", ".", "--json"))
+    assert (line["run"], line["state"], line["steps"], line["problem"]) == ("run", "finished", 40, None)
+    heading, *lines = run("runs", ".").splitlines()
+    assert [text.split()[:3] for text in lines] == [["run", "finished", "40"]]
+    assert run("runs", str(tmp_path)) == f"no runs below {tmp_path}\n"
 
 
 def test_summary_takes_a_preset_or_a_run(here, run):
@@ -253,6 +261,7 @@ def test_recipes_keep_their_promises():
         (["explain", "nowhere"], ["'nowhere'", "exlstm presets"]),
         (["explain", "--batch", "0"], ["batch is 0", "from 1 on"]),
         (["presets", "--all"], ["'--all'"]),
+        (["runs", "nowhere"], ["no folder 'nowhere'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -9,22 +9,22 @@ from tiny_runs import Settings
 from exlstm.models.lm import LMConfig
 from exlstm.train.config import TrainConfig
 from exlstm.train.config_file import read_config
-from exlstm.train.setup import set_up
+from exlstm.train.run import train
+from exlstm.train.run_folder import open_run
 
 
 def test_the_config_of_a_run_makes_the_run_again(settings: Settings, tmp_path: Path) -> None:
-    config = settings(preset="laptop-tiny", blocks="m", workers=1)
-    run = set_up(config, None).run
+    run = open_run(train(settings(preset="laptop-tiny", blocks="m", workers=1, steps=1)).run)
     found = read_config(str(run.path / "config.json"))
-    again = set_up(found.but(run=str(tmp_path / "again"), seed=4), None).run
+    again = open_run(train(found.but(run=str(tmp_path / "again"), seed=4)).run)
     assert again.config()["train"] == {**run.config()["train"], "seed": 4}
     assert again.model_config() == run.model_config()
 
 
 def test_that_of_a_model_from_python_is_refused(settings: Settings, tiny: LMConfig) -> None:
-    run = set_up(settings(), tiny).run
+    run = train(settings(steps=1), model=tiny).run
     with pytest.raises(ValueError, match="is not the one that its preset and blocks make, for it was given in Python"):
-        read_config(str(run.path / "config.json"))
+        read_config(f"{run}/config.json")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ OTHER = {
     "compile": True,
     "carry_state": True,
     "yardsticks": False,
+    "tensorboard": True,
 }
 
 

@@ -14,6 +14,7 @@ import tyro
 from exlstm.cli.convert import Convert, convert
 from exlstm.cli.generate import Generate, generate
 from exlstm.cli.parse import Weights, check_at_least, checkpoint_of, similar
+from exlstm.cli.runs import Runs, runs
 from exlstm.cli.study import (
     StudyCompare,
     StudyList,
@@ -254,6 +255,12 @@ COMMANDS: dict[str, Command] = {
         "--config FILE begins with the settings of a file: the config.json of a run, or settings alone as JSON.",
         options=TrainConfig,
         run=train,
+    ),
+    "runs": Command(
+        help="the runs below a folder: state, steps, loss, bits per byte, when",
+        more="A run is running (a process trains it), finished, stopped before its end, or damaged.",
+        options=Runs,
+        run=runs,
     ),
     "eval": Command(
         help="loss, perplexity, bits per byte of a model by context length",

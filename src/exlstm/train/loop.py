@@ -9,7 +9,7 @@ B batch  T time  D model width  C classes (vocabulary)
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -73,7 +73,7 @@ class Trainer:
             )
         if self.config.resume:
             self.run_folder.cut_metrics(self.position.step)
-        self.board = TensorBoard(self.run_folder, self.position.seconds) if self.config.tensorboard else None
+        self.board: TensorBoard | None = None
         self.crew = Crew(self.model, self.config.workers, compiled=self.config.compile)
         self.began = time.monotonic() - self.position.seconds
 
@@ -87,6 +87,12 @@ class Trainer:
 
     def run(self, stop: Callable[[], bool]) -> Literal["budget", "signal"]:
         """Trains until the budget is used up or `stop` says so; either way the last thing it does is to save."""
+        if not self.config.tensorboard:
+            return self._train(stop)
+        with closing(TensorBoard(self.run_folder, self.position.seconds)) as self.board:
+            return self._train(stop)
+
+    def _train(self, stop: Callable[[], bool]) -> Literal["budget", "signal"]:
         before = self.fraction()
         saved = time.monotonic()
         while before < 1 or self.position.step == 0:
@@ -211,11 +217,6 @@ class Trainer:
         self.run_folder.append_metrics(record)
         if self.board is not None:
             self.board.add(record)
-
-    def close(self) -> None:
-        """Ends what is written beside metrics.jsonl."""
-        if self.board is not None:
-            self.board.close()
 
     def take_sample(self) -> None:
         """Lets the model write something for the report; training's random numbers do not notice."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 from exlstm.data.yardsticks import yardsticks
@@ -36,15 +36,16 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     print(f"reading the text{f' and training the tokenizer {config.tokenizer}' * learns} ...", flush=True)
     setup = set_up(config, model)
     shared = threads_shared(setup.config.workers)
-    with shared, closing(open_display(device)) as display, stop_requests() as stop:
+    with ExitStack() as held, shared, closing(open_display(device)) as display, stop_requests() as stop:
         trainer = Trainer(setup, device, display, sample)
         if not setup.config.resume:  # last of all that can be refused
             start = None if setup.start is None else setup.start.to_json()
             create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about, start)
         _introduce(trainer, display)
+        held.enter_context(setup.run.held())
         setup.run.keep_settings(setup.config)
         (setup.run.path / "summary.json").unlink(missing_ok=True)
-        with _nothing_left(trainer), closing(trainer):
+        with _nothing_left(trainer):
             stopped = trainer.run(stop)
         summary = RunSummary(
             run=str(setup.run.path),

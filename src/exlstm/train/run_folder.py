@@ -11,9 +11,11 @@ checkpoints/step-00001200 exlstm/train/checkpoint.py; checkpoints/best is a link
 """
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +27,11 @@ from exlstm.models.lm import LM, LMConfig
 from exlstm.train.config import TrainConfig, from_json, to_json
 from exlstm.train.files import reporting_failure, write_atomically
 
+if sys.platform != "win32":
+    import fcntl
+
 FORMAT = 1
+_TAIL = 1 << 16  # bytes
 _OWN = (
     "config.json",
     "tokenizer.json",
@@ -56,7 +62,7 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """config.json as it is. Raises ValueError if it is damaged or of another format."""
-        data = _read_json(self.path / "config.json")
+        data = read_json(self.path / "config.json")
         if data.get("format") != FORMAT or not {"train", "model", "data"} <= set(data):
             raise ValueError(
                 f"{self.path / 'config.json'} has format {data.get('format')!r}, not {FORMAT}; "
@@ -74,7 +80,7 @@ class RunFolder:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the run."""
-        return tokenizer_from_json(_read_json(self.path / "tokenizer.json"))
+        return tokenizer_from_json(read_json(self.path / "tokenizer.json"))
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
@@ -85,7 +91,7 @@ class RunFolder:
 
     def position(self, step: int) -> dict[str, Any]:
         """trainer.json of a checkpoint. Raises ValueError if it is damaged."""
-        return _read_json(self.checkpoint_at(step) / "trainer.json")
+        return read_json(self.checkpoint_at(step) / "trainer.json")
 
     def step_of(self, which: Which | int) -> int:
         """The step of a checkpoint: the best one by validation loss, the last one, or the one of a given step.
@@ -137,6 +143,45 @@ class RunFolder:
                         ) from error
                     yield record
 
+    def last_metrics(self) -> list[dict[str, Any]]:
+        """The records at the end of metrics.jsonl, without reading all of it."""
+        if not self.metrics.exists():
+            return []
+        with self.metrics.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            lines = file.read().splitlines(keepends=True)[size > _TAIL :]
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The run is this process's for a while; a kill ends that too. ValueError if it is another's.
+
+        A lock on a folder needs no file of its own. Windows has none, and there the answer is always that it is free.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        self.checkpoints.mkdir(exist_ok=True)
+        handle = os.open(self.checkpoints, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"the run {self.path} is being trained by another process; wait for its end, or choose another "
+                    "folder with --run."
+                ) from error
+            yield
+        finally:
+            os.close(handle)
+
+    def check_idle(self) -> None:
+        """Raises ValueError if a process trains the run at this moment."""
+        if self.checkpoints.is_dir():
+            with self.held():
+                pass
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
         with (
@@ -157,7 +202,8 @@ class RunFolder:
             self.path.rmdir()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file of a run. Raises ValueError if it is missing or not JSON."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -218,6 +264,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         foreign = [name for name in there if name not in _OWN]
         if there and not overwrite and not foreign:
             raise ValueError(f"the run {path} exists; continue it with --resume, or delete it with --overwrite.")
+        RunFolder(path).check_idle()
         if foreign:
             raise ValueError(f"{path} holds {foreign[0]!r}, which no run writes; choose another folder with --run.")
     elif path.exists():

@@ -102,6 +102,7 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
     run = open_run(config.run)
     steps, seconds = run.used()
     config = resumed(config, run.train_config(), steps=steps, seconds=seconds)
+    run.check_idle()
     if config.tensorboard:
         writer_class()
     if model is not None and model != run.model_config():
