@@ -36,7 +36,7 @@ def test_help_names_every_option(name, run):
     out = run(name, "--help")
     for field in fields(COMMANDS[name].options):
         flag = field.name.replace("_", "-")
-        assert f"--{flag}" in out or field.name in ("run", "model", "source", "target"), flag
+        assert f"--{flag}" in out or field.name in ("run", "model", "source", "target", "folder"), flag
     assert "{None}" not in out
 
 
@@ -121,6 +121,14 @@ def test_presets_lists_sizes(run):
     out = run("presets")
     assert all(name in out for name in exlstm.PRESETS)
     assert "6,865,424,896" in out
+
+
+def test_runs_are_listed(here, run, tmp_path):
+    (line,) = json.loads(run("runs", ".", "--json"))
+    assert (line["run"], line["state"], line["steps"], line["problem"]) == ("run", "finished", 40, None)
+    heading, *lines = run("runs", ".").splitlines()
+    assert [text.split()[:3] for text in lines] == [["run", "finished", "40"]]
+    assert run("runs", str(tmp_path)) == f"no runs below {tmp_path}\n"
 
 
 def test_summary_takes_a_preset_or_a_run(here, run):
@@ -231,6 +239,11 @@ def test_recipes_keep_their_promises():
         (["train", "--recipe", "nope"], ["'nope'", "demo"]),
         (["train", "--recipe"], ["--recipe", "demo"]),
         (["train", "--resume"], ["--run"]),
+        (["train", "--from", "nowhere"], ["no run or model at nowhere"]),
+        (
+            ["train", "--from", "run", "--preset", "laptop-small"],
+            ["--preset 'laptop-small' cannot be used with --from"],
+        ),
         (["train", "--preset", "huge"], ["'huge'", "laptop-small"]),
         (["train", "--data", "nowhere.txt"], ["'nowhere.txt'"]),
         (["train", "--data", "empty.txt"], ["empty.txt"]),
@@ -262,8 +275,9 @@ def test_recipes_keep_their_promises():
         (["summary"], ["PRESET_OR_MODEL is missing"]),
         (["summary", "laptop-smal"], ["'laptop-smal'", "perhaps you mean laptop-small"]),
         (["explain", "nowhere"], ["'nowhere'", "exlstm presets"]),
-        (["explain", "--batch", "0"], ["batch is 0", "from 1 on"]),
+        (["explain", "--batch", "0"], ["--batch is 0"]),
         (["presets", "--all"], ["'--all'"]),
+        (["runs", "nowhere"], ["no folder 'nowhere'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -369,6 +383,65 @@ def test_eval_says_what_was_left_out(here, tmp_path, run, refused):
     assert "(1 of 2 files does not look like text: photo.jpg; --binary takes them)" in run(*words, str(tmp_path))
     assert "--binary" in refused(*words, str(tmp_path / "photo.jpg"))
     assert "99 bytes" in run(*words, str(tmp_path / "photo.jpg"), "--binary")
+
+
+def test_parse_tells_given_from_left_out_for_every_option():
+    for field in fields(TrainConfig):
+        flag = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, bool):
+            ways = [[flag], [f"--no-{flag[2:]}"], [f"--no_{field.name}"]]
+        else:
+            ways = [[flag, str(field.default)], [f"{flag}={field.default}"], [f"--{field.name}", str(field.default)]]
+        for words in ways:
+            needed = {} if field.name != "resume" and field.name != "overwrite" else {"run": "r"}
+            options = parse(TrainConfig, words, program="x", description="", default=TrainConfig(**needed))
+            assert options.given == {field.name, *needed}, words
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["--batch", "16"], ["--batch 16 differs from the 4 of the run to resume"]),
+        (["--yardsticks", "--length=256"], ["--length 256 differs from the 32"]),
+        (
+            ["--batch", "4", "--no-carry-state", "--workers", "0"],
+            ["used up its budget after 40", "--steps +1000"],
+        ),
+        (["--steps", "40"], ["used up its budget after 40 steps"]),
+        (["--recipe", "stdlib-45m"], ["differs from"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_resuming_refuses_what_would_be_ignored(words, fragments, here, refused):
+    sentence = refused("train", "--run", "run", "--resume", *words)
+    assert all(fragment in sentence for fragment in fragments), sentence
+
+
+def test_settings_from_a_file_and_a_model_to_start_from(monkeypatch, tmp_path, refused):
+    seen = []
+    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], run=seen.append))
+    file = tmp_path / "c.json"
+    file.write_text('{"batch": 3, "preset": "laptop-tiny", "lr": 1.0}')
+    assert (
+        main(["train", "--config", str(file), "--batch", "5"]) == main(["train", f"--config={file}", "--from=m"]) == 0
+    )
+    assert main(["train", "--from", "m", "--lr", "1.0"]) == 0
+    assert seen == [
+        TrainConfig(batch=5, preset="laptop-tiny", lr=1.0), TrainConfig(batch=3, from_model="m", lr=1.0),
+        TrainConfig(from_model="m", lr=1.0),
+    ]  # fmt: skip
+    assert "both given" in refused("train", "--config", str(file), "--recipe", "demo")
+    assert "No such file" in refused("train", "--config", "nowhere.json")
+    assert "cannot be read" in refused("train", "--config")
+
+
+def test_a_budget_with_a_plus_is_on_top(monkeypatch, refused):
+    seen = []
+    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], run=seen.append))
+    assert main(["train", "--run", "r", "--resume", "--minutes", "+10"]) == 0
+    assert main(["train", "--run", "r", "--resume", "--steps=+1000"]) == 0
+    assert [str(seen[0].minutes), str(seen[1].steps)] == ["+10", "+1000"]
+    assert "adds to a run" in refused("train", "--minutes", "+10")
 
 
 def test_take_choice_leaves_the_other_words():

@@ -13,7 +13,7 @@ from tiny_runs import Settings, ctrl_c_at, numbers, optimizer, trainer_json, wei
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.lm import BlockConfig, LMConfig
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.train.config import TrainConfig
+from exlstm.train.config import More, TrainConfig
 from exlstm.train.run import train
 from exlstm.train.run_folder import open_run
 
@@ -198,12 +198,39 @@ def test_killed_before_the_first_checkpoint(settings: Settings, tiny: LMConfig, 
 
 def test_a_finished_run_can_be_given_a_longer_budget(settings: Settings, tiny: LMConfig) -> None:
     first = train(settings(), model=tiny)
-    again = train(TrainConfig(run=first.run, resume=True))
-    assert again.step == 8
-    assert again.final == first.final
-    longer = train(TrainConfig(run=first.run, resume=True, steps=12))
+    files = sorted(Path(first.run).rglob("*"))
+    for budget in ({}, {"steps": 8}, {"steps": 3}):
+        with pytest.raises(
+            ValueError, match=r"has used up its budget after 8 steps .*; give it more, for example --st"
+        ):
+            train(TrainConfig(run=first.run, resume=True, **budget))
+    assert sorted(Path(first.run).rglob("*")) == files
+    longer = train(TrainConfig(run=first.run, resume=True, steps=10))
+    assert longer.step == 10
+    longer = train(TrainConfig(run=first.run, resume=True, steps=More(2)), sample=ctrl_c_at(1))
     assert longer.step == 12
     assert [record["step"] for record in numbers(first.run) if "loss" in record] == list(range(1, 13))
+    # the budget is the run's from now on: one that is stopped in it goes on to its end
+    assert open_run(first.run).train_config().steps == 12
+
+
+def test_a_finished_run_may_lack_its_final_evaluation(settings: Settings, tiny: LMConfig) -> None:
+    """As after a kill while it went on: there is nothing to train, and that to do."""
+    first = train(settings(), model=tiny)
+    (Path(first.run) / "summary.json").unlink()
+    assert train(TrainConfig(run=first.run, resume=True)).final == first.final
+
+
+def test_a_run_and_its_working_directory_may_move(
+    settings: Settings, tiny: LMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(settings(run="run", data="text.txt"), model=tiny)
+    assert open_run("run").train_config().data == str(tmp_path / "text.txt")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move("run", "elsewhere/moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train(TrainConfig(run="moved", resume=True, data="../elsewhere/../text.txt", steps=9)).step == 9
 
 
 def test_accumulated_small_batches_are_one_large_batch(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
+import copy
 import json
+import pickle
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
-from exlstm.train.config import INVOCATION, TrainConfig, from_json, resumed, to_json
+from exlstm.train.config import BUDGET, CHANGEABLE, INVOCATION, More, TrainConfig, from_json, resumed, to_json
 
 OTHER = {
     "run": "runs/x",
     "data": ("books", "notes:0.3"),
     "binary": True,
     "tokenizer": "bpe:512",
+    "from_model": "runs/y",
     "preset": "laptop-tiny",
     "blocks": "ms",
     "steps": 7,
@@ -21,26 +25,28 @@ OTHER = {
     "compile": True,
     "carry_state": True,
     "yardsticks": False,
+    "tensorboard": True,
 }
 
 
-def other_values() -> TrainConfig:
-    """Every setting differs from its default, but for the two that exclude each other."""
+def other_values(**changes: object) -> TrainConfig:
+    """Every setting differs from its default, but for those that exclude another one."""
     numbers = {
         field.name: field.default * 0.5 if isinstance(field.default, float) else field.default + 1
         for field in fields(TrainConfig)
         if isinstance(field.default, int | float) and not isinstance(field.default, bool)
     }
-    return TrainConfig(**{**numbers, **OTHER})
+    return TrainConfig(**{**numbers, **OTHER, **changes})
 
 
 def test_json_round_trip_keeps_every_setting() -> None:
-    config = other_values()
-    data = to_json(config)
-    default = TrainConfig()
-    assert all(data[name] != getattr(default, name) for name in data)
-    assert set(data) == {field.name for field in fields(TrainConfig)} - set(INVOCATION)
-    assert from_json(json.loads(json.dumps(data))) == replace(config, run=None)
+    different = set()
+    for config in (other_values(), other_values(compile=False, gradient_checkpointing=True)):
+        data = to_json(config)
+        different |= {name for name in data if data[name] != getattr(TrainConfig(), name)}
+        assert set(data) == {field.name for field in fields(TrainConfig)} - set(INVOCATION)
+        assert from_json(json.loads(json.dumps(data))) == replace(config, run=None)
+    assert different == set(data)
 
 
 def test_unknown_setting_in_json_is_named() -> None:
@@ -73,6 +79,8 @@ def test_impossible_values_name_the_flag_and_the_value(name: str, value: object)
 
 
 def test_impossible_combinations() -> None:
+    with pytest.raises(ValueError, match=r"^--gradient-checkpointing and --compile were both given; leave one .*\.$"):
+        TrainConfig(gradient_checkpointing=True, compile=True)
     with pytest.raises(ValueError, match=r"--warmup 0\.6 and --cooldown 0\.5 are more than the whole run"):
         TrainConfig(schedule="wsd", warmup=0.6, cooldown=0.5)
     with pytest.raises(ValueError, match="--resume continues the run, --overwrite deletes it"):
@@ -82,15 +90,59 @@ def test_impossible_combinations() -> None:
             TrainConfig(**{flag: True})
 
 
+def test_another_type_in_json_is_named() -> None:
+    for name, value in {"batch": "16", "lr": None, "compile": 1, "schedule": "linear", "steps": 2.5}.items():
+        with pytest.raises(ValueError, match=f"^x.json has .* as the setting '{name}', which is of another type; "):
+            from_json({name: value}, where="x.json")
+    assert from_json({"lr": 1, "steps": None}) == TrainConfig(lr=1.0)
+
+
+def test_what_is_given_is_known_even_where_it_equals_the_default() -> None:
+    config = TrainConfig(batch=16)
+    assert config.given == {"batch"}
+    assert config.but(steps=3).given == {"batch", "steps"}
+    assert config == TrainConfig()
+    assert copy.deepcopy(config).given == pickle.loads(pickle.dumps(config)).given == {"batch"}
+
+
+def resume(saved: TrainConfig, used: int = 0, seconds: float = 0.0, **given: Any) -> TrainConfig:
+    return resumed(TrainConfig(run="r", resume=True, **given), saved, steps=used, seconds=seconds)
+
+
 def test_resumed_takes_the_saved_settings_and_the_new_budget() -> None:
     saved = other_values()
-    assert resumed(TrainConfig(run="r", resume=True), saved) == replace(saved, run="r", resume=True)
-    asked = TrainConfig(run="r", resume=True, steps=70, keep=9, lr=saved.lr)
-    assert resumed(asked, saved) == replace(saved, run="r", resume=True, steps=70, minutes=None, tokens=None, keep=9)
+    assert resume(saved) == replace(saved, run="r", resume=True)
+    expected = replace(saved, run="r", resume=True, steps=70, minutes=None, tokens=None, keep=9)
+    assert resume(saved, steps=70, keep=9, lr=saved.lr) == expected
+
+
+def test_a_budget_may_be_on_top_of_what_was_used() -> None:
+    saved = TrainConfig(steps=100, batch=2, length=8)
+    longer = resume(saved, minutes=More(10), tokens=More(5), used=30, seconds=90.0)
+    assert (longer.steps, longer.minutes, longer.tokens) == (None, 11.5, 30 * 16 + 5)
+    assert resume(saved, minutes=More(10), seconds=90.0).minutes == 11.5
+    with pytest.raises(ValueError, match=r"^--steps \+5 adds to a run; add --run FOLDER --resume, or leave out"):
+        TrainConfig(steps=More(5))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig) if field.name not in INVOCATION])
+def test_resumed_refuses_the_default_where_the_run_has_another_value(name: str) -> None:
+    """Given and left out differ for every setting, whichever its default is."""
+    saved, default = other_values(), getattr(TrainConfig(), name)
+    if name in CHANGEABLE or name == "workers":  # 0 workers: as many as the run has
+        assert resume(saved, **{name: default}).run == "r"
+        return
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} .* differs from the .* start a new run"):
+        resume(saved, **{name: default})
+
+
+def test_resumed_takes_the_runs_own_values() -> None:
+    saved = other_values()
+    given = {name: value for name, value in to_json(saved).items() if name not in BUDGET}
+    assert resume(saved, **given) == replace(saved, run="r", resume=True)
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr", 0.5), ("seed", 3), ("data", "other"), ("carry_state", True)])
 def test_resumed_refuses_another_setting(name: str, value: object) -> None:
-    saved = TrainConfig()
     with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} {value!r} differs from the .* start a new run"):
-        resumed(TrainConfig(run="r", resume=True, **{name: value}), saved)
+        resume(TrainConfig(), **{name: value})

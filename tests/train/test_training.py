@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import Settings, ctrl_c_at, numbers
+from tiny_runs import Settings, ctrl_c_at, numbers, weights
 
 from exlstm.data.text import documents, split_documents
 from exlstm.data.yardsticks import Yardsticks, yardsticks
-from exlstm.models.lm import LMConfig
+from exlstm.models.lm import Block, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train import display, loop, report, summary
 from exlstm.train.config import TrainConfig
@@ -95,6 +95,22 @@ def test_compile_trains_the_same(
     other = train(settings(run=str(tmp_path / "other")), model=tiny)
     losses = [[record["loss"] for record in steps(run)] for run in (one.run, other.run)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gradient_checkpointing_trains_the_same(
+    settings: Settings, tiny: LMConfig, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every worker: each block of the model is run once more in each step."""
+    calls = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda *args, **named: calls.append(None) or forward(*args, **named))
+    plain = train(settings(run=str(tmp_path / "a"), workers=workers, steps=2), model=tiny)
+    before = len(calls)
+    again = train(settings(run=str(tmp_path / "b"), workers=workers, steps=2, gradient_checkpointing=True), model=tiny)
+    assert len(calls) - before == before + 2 * workers
+    assert numbers(again.run) == numbers(plain.run)
+    assert weights(again.run, 2) == weights(plain.run, 2)
 
 
 def test_compile_that_fails(settings: Settings, tiny: LMConfig, monkeypatch: pytest.MonkeyPatch) -> None:

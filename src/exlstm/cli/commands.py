@@ -4,7 +4,7 @@ PyTorch is imported inside the functions, so that help and complaints about opti
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +14,7 @@ import tyro
 from exlstm.cli.convert import Convert, convert
 from exlstm.cli.generate import Generate, generate
 from exlstm.cli.parse import Weights, check_at_least, checkpoint_of, similar
+from exlstm.cli.runs import Runs, runs
 from exlstm.cli.study import (
     StudyCompare,
     StudyList,
@@ -110,7 +111,7 @@ def demo(options: TrainConfig) -> None:
     from exlstm.train.run import train as run_training
 
     if options.run == RECIPES["demo"].run and not options.resume:
-        options = replace(options, overwrite=True)
+        options = options.but(overwrite=True)
     summary = run_training(options, sample=_sample)
     if summary.final is None:
         return
@@ -255,9 +256,16 @@ COMMANDS: dict[str, Command] = {
         help="train a language model on text, or resume a run",
         more="The budget is whichever of --steps, --minutes and --tokens is used up first. Ctrl-C saves and stops, "
         "as a closed terminal does.\n"
-        f"--recipe NAME begins with the settings of a recipe ({', '.join(RECIPES)}), and other options change it.",
+        f"--recipe NAME begins with the settings of a recipe ({', '.join(RECIPES)}), and other options change it.\n"
+        "--config FILE begins with the settings of a file: the config.json of a run, or settings alone as JSON.",
         options=TrainConfig,
         run=train,
+    ),
+    "runs": Command(
+        help="the runs below a folder: state, steps, loss, bits per byte, when",
+        more="A run is running (a process trains it), finished, stopped before its end, or damaged.",
+        options=Runs,
+        run=runs,
     ),
     "eval": Command(
         help="loss, perplexity, bits per byte of a model by context length",

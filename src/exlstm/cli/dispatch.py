@@ -5,7 +5,7 @@ from typing import Any
 
 from exlstm import __version__
 from exlstm.cli.commands import COMMANDS, FOREIGN, GROUPS, Command
-from exlstm.cli.parse import parse, similar, take_choice
+from exlstm.cli.parse import parse, similar, training_settings
 from exlstm.train.recipes import RECIPES
 
 KNOWN = {**COMMANDS, **GROUPS, **FOREIGN}
@@ -28,8 +28,7 @@ def dispatch(name: str, words: Sequence[str]) -> int:
     command = COMMANDS[name]
     default = command.default
     if name == "train":
-        chosen, words = take_choice("--recipe", words, RECIPES)
-        default = chosen or default
+        default, words = training_settings(words, RECIPES)
     return _run(f"exlstm {name}", command, words, default)
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from exlstm.train.config import More, TrainConfig
+
 if TYPE_CHECKING:
     from exlstm.train.run_folder import Which
 
@@ -28,7 +30,8 @@ def parse(
 ) -> Options | None:
     """The options, or None when only help was asked for, which is then on stdout.
 
-    default: values of the options that are not given; None takes those of the dataclass.
+    default: values of the options that are not given; None takes those of the dataclass. A `TrainConfig` knows which
+    ones are in the words, or given in its default.
     Raises ValueError for an unknown option and for a value that does not fit.
     """
     complaint = io.StringIO()
@@ -50,10 +53,13 @@ def parse(
         # what the dataclass itself has refused is a sentence already
         reason = stop.__context__ if type(stop.__context__) is ValueError else _first_part(complaint.getvalue())
         raise ValueError(f"{str(reason).rstrip('.')}; see {program} --help.") from None
+    known = ["--" + field.name.replace("_", "-") for field in fields(kind)]  # type: ignore[arg-type]
     if unknown:
         odd = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-        known = ["--" + field.name.replace("_", "-") for field in fields(kind)]  # type: ignore[arg-type]
         raise ValueError(f"{odd!r} is no option{similar(odd, known)}; see {program} --help.")
+    if isinstance(options, TrainConfig):
+        base = default if isinstance(default, TrainConfig) else TrainConfig()
+        return base.but(**{name: getattr(options, name) for name in given_in(words, known)})  # type: ignore[return-value]
     return options
 
 
@@ -88,19 +94,48 @@ def take_several(kind: type) -> list[str]:
     ]
 
 
-def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options]) -> tuple[Options | None, list[str]]:
-    """Takes `option NAME` out of the words: the choice of that name, None without the option, and the other words."""
-    chosen, rest, ahead = None, [], iter(words)
+def given_in(words: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Names of the fields whose options are among the words, which the parser has taken."""
+    # a value cannot look like an option: "--run --resume" is refused, and "--run=--resume" is one word
+    there = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    found = [flag for flag in known if not there.isdisjoint((flag, "--no-" + flag.removeprefix("--")))]
+    return [flag.removeprefix("--").replace("-", "_") for flag in found]
+
+
+def take_option(option: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes `option VALUE` out of the words: its last value (None without it, "" for a missing one), and the others."""
+    taken, rest, ahead = None, [], iter(words)
     for word in ahead:
         name, equals, value = word.partition("=")
-        if name != option:
+        if name == option:
+            taken = value if equals else next(ahead, "")
+        else:
             rest.append(word)
-            continue
-        value = value if equals else next(ahead, "")
-        if value not in choices:
-            raise ValueError(f"{option} {value!r} is unknown; use one of {', '.join(choices)}.")
-        chosen = choices[value]
-    return chosen, rest
+    return taken, rest
+
+
+def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options]) -> tuple[Options | None, list[str]]:
+    """Takes `option NAME` out of the words: the choice of that name, None without the option, and the other words."""
+    name, rest = take_option(option, words)
+    if name is None:
+        return None, rest
+    if name not in choices:
+        raise ValueError(f"{option} {name!r} is unknown; use one of {', '.join(choices)}.")
+    return choices[name], rest
+
+
+def training_settings(words: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tuple[TrainConfig | None, list[str]]:
+    """What the other words of `exlstm train` change: the settings of --recipe or --config; and these words."""
+    recipe, words = take_choice("--recipe", words, recipes)
+    file, words = take_option("--config", words)
+    words = [re.sub("^--from(?=$|=)", "--from-model", word) for word in words]
+    if file is None:
+        return recipe, words
+    if recipe is not None:
+        raise ValueError(f"--recipe and --config {file!r} were both given; leave one of them out.")
+    from exlstm.train.config_file import read_config
+
+    return read_config(file), words
 
 
 def checkpoint_of(text: str) -> "Which | int":
@@ -136,16 +171,19 @@ def _registry() -> ConstructorRegistry:
     def number_or_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         union = typing.get_origin(info.type) in (types.UnionType, typing.Union)
         kinds = typing.get_args(info.type) if union else (info.type,)
-        may_be_none = type(None) in kinds
+        may_be_none, may_add = type(None) in kinds, More in kinds
         kind = next((kind for kind in kinds if kind in METAVARS), None)
-        if kind is None or len(kinds) != 1 + may_be_none:
+        if kind is None or len(kinds) != 1 + may_be_none + may_add:
             return None
+
+        shown = (kind, More) if may_add else kind
 
         def read(words: list[str]) -> Any:
             if may_be_none and words[0].lower() == "none":
                 return None
             try:
-                return kind(words[0])
+                value = kind(words[0])
+                return More(value) if may_add and words[0].startswith("+") else value
             except ValueError:
                 raise ValueError(f"{words[0]!r} is not a {'whole ' if kind is int else ''}number") from None
 
@@ -153,7 +191,7 @@ def _registry() -> ConstructorRegistry:
             nargs=1,
             metavar=METAVARS[kind],
             instance_from_str=read,
-            is_instance=lambda value: isinstance(value, kind) or (may_be_none and value is None),
+            is_instance=lambda value: isinstance(value, shown) or (may_be_none and value is None),
             str_from_instance=lambda value: [str(value)],
         )
 

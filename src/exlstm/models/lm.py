@@ -5,13 +5,15 @@
 B batch  T time  D model width  C classes (vocabulary)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from exlstm.mixers.contract import Mixer, MixerConfig, State, check_state, mask_tail
 from exlstm.nn import init
@@ -131,12 +133,14 @@ class LM(nn.Module):
         logits_BTC, state = model(next_token_B1, state)       # decode: the same call
 
     The state is a tuple with one entry per block; it is a value, never changed in place.
+    gradient_checkpointing: set to True, the backward computes every block once more instead of keeping what is inside.
     """
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
         self.shapes_kept: tuple[tuple[int, torch.dtype], LMState] | None = None
+        self.gradient_checkpointing = False
         self.embed = Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
         self.norm = width_norm(config) if config.out_norm else None
@@ -187,9 +191,14 @@ class LM(nn.Module):
         after = []
         for index, block in enumerate(self.blocks):
             before = None if state is None else state[index]
-            x_BTD, block_state = block(x_BTD, before, reset_BT=reset_BT, lengths_B=lengths_B)
+            run = self.checkpointed(block) if self.gradient_checkpointing and torch.is_grad_enabled() else block
+            x_BTD, block_state = run(x_BTD, before, reset_BT=reset_BT, lengths_B=lengths_B)
             after.append(block_state)
         return x_BTD if self.norm is None else self.norm(x_BTD), tuple(after)
+
+    def checkpointed(self, block: nn.Module) -> Callable[..., tuple[Tensor, State]]:
+        """The block, of which a backward keeps the inputs alone. It draws the same random numbers again."""
+        return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=self.config.draws)
 
     def read_out(self, x: Tensor) -> Tensor:
         """Logits [..., C] of hidden states [..., D]."""

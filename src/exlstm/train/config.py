@@ -1,14 +1,44 @@
 """Everything a training run depends on, as one value: the flags of `exlstm train`, and "train" in config.json."""
 
 import math
+import os
+import types
+import typing
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from exlstm.data.text import Data
 
 DEFAULT_STEPS = 1000
 
+Config = TypeVar("Config", bound=type)
 
+
+class More(float):
+    """A budget on top of what a run has used, for resuming: `--minutes +10` is `minutes=More(10)`."""
+
+    def __repr__(self) -> str:
+        return f"+{float(self):g}"
+
+    __str__ = __repr__
+
+
+def keeps_given(cls: Config) -> Config:
+    """A dataclass whose values know which of their fields were given, in `_given`; equality and JSON do not see it."""
+    plain = cls.__init__  # type: ignore[misc]
+
+    @wraps(plain)
+    def init(self: Any, **given: Any) -> None:
+        object.__setattr__(self, "_given", frozenset(given))
+        plain(self, **given)
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
+
+
+@keeps_given
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of one training run.
@@ -16,6 +46,9 @@ class TrainConfig:
     The budget is whichever of `steps`, `minutes` and `tokens` is used up first. The learning rate follows the budget,
     so with `minutes` it follows the clock: such a run adapts to the machine but cannot be repeated bit for bit, while a
     run bounded by steps or tokens can. Raises ValueError for a value that cannot work.
+
+    A setting that is given counts when a run is resumed, even if it equals the default. `config.but(steps=5)` changes
+    settings and gives no others; `dataclasses.replace` gives them all.
     """
 
     run: str | None = None  # folder of the run; left out: the first free runs/PRESET-001, -002, ...
@@ -28,9 +61,11 @@ class TrainConfig:
     preset: str = "laptop-small"  # name of the model; an unknown name lists them all
     blocks: str | None = None  # other blocks at the preset's width, such as "mmms" (m mLSTM, s sLSTM, M of xLSTM-7B)
 
-    steps: int | None = None  # budget: optimiser steps (1000 if no budget is given)
-    minutes: float | None = None  # budget: minutes of training, validations included, final evaluation not
-    tokens: int | None = None  # budget: training tokens
+    from_model: str | None = None  # fine-tune this model on disk: its weights, blocks and tokenizer (short: --from)
+
+    steps: int | More | None = None  # budget: optimiser steps (1000 if no budget is given); +N resumes for N more
+    minutes: float | More | None = None  # budget: minutes of training, validations included, final evaluation not
+    tokens: int | More | None = None  # budget: training tokens
 
     batch: int = 16  # rows that go through the model at once
     length: int = 256  # tokens per row
@@ -51,6 +86,7 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 is autocast: weights and optimiser stay float32
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     workers: int = 0  # CPU threads that share the rows of a batch; 0 is one per core (1 on a GPU or with compile)
+    gradient_checkpointing: bool = False  # less memory for about a third more work: the same numbers, bit for bit
     compile: bool = False  # compile the model with torch.compile (on a CPU it needs a C++ compiler)
     seed: int = 0  # of the initial weights, the order of the data, and dropout
 
@@ -63,6 +99,8 @@ class TrainConfig:
     final_minutes: float = 2.0  # longest time for the evaluation on the whole validation text at the end
     yardsticks: bool = True  # compare with a trigram model, gzip and xz at the end
 
+    tensorboard: bool = False  # write the metrics for TensorBoard as well, in the run's folder (extra: track)
+
     resume: bool = False  # continue the run in `run` from its last checkpoint, with its own settings
     overwrite: bool = False  # delete the run in `run` first
 
@@ -71,6 +109,10 @@ class TrainConfig:
             _require(
                 getattr(self, name) is None or getattr(self, name) > 0, name, self, "leave it out or make it positive"
             )
+            if isinstance(getattr(self, name), More) and not self.resume:
+                raise ValueError(
+                    f"--{name} {getattr(self, name)} adds to a run; add --run FOLDER --resume, or leave out the +."
+                )
         _require(self.minutes is None or self.minutes < math.inf, "minutes", self, "leave it out or make it finite")
         _require(self.seed < 2**64, "seed", self, "use a whole number of 64 bits")
         for name in ("batch", "length", "accumulate", "validation_tokens", "keep", "log_every"):
@@ -94,12 +136,34 @@ class TrainConfig:
                 f"--workers {self.workers} cannot share a batch of {self.batch}{' with --compile' * self.compile}; "
                 "leave --workers out."
             )
+        if self.gradient_checkpointing and self.compile:
+            raise ValueError(
+                "--gradient-checkpointing and --compile were both given; leave one out, for a compiled backward "
+                "decides by itself what to compute again."
+            )
         if self.resume and self.overwrite:
             raise ValueError(
                 "resume and overwrite were both given; --resume continues the run, --overwrite deletes it."
             )
         if self.run is None and (self.resume or self.overwrite):
             raise ValueError("resume and overwrite need the name of a run; add --run FOLDER.")
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the settings that were given, rather than left at their defaults."""
+        return self.__dict__["_given"]  # type: ignore[no-any-return]
+
+    def but(self, **changes: Any) -> "TrainConfig":
+        """These settings with others changed; what is not given in either stays so.
+
+        A change to a model to start from takes the place of an architecture, and the other way round.
+        """
+        kept = {name: getattr(self, name) for name in self.given}
+        if not changes.keys().isdisjoint(ARCHITECTURE):
+            kept.pop("from_model", None)
+        if {**kept, **changes}.get("from_model") is not None:
+            kept = {name: value for name, value in kept.items() if name not in ARCHITECTURE}
+        return TrainConfig(**{**kept, **changes})
 
     @property
     def tokens_per_step(self) -> int:
@@ -110,8 +174,20 @@ class TrainConfig:
 # about one invocation, not about the run
 INVOCATION = ("run", "resume", "overwrite")
 BUDGET = ("steps", "minutes", "tokens")
+PATHS = ("data", "tokenizer", "from_model")
+# what a model to start from decides
+ARCHITECTURE = ("preset", "blocks", "tokenizer")
 # may be changed when a run is resumed: none of these touches the numbers of the steps already taken
-CHANGEABLE = (*BUDGET, "device", "save_minutes", "keep", "final_minutes", "yardsticks")
+CHANGEABLE = (
+    *BUDGET,
+    "device",
+    "gradient_checkpointing",
+    "save_minutes",
+    "keep",
+    "final_minutes",
+    "yardsticks",
+    "tensorboard",
+)
 
 
 def _require(ok: bool, name: str, config: TrainConfig, remedy: str) -> None:
@@ -124,36 +200,76 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in INVOCATION}
 
 
-def from_json(data: dict[str, Any]) -> TrainConfig:
-    """Inverse of `to_json`. Raises ValueError for a setting that this version does not know."""
-    unknown = sorted(set(data) - {field.name for field in fields(TrainConfig)})
-    if unknown:
-        raise ValueError(
-            f"the run has a setting {unknown[0]!r} that this version of exlstm lacks; use the one that wrote it."
-        )
-    text = data.get("data")
-    return TrainConfig(**{**data, "data": tuple(text) if isinstance(text, list) else text})
+def from_json(data: dict[str, Any], *, where: str = "the run") -> TrainConfig:
+    """Inverse of `to_json`; where: what the settings are of, for messages.
+
+    Raises ValueError for a setting that this version does not know, and for a value of another type.
+    """
+    hints = typing.get_type_hints(TrainConfig)
+    settings: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+    }
+    for name, value in settings.items():
+        if name not in hints:
+            raise ValueError(
+                f"{where} has a setting {name!r} that this version of exlstm lacks; use the one that wrote it."
+            )
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{where} has {value!r} as the setting {name!r}, which is of another type; correct it.")
+    return TrainConfig(**settings)
 
 
-def resumed(asked: TrainConfig, saved: TrainConfig) -> TrainConfig:
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of the type that a field has."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    return type(value) in ((int, float) if hint is float else (origin or hint,))
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The settings with paths that mean the same in every working directory."""
+    return replace(config, **{name: _comparable(name, config) for name in PATHS})
+
+
+def resumed(asked: TrainConfig, saved: TrainConfig, *, steps: int, seconds: float) -> TrainConfig:
     """The settings of a resumed run: the saved ones, with the budget and other harmless ones taken from `asked`.
 
-    A budget that is asked for, of whatever kind, replaces the saved one; the learning rate follows it from then on.
-    Raises ValueError if `asked` differs from both the default and the saved run in a setting that a run cannot change.
+    steps, seconds: what the run has used, which a budget of `More` is added to. A budget that is asked for, of whatever
+    kind, replaces the saved one; the learning rate follows it from then on.
+    Raises ValueError if a setting that is given differs from the saved run's and a run cannot change it.
     """
-    default = TrainConfig()
-    changed = [
-        field.name
-        for field in fields(TrainConfig)
-        if field.name not in INVOCATION and getattr(asked, field.name) != getattr(default, field.name)
-    ]
-    for name in changed:
-        if name not in CHANGEABLE and getattr(asked, name) != getattr(saved, name):
+    given = [field.name for field in fields(TrainConfig) if field.name in asked.given - {*INVOCATION}]
+    for name in given:
+        if name not in CHANGEABLE and _comparable(name, asked) != _comparable(name, saved):
+            if name == "workers" and asked.workers == 0:  # 0 leaves the number to the run, which has one
+                continue
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"{flag} {getattr(asked, name)!r} differs from the {getattr(saved, name)!r} of the run to resume; "
                 f"leave {flag} out, or start a new run."
             )
-    kept = {name: getattr(asked, name) for name in changed if name in CHANGEABLE}
-    budget = {name: getattr(asked, name) for name in BUDGET} if any(name in changed for name in BUDGET) else {}
-    return replace(saved, **{**kept, **budget}, run=asked.run, resume=True)
+    kept = {name: getattr(asked, name) for name in given if name in CHANGEABLE}
+    if any(kept.get(name) is not None for name in BUDGET):
+        used = {"steps": steps, "minutes": seconds / 60, "tokens": steps * saved.tokens_per_step}
+        kept |= {name: _in_all(getattr(asked, name), used[name]) for name in BUDGET}
+    return replace(saved, **kept, run=asked.run, resume=True)
+
+
+def _in_all(asked: float | None, used: float) -> float | None:
+    return type(used)(used + asked) if isinstance(asked, More) else asked
+
+
+def _comparable(name: str, config: TrainConfig) -> Any:
+    """The value of a setting; a path is absolute, and so is each of several."""
+    value = getattr(config, name)
+    spec = name == "tokenizer" and (value == "bytes" or value.startswith("bpe:"))
+    if name not in PATHS or value is None or spec:
+        return value
+    return tuple(map(_absolute, value)) if isinstance(value, tuple) else _absolute(value)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(Path(path).expanduser())

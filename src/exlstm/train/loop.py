@@ -9,7 +9,7 @@ B batch  T time  D model width  C classes (vocabulary)
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -30,6 +30,7 @@ from exlstm.train.loss import bits_per_byte, model_cross_entropy
 from exlstm.train.optimiser import adamw
 from exlstm.train.schedule import due, learning_rate, progress
 from exlstm.train.setup import Setup
+from exlstm.train.tensorboard import TensorBoard
 from exlstm.train.watchdog import NotFiniteError, first_bad_tensor, keep_random_state
 
 Sample = Callable[[LM, Tokenizer], str]  # generates a text for the report; the model is in evaluation mode
@@ -53,6 +54,7 @@ class Trainer:
         self.device, self.display, self.sample = device, display, sample
         torch.manual_seed(self.config.seed)
         self.model = LM(setup.model).to(device)
+        self.model.gradient_checkpointing = self.config.gradient_checkpointing
         self.optimizer = adamw(self.model, self.config)
         self.byte_lengths_C = torch.from_numpy(setup.tokenizer.byte_lengths)
         self.position = Position()
@@ -62,12 +64,16 @@ class Trainer:
                 "--carry-state needs a state of fixed size, but this model has attention without a window, which keeps "
                 "everything it has seen; leave --carry-state out, or use other blocks."
             )
-        if self.config.resume and self.run_folder.steps():
+        resumes = self.config.resume and bool(self.run_folder.steps())
+        if setup.start is not None and not resumes:
+            setup.start.load_into(self.model)
+        if resumes:
             self.position, self.state = load_checkpoint(
                 self.run_folder, self.model, self.optimizer, carry_state=self.config.carry_state
             )
         if self.config.resume:
             self.run_folder.cut_metrics(self.position.step)
+        self.board: TensorBoard | None = None
         self.crew = Crew(self.model, self.config.workers, compiled=self.config.compile)
         self.began = time.monotonic() - self.position.seconds
 
@@ -81,6 +87,12 @@ class Trainer:
 
     def run(self, stop: Callable[[], bool]) -> Literal["budget", "signal"]:
         """Trains until the budget is used up or `stop` says so; either way the last thing it does is to save."""
+        if not self.config.tensorboard:
+            return self._train(stop)
+        with closing(TensorBoard(self.run_folder, self.position.seconds)) as self.board:
+            return self._train(stop)
+
+    def _train(self, stop: Callable[[], bool]) -> Literal["budget", "signal"]:
         before = self.fraction()
         saved = time.monotonic()
         while before < 1 or self.position.step == 0:
@@ -110,9 +122,7 @@ class Trainer:
         step, seconds = self.position.step, self.seconds()
         if step % self.config.log_every == 0:
             record = {"step": step, "tokens": tokens, "seconds": round(seconds, 3), "loss": loss}
-            self.run_folder.append_metrics(
-                {**record, "bits_per_byte": bits, "lr": lr, "gradient_norm": done.gradient_norm}
-            )
+            self.log({**record, "bits_per_byte": bits, "lr": lr, "gradient_norm": done.gradient_norm})
         self.display.show(
             Progress(
                 step=step,
@@ -198,10 +208,14 @@ class Trainer:
         step = self.position.step
         self.position = replace(self.position, validation_bits_per_byte=found.bits_per_byte)
         record = {"step": step, "tokens": self.tokens(), "seconds": round(self.seconds(), 3)}
-        self.run_folder.append_metrics(
-            {**record, "validation_loss": found.loss, "validation_bits_per_byte": found.bits_per_byte}
-        )
+        self.log({**record, "validation_loss": found.loss, "validation_bits_per_byte": found.bits_per_byte})
         self.display.note(f"step {step:,}: {found.bits_per_byte:.3f} bits/byte on {found.bytes:,} validation bytes")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, for TensorBoard as well if that is wanted."""
+        self.run_folder.append_metrics(record)
+        if self.board is not None:
+            self.board.add(record)
 
     def take_sample(self) -> None:
         """Lets the model write something for the report; training's random numbers do not notice."""
@@ -211,7 +225,7 @@ class Trainer:
         with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             text = self.sample(self.model, self.setup.tokenizer)
         self.model.train()
-        self.run_folder.append_metrics({"step": self.position.step, "tokens": self.tokens(), "sample": text})
+        self.log({"step": self.position.step, "tokens": self.tokens(), "sample": text})
 
     def save(self) -> None:
         """A checkpoint of this very moment."""

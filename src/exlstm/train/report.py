@@ -11,6 +11,7 @@ from exlstm.train.files import write_atomically
 from exlstm.train.page import html_page, image, table, wide_table
 from exlstm.train.picture import loss_picture
 from exlstm.train.run_folder import RunFolder
+from exlstm.train.start import start_of
 from exlstm.train.summary import RunSummary, machine, yardstick_rows
 
 
@@ -50,7 +51,7 @@ def _page(
         _samples(records),
         f"<h2>Model</h2><pre>{escape(model.summary())}</pre>",
         "<h2>Settings</h2>",
-        table(settings(config)),
+        table([*settings(config), *_start(run)]),
         "<h2>Machine</h2>",
         table((key, str(value)) for key, value in machine().items() if value is not None),
     ]
@@ -64,6 +65,12 @@ def settings(config: TrainConfig) -> Iterator[tuple[str, str]]:
             yield name, str(value)
         elif name == "data":
             yield name, "the source text of Python's standard library"
+
+
+def _start(run: RunFolder) -> Iterator[tuple[str, str]]:
+    start = start_of(run)
+    if start is not None:
+        yield from ((f"from_model, {key}", str(value)) for key, value in start.to_json().items() if value is not None)
 
 
 def _tiles(summary: RunSummary, records: Sequence[dict[str, Any]]) -> str:

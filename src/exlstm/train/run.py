@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 from exlstm.data.yardsticks import yardsticks
@@ -39,15 +39,18 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     output.note(f"reading the text{f' and training the tokenizer {config.tokenizer}' * learns} ...")
     setup = set_up(config, model)
     shared = threads_shared(setup.config.workers)
-    with shared, closing(open_display(device, output)) as display, stop_requests() as asked:
+    with ExitStack() as held, shared, closing(open_display(device, output)) as display, stop_requests() as asked:
 
         def stop() -> bool:
             return asked() or output.ended
 
         trainer = Trainer(setup, device, display, sample)
         if not setup.config.resume:  # last of all that can be refused
-            create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about)
+            start = None if setup.start is None else setup.start.to_json()
+            create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about, start)
         _introduce(trainer, display)
+        held.enter_context(setup.run.held())
+        setup.run.keep_settings(setup.config)
         (setup.run.path / "summary.json").unlink(missing_ok=True)
         with _nothing_left(trainer):
             stopped = trainer.run(stop)
@@ -106,6 +109,8 @@ def _introduce(trainer: Trainer, display: Display) -> None:
     if len(setup.shares) > 1:
         shares = ", ".join(f"{share:.1%} from {name}" for name, share in setup.shares.items())
         display.note(f"training tokens: {shares}; validation text is that of all, joined")
+    if setup.start is not None:
+        display.note(f"started from {setup.start.model}, fingerprint {setup.start.fingerprint[:12]}")
     where = f"from step {trainer.position.step:,} on" if trainer.position.step else "from the beginning"
     display.note(f"training for {budget}, {config.tokens_per_step:,} tokens per step, {where}; Ctrl-C saves and stops")
 

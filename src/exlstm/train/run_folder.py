@@ -1,17 +1,21 @@
 """The folder of a run, as training writes it and everything else reads it.
 
-config.json               {"format": 1, "train": settings, "model": architecture, "data": fingerprint}
+config.json               {"format": 1, "train": settings, "model": architecture, "data": fingerprint}, and where the
+                          run starts from a model "from": its path and fingerprint
 tokenizer.json            the tokenizer
 metrics.jsonl             one JSON object per line: training steps, validations and samples, told apart by their keys
 loss.png, report.html     pictures, rewritten when the run stops
 summary.json              final numbers, present once the run is complete
+tensorboard/              with --tensorboard only
 checkpoints/step-00001200 exlstm/train/checkpoint.py; checkpoints/best is a link to the best of them
 """
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +27,21 @@ from exlstm.models.lm import LM, LMConfig
 from exlstm.train.config import TrainConfig, from_json, to_json
 from exlstm.train.files import reporting_failure, write_atomically
 
+if sys.platform != "win32":
+    import fcntl
+
 FORMAT = 1
-_OWN = ("config.json", "tokenizer.json", "metrics.jsonl", "loss.png", "report.html", "summary.json", "checkpoints")
+_TAIL = 1 << 16  # bytes
+_OWN = (
+    "config.json",
+    "tokenizer.json",
+    "metrics.jsonl",
+    "loss.png",
+    "report.html",
+    "summary.json",
+    "checkpoints",
+    "tensorboard",
+)
 
 Which = Literal["best", "last"]
 
@@ -45,7 +62,7 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """config.json as it is. Raises ValueError if it is damaged or of another format."""
-        data = _read_json(self.path / "config.json")
+        data = read_json(self.path / "config.json")
         if data.get("format") != FORMAT or not {"train", "model", "data"} <= set(data):
             raise ValueError(
                 f"{self.path / 'config.json'} has format {data.get('format')!r}, not {FORMAT}; "
@@ -63,7 +80,7 @@ class RunFolder:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the run."""
-        return tokenizer_from_json(_read_json(self.path / "tokenizer.json"))
+        return tokenizer_from_json(read_json(self.path / "tokenizer.json"))
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
@@ -74,7 +91,7 @@ class RunFolder:
 
     def position(self, step: int) -> dict[str, Any]:
         """trainer.json of a checkpoint. Raises ValueError if it is damaged."""
-        return _read_json(self.checkpoint_at(step) / "trainer.json")
+        return read_json(self.checkpoint_at(step) / "trainer.json")
 
     def step_of(self, which: Which | int) -> int:
         """The step of a checkpoint: the best one by validation loss, the last one, or the one of a given step.
@@ -94,6 +111,19 @@ class RunFolder:
             raise ValueError(f"{self.path} has no checkpoint of step {which!r}; it has {steps}, 'best' and 'last'.")
         return which
 
+    def used(self) -> tuple[int, float]:
+        """Steps and seconds at the last checkpoint; none where there is none, or a damaged one, which loading tells."""
+        with suppress(IndexError, ValueError, KeyError):
+            position = self.position(self.steps()[-1])
+            return int(position["step"]), float(position["seconds"])
+        return 0, 0.0
+
+    def keep_settings(self, config: TrainConfig) -> None:
+        """Makes these the settings of the run, so that it can be resumed with its new budget."""
+        data = self.config()
+        if data["train"] != to_json(config):
+            write_atomically(self.path / "config.json", json.dumps({**data, "train": to_json(config)}, indent=2))
+
     def load_model(self, which: Which | int = "best", *, device: str = "cpu") -> LM:
         """The model of a checkpoint, in evaluation mode."""
         return load(self.checkpoint_at(self.step_of(which)), device=device).eval()
@@ -112,6 +142,45 @@ class RunFolder:
                             f"{self.metrics} has a damaged line {line[:60]!r}; remove that line."
                         ) from error
                     yield record
+
+    def last_metrics(self) -> list[dict[str, Any]]:
+        """The records at the end of metrics.jsonl, without reading all of it."""
+        if not self.metrics.exists():
+            return []
+        with self.metrics.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            lines = file.read().splitlines(keepends=True)[size > _TAIL :]
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The run is this process's for a while; a kill ends that too. ValueError if it is another's.
+
+        A lock on a folder needs no file of its own. Windows has none, and there the answer is always that it is free.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        self.checkpoints.mkdir(exist_ok=True)
+        handle = os.open(self.checkpoints, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"the run {self.path} is being trained by another process; wait for its end, or choose another "
+                    "folder with --run."
+                ) from error
+            yield
+        finally:
+            os.close(handle)
+
+    def check_idle(self) -> None:
+        """Raises ValueError if a process trains the run at this moment."""
+        if self.checkpoints.is_dir():
+            with self.held():
+                pass
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
@@ -133,7 +202,8 @@ class RunFolder:
             self.path.rmdir()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file of a run. Raises ValueError if it is missing or not JSON."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -161,9 +231,16 @@ def new_run_path(preset: str) -> Path:
 
 
 def create_run(
-    path: Path, config: TrainConfig, model: LMConfig, tokenizer: Tokenizer, fingerprint: dict[str, Any]
+    path: Path,
+    config: TrainConfig,
+    model: LMConfig,
+    tokenizer: Tokenizer,
+    fingerprint: dict[str, Any],
+    start: dict[str, Any] | None = None,
 ) -> RunFolder:
     """Makes the folder; config.json comes last, so that a folder that has one is complete.
+
+    fingerprint, start: of the text, and of the model to start from.
 
     Raises ValueError if something else is there already.
     """
@@ -174,6 +251,8 @@ def create_run(
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "tokenizer.json", json.dumps(tokenizer.to_json()))
     content = {"format": FORMAT, "train": to_json(config), "model": config_to_json(model), "data": fingerprint}
+    if start is not None:
+        content["from"] = start
     write_atomically(path / "config.json", json.dumps(content, indent=2))
     return folder
 
@@ -185,6 +264,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         foreign = [name for name in there if name not in _OWN]
         if there and not overwrite and not foreign:
             raise ValueError(f"the run {path} exists; continue it with --resume, or delete it with --overwrite.")
+        RunFolder(path).check_idle()
         if foreign:
             raise ValueError(f"{path} holds {foreign[0]!r}, which no run writes; choose another folder with --run.")
     elif path.exists():

@@ -16,17 +16,22 @@ from exlstm.models.memory import check_memory
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import preset
 from exlstm.models.summary import parameters
-from exlstm.train.config import TrainConfig, resumed
+from exlstm.train.config import TrainConfig, resumed, with_absolute_paths
 from exlstm.train.crew import default_workers
+from exlstm.train.display import clock
 from exlstm.train.evaluate import pick_device
 from exlstm.train.run_folder import RunFolder, check_free, new_run_path, open_run
+from exlstm.train.schedule import progress
+from exlstm.train.start import Start, read_start, start_of
+from exlstm.train.tensorboard import writer_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """A run that is ready to train. `about` describes the text, as config.json keeps it.
 
-    shares: of the training tokens, of each source by name. notes: for the user.
+    shares: of the training tokens, of each source by name. notes: for the user. start: the model that it starts from,
+    None for new weights.
     """
 
     run: RunFolder
@@ -39,6 +44,7 @@ class Setup:
     about: dict[str, Any]
     shares: dict[str, float]
     notes: list[str]
+    start: Start | None
 
 
 def set_up(config: TrainConfig, model: LMConfig | None) -> Setup:
@@ -50,15 +56,22 @@ def set_up(config: TrainConfig, model: LMConfig | None) -> Setup:
 
 
 def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
-    path = new_run_path(config.preset) if config.run is None else Path(config.run)
+    start, tokenizer, name = None, None, config.preset
+    if config.from_model is not None:
+        start, model, tokenizer, name = read_start(config, model)
+    path = new_run_path(name) if config.run is None else Path(config.run)
     check_free(path, overwrite=config.overwrite)
+    if start is not None and Path(start.model).is_relative_to(path.resolve()):
+        raise ValueError(f"--overwrite would delete {start.model} to start from; choose another folder with --run.")
+    if config.tensorboard:
+        writer_class()  # a missing package is told before the text is read
     if model is None:
         preset(config.preset)  # an unknown name is told before the text is read
     corpus = read_corpus(config.data, binary=config.binary)
     split = corpus.split
-    tokenizer = tokenizer_from_spec(config.tokenizer, [document.data for document in split.train])
+    tokenizer = tokenizer or tokenizer_from_spec(config.tokenizer, [document.data for document in split.train])
     train, val = corpus.mixture(tokenizer), pack(split.val, tokenizer)
-    model = _model_config(config, tokenizer.vocab_size) if model is None else model
+    model = model_config(config, tokenizer.vocab_size) if model is None else model
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"the model has a vocabulary of {model.vocab_size}, the tokenizer one of {tokenizer.vocab_size}; "
@@ -81,15 +94,19 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
     if config.workers == 0:
         alone = config.compile or model.draws  # from one generator, in the order of the calls
         config = replace(config, workers=default_workers(pick_device(config.device), config.batch, alone=alone))
-    config = replace(config, run=str(path))
+    config = replace(with_absolute_paths(config), run=str(path))
     about = _describe(corpus, config, train, val)
-    return _ready(RunFolder(path), config, model, tokenizer, corpus, train, val, about)
+    return _ready(RunFolder(path), config, model, tokenizer, corpus, train, val, about, start)
 
 
 def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
     assert config.run is not None
     run = open_run(config.run)
-    config = resumed(config, run.train_config())
+    steps, seconds = run.used()
+    config = resumed(config, run.train_config(), steps=steps, seconds=seconds)
+    run.check_idle()
+    if config.tensorboard:
+        writer_class()
     if model is not None and model != run.model_config():
         raise ValueError(f"the run {run.path} has another architecture than the one given; leave it out to resume.")
     corpus = read_corpus(config.data, binary=config.binary)
@@ -100,8 +117,9 @@ def _existing(config: TrainConfig, model: LMConfig | None) -> Setup:
             f"the text of the run {run.path} has changed since it began, so it cannot be continued; "
             "restore the text (for the standard library: the same Python), or start a new run."
         )
+    _check_budget_left(run, config, steps, seconds)
     train, val = corpus.mixture(tokenizer), pack(corpus.split.val, tokenizer)
-    return _ready(run, config, run.model_config(), tokenizer, corpus, train, val, about)
+    return _ready(run, config, run.model_config(), tokenizer, corpus, train, val, about, start_of(run))
 
 
 def _ready(
@@ -113,6 +131,7 @@ def _ready(
     train: Mixture,
     val: TokenStream,
     about: dict[str, Any],
+    start: Start | None,
 ) -> Setup:
     return Setup(
         run=run,
@@ -125,10 +144,23 @@ def _ready(
         shares=_shares(corpus, config, train),
         notes=corpus.notes(),
         about=about,
+        start=start,
     )
 
 
-def _model_config(config: TrainConfig, vocab_size: int) -> LMConfig:
+def _check_budget_left(run: RunFolder, config: TrainConfig, steps: int, seconds: float) -> None:
+    """ValueError for a finished run that is given nothing more to do."""
+    # one that ended without its final evaluation has that left to do
+    if (run.path / "summary.json").exists() and progress(config, steps=steps, seconds=seconds) >= 1:
+        more = "--minutes +10" if config.minutes is not None else "--steps +1000"
+        raise ValueError(
+            f"the run {run.path} has used up its budget after {steps:,} steps in {clock(seconds)}; give it more, for "
+            f"example {more}."
+        )
+
+
+def model_config(config: TrainConfig, vocab_size: int) -> LMConfig:
+    """The architecture that `config.preset` and `config.blocks` name."""
     base = preset(config.preset, vocab_size=vocab_size)
     if config.blocks is None:
         return base

@@ -1,0 +1,66 @@
+"""The model that a run starts from: its architecture, tokenizer and weights, told by a fingerprint."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from exlstm.data.tokenizer import Tokenizer
+from exlstm.models.fingerprint import fingerprint
+from exlstm.models.lm import LM, LMConfig
+from exlstm.train.config import ARCHITECTURE, TrainConfig
+from exlstm.train.named import named
+from exlstm.train.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """As config.json keeps it. model: the path of the weights; step: of the run that they are of, if they are."""
+
+    model: str
+    fingerprint: str
+    step: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_into(self, model: LM) -> None:
+        """Puts the weights into a model of the same architecture. ValueError if they are gone, or others by now."""
+        found = named(self.model).load()
+        if fingerprint(found) != self.fingerprint:
+            raise ValueError(
+                f"{self.model} has changed since the run that starts from it began; put it back, or start a new run."
+            )
+        model.load_state_dict(found.state_dict())
+
+
+def start_of(run: RunFolder) -> Start | None:
+    """What a run has started from. Raises ValueError if its config.json is damaged there."""
+    found = run.config().get("from")
+    try:
+        return None if found is None else Start(**found)
+    except TypeError as error:
+        raise ValueError(f"{run.path / 'config.json'} has a damaged entry 'from'; put the file back.") from error
+
+
+def read_start(config: TrainConfig, model: LMConfig | None) -> tuple[Start, LMConfig, Tokenizer, str]:
+    """What `config.from_model` names: start, architecture, tokenizer, and a name for a run that starts there.
+
+    Raises ValueError for settings that say otherwise, for a model that cannot be trained, or lacks a tokenizer.
+    """
+    assert config.from_model is not None
+    source = named(Path(config.from_model).expanduser())
+    own = source.tokenizer_file.is_file()
+    for name in ARCHITECTURE:
+        if name in config.given and (own or name != "tokenizer"):
+            raise ValueError(
+                f"--{name} {getattr(config, name)!r} cannot be used with --from-model, which has its own; leave it out."
+            )
+    if model is not None:
+        raise ValueError("an architecture and from_model were both given; leave one of them out.")
+    if bits := source.bits():
+        raise ValueError(f"{source.weights} is quantised ({bits}) and has no gradients; start from its full weights.")
+    tokenizer = source.tokenizer(None if own or "tokenizer" not in config.given else config.tokenizer)
+    found = source.load()
+    weights = source.weights.resolve()
+    start = Start(model=str(weights), fingerprint=fingerprint(found), step=source.step)
+    return start, found.config, tokenizer, source.run.path.resolve().name if source.run else weights.stem
