@@ -27,6 +27,8 @@ from exlstm.train.named import Named, named
 from exlstm.train.run_folder import Which
 
 CONTEXTS = (256, 1024, 4096, 16384)
+LANE = 65_536  # a text of less than two lanes of so many tokens is read in one piece
+BEFORE = 1024  # tokens that a lane reads before its part of the text, so that it does not begin with nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +65,9 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` found. `whole` carries the state from the first token to the last; `coverage` is the share of the
-    text that it reached in the time it had. `contexts` start from nothing every so many tokens."""
+    """What `evaluate` found. `whole` carries the state through all of the text, in `lanes` parts (see `score_whole`);
+    `coverage` is the share of the text that it reached in the time it had. `contexts` start from nothing every so many
+    tokens."""
 
     run: str
     step: int | None  # None for a model that is of no run
@@ -72,6 +75,7 @@ class Evaluation:
     whole: Score
     coverage: float
     contexts: dict[int, Score]
+    lanes: int = 1
 
     def table(self) -> str:
         """For people."""
@@ -82,6 +86,8 @@ class Evaluation:
         for name, score in [*rows, ("all, state kept", self.whole)]:
             numbers = f"{score.loss:7.4f}  {score.perplexity:10.3f}  {score.bits_per_byte:9.4f}  {score.tokens:10,}"
             lines.append(f"{name:>16}  {numbers}")
+        if self.lanes > 1:
+            lines.append(f"(the last row reads {self.lanes} parts, each after the {BEFORE:,} tokens before it)")
         if self.coverage < 1:
             lines.append(f"(the time was enough for {self.coverage:.0%} of the text in the last row)")
         return "\n".join(lines)
@@ -174,10 +180,15 @@ def score_whole(
     dtype: str = "float32",
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Score, float]:
-    """The whole text in `batch` lanes whose state is carried on, and the share of it that the time was enough for.
+    """The whole text, its state carried on, and the share of it that the time was enough for.
 
-    The lanes advance together, so a share of the text is an even sample of it.
+    A short text is one lane, from its first token to its last. A longer one is cut into lanes (see `lanes_for`) that
+    advance together, so that a share of it is an even sample. Each but the first reads the last tokens before its part
+    of the text first, which are not scored there: what lies further back than `BEFORE` is unknown at these few places,
+    and at no others. batch, length: at most so many lanes; steps are of batch * length tokens.
     """
+    count = lanes_for(stream, batch)
+    length = length * batch // count
     deadline = time.monotonic() + 60 * minutes
     first = True
 
@@ -187,9 +198,14 @@ def score_whole(
         enough, first = not first and (stop() or time.monotonic() > deadline), False
         return enough
 
-    text = lanes(stream, batch=batch, length=length)
+    text = lanes(stream, batch=count, length=length, context=BEFORE if count > 1 else 0)
     total = score(crew, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
     return total, total.tokens / (len(stream) - 1)
+
+
+def lanes_for(stream: TokenStream, batch: int) -> int:
+    """How many lanes a text is read in: at most `batch`, of at least `LANE` tokens each, and at least one."""
+    return max(1, min(batch, (len(stream) - 1) // LANE))
 
 
 def score_contexts(
@@ -293,7 +309,10 @@ def evaluate(
             crew, stream, lengths, batch=config.batch, length=config.length, minutes=minutes, dtype=config.dtype
         )
     text = f"{text} ({stream.bytes:,} bytes)"
-    return Evaluation(run=name, step=found.step, text=text, whole=whole, coverage=coverage, contexts=contexts)
+    return Evaluation(
+        run=name, step=found.step, text=text, whole=whole, coverage=coverage, contexts=contexts,
+        lanes=lanes_for(stream, config.batch),
+    )  # fmt: skip
 
 
 def text_of(
