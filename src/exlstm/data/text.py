@@ -7,13 +7,14 @@ JSON lines, which are UTF-8 by definition.
 
 import glob
 import hashlib
-import json
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
+
+from exlstm.nn.fields import json_value
 
 # A part of a split by file may be this many times smaller or larger than asked for; otherwise documents are cut.
 SPLIT_TOLERANCE = 4.0
@@ -165,7 +166,7 @@ def _load(name: str, path: Path) -> Iterator[Document]:
 def _text_field(line: bytes, path: Path, number: int) -> bytes:
     try:
         # JSON can spell half of a surrogate pair, which UTF-8 cannot; its three bytes are kept
-        data: bytes = json.loads(line)["text"].encode("utf-8", "surrogatepass")
+        data: bytes = json_value(line)["text"].encode("utf-8", "surrogatepass")
     except ValueError as error:
         raise ValueError(f"{path}, line {number} is not JSON ({error}): each line must be one JSON object.") from error
     except (TypeError, KeyError, AttributeError) as error:
