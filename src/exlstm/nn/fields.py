@@ -27,7 +27,7 @@ def json_value(text: str | bytes) -> Any:
         raise ValueError("its brackets are nested too deeply") from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Range:
     """Where a number must lie, ends that are not given left open; infinity and NaN lie nowhere.
 
@@ -45,6 +45,11 @@ class Range:
         return (isinstance(x, int) or math.isfinite(x)) and (
             self.least <= x <= self.most and (x > self.above) and (x < self.below)
         )
+
+    def __repr__(self) -> str:
+        """As it was written: signatures show it."""
+        ends = ", ".join(f"{name}={x}" for name, x in vars(self).items() if math.isfinite(x))
+        return f"Range({ends})"
 
     def __str__(self) -> str:
         if math.isfinite(self.least) and math.isfinite(self.most):
