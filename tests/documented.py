@@ -25,21 +25,20 @@ def blocks(page):
     return [(found[1], found[2], text.count("\n", 0, found.start()) + 1) for found in FENCE.finditer(text)]
 
 
-def commands(text):
-    """The words of every command in a block; a line that ends with a backslash goes on in the next one."""
-    lines = [line.removeprefix("$ ") for line in text.replace("\\\n", " ").splitlines()]
+def commands(language, text):
+    """The words of every command in a block for shells. In a console, what no `$` precedes is output.
+
+    A line that ends with a backslash goes on in the next one.
+    """
+    lines = text.replace("\\\n", " ").splitlines() if language in ("console", "sh") else []
+    if language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def commands_of(page):
-    """Those of a page. In a console, what no `$` precedes is output."""
-    found = []
-    for language, text, _ in blocks(page):
-        if language == "console":
-            text = "\n".join(line for line in text.replace("\\\n", " ").splitlines() if line.startswith("$ "))
-        if language in ("console", "sh"):
-            found += commands(text)
-    return found
+    """Those of a page."""
+    return [words for language, text, _ in blocks(page) for words in commands(language, text)]
 
 
 def runs(words):

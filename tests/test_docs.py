@@ -31,8 +31,8 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
         if language == "python":
             # as many empty lines in front as make a traceback point into the page
             exec(compile("\n" * line + text, str(page), "exec"), namespace)
-        elif language == "console" and page.parent.name == "tutorials":
-            for program, *arguments in commands("\n".join(re.findall(r"^\$ .*", text, re.MULTILINE))):
+        elif page.parent.name == "tutorials":
+            for program, *arguments in commands(language, text):
                 assert program == "exlstm"
                 assert main(arguments) == 0, f"{name(page)}: {arguments}\n{capsys.readouterr().err}"
 
