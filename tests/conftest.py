@@ -47,6 +47,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None,
         yield
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--transformers-sdist", metavar="FILE", help="source distribution of transformers, whose tests run on our model"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of Triton kernels run on a CPU through its interpreter; with a GPU they are its own, compiled."""
     for item in items:

@@ -1,42 +1,23 @@
-"""Documents are tests: their Python runs, the tutorials' commands run, the README's commands exist, the site builds.
+"""Documents are tests: their Python runs, their commands are parsed and run, the site builds.
 
+Where a command runs: those of the tutorials here, between their Python; the README's in test_readme.py, with a smaller
+budget; those of lm-evaluation-harness in tests/harness. What does not run is named in documented.py with the reason.
 Blocks of one page share a namespace and run in order, in an empty folder.
 """
 
-import io
 import os
 import re
 import shlex
 import subprocess
 import sys
-from contextlib import redirect_stdout
-from functools import cache
+from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
+from documented import NOT_RUN, OTHERS, PAGES, PROGRAMS, ROOT, blocks, commands, commands_of, name, runs
 from exlstm.cli import main
-from exlstm.cli.commands import GROUPS
-
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page):
-    """(language, text, line number) of every fenced block."""
-    text = page.read_text()
-    return [(found[1], found[2], text.count("\n", 0, found.start()) + 1) for found in FENCE.finditer(text)]
-
-
-def commands(text):
-    return [shlex.split(line.removeprefix("$ "), comments=True) for line in text.splitlines() if line.startswith("$ ")]
-
-
-def name(page):
-    return str(page.relative_to(ROOT))
-
+from exlstm.cli.commands import COMMANDS, FOREIGN, GROUPS
 
 RUNNABLE = [page for page in PAGES if any(language == "python" for language, _, _ in blocks(page))]
 
@@ -50,40 +31,41 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
         if language == "python":
             # as many empty lines in front as make a traceback point into the page
             exec(compile("\n" * line + text, str(page), "exec"), namespace)
-        elif language == "console" and page.parent.name == "tutorials":
-            for program, *arguments in commands(text):
+        elif page.parent.name == "tutorials":
+            for program, *arguments in commands(language, text):
                 assert program == "exlstm"
                 assert main(arguments) == 0, f"{name(page)}: {arguments}\n{capsys.readouterr().err}"
 
 
-def documented_commands():
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
-        for language, text, _ in blocks(page):
-            if language == "console":
-                yield from (pytest.param(command, id=f"{page.stem}: {' '.join(command)}") for command in commands(text))
+DOCUMENTED = [(page, words) for page in [*PAGES, *OTHERS] for words in commands_of(page)]
+OURS = [words[1:] for _, words in DOCUMENTED if words[0] == "exlstm" and words[1] not in FOREIGN]
 
 
-@pytest.mark.parametrize("command", list(documented_commands()))
-def test_commands_exist(command):
-    """Targets of make and options of exlstm that a document names; --help ends a command before it does anything."""
-    program, *arguments = command
-    if program == "make":
-        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        assert targets >= {word for word in arguments if "=" not in word}
-    elif program == "exlstm":
-        name = arguments[: 2 if arguments[0] in GROUPS else 1]
-        known = re.findall(r"--[a-z-]+", help_of(*name)) if name[0][0] != "-" else arguments
-        assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= {*known, "--help", "--recipe"}
-    else:
-        assert program in {"git", "cd", "pip", "python3", ".venv/bin/pre-commit"}
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_commands_are_parsed(words, monkeypatch):
+    """By the parser itself, names and values of all options, up to where the command would begin."""
+    begun = []
+    for table in (COMMANDS, *(group.commands for group in GROUPS.values())):
+        for command in table:
+            monkeypatch.setitem(table, command, replace(table[command], run=begun.append))
+    assert main(words) == 0
+    assert len(begun) == (words != ["--help"])
 
 
-@cache
-def help_of(*command):
-    out = io.StringIO()
-    with redirect_stdout(out):
-        assert main([*command, "--help"]) == 0
-    return out.getvalue()
+def test_every_command_runs_or_is_named():
+    """A command on a page that no test runs is in NOT_RUN, and nothing else is."""
+    run_here = {ROOT / "README.md", ROOT / "docs/harness.md", *ROOT.glob("docs/tutorials/*.md")}
+    known = {shlex.join(words) for page, words in DOCUMENTED if page in run_here and runs(words)}
+    documented = {shlex.join(words) for _, words in DOCUMENTED}
+    assert documented - known - NOT_RUN.keys() == {shlex.join(words) for _, words in DOCUMENTED if words[0] in PROGRAMS}
+    assert NOT_RUN.keys() <= documented
+
+
+def test_targets_of_make_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = {word for _, (program, *words) in DOCUMENTED if program == "make" for word in words if "=" not in word}
+    assert targets >= asked
+    assert asked >= {"test", "demo"}
 
 
 class Links(HTMLParser):

@@ -201,13 +201,14 @@ def named(path):
 
 
 def signature(thing):
-    """As Python prints it, without the modules of the types."""
+    """As Python prints it, without the modules of the types and the ranges of the fields."""
     if isinstance(thing, type) and hasattr(thing, "_fields"):
         thing = thing.__new__
         text = str(inspect.signature(thing)).replace("(_cls, ", "(")
     else:
         text = str(inspect.signature(thing))
-    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", text)
+    text = re.sub(r"Annotated\[(\w+), Range\([^()]*\)\]", r"\1", re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", text))
+    return re.sub(r"Optional\[(\w+)\]", r"\1 | None", text)
 
 
 def test_the_names():

@@ -1,24 +1,18 @@
 """The commands of the README run as they are written, in order, in one folder, with a smaller budget.
 
-`tests/test_docs.py` runs the README's Python and looks up its targets of make; here are its `exlstm` commands: every
-line of a fenced block that begins with `exlstm` or `$ exlstm`. SHORTER is appended, and a later option wins over an
-earlier one, so that whatever the README says is parsed and used, only less of it. Recipes and `exlstm demo` train for
-minutes by themselves: they get a text and a budget of their own in tests/cli.
+`tests/test_docs.py` runs the README's Python; here are its `exlstm` commands. SHORTER is appended, and a later option
+wins over an earlier one, so that whatever the README says is parsed and used, only less of it.
 """
 
 import io
 import re
-import shlex
 import shutil
 import sys
-from pathlib import Path
 
 import exlstm
+from documented import ROOT, commands_of, runs
 from exlstm.cli import main
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-FENCE = re.compile(r"^```[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 SMALL = ["--batch", "2", "--length", "32", "--validations", "1", "--samples", "0", "--no-yardsticks"]
 SHORTER = {
     "train": ["--steps", "2", *SMALL],
@@ -30,19 +24,11 @@ SHORTER = {
 }
 
 
-def commands():
-    """The words behind `exlstm` of every command in the README."""
-    lines = "\n".join(FENCE.findall(README)).replace("\\\n", " ").splitlines()
-    found = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
-    return [words[1:] for words in found if words[:1] == ["exlstm"]]
-
-
-def slow(words):
-    return words[0] == "demo" or any(word.startswith("--recipe") for word in words)
+COMMANDS = [words[1:] for words in commands_of(ROOT / "README.md") if runs(words)]
 
 
 def test_the_main_commands_are_shown():
-    assert {words[0] for words in commands()} >= {"train", "eval", "generate"}
+    assert {words[0] for words in COMMANDS} >= {"train", "eval", "generate"}
 
 
 def test_commands_run(tmp_path, monkeypatch, capsys):
@@ -55,9 +41,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     config = exlstm.lm_from_pattern("MM", vocab_size=257, width=64)
     exlstm.save(exlstm.LM(config), "some-checkpoint", layout="xlstm-large")
     (tmp_path / "some-checkpoint/tokenizer.json").write_text('{"kind": "bytes"}')
-    for words in commands():
-        if slow(words):
-            continue
+    for words in COMMANDS:
         kind = "resume" if "--resume" in words else " ".join(words[: 1 + (words[0] == "study")])
         monkeypatch.setattr(sys, "stdin", io.StringIO("how many\n"))
         code = main([*words, *SHORTER.get(kind, [])])
@@ -66,8 +50,3 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
         complaints = [line for line in err.splitlines() if not re.fullmatch(r"\[.*\]", line)]
         assert (code, complaints) == (0, []), f"exlstm {' '.join(words)}: {err}"
         assert out.strip() != ""
-
-
-def test_slow_commands_exist():
-    for words in filter(slow, commands()):
-        assert main([*words, "--help"]) == 0, words

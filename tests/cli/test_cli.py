@@ -268,7 +268,7 @@ def test_recipes_keep_their_promises():
         (["generate", "run", "--temperature", "-1"], ["temperature", "-1"]),
         (["generate", "run", "--top-p", "0"], ["top_p", "0"]),
         (["generate", "run", "--top-k", "0"], ["top_k", "0"]),
-        (["generate", "run", "--max-tokens", "-1"], ["max_tokens", "-1"]),
+        (["generate", "run", "--max-tokens", "-1"], ["--max-tokens is -1"]),
         (["generate", "run", "--checkpoint", "newest"], ["'newest'", "best, last"]),
         (["generate", "run", "--checkpoint", "41"], ["41", "best"]),
         (["generate", "run", "--device", "tpu9"], ["'tpu9'", "cpu"]),

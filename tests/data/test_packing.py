@@ -176,6 +176,27 @@ def test_a_batch_depends_on_its_step_alone() -> None:
             assert all(torch.equal(a, b) for a, b in zip(again, in_order[step], strict=True))
 
 
+@given(size=st.integers(1, 70), batch=st.integers(1, 6), length=st.integers(1, 9), context=st.integers(0, 30))
+def test_lanes_read_what_comes_before_them_without_targets(size: int, batch: int, length: int, context: int) -> None:
+    stream = numbered([size])  # of one document, whose tokens tell their places
+    where = {int(token): place for place, token in enumerate(stream.tokens)}
+    rows: list[list[tuple[int, bool]]] = [[] for _ in range(batch)]
+    for at in lanes(stream, batch=batch, length=length, context=context):
+        assert at.lengths_B.min() >= 1
+        assert at.inputs_BT.shape[1] == at.lengths_B.max() <= length + 1
+        for row, steps in enumerate(at.lengths_B.tolist()):
+            found = [where[token] for token in at.inputs_BT[row, :steps].tolist()]
+            for place, target in zip(found, at.targets_BT[row, :steps].tolist(), strict=True):
+                assert target in (IGNORE, int(stream.tokens[place + 1]))
+                rows[row].append((place, target != IGNORE))
+    total = len(stream) - 1
+    assert [place for row in rows for place, counts in row if counts] == list(range(total))
+    before = min(context, total - 1)
+    for row in filter(None, rows):
+        assert [place for place, _ in row] == list(range(row[0][0], row[-1][0] + 1))
+    assert [sum(not counts for _, counts in row) for row in rows if row] == [0, *[before] * (sum(map(bool, rows)) - 1)]
+
+
 @given(stream=STREAMS, batch=st.integers(1, 6), length=st.integers(1, 9))
 def test_lanes_read_every_target_once_in_order(stream: TokenStream, batch: int, length: int) -> None:
     all_places: list[int] = []

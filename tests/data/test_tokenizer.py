@@ -268,6 +268,12 @@ def test_an_unknown_spec(spec: str) -> None:
         tokenizer_from_spec(spec, [])
 
 
+@pytest.mark.parametrize("boundary", [-1, True, 10**12])
+def test_a_boundary_that_is_no_token(boundary: int) -> None:
+    with pytest.raises(ValueError, match=rf"The boundary is {boundary}: it must be a token, from 0 to 16777215\.$"):
+        tokenizer_from_json({"kind": "bpe", "tokenizers": {}, "boundary": boundary})
+
+
 @pytest.mark.parametrize("data", [{}, {"kind": "words"}, {"kind": "bpe"}, {"kind": "bpe", "tokenizers": {}}])
 def test_an_unknown_kind(data: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"A tokenizer of kind .* is unknown or incomplete"):

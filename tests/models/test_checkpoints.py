@@ -89,7 +89,49 @@ def written(name, text):
     return apply
 
 
+def in_dtype(dtype):
+    """The embedding in a dtype that no weight has; numbers that it cannot hold do not matter."""
+
+    def apply(folder, names):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[names[0]] = tensors[names[0]].to(dtype)
+        save_file(tensors, folder / "model.safetensors")
+
+    return apply
+
+
+def indexed(text):
+    """An index in the place of the weights, which lie where it could name them: in the folder above."""
+
+    def apply(folder, names):
+        (folder / "model.safetensors").rename(folder.parent / "x.safetensors")
+        (folder / "model.safetensors.index.json").write_text(text.replace("FOLDER", str(folder.parent)))
+
+    return apply
+
+
+def naming(*names):
+    return indexed(json.dumps({"weight_map": {f"tensor{number}": name for number, name in enumerate(names)}}))
+
+
+NO_MAP = r"index.json has no weight_map, which says what shards there are; copy or download it again\.$"
+OUTSIDE = r"index.json names .*, which is no .safetensors file beside it; download it again\.$"
 BAD = {
+    **{f"index {text}": (indexed(text), NO_MAP) for text in ("{}", "[]", "7", '{"weight_map": []}')},
+    "index of brackets": (indexed("[" * 100_000), r"index.json is not JSON \(its brackets are nested too deeply\)"),
+    "index names the folder above": (naming("../x.safetensors"), OUTSIDE),
+    "index names it by another system's rules": (naming("..\\x.safetensors"), OUTSIDE),
+    "index names it by a detour": (naming("a/../../x.safetensors"), OUTSIDE),
+    "index names an absolute place": (naming("FOLDER/x.safetensors"), OUTSIDE),
+    "index names an int": (naming("x.safetensors", 3), OUTSIDE),
+    "index names a pickle": (naming("x.pt"), OUTSIDE),
+    "int weights": (in_dtype(torch.int32), r"is of dtype torch.int32 and not torch.float32 or torch.bfloat16 or"),
+    "bool weights": (in_dtype(torch.bool), r"is of dtype torch.bool and not torch.float32"),
+    "float8 weights": (in_dtype(torch.float8_e4m3fn), r"is of dtype F8_E4M3, which no model here has; save it"),
+    "complex weights": (in_dtype(torch.complex64), r"is of dtype C64, which no model here has; save it"),
+    "an empty matrix": (change(matrix=torch.ones(3, 0)), r"has shape \(3, 0\), and it needs 2 axes, none of 0"),
+    "config of brackets": (written("config.json", "[" * 100_000), r"config.json is not JSON \(its brackets are"),
+    "YAML of brackets": (written("config.yaml", "[" * 5_000), r"config.yaml is not YAML"),
     "cut off": (cut_off, r"cannot be read \(.*\); it may be cut off: save or download it again\.$"),
     "a tensor missing": (change(gate=None), r"does not fit its config: .*gate.*bias is missing; save or download"),
     "a matrix missing": (change(matrix=None), r"(out_proj|proj_down).weight is missing from the weights; save or"),
@@ -118,6 +160,76 @@ def test_what_cannot_be_read(tmp_path, layout, case):
     with pytest.raises(ValueError, match=message):
         convert(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e5m2], ids=str)
+def test_a_pickle_of_other_numbers(tmp_path, dtype):
+    save(build("m"), tmp_path, layout="classic")
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({name: x.to(dtype) for name, x in tensors.items()}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=rf"is of dtype {dtype} and not torch.float32 or"):
+        load(tmp_path)
+    torch.save({name: x.to_sparse() for name, x in tensors.items()}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"which is no dense tensor; save the model's state_dict\(\) alone\.$"):
+        load(tmp_path)
+
+
+def test_a_block_of_a_large_number_is_not_counted_to(tmp_path):
+    save(build("m"), tmp_path, layout="classic")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["xlstm_block_stack.blocks.99999999999.xlstm.x"] = torch.ones(1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"there is no xlstm_block_stack.blocks.1 among the weights"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 2**31 - 1, "vocab_size": 2**31 - 1}, "the config is of a model that cannot be"),
+        ({"width": 10**30}, "width is 1000.*; it must be a whole number from 1 to"),
+        ({"blocks": 3}, "the config does not fit format 1"),
+        ({"blocks": ["m"]}, "the config does not fit format 1"),
+        ({"blocks": [{"mixer": {"kind": ["mlstm"]}, "mlp": None}]}, r"has a mixer of kind \['mlstm'\]; known are"),
+        (
+            {"blocks": [{"mixer": {"kind": "mlstm", "heads": 1, "up_factor": 1e308}, "mlp": None}]},
+            "up_factor is",
+        ),
+        ({"blocks": [{"mixer": {"kind": "mlstm"}, "mlp": {"hidden": "8"}}]}, "hidden is '8'; it must be a whole num"),
+        ({"format": [1]}, r"format \[1\]; this version reads"),
+        ({"tie_embeddings": 1}, "tie_embeddings is 1; it must be True or False"),
+    ],
+    ids=str,
+)
+def test_odd_values_in_our_own_config(tmp_path, change, message):
+    save(build("m"), tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**data, **change}))
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings", "message"),
+    [
+        ("huggingface", {"norm_eps": -1}, "norm_eps is -1; it must be a number above 0"),
+        ("huggingface", {"norm_eps": float("nan")}, "norm_eps is nan; it must be a number above 0"),
+        ("huggingface", {"gate_soft_cap": 0}, "gate_cap is 0; it must be a number above 0 or None"),
+        ("huggingface", {"output_logit_soft_cap": -3.0}, "logit_cap is -3.0; it must be a number above 0 or None"),
+        ("huggingface", {"output_logit_soft_cap": [30]}, r"output_logit_soft_cap \[30\], which is no number"),
+        ("classic", {"tie_weights": "false"}, "tie_weights 'false', which is not true or false; correct it"),
+        ("classic", {"dropout": 1.5}, "dropout is 1.5; it must be a number of at least 0 and below 1"),
+        ("classic", {"slstm_block": {"feedforward": {"act_fn": ["gelu"]}}}, r"act_fn \['gelu'\]; known are"),
+    ],
+    ids=str,
+)
+def test_odd_values_in_other_configs(tmp_path, layout, settings, message):
+    save(build(PATTERNS[layout]), tmp_path, layout=layout)
+    written("config.json", json.dumps(settings))(tmp_path, None)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("layout", NAMES)
@@ -209,7 +321,10 @@ def test_state_dicts_of_torch(tmp_path, old_file):
     [
         ([1, 2], r"holds no state dict; save the model's state_dict\(\)\."),
         ({}, r"holds no state dict"),
-        ({"a": torch.ones(1), "step": 3}, r"holds 'step', which is no tensor; save the model's state_dict\(\) alone\."),
+        (
+            {"a": torch.ones(1), "step": 3},
+            r"holds 'step', which is no dense tensor; save the model's",
+        ),
         (
             {"a": torch.ones(1)},
             r"is of no known layout, it holds a; known are exlstm, huggingface, xlstm-large, classic\.",

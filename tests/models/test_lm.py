@@ -350,10 +350,10 @@ def test_errors(case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 0}, "vocab_size is 0; a model needs at least 1"),
-        ({"width": 0}, "width is 0; a model needs at least 1"),
-        ({"blocks": ()}, "blocks is 0; a model needs at least 1"),
-        ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and less than 1"),
+        ({"vocab_size": 0}, "vocab_size is 0; it must be a whole number from 1 to"),
+        ({"width": 0}, "width is 0; it must be a whole number from 1 to"),
+        ({"blocks": ()}, r"blocks is \(\); a model needs at least 1"),
+        ({"dropout": 1.0}, "dropout is 1.0; it must be a number of at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout is -0.1"),
     ],
 )

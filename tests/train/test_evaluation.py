@@ -1,6 +1,7 @@
 """Scores: against the obvious computation, whatever the chunks, and with every token counted once."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from exlstm.data.text import Document
 from exlstm.data.tokenizer import ByteTokenizer, train_bpe
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
+from exlstm.train import evaluate as evaluation
 from exlstm.train.crew import Crew
 from exlstm.train.evaluate import Score, evaluate, pick_device, score, score_contexts, score_whole
 from exlstm.train.run import train
@@ -60,8 +62,38 @@ def test_the_whole_text_in_one_lane_is_the_plain_sum(length: int, model: LM, str
     assert found.bits_per_byte == pytest.approx(found.nats / math.log(2) / stream.bytes)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_a_short_text_is_one_pass_whatever_the_batch(batch: int, model: LM, stream: TokenStream) -> None:
+    found, _ = score_whole(Crew(model, 2), stream, LENGTHS, batch=batch, length=9, minutes=9)
+    assert found.nats == pytest.approx(plain_nats(model, stream), rel=1e-5)
+
+
+def test_a_lane_of_a_long_text_begins_with_what_comes_before(
+    model: LM, stream: TokenStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part is scored as it is in a pass that begins so many tokens earlier: cut off, and no further."""
+    monkeypatch.setattr(evaluation, "LANE", len(stream) // 4)
+    monkeypatch.setattr(evaluation, "BEFORE", 30)
+    found, coverage = score_whole(Crew(model, 2), stream, LENGTHS, batch=3, length=7, minutes=9)
+    tokens = torch.from_numpy(stream.tokens.astype("int64"))[None]
+    edges = [0, *(30 + number * (len(stream) - 31) // 3 for number in (1, 2, 3))]
+    nats = 0.0
+    for start, stop in pairwise(edges):
+        first = max(start - 30, 0)
+        inputs = tokens[:, first:stop]
+        logits_BTC, _ = model(inputs, reset_BT=inputs == stream.boundary)
+        scored = logits_BTC[0, start - first :]
+        nats += functional.cross_entropy(scored.double(), tokens[0, start + 1 : stop + 1], reduction="sum").item()
+    assert found.nats == pytest.approx(nats, rel=1e-5)
+    assert (found.tokens, coverage) == (len(stream) - 1, 1.0)
+    assert found.nats != pytest.approx(plain_nats(model, stream), rel=1e-5)
+
+
 @pytest.mark.parametrize("batch", [2, 5])
-def test_lanes_count_every_token_once(batch: int, model: LM, stream: TokenStream) -> None:
+def test_lanes_count_every_token_once(
+    batch: int, model: LM, stream: TokenStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "LANE", 1)
     found, coverage = score_whole(Crew(model, 2), stream, LENGTHS, batch=batch, length=9, minutes=9)
     assert (found.tokens, found.bytes, coverage) == (len(stream) - 1, stream.bytes, 1.0)
 
@@ -126,6 +158,8 @@ def test_evaluate_agrees_with_the_end_of_the_run(settings: Settings, tiny: LMCon
     assert {context: result.tokens for context, result in whole.contexts.items()} == {10: 100, 20: 100}
     assert evaluate(summary.run, part="test").whole.bytes != found.whole.bytes
     table = whole.table()
+    assert " parts, each" not in table
+    assert "(the last row reads 3 parts, each after" in replace(whole, lanes=3).table()
     assert f"{whole.whole.bits_per_byte:.4f}" in table
     assert f"{whole.contexts[20].perplexity:.3f}" in table
     text.write_text(text.read_text() + "more\n")

@@ -121,22 +121,29 @@ def _cut(stream: TokenStream, starts_B: NDArray[np.int64], length: int, *, fresh
     return Batch(inputs_BT, targets_BT, reset_BT, torch.full((len(starts_B),), length))
 
 
-def lanes(stream: TokenStream, *, batch: int, length: int) -> Iterator[Batch]:
+def lanes(stream: TokenStream, *, batch: int, length: int, context: int = 0) -> Iterator[Batch]:
     """The whole stream in order, with a state to carry from each batch to the next: every target exactly once.
 
-    The stream is cut into `batch` lanes of equal size up to one token (fewer lanes when it is shorter than that); lanes
-    but the first begin inside a document, with a cleared state. Batches have `length` steps, the last one 1
-    to `length + 1`. Memory does not depend on the stream. The stream's first boundary is nobody's target.
+    The stream is cut into `batch` lanes of as many steps each, up to one (fewer lanes when it is shorter than that).
+    Lanes but the first begin inside a document, with a cleared state: their first `context` steps are those that come
+    before their part of the stream, without targets. Batches have `length` steps, the last one 1 to `length + 1`.
+    Memory does not depend on the stream. The stream's first boundary is nobody's target.
     """
     _check(stream, batch=batch, length=length, windows=0)
-    batch = min(batch, len(stream) - 1)
-    edges = np.arange(batch + 1) * (len(stream) - 1) // batch
-    shortest = int(np.diff(edges).min())
+    targets = len(stream) - 1
+    context = min(context, targets - 1)
+    batch = min(batch, targets - context)
+    # the first lane has targets for the `context` steps too, so that all lanes are as long
+    edges = context + np.arange(batch + 1) * (targets - context) // batch
+    starts_B = edges[:-1] - context
+    shortest = int((edges[1:] - starts_B).min())
     for start in range(0, shortest, length):
         # lanes differ by at most one token, which joins the last batch: no lane ever comes with length 0
         last = start + length >= shortest
-        stops_B = edges[1:] if last else edges[:-1] + start + length
-        yield _rows(stream, edges[:-1] + start, stops_B, first=start == 0)
+        stops_B = edges[1:] if last else starts_B + start + length
+        found = _rows(stream, starts_B + start, stops_B, first=start == 0)
+        found.targets_BT[1:, : max(context - start, 0)] = IGNORE
+        yield found
 
 
 def windows_of(stream: TokenStream, *, length: int, batch: int = 1, limit: int | None = None) -> Iterator[Batch]:

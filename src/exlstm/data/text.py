@@ -11,13 +11,14 @@ text has. So texts in Latin-1, Shift JIS and the like are text; UTF-16, pictures
 import codecs
 import glob
 import hashlib
-import json
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
+
+from exlstm.nn.fields import json_value
 
 Data = str | tuple[str, ...] | None  # what names a text: a source, several, or the Python standard library
 
@@ -226,7 +227,7 @@ def _documents_of(name: str, path: Path, data: bytes) -> Iterator[Document]:
 def _text_field(line: bytes, path: Path, number: int) -> bytes:
     try:
         # JSON can spell half of a surrogate pair, which UTF-8 cannot; its three bytes are kept
-        data: bytes = json.loads(line)["text"].encode("utf-8", "surrogatepass")
+        data: bytes = json_value(line)["text"].encode("utf-8", "surrogatepass")
     except ValueError as error:
         raise ValueError(f"{path}, line {number} is not JSON ({error}): each line must be one JSON object.") from error
     except (TypeError, KeyError, AttributeError) as error:

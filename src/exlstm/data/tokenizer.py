@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exlstm.data.progress import UNIT, Progress
+from exlstm.nn.fields import json_value
 
 if TYPE_CHECKING:
     import tokenizers
@@ -90,6 +91,9 @@ class ByteTokenizer:
         return {"kind": "bytes"}
 
 
+LARGEST_VOCABULARY = 1 << 24  # a table has an entry for each token
+
+
 class BPETokenizer:
     """A tokenizer of the `tokenizers` library, used byte for byte.
 
@@ -105,6 +109,8 @@ class BPETokenizer:
     def __init__(self, description: Mapping[str, Any], boundary: int) -> None:
         from tokenizers import Tokenizer as Library
 
+        if type(boundary) is not int or not 0 <= boundary < LARGEST_VOCABULARY:
+            raise ValueError(f"The boundary is {boundary!r}: it must be a token, from 0 to {LARGEST_VOCABULARY - 1}.")
         self._description = dict(description)
         try:
             library: tokenizers.Tokenizer = Library.from_str(json.dumps(as_is(self._description)))
@@ -238,7 +244,7 @@ def tokenizer_from_spec(spec: str, documents: Sequence[bytes]) -> Tokenizer:
     if not spec or not path.is_file():
         raise ValueError(f'Tokenizer {spec!r} is not "bytes", "bpe:4096" (or another size) or a tokenizer.json file.')
     try:
-        data = json.loads(path.read_bytes())
+        data = json_value(path.read_bytes())
         foreign = None if "kind" in data else BPETokenizer(data, _foreign_boundary(data))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(

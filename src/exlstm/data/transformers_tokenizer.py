@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exlstm.data.tokenizer import BOUNDARY_NAMES, BPETokenizer, ByteTokenizer, Tokenizer, as_is, byte_characters
+from exlstm.nn.fields import json_value
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
@@ -102,7 +103,7 @@ def _is_ours(file: Path) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     """The content of a JSON file, empty where there is none."""
     try:
-        data = json.loads(file.read_bytes())
+        data = json_value(file.read_bytes())
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from exlstm.data.packing import IGNORE
 from exlstm.hf.cache import ExlstmCache
 from exlstm.hf.config import ExlstmConfig
-from exlstm.hf.padding import next_tokens, packing
+from exlstm.hf.padding import Packing, next_tokens, own_targets, packing
 from exlstm.mixers.contract import mask_tail
 from exlstm.models.lm import LM, LMState
 from exlstm.train.loss import model_cross_entropy
@@ -80,6 +80,7 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool | None = None,
+        **more: Tensor | None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits [B, T, C] for the token after each column, and with labels the loss.
 
@@ -87,29 +88,34 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         may be anywhere: it changes nothing, and its logits are those of the last token before it. past_key_values: what
         an earlier call returned for these rows. position_ids are not used. labels: [B, T], those that are -100 do not
         count; each token is predicted from the tokens before it. The loss is their mean, or their sum divided by
-        num_items_in_batch. skip_logits: do not make logits; None does so in training with labels, where nobody needs
-        them. logits_to_keep: only for the last so many columns, or for these. Raises ValueError for input that does
-        not fit.
+        num_items_in_batch. shift_labels: [B, T], in the place of labels, each where it is predicted. skip_logits: do
+        not make logits; None does so in training with labels, where nobody needs them. logits_to_keep: only for the
+        last so many columns, or for these. Raises ValueError for input that does not fit.
         """
+        # a parameter of this name would be taken by a Trainer for a column that every data set has
+        shift_labels = more.pop("shift_labels", None)
+        if more:
+            raise TypeError(f"{next(iter(more))!r} is no argument of an exlstm model; leave it out.")
         cache, inputs = _cache(past_key_values), _one_of(input_ids, inputs_embeds)
         packed = packing(attention_mask, inputs)
         lengths_B = None if packed is None else packed.lengths_B
         x_BLD = self._embed(inputs if packed is None else packed.pack(inputs), cache.state, lengths_B)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        x_BLD, state, hidden = self._run(x_BLD, cache.state, lengths_B, bool(wanted))
+        x_BLD, state, hidden = self._run(x_BLD, cache.state, packed, bool(wanted))
         loss, lm = None, self.lm
-        if labels is not None:
-            if labels.shape != inputs.shape[:2]:
-                raise ValueError(f"labels have shape {tuple(labels.shape)}; the input has {tuple(inputs.shape[:2])}.")
-            targets_BL = next_tokens(labels, packed)
+        given, align = (labels, next_tokens) if shift_labels is None else (shift_labels, own_targets)
+        if given is not None:
+            if given.shape != inputs.shape[:2]:
+                raise ValueError(f"labels have shape {tuple(given.shape)}; the input has {tuple(inputs.shape[:2])}.")
+            targets_BL = align(given, packed)
             count = (targets_BL != IGNORE).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = model_cross_entropy(lm, x_BLD, targets_BL) / count
         show: Callable[[Tensor], Tensor] = (lambda x: x) if packed is None else packed.unpack
-        skip = self.training and labels is not None if skip_logits is None else skip_logits
-        logits = None if skip else lm.read_out(_columns(show(x_BLD), logits_to_keep))
+        skip = self.training and given is not None if skip_logits is None else skip_logits
+        logits = None if skip else lm.read_out(_columns(hidden[-1] if hidden else show(x_BLD), logits_to_keep))
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         after = ExlstmCache(state, cache.length + inputs.shape[1]) if use_cache and state is not None else None
-        states = tuple(map(show, hidden)) or None
+        states = tuple(hidden) or None
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=after, hidden_states=states)
         wanted = self.config.return_dict if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
@@ -133,12 +139,24 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return functional.dropout(mask_tail(x_BLD, lengths_B), lm.config.dropout, self.training)
 
     def _run(
-        self, x_BLD: Tensor, before: LMState | None, lengths_B: Tensor | None, keep: bool
+        self, x_BLD: Tensor, before: LMState | None, packed: Packing | None, keep: bool
     ) -> tuple[Tensor, LMState | None, list[Tensor]]:
         """What the last norm gives; the state, unless blocks are run again in the backward (to keep it would undo what
-        that saves); and, to keep, what goes into each block and what the last norm gives."""  # fmt: skip
+        that saves); and, to keep, what goes into each block and what the last norm gives, in the columns of the input.
+        """
         again = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
-        hidden, after = [x_BLD] if keep else [], []
+        lengths_B = None if packed is None else packed.lengths_B
+        hidden: list[Tensor] = []
+        after = []
+
+        def kept(x_BLD: Tensor) -> Tensor:
+            """What was kept is what is computed with: gradients with respect to it are those of the loss."""
+            if not keep:
+                return x_BLD
+            hidden.append(x_BLD if packed is None else packed.unpack(x_BLD))
+            return x_BLD if packed is None else packed.pack(hidden[-1])
+
+        x_BLD = kept(x_BLD)
         for index, block in enumerate(self.blocks):
             run = partial(block, state=None if before is None else before[index], lengths_B=lengths_B)
             if again is None:
@@ -149,13 +167,19 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 x_BLD = again(lambda x_BLD, run=run: run(x_BLD)[0], x_BLD)
             if index == len(self.blocks) - 1 and self.norm is not None:
                 x_BLD = self.norm(x_BLD)
-            if keep:
-                hidden.append(x_BLD)
+            x_BLD = kept(x_BLD)
         return x_BLD, tuple(after) if again is None else None, hidden
 
     def initialize_weights(self) -> None:
         """Draws what a file did not have as a fresh model would have it; what was read stays."""
-        missing = [name for name, x in self.named_parameters() if not getattr(x, "_is_hf_initialized", False)]
+        # of a head that was resized transformers marks the module, of what was read each tensor
+        missing = [
+            f"{place}.{name}"
+            for place, module in self.named_modules()
+            if not getattr(module, "_is_hf_initialized", False)
+            for name, x in module.named_parameters(recurse=False)
+            if not getattr(x, "_is_hf_initialized", False)
+        ]
         if missing:
             fresh, own = LM(self.config.lm_config()).state_dict(), self.state_dict()
             with torch.no_grad():

@@ -54,15 +54,19 @@ def packing(mask: Tensor | None, tokens: Tensor) -> Packing | None:
     return Packing(source_BL, (here_BT.cumsum(1) - 1).clamp(min=0), lengths_B)
 
 
+def own_targets(targets_BT: Tensor, packed: Packing | None) -> Tensor:
+    """What each packed step should predict, of targets that stand in its column; IGNORE for padding."""
+    if packed is None:
+        return targets_BT
+    targets_BL = packed.pack(targets_BT)
+    step_L = torch.arange(targets_BL.shape[1], device=targets_BL.device)
+    return targets_BL.masked_fill(step_L >= packed.lengths_B[:, None], IGNORE)
+
+
 def next_tokens(labels_BT: Tensor, packed: Packing | None) -> Tensor:
     """What each packed step should predict: the label of the row's next token; IGNORE behind the last one."""
-    labels_BL = labels_BT if packed is None else packed.pack(labels_BT)
-    targets_BL = torch.full_like(labels_BL, IGNORE)
-    targets_BL[:, :-1] = labels_BL[:, 1:]
-    if packed is None:
-        return targets_BL
-    step_L = torch.arange(1, targets_BL.shape[1] + 1, device=targets_BL.device)
-    return targets_BL.masked_fill(step_L >= packed.lengths_B[:, None], IGNORE)
+    labels_BL = own_targets(labels_BT, packed)
+    return torch.cat([labels_BL[:, 1:], torch.full_like(labels_BL[:, :1], IGNORE)], dim=1)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from math import isfinite
 import torch
 from torch import Generator, Tensor
 
+from exlstm.nn.fields import check_fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -37,6 +39,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0.0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature}.")
         if self.top_k is not None and self.top_k < 1:

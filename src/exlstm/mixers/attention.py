@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import check_width, checked, mask_tail
 from exlstm.nn import init
+from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.attention import AttentionState, attention
 
@@ -19,10 +20,13 @@ from exlstm.ops.attention import AttentionState, attention
 class AttentionConfig:
     """kv_heads: fewer heads for keys and values (None: as many). window: how many steps a step may see (None: all)."""
 
-    heads: int = 4
-    kv_heads: int | None = None
-    window: int | None = None
-    rope_base: float = 10_000.0
+    heads: Size = 4
+    kv_heads: Size | None = None
+    window: Size | None = None
+    rope_base: Positive = 10_000.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where the width cannot be cut into heads of even width."""
@@ -36,12 +40,10 @@ class Attention(nn.Module):
         super().__init__()
         check_width(width)
         H, G = config.heads, config.kv_heads or config.heads
-        if H < 1 or width % (2 * H):
+        if width % (2 * H):
             raise ValueError(f"heads is {H}; it must cut the width {width} into heads of even width.")
-        if G < 1 or H % G:
+        if H % G:
             raise ValueError(f"kv_heads is {G}; it must divide heads, which is {H}.")
-        if config.window is not None and config.window < 1:
-            raise ValueError(f"window is {config.window}; it must be at least 1, or None for no window.")
         self.config, self.width, self.head_width, self.kv_heads = config, width, width // H, G
         self.q = Linear(width, width, bias=False)
         self.k = Linear(width, G * self.head_width, bias=False)

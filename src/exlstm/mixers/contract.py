@@ -16,7 +16,7 @@ B batch  T time  D model width
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Mixer(Protocol):
         """FLOPs per token beyond 2 per weight: "prefill" of `length` tokens (forward), or "decode" at that position."""
 
 
+@runtime_checkable
 class MixerConfig(Protocol):
     """A frozen dataclass of plain values that builds its mixer."""
 

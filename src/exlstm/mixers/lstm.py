@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
+from exlstm.nn.fields import Number, Size, check_fields
 from exlstm.nn.recurrence import in_blocks
 from exlstm.ops.lstm import LSTMState, lstm, placed_in_blocks
 
@@ -24,8 +25,11 @@ class LSTMConfig:
     heads: recurrent weights are block-diagonal, one block per head (the paper's "LSTM (Block)"); 1: dense.
     """
 
-    heads: int = 1
-    forget_bias: float | Literal["power_law"] = 1.0
+    heads: Size = 1
+    forget_bias: Number | Literal["power_law"] = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where the width cannot be cut into heads."""
@@ -39,7 +43,7 @@ class LSTM(nn.Module):
         super().__init__()
         check_width(width)
         H = config.heads
-        if H < 1 or width % H:
+        if width % H:
             raise ValueError(f"heads is {H}; it must divide the width {width}.")
         self.config, self.width = config, width
         self.w_GD = nn.Parameter(torch.empty(4 * width, width))

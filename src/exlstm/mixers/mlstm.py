@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
+from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.conv import ConvState
@@ -41,16 +42,19 @@ class MLSTMConfig:
       ReLU that is shut for every input never learns. forget_gate: "sigmoid" or "exp", which starts as strong as that.
     """
 
-    heads: int = 4
-    up_factor: float = 2.0
-    conv_width: int = 4
-    qkv_block: int = 4  # width of the blocks of the block-diagonal q, k, v
+    heads: Size = 4
+    up_factor: Factor = 2.0
+    conv_width: Size = 4
+    qkv_block: Size = 4  # width of the blocks of the block-diagonal q, k, v
     input_gate: InputGate = "exp"
     normalize: bool = True
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     bias: bool = False
-    up_multiple: int = 64
+    up_multiple: Size = 64
     forget_gate: ForgetGate = "sigmoid"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where the inner width cannot be cut into heads and blocks."""
@@ -63,14 +67,10 @@ class MLSTM(nn.Module):
     def __init__(self, width: int, config: MLSTMConfig, depth: int) -> None:
         super().__init__()
         check_width(width)
-        if config.up_multiple < 1:
-            raise ValueError(f"up_multiple is {config.up_multiple}; it must be at least 1.")
         inner = round_up(config.up_factor * width, config.up_multiple)
         for name, parts in {"heads": config.heads, "qkv_block": config.qkv_block}.items():
-            if parts < 1 or inner % parts:
+            if inner % parts:
                 raise ValueError(f"{name} is {parts}; it must divide the inner width {inner}.")
-        if config.conv_width < 1:
-            raise ValueError(f"conv_width is {config.conv_width}; it must be at least 1.")
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
         self.up = Linear(width, 2 * inner, bias=config.bias)
         self.conv = CausalConv(inner, config.conv_width)

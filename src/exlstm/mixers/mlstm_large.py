@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
+from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm, soft_cap
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.gated_norm import gated_norm
@@ -28,14 +29,17 @@ class MLSTMLargeConfig:
     bias: of q, k, v, o, out and the head norm; the gates always have theirs.
     """
 
-    heads: int = 4
-    key_factor: float = 0.5
-    value_factor: float = 1.0
-    gate_cap: float | None = 15.0
+    heads: Size = 4
+    key_factor: Factor = 0.5
+    value_factor: Factor = 1.0
+    gate_cap: Positive | None = 15.0
     input_gate: InputGate = "exp"
     normalize: bool = True
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where a width cannot be cut into heads."""
@@ -50,7 +54,7 @@ class MLSTMLarge(nn.Module):
         check_width(width)
         keys, values = int(width * config.key_factor), int(width * config.value_factor)
         for name, size in {"keys": keys, "values": values}.items():
-            if config.heads < 1 or size < 1 or size % config.heads:
+            if size < 1 or size % config.heads:
                 raise ValueError(f"heads is {config.heads}; it must divide the width {size} of the {name}.")
         self.config, self.width, self.backend = config, width, "auto"
         self.key_width, self.value_width = keys // config.heads, values // config.heads

@@ -8,13 +8,14 @@ B batch  T time  D model width  H heads  K, V head width  G gates: i, f, z, o
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
+from exlstm.nn.fields import Positive, Seed, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm
 from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, in_blocks
 from exlstm.ops.conv import ConvState
@@ -50,20 +51,23 @@ class SLSTMConfig:
       and gates without one that hear it through R can leave float32's range.
     """
 
-    heads: int = 4
-    conv_width: int = 4
+    heads: Size = 4
+    conv_width: SizeOrZero = 4
     forget_gate: ForgetGate = "sigmoid"
     cell_activation: CellActivation = "tanh"
     recurrence: Structure = "block"
-    recurrence_blocks: int | None = None
-    recurrence_rank: int = 4
-    recurrence_degree: int = 4
-    recurrence_seed: int = 0
+    recurrence_blocks: Size | None = None
+    recurrence_rank: Size = 4
+    recurrence_degree: Size = 4
+    recurrence_seed: Seed = 0
     recurrent_init: Literal["zeros", "uniform"] = "zeros"
     forget_bias: Literal["power_law", "linspace", "zeros"] = "power_law"
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     input_gate: InputGate = "exp"
     normalize: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer. ValueError where the width cannot be cut into heads, or R cannot have that structure."""
@@ -77,12 +81,12 @@ class SLSTM(nn.Module):
         super().__init__()
         check_width(width)
         H = config.heads
-        if H < 1 or width % H:
+        if width % H:
             raise ValueError(f"heads is {H}; it must divide the width {width}.")
         V = width // H
         # the cell's heads are the blocks of R
         self.blocks = blocks = H if config.recurrence_blocks is None else config.recurrence_blocks
-        if blocks < 1 or width % blocks:
+        if width % blocks:
             raise ValueError(f"recurrence_blocks is {blocks}; it must divide the width {width}.")
         size = width // blocks
         self.config, self.width, self.backend = config, width, "auto"
@@ -186,7 +190,7 @@ class SLSTM(nn.Module):
 
 
 def structured(config: SLSTMConfig, blocks: int, size: int) -> Recurrence | None:
-    """The structure of R; None where R is none, or as dense as its blocks. ValueError for one that cannot be."""
+    """The structure of R; None where R is none, or as dense as its blocks."""
     match config.recurrence:
         case "block" | "none":
             return None
@@ -198,4 +202,3 @@ def structured(config: SLSTMConfig, blocks: int, size: int) -> Recurrence | None
             return Sparse(blocks, size, config.recurrence_degree, config.recurrence_seed)
         case "learned":
             return Learned(blocks, size)
-    raise ValueError(f"recurrence is {config.recurrence!r}; it must be one of {', '.join(get_args(Structure))}.")

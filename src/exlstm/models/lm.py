@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from exlstm.mixers.contract import Mixer, MixerConfig, State, check_state, mask_tail
 from exlstm.nn import init
+from exlstm.nn.fields import Positive, Share, Size, check_fields
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
 from exlstm.ops.arguments import checked_rows
@@ -34,9 +35,12 @@ class MLPConfig:
     activation: "gelu" is the exact one, "relu2" the square of relu. bias: of both projections.
     """
 
-    hidden: int
+    hidden: Size
     activation: Activation = "gelu"
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,9 @@ class BlockConfig:
 
     mixer: MixerConfig
     mlp: MLPConfig | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +63,21 @@ class LMConfig:
     its gain. out_norm: False for none between the last block and the head.
     """
 
-    vocab_size: int
-    width: int
+    vocab_size: Size
+    width: Size
     blocks: tuple[BlockConfig, ...]
     norm: Norm = "layer"
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     tie_embeddings: bool = False
-    logit_cap: float | None = None
-    dropout: float = 0.0
+    logit_cap: Positive | None = None
+    dropout: Share = 0.0
     norm_bias: bool = False
     out_norm: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in {"vocab_size": self.vocab_size, "width": self.width, "blocks": len(self.blocks)}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; a model needs at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1.")
+        check_fields(self)
+        if not self.blocks:
+            raise ValueError("blocks is (); a model needs at least 1.")
 
     @property
     def draws(self) -> bool:

@@ -18,6 +18,7 @@ from exlstm.mixers.contract import State, check_state
 from exlstm.models.fingerprint import weights_of
 from exlstm.models.lm import LM
 from exlstm.models.snapshot import Snapshot
+from exlstm.nn.fields import json_value
 
 KIND, VERSION = "exlstm-state", "1"
 
@@ -96,14 +97,14 @@ def load_state(file: str | os.PathLike[str], model: LM) -> Snapshot:
         raise ValueError(
             f"{file} cannot be read ({error}); it is cut off, or no file that save_state wrote."
         ) from error
-    counts = tuple(json.loads(about["counts"]))
-    expected = model.shapes(len(counts))
     try:
+        counts = tuple(json_value(about["counts"]))
+        expected = model.shapes(len(counts))
         state = _rebuilt("state", expected, found)
         for index, (given, wanted) in enumerate(zip(state, expected, strict=True)):
             check_state(given, wanted, f"block {index}")
         rest = {name: found[name] for name in ("logits_BC", "seen_BC")}
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{file} does not hold the state that this model needs ({error}); save it again.") from error
     return Snapshot(state=state, counts=counts, weights=weights, **rest)
 

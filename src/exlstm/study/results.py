@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from exlstm.nn.fields import json_value
 from exlstm.study.contract import Run, Size, Study, run_id, to_json
 from exlstm.train.files import reporting_failure, sync
 from exlstm.train.summary import commit, machine
@@ -44,7 +45,7 @@ class ResultFile:
         rows: dict[str, Row] = {}
         for number, line in enumerate(self._whole_lines(), 1):
             try:
-                row = json.loads(line)
+                row = json_value(line)
             except ValueError:
                 row = None
             if not isinstance(row, dict) or row.get("format") != FORMAT:

@@ -28,6 +28,8 @@ from exlstm.train.named import Named, named
 from exlstm.train.run_folder import Which
 
 CONTEXTS = (256, 1024, 4096, 16384)
+LANE = 65_536  # a text of less than two lanes of so many tokens is read in one piece
+BEFORE = 1024  # tokens that a lane reads before its part of the text, so that it does not begin with nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,9 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` found. `whole` carries the state from the first token to the last; `coverage` is the share of the
-    text that it reached in the time it had. `contexts` start from nothing every so many tokens."""
+    """What `evaluate` found. `whole` carries the state through all of the text, in `lanes` parts (see `score_whole`);
+    `coverage` is the share of the text that it reached in the time it had. `contexts` start from nothing every so many
+    tokens."""
 
     run: str
     step: int | None  # None for a model that is of no run
@@ -74,6 +77,7 @@ class Evaluation:
     coverage: float
     contexts: dict[int, Score]
     left_out: str = ""  # files of the text that do not look like text
+    lanes: int = 1
 
     def table(self) -> str:
         """For people."""
@@ -86,6 +90,8 @@ class Evaluation:
             lines.append(f"{name:>16}  {numbers}")
         if self.left_out:
             lines.append(f"({self.left_out}; --binary takes them)")
+        if self.lanes > 1:
+            lines.append(f"(the last row reads {self.lanes} parts, each after the {BEFORE:,} tokens before it)")
         if self.coverage < 1:
             lines.append(f"(the time was enough for {self.coverage:.0%} of the text in the last row)")
         return "\n".join(lines)
@@ -178,10 +184,15 @@ def score_whole(
     dtype: str = "float32",
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Score, float]:
-    """The whole text in `batch` lanes whose state is carried on, and the share of it that the time was enough for.
+    """The whole text, its state carried on, and the share of it that the time was enough for.
 
-    The lanes advance together, so a share of the text is an even sample of it.
+    A short text is one lane, from its first token to its last. A longer one is cut into lanes (see `lanes_for`) that
+    advance together, so that a share of it is an even sample. Each but the first reads the last tokens before its part
+    of the text first, which are not scored there: what lies further back than `BEFORE` is unknown at these few places,
+    and at no others. batch, length: at most so many lanes; steps are of batch * length tokens.
     """
+    count = lanes_for(stream, batch)
+    length = length * batch // count
     deadline = time.monotonic() + 60 * minutes
     first = True
 
@@ -191,9 +202,14 @@ def score_whole(
         enough, first = not first and (stop() or time.monotonic() > deadline), False
         return enough
 
-    text = lanes(stream, batch=batch, length=length)
+    text = lanes(stream, batch=count, length=length, context=BEFORE if count > 1 else 0)
     total = score(crew, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
     return total, total.tokens / (len(stream) - 1)
+
+
+def lanes_for(stream: TokenStream, batch: int) -> int:
+    """How many lanes a text is read in: at most `batch`, of at least `LANE` tokens each, and at least one."""
+    return max(1, min(batch, (len(stream) - 1) // LANE))
 
 
 def score_contexts(
@@ -306,6 +322,7 @@ def evaluate(
         coverage=coverage,
         contexts=contexts,
         left_out=left_out,
+        lanes=lanes_for(stream, config.batch),
     )
 
 

@@ -24,6 +24,7 @@ from exlstm.data.tokenizer import Tokenizer, tokenizer_from_json
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.own import config_from_json, config_to_json
 from exlstm.models.lm import LM, LMConfig
+from exlstm.nn.fields import json_value
 from exlstm.train.config import TrainConfig, from_json, to_json
 from exlstm.train.files import reporting_failure, write_atomically
 
@@ -136,7 +137,7 @@ class RunFolder:
             for line in lines:
                 if line.endswith(b"\n"):
                     try:
-                        record = json.loads(line)
+                        record = json_value(line)
                     except ValueError as error:
                         raise ValueError(
                             f"{self.metrics} has a damaged line {line[:60]!r}; remove that line."
@@ -205,7 +206,7 @@ class RunFolder:
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a file of a run. Raises ValueError if it is missing or not JSON."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json_value(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; {path.parent} is incomplete or not what exlstm train writes.") from error
     except ValueError as error:

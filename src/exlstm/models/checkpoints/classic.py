@@ -78,7 +78,7 @@ def read_block(shapes: Shapes, place: str, width: int, settings: Settings) -> Bl
     mlp = None
     if f"{place}ffn.proj_down.weight" in shapes:
         asked = settings.part("slstm_block", "feedforward").get("act_fn", "gelu")
-        if asked not in ACTIVATIONS:
+        if not isinstance(asked, str) or asked not in ACTIVATIONS:
             raise ValueError(f"{settings.source} has act_fn {asked!r}; known are {', '.join(ACTIVATIONS)}.")
         hidden, bias = shape(shapes, place + "ffn.proj_down.weight", 2)[1], f"{place}ffn.proj_down.bias" in shapes
         mlp = MLPConfig(hidden=hidden, activation=ACTIVATIONS[asked], bias=bias)

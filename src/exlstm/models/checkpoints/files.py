@@ -1,18 +1,19 @@
 """The files of a checkpoint, whatever its layout: tensors by name, read one at a time, and the config beside them."""
 
-import json
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from exlstm.nn.fields import json_value
 
 INDEX = "model.safetensors.index.json"
 CONFIGS = ("config.json", "config.yaml", "config.yml")
@@ -119,7 +120,11 @@ def open_tensors(path: Path) -> Tensors:
                     )
                 part = handle.get_slice(name)
                 found.shapes[name] = tuple(part.get_shape())
-                found.dtypes[name] = DTYPES.get(part.get_dtype(), torch.uint8)
+                if part.get_dtype() not in DTYPES:
+                    raise ValueError(
+                        f"{name} in {file} is of dtype {part.get_dtype()}, which no model here has; save it in float32."
+                    )
+                found.dtypes[name] = DTYPES[part.get_dtype()]
                 found.shards[name] = file
     return found.unwrapped()
 
@@ -136,8 +141,7 @@ def shards_of(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        return [present(folder / name) for name in names]
+        return [present(folder / name) for name in names_in(folder / INDEX)]
     counted = sorted(folder.glob("model_*.safetensors"), key=lambda file: (len(file.name), file.name))
     if counted:
         return [present(folder / f"model_{number}.safetensors") for number in range(number_of(counted[-1]) + 1)]
@@ -153,6 +157,19 @@ def shards_of(folder: Path) -> list[Path]:
             f"{folder} is a run of exlstm train; name a checkpoint, such as {folder / 'checkpoints/best'}."
         )
     raise ValueError(f"{folder} has no weights, such as model.safetensors; pass a folder with a model.")
+
+
+def names_in(index: Path) -> list[str]:
+    """The files that an index names, each once. ValueError for none, and for one that is not below its folder."""
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"{index} has no weight_map, which says what shards there are; copy or download it again.")
+    for name in table.values():
+        # by the rules of every system: a folder may have been made on another one
+        place = PureWindowsPath(name) if isinstance(name, str) else PureWindowsPath("/")
+        if place.anchor or ".." in place.parts or place.suffix != ".safetensors":
+            raise ValueError(f"{index} names {name!r}, which is no .safetensors file beside it; download it again.")
+    return sorted(set(table.values()))
 
 
 def number_of(shard: Path) -> int:
@@ -188,15 +205,23 @@ def of_pickle(path: Path) -> Tensors:
         data = inner
     if not isinstance(data, Mapping) or not data:
         raise ValueError(f"{path} holds no state dict; save the model's state_dict().")
-    odd = next((name for name, x in data.items() if not isinstance(x, Tensor) or not isinstance(name, str)), None)
+    odd = next(
+        (name for name, x in data.items() if not (isinstance(name, str) and isinstance(x, Tensor) and is_dense(x))),
+        None,
+    )
     if odd is not None:
-        raise ValueError(f"{path} holds {odd!r}, which is no tensor; save the model's state_dict() alone.")
+        raise ValueError(f"{path} holds {odd!r}, which is no dense tensor; save the model's state_dict() alone.")
     return Tensors(
         path,
         shapes={name: tuple(x.shape) for name, x in data.items()},
         dtypes={name: x.dtype for name, x in data.items()},
         loaded=dict(data),
     )
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether its numbers lie in memory as they are."""
+    return x.layout == torch.strided and not x.is_quantized
 
 
 def configs_beside(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -210,7 +235,7 @@ def configs_beside(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def read_json(path: Path) -> dict[str, Any]:
     """An object. ValueError if the file is no JSON."""
     try:
-        data = json.loads(path.read_text())
+        data = json_value(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); save or download it again.") from error
     return data if isinstance(data, dict) else {}
@@ -222,7 +247,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}); save or download it again.") from error
     data = data if isinstance(data, dict) else {}
     return data["model"] if isinstance(data.get("model"), dict) else data

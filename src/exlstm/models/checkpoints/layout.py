@@ -58,6 +58,12 @@ class Settings:
             raise ValueError(f"{self.source} has {name} {self.data.get(name)!r}, which is no number; correct it.")
         return value
 
+    def flag(self, name: str) -> bool:
+        """A setting that is there and is True or False. ValueError if it is neither."""
+        if not isinstance(value := self.data[name], bool):
+            raise ValueError(f"{self.source} has {name} {value!r}, which is not true or false; correct it.")
+        return value
+
     def part(self, *names: str) -> "Settings":
         """The settings inside of settings; none where there are none."""
         data: Any = self.data
@@ -75,7 +81,7 @@ def same_eps(settings: Settings, name: str, here: float) -> None:
 def tied(names: Shapes, head: str, settings: Settings, key: str) -> bool:
     """Whether the head is the embedding: as the settings say, or where the head was not stored."""
     if key in settings.data:
-        return bool(settings.data[key])
+        return settings.flag(key)
     if head not in names:
         settings.assumed[key] = True
     return head not in names
@@ -85,9 +91,9 @@ def shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
     """The shape of a tensor that there has to be. ValueError if it is missing or has another number of axes."""
     if name not in shapes:
         raise ValueError(f"{name} is missing from the weights; save or download the model again.")
-    if len(shapes[name]) != axes:
+    if len(shapes[name]) != axes or 0 in shapes[name]:
         raise ValueError(
-            f"{name} has shape {shapes[name]}, and it needs {axes} axes; save or download the model again."
+            f"{name} has shape {shapes[name]}, and it needs {axes} axes, none of 0; save or download the model again."
         )
     return shapes[name]
 
@@ -95,10 +101,12 @@ def shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 def depth(shapes: Shapes, prefix: str) -> int:
     """How many blocks there are: names are `prefix`, a number from 0 on, and a dot."""
     numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
-    found = [int(number) for number in numbers if number.isdecimal()]
-    if not found:
-        raise ValueError(f"there is no {prefix}0 among the weights; a model needs at least one block.")
-    return max(found) + 1
+    found = sum(number.isdecimal() for number in numbers)
+    # counted before any block is made: a name may have any number in it
+    missing = next((index for index in range(max(found, 1)) if str(index) not in numbers), None)
+    if missing is not None:
+        raise ValueError(f"there is no {prefix}{missing} among the weights; save or download the model again.")
+    return found
 
 
 def factor(width: int, size: int, rounded: Callable[[float], float], usual: float) -> float:

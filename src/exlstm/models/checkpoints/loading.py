@@ -31,6 +31,7 @@ from exlstm.models.quantized import (
     to_quantise,
 )
 
+WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # what weights can be kept in
 LAYOUTS = {layout.name: layout for layout in (OWN, HUGGINGFACE, LARGE, CLASSIC)}
 
 
@@ -246,9 +247,16 @@ def settings_of(path: Path, layout: Layout) -> Settings:
 
 
 def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
-    """The model without memory for its numbers; its quantised layers are those that have their weights in `tensors`."""
+    """The model without memory for its numbers; its quantised layers are those that have their weights in `tensors`.
+
+    ValueError for sizes whose product no tensor can have.
+    """
     with torch.device("meta"):
-        model = LM(config)
+        try:
+            model = LM(config)
+        except (RuntimeError, OverflowError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"the config is of a model that cannot be ({reason}); correct its sizes.") from error
         if bits is not None:
             make_room(model, bits, tensors)
     return model
@@ -260,20 +268,25 @@ def after(found: Checkpoint, change: Change) -> LM:
 
 
 def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
-    """ValueError that names a tensor that is missing, unknown, or of another shape than the config needs."""
+    """ValueError that names a tensor that is missing, unknown, or of another shape or kind than the config needs."""
     ours = model.state_dict()
     expected: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, torch.dtype] = {}
     for rule in rules:
         theirs = rule.to_theirs([ours[name] for name in rule.ours])
         expected |= {name: tuple(x.shape) for name, x in zip(rule.theirs, theirs, strict=True)}
+        kinds |= {name: x.dtype for name, x in zip(rule.theirs, theirs, strict=True)}
     for name in sorted(expected.keys() | files.shapes.keys()):
         found, needed = files.shapes.get(name), expected.get(name)
-        if found == needed:
+        allowed = WEIGHTS if kinds.get(name) in WEIGHTS else (kinds.get(name),)
+        if found == needed and files.dtypes[name] in allowed:
             continue
         if found is None:
             problem = f"{name} is missing"
         elif needed is None:
             problem = f"{name} of shape {found} is not known to the layout {layout.name!r}"
+        elif found == needed:
+            problem = f"{name} is of dtype {files.dtypes[name]} and not {' or '.join(map(str, allowed))}"
         else:
             problem = f"{name} has shape {found}, and the rest of the model needs {needed}"
         raise ValueError(f"{files.place} does not fit its config: {problem}; save or download the model again.")

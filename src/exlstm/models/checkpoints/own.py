@@ -47,9 +47,9 @@ def config_from_json(data: dict[str, Any]) -> LMConfig:
     try:
         blocks = []
         for block in data["blocks"]:
-            mixer = dict(block["mixer"])
+            mixer = {**block["mixer"]}
             kind = mixer.pop("kind")
-            if kind not in MIXERS:
+            if not isinstance(kind, str) or kind not in MIXERS:
                 raise ValueError(f"the config has a mixer of kind {kind!r}; known are {', '.join(MIXERS)}.")
             mlp = None if block["mlp"] is None else MLPConfig(**block["mlp"])
             blocks.append(BlockConfig(mixer=MIXERS[kind](**mixer), mlp=mlp))

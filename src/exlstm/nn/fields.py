@@ -1,0 +1,119 @@
+"""Fields of configs: each is checked by its annotation, wherever the value comes from.
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    heads: Size = 4
+    norm: Literal["layer", "rms"] = "layer"
+    cap: Positive | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+"""
+
+import json
+import math
+import reprlib
+import types
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def json_value(text: str | bytes) -> Any:
+    """What a text in JSON says. ValueError for any other text, brackets too deep to follow included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Range:
+    """Where a number must lie, ends that are not given left open; infinity and NaN lie nowhere.
+
+    least, most: the ends belong to it. above, below: they do not.
+    """
+
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+
+    def holds(self, x: float) -> bool:
+        """Whether the number lies in it."""
+        # an int of any size is compared as it is: made a float it could overflow
+        return (isinstance(x, int) or math.isfinite(x)) and (
+            self.least <= x <= self.most and (x > self.above) and (x < self.below)
+        )
+
+    def __repr__(self) -> str:
+        """As it was written: signatures show it."""
+        ends = ", ".join(f"{name}={x}" for name, x in vars(self).items() if math.isfinite(x))
+        return f"Range({ends})"
+
+    def __str__(self) -> str:
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"from {self.least} to {self.most}"
+        ends = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
+        return " and ".join(f"{word} {x}" for word, x in ends.items() if not math.isinf(x))
+
+
+LARGEST = 2**31 - 1
+Size = Annotated[int, Range(least=1, most=LARGEST)]
+SizeOrZero = Annotated[int, Range(least=0, most=LARGEST)]
+Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
+Number = Annotated[float, Range()]
+Factor = Annotated[float, Range(above=0, most=2**16)]
+Positive = Annotated[float, Range(above=0)]
+Share = Annotated[float, Range(least=0, below=1)]
+
+
+def check_fields(config: Any) -> None:
+    """ValueError, in one sentence, for the first field whose value its annotation does not allow.
+
+    config: a dataclass. Known are bool, int, float (an int will do), str, None, Literal, unions, tuples of any length,
+    other classes, and Annotated with a `Range`.
+    """
+    kinds = annotations(type(config))  # type: ignore[arg-type]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if not fits(value, kinds[field.name]):
+            raise ValueError(f"{field.name} is {reprlib.repr(value)}; it must be {described(kinds[field.name])}.")
+
+
+@cache
+def annotations(cls: type) -> dict[str, Any]:
+    """The types of the fields, with their ranges."""
+    return get_type_hints(cls, include_extras=True)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether the value is of this type, and in its range."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        inner, *limits = arguments
+        return fits(value, inner) and all(limit.holds(value) for limit in limits)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in arguments)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(one, arguments[0]) for one in value)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return isinstance(value, kind) and not isinstance(value, type)
+
+
+def described(kind: Any) -> str:
+    """The type and range in words, to stand behind "it must be"."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return f"{described(arguments[0])} {arguments[1]}".rstrip()
+    if origin in (Union, types.UnionType):
+        return " or ".join(described(one) for one in arguments)
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"a tuple, each of it {described(arguments[0])}"
+    named = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+    return named.get(kind) or f"a {kind.__name__}"

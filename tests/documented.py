@@ -1,0 +1,50 @@
+"""The commands in our documents: the lines of their blocks for shells, as words, and which of them no test runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "study/README.md"]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# they change the machine, or are make's: their targets are looked up
+PROGRAMS = {"make", "pip", ".venv/bin/pre-commit"}
+NOT_RUN = {
+    "exlstm lm-eval --model exlstm --model_args pretrained=runs/demo --tasks lambada_openai,hellaswag --batch_size 16":
+        "downloads two data sets",
+    "exlstm study run gates --overwrite": "takes half an hour; tests/study runs its quick size",
+    "exlstm study run gates --size small": "takes half an hour; tests/study runs its quick size",
+    "exlstm study report gates": "writes into the study's own folder; tests/study reports",
+}  # fmt: skip
+
+
+def blocks(page):
+    """(language, text, line number) of every fenced block."""
+    text = page.read_text()
+    return [(found[1], found[2], text.count("\n", 0, found.start()) + 1) for found in FENCE.finditer(text)]
+
+
+def commands(language, text):
+    """The words of every command in a block for shells. In a console, what no `$` precedes is output.
+
+    A line that ends with a backslash goes on in the next one.
+    """
+    lines = text.replace("\\\n", " ").splitlines() if language in ("console", "sh") else []
+    if language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def commands_of(page):
+    """Those of a page."""
+    return [words for language, text, _ in blocks(page) for words in commands(language, text)]
+
+
+def runs(words):
+    """Whether a test runs this command of exlstm."""
+    return words[0] == "exlstm" and shlex.join(words) not in NOT_RUN
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
