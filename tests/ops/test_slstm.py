@@ -393,7 +393,7 @@ def test_without_numba_the_numbers_are_the_same(monkeypatch):
     monkeypatch.setattr("exlstm.ops.slstm.has_numba", lambda: False)
     with recorded() as choices:
         assert_same(everything(x, call), want, tolerance=1e-5)
-    assert [(c.backend, c.why) for c in choices] == [("recurrent", "numba: Numba is not installed")]
+    assert [(c.backend, c.why) for c in choices] == [("recurrent", "not numba: Numba is not installed")]
     with pytest.raises(ValueError, match=r"^backend 'numba' of slstm cannot run: Numba is not installed; use"):
         call(*x, backend="numba")
 

@@ -38,7 +38,7 @@ def choose(op: str, backend: str, candidates: Sequence[tuple[str, str | None]]) 
     elif backend == "auto":
         passed_over = list(takewhile(lambda candidate: candidate[1] is not None, candidates))
         picked = candidates[len(passed_over)][0]
-        why = "; ".join(f"{name}: {obstacle}" for name, obstacle in passed_over)
+        why = "; ".join(f"not {name}: {obstacle}" for name, obstacle in passed_over)
     elif backend not in (obstacles := dict(candidates)):
         raise ValueError(f"{op} has no backend {backend!r}; use one of {['auto', *obstacles]}.")
     elif obstacles[backend] is not None:

@@ -133,7 +133,7 @@ def input_obstacle(x: Tensor) -> str | None:
         return f"it computes with float32 and bfloat16, and the input is {x.dtype}"
     if x.numel() == 0:
         return "there is nothing to compute"
-    return "gradients are needed" if x.requires_grad and torch.is_grad_enabled() else None
+    return "it has no gradients, and they are needed" if x.requires_grad and torch.is_grad_enabled() else None
 
 
 def weights_obstacle(maps: Sequence[Map], gradient: bool) -> str | None:
@@ -158,7 +158,7 @@ def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
         if not x.is_contiguous():
             return "the weights are not contiguous"
         if gradient and x.requires_grad:
-            return "gradients are needed"
+            return "it has no gradients, and they are needed"
     return None
 
 
