@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exlstm.ops.arguments import described
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import has_numba
+from exlstm.ops.shared import no_numba
 
 MERGED_WIDTH = 16  # a vector register of float32: narrower matrices leave most of it empty
 
@@ -40,7 +40,7 @@ def numba_obstacle(x_BTD: Tensor, w_HVK: Tensor) -> str | None:
         return "it computes in float32, and something else is asked for"
     if w_HVK.shape[1] != 4:
         return f"it takes blocks of 4 x 4, and these are {w_HVK.shape[1]} wide"
-    return None if has_numba() else "Numba is not installed"
+    return no_numba()
 
 
 def block_linear(x_BTD: Tensor, w_HVK: Tensor, /, *, backend: str = "auto") -> Tensor:

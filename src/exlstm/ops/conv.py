@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import blank, has_numba, inside, wide
+from exlstm.ops.shared import blank, inside, no_numba, wide
 
 ConvActivation = Literal["none", "silu"]
 
@@ -32,7 +32,7 @@ def numba_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
             return f"the tensors are on {x.device.type}, Numba runs on the CPU"
         if x.dtype is not torch.float32:
             return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
-    return None if has_numba() else "Numba is not installed"
+    return no_numba()
 
 
 def causal_conv(

@@ -36,9 +36,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     It may call functions of its own page, of the other numba*.py pages of its folder, and of those of `ops`.
     """
     kernel: Any = jit(nogil=True, fastmath=FASTMATH, error_model="numpy", no_cfunc_wrapper=True)(function)
-    # without its compiler (Numba's switch for debugging) the kernel is the function itself
-    if kernel is not function:
-        kernel._cache = KernelCache(function)
+    kernel._cache = KernelCache(function)
     return kernel
 
 
@@ -51,9 +49,8 @@ def helper(fastmath: Collection[str] = FASTMATH) -> Callable[[Callable[..., Any]
     def decorate(function: Callable[..., Any]) -> Any:
         options = {"fastmath": set(fastmath), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
         made = jit(error_model="numpy", **options)(function)
-        if made is not function:
-            for_types = made.get_call_template
-            made.get_call_template = lambda args, kws: for_types(tuple(map(types.unliteral, args)), kws)
+        for_types = made.get_call_template
+        made.get_call_template = lambda args, kws: for_types(tuple(map(types.unliteral, args)), kws)
         return made
 
     return decorate

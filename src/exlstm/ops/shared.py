@@ -55,10 +55,21 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
+@cache
+def missing_numba() -> str | None:
+    """What `no_numba` answers; looked up once."""
+    if not installed("numba"):
+        return "Numba is not installed"
+    from numba.core import config
+
+    off = vars(config)["DISABLE_JIT"]  # an attribute that is made at import, and that no type tells of
+    return "Numba's compiler is switched off by NUMBA_DISABLE_JIT" if off else None
+
+
 @taken_as_given
-def has_numba() -> bool:
-    """Whether Numba is installed."""
-    return installed("numba")
+def no_numba() -> str | None:
+    """Why there is no Numba to compile kernels with, or None."""
+    return missing_numba()
 
 
 @taken_as_given

@@ -13,7 +13,7 @@ from torch.nn import Parameter, functional
 
 from exlstm.ops.choose import choose
 from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, in_parts, to_int4, to_int8
-from exlstm.ops.shared import bfloat16_is_emulated, has_numba, watched
+from exlstm.ops.shared import bfloat16_is_emulated, no_numba, watched
 
 if TYPE_CHECKING:
     from exlstm.ops.linear.numba import Plan
@@ -145,7 +145,7 @@ def weights_obstacle(maps: Sequence[Map], gradient: bool) -> str | None:
         problem = storage_obstacle(stored if bias is None else (*stored, bias), gradient)
         if problem is not None:
             return problem
-    return None if has_numba() else "Numba is not installed"
+    return no_numba()
 
 
 def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
