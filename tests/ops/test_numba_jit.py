@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numba.core.caching import CompileResultCacheImpl, InTreeCacheLocator
 
 from exlstm.ops import numba_jit
@@ -211,19 +210,6 @@ def test_kernels_do_not_import_torchs_compiler():
     done = subprocess.run([sys.executable, "-c", IN_A_PROCESS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "False\n"
-
-
-def test_torch_compile_leaves_kernels_alone():
-    @numba_jit.untraced
-    def twice(x_I):
-        return torch.from_numpy(2 * x_I.numpy())
-
-    def function(x_I):
-        return twice(x_I + 1) - 1
-
-    x_I = torch.arange(3.0)
-    assert torch.equal(torch.compile(function, backend="eager")(x_I), function(x_I))
-    assert torch.equal(function(x_I), 2 * x_I + 1)
 
 
 WITHOUT_JIT = """

@@ -54,7 +54,7 @@ def block_linear(x_BTD: Tensor, w_HVK: Tensor, /, *, backend: str = "auto") -> T
             f"w is {described(w_HVK)}; to fit x of shape {tuple(x_BTD.shape)} it must be [H, V, V] on {x_BTD.device} "
             f"with H V = {D}."
         )
-    name = choose("block_linear", backend, [("numba", numba_obstacle(x_BTD, w_HVK)), ("torch", None)])
+    name = choose("block_linear", backend, [("numba", numba_obstacle(x_BTD, w_HVK)), ("torch", None)], (x_BTD, w_HVK))
     if name == "torch":
         return block_linear_torch(x_BTD, w_HVK)
     from exlstm.ops.numba_block_linear import block_linear_numba

@@ -54,8 +54,8 @@ def causal_conv(
     reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
     if activation not in ("none", "silu"):
         raise ValueError(f"activation is {activation!r}; it must be 'none' or 'silu'.")
-    obstacle = numba_obstacle((x_BTD, w_DW, b_D, state.past_BSD))
-    if choose("conv", backend, [("numba", obstacle), ("torch", None)]) == "numba":
+    tensors = x_BTD, w_DW, b_D, state.past_BSD
+    if choose("conv", backend, [("numba", numba_obstacle(tensors)), ("torch", None)], tensors) == "numba":
         from exlstm.ops.numba_conv import causal_conv_numba
 
         y_BTD, state = causal_conv_numba(

@@ -59,7 +59,7 @@ def gated_norm(
     short = few(tensors)
     obstacle = None if short else numba_obstacle(tensors)
     run = gated_norm_torch
-    if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)]) == "numba":
+    if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)], tensors) == "numba":
         if short:
             from exlstm.ops.numba_norm import gated_norm_few as run
         else:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from exlstm.ops.shared import no_numba, watched, wide
+from exlstm.ops.shared import no_numba, wide
+from exlstm.ops.tracing import watched
 
 FEW = 1 << 14  # numbers: for more, torch's own passes are as fast as one
 

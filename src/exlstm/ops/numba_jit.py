@@ -13,14 +13,13 @@ import os
 import pickle
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import cache, wraps
+from functools import cache
 from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
 from typing import Any
 
 import numba
-import torch
 from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
@@ -54,22 +53,6 @@ def helper(fastmath: Collection[str] = FASTMATH) -> Callable[[Callable[..., Any]
         return made
 
     return decorate
-
-
-def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which torch.compile is to call as it is.
-
-    The decorator `torch.compiler.disable` imports torch's compiler, a second and a half that only those should wait who
-    compile.
-    """
-
-    @wraps(function)
-    def call(*arguments: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*arguments, **options)  # type: ignore[no-untyped-call]
-        return function(*arguments, **options)
-
-    return call
 
 
 class KernelCache(FunctionCache):

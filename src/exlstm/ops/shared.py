@@ -12,8 +12,6 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from exlstm.ops.tape import recording
-
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
@@ -118,21 +116,16 @@ def graphics(device: torch.device) -> tuple[str, int]:
     return properties.name, getattr(properties, "shared_memory_per_block_optin", 48 << 10)
 
 
-def watched() -> bool:
-    """Whether somebody traces, transforms, counts or narrows what torch computes: our kernels would be invisible."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > (recording() is not None)
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
 @cache
+def has_bfloat16() -> bool:
+    """What `bfloat16_is_emulated` denies; looked up once."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@taken_as_given
 def bfloat16_is_emulated() -> bool:
     """Whether this CPU has no instructions for products in bfloat16; torch then takes about a hundred times as long."""
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return not has_bfloat16()
 
 
 def block(width: int, most: int) -> int:

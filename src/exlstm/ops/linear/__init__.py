@@ -13,7 +13,8 @@ from torch.nn import Parameter, functional
 
 from exlstm.ops.choose import choose
 from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, in_parts, to_int4, to_int8
-from exlstm.ops.shared import bfloat16_is_emulated, no_numba, watched
+from exlstm.ops.shared import bfloat16_is_emulated, no_numba
+from exlstm.ops.tracing import watched
 
 if TYPE_CHECKING:
     from exlstm.ops.linear.numba import Plan

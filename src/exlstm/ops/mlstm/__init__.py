@@ -52,7 +52,7 @@ def pick(tensors: tuple[Tensor, ...], backend: str, forget_gate: ForgetGate, chu
         ("chunkwise", no_chunk),
         ("recurrent", None),
     ]
-    name = choose("mlstm", backend, candidates)
+    name = choose("mlstm", backend, candidates, tensors)
     run: Callable[..., tuple[Tensor, MLSTMState]] = mlstm_recurrent
     if name == "triton" and one_step:
         from exlstm.ops.mlstm.triton_step import mlstm_triton_step

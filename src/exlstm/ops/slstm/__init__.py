@@ -127,7 +127,7 @@ def slstm(
         ("numba", numba_obstacle(x_BTHGV, cell_activation)),
         *gpu_candidates(tensors, r_HKGV, backend, cell_activation, input_gate, normalize),
         ("recurrent", None),
-    ])  # fmt: skip
+    ], tensors)  # fmt: skip
     if name in ("triton", "triton_steps"):
         r_HKGV = narrowed(r_HKGV)  # before autocast is off
     valid_BT = None
