@@ -65,8 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def watches(item: pytest.Item) -> bool:
     """Whether names are checked in a test: where tensors carry suffixes; looking makes each call in Python dearer."""
-    if item.path.stem.endswith("_triton"):
-        # every call that Triton's interpreter makes would be looked at too: there one test in a file is enough
+    if item.path.stem.endswith(("_triton", "_tracing")):
+        # every call that Triton's interpreter or torch's compiler makes would be looked at too: one test is enough
         return item.name == "test_names"
     return item.path.parent.name in {"ops", "nn", "mixers", "models", "train", "infer"}
 

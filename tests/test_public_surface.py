@@ -160,8 +160,8 @@ SURFACE = {
     ),
     "ops.attention.AttentionState": "(k_BSGK: Tensor, v_BSGK: Tensor, position_BS: Tensor, next_B: Tensor)",
     "ops.lstm.lstm": (
-        "(x_BTD: Tensor, w_GD: Tensor, u_GV: Tensor, b_G: Tensor, state: LSTMState, /, *, reset_BT: Tensor | None = "
-        "None, lengths_B: Tensor | None = None) -> tuple[Tensor, LSTMState]"
+        "(x_BTD: Tensor, w_GD: Tensor, u_GK: Tensor, b_G: Tensor, state: LSTMState, /, *, reset_BT: Tensor | None = "
+        "None, lengths_B: Tensor | None = None, backend: str = 'auto') -> tuple[Tensor, LSTMState]"
     ),
     "ops.lstm.LSTMState": "(h_BV: Tensor, c_BV: Tensor)",
     "ops.conv.causal_conv": (

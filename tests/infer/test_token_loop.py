@@ -13,6 +13,7 @@ from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import leaves, map_state
+from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
@@ -168,6 +169,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "mlstm conv of 1": MLSTMConfig(conv_width=1, heads=2),
     "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid", normalize=False),
     "mlstm relu": MLSTMConfig(input_gate="relu2", forget_gate="exp"),
+    "lstm heads": LSTMConfig(heads=2),
     "slstm relu": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
     "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),
@@ -177,7 +179,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "slstm low rank": SLSTMConfig(recurrence="low_rank", recurrence_blocks=1),
     "slstm learned": SLSTMConfig(recurrence="learned"),
 }
-NOT_PLAYED = {"attention", "lstm", "mlstm blocks of 8", "slstm silu", "slstm low rank", "slstm learned"}
+NOT_PLAYED = {"attention", "mlstm blocks of 8", "slstm silu", "slstm low rank", "slstm learned"}
 
 
 @pytest.mark.parametrize("B", [1, 3])

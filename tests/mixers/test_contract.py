@@ -449,6 +449,7 @@ def test_detach_stops_gradients(name):
 
 
 BACKENDS = {
+    "LSTM": ["fused", "recurrent"],
     "MLSTM": ["chunkwise", "recurrent"],
     "MLSTMLarge": ["chunkwise", "recurrent"],
     "SLSTM": ["numba", "recurrent"],

@@ -43,11 +43,11 @@ def test_the_reasons_differ_between_passes():
     model.blocks[1].mixer.backend = "recurrent"
     title, found = rows(explain(model, batch=2, length=7))
     assert title == "batch 2, 7 tokens, weights torch.float64 on cpu"
-    narrow = "numba: it computes in float32 and there is float64 in the input"
+    narrow = "not numba: it computes in float32 and there is float64 in the input"
     assert [row for row in found if row[1] == "mlstm"] == [
         ("training, T = 7", "mlstm", "1", "chunkwise", narrow),
         ("prefill, T = 7", "mlstm", "1", "chunkwise", narrow),
-        ("decoding, T = 1", "mlstm", "1", "recurrent", f"{narrow}; chunkwise: a single step needs no chunk"),
+        ("decoding, T = 1", "mlstm", "1", "recurrent", f"{narrow}; not chunkwise: a single step needs no chunk"),
     ]
     assert {row[3:] for row in found if row[1] == "slstm"} == {("recurrent", "asked for by name")}
 
@@ -55,7 +55,8 @@ def test_the_reasons_differ_between_passes():
 def test_gradients_show():
     """Linear layers take another path where gradients are needed."""
     lines = explain(build("m"), length=1).splitlines()
-    assert any("training" in line and "linear" in line and "gradients are needed" in line for line in lines)
+    why = "not numba: it has no gradients, and they are needed"
+    assert any("training" in line and "linear" in line and why in line for line in lines)
     assert not any("gradients" in line for line in lines[lines.index(next(x for x in lines if "prefill" in x)) :])
 
 

@@ -13,7 +13,7 @@ def test_auto_takes_the_first_that_can_and_says_why():
         assert choose("op", "auto", CANDIDATES[1:]) == "good"
         assert choose("op", "plain", CANDIDATES) == "plain"
     assert choices == [
-        Choice("op", "good", "fast: it is Monday"),
+        Choice("op", "good", "not fast: it is Monday"),
         Choice("op", "good", "the fastest that there is for this device and dtype"),
         Choice("op", "plain", "asked for by name"),
     ]

@@ -194,7 +194,7 @@ def test_choices():
     assert many.backend == "torch"
     assert "from 13 rows on torch is faster with float32 weights" in many.why
     assert backend_of(x.double(), w.double()).why == (
-        "numba: it computes with float32 and bfloat16, and the input is torch.float64"
+        "not numba: it computes with float32 and bfloat16, and the input is torch.float64"
     )
     assert backend_of(x[:0], w).backend == "torch"
     assert "contiguous" in backend_of(x, torch.randn(8, 5).T).why

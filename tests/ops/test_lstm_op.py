@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exlstm.ops.choose import Choice, recorded
 from exlstm.ops.lstm import LSTMState, cuts, lstm
 
 
@@ -29,13 +30,14 @@ def by_torch(x, w, u, b, state):
 @settings(max_examples=30)
 @given(
     lengths=st.none() | st.lists(st.integers(0, 9), min_size=3, max_size=3), share=st.sampled_from([None, 0.2, 1.0]),
-    seed=st.integers(0, 2**31),
+    seed=st.integers(0, 2**31), backend=st.sampled_from(["fused", "recurrent"]),
 )  # fmt: skip
-def test_resets_and_lengths_are_separate_sequences(lengths, share, seed):
+def test_resets_and_lengths_are_separate_sequences(lengths, share, seed, backend):
     x, w, u, b, state = make(seed=seed)
     reset = None if share is None else torch.rand(3, 9, generator=torch.Generator().manual_seed(seed)) < share
     ends = [9, 9, 9] if lengths is None else lengths
-    y, after = lstm(x, w, u, b, state, reset_BT=reset, lengths_B=None if lengths is None else torch.tensor(lengths))
+    rows = {"reset_BT": reset, "lengths_B": None if lengths is None else torch.tensor(lengths)}
+    y, after = lstm(x, w, u, b, state, **rows, backend=backend)
     for row, length in enumerate(ends):
         one = LSTMState(*(t[row : row + 1] for t in state))
         assert not y[row, length:].any()
@@ -60,6 +62,25 @@ def test_gradients():
         return y, *after
 
     assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in (x, w, u, b, *state)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("K", [8, 4])
+def test_a_step_is_the_definition(K, dtype):
+    """Dense and in blocks: as accurate as torch's kernel, against the definition in float64."""
+    x, w, _, b, state = make(3, 1, 6, 8, dtype=dtype)
+    u = torch.randn(32, K).to(dtype)
+    state = LSTMState(*(t.float() for t in state))
+    exact_state = LSTMState(*(t.double() for t in state))
+    want, last = lstm(*(t.double() for t in (x, w, u, b)), exact_state, backend="recurrent")
+    torch.testing.assert_close(lstm(*(t.double() for t in (x, w, u, b)), exact_state, backend="fused")[0], want)
+    with torch.no_grad(), recorded() as choices:
+        y, after = lstm(x, w, u, b, state)
+    assert choices[0] == Choice("lstm", "recurrent", "not fused: a single step needs no kernel")
+    # what is read as few rows is read as it is stored
+    assert {c.backend for c in choices[1:]} == {"numba"}
+    for got, exact in zip((y, *after), (want, *last), strict=True):
+        torch.testing.assert_close(got, exact.to(got.dtype), rtol=1e-5, atol=1e-5)
 
 
 def test_cuts():

@@ -3,13 +3,13 @@
 import errno
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numba.core.caching import CompileResultCacheImpl, InTreeCacheLocator
 
 from exlstm.ops import numba_jit
@@ -212,14 +212,27 @@ def test_kernels_do_not_import_torchs_compiler():
     assert done.stdout == "False\n"
 
 
-def test_torch_compile_leaves_kernels_alone():
-    @numba_jit.untraced
-    def twice(x_I):
-        return torch.from_numpy(2 * x_I.numpy())
+WITHOUT_JIT = """
+import torch, exlstm
+lm = exlstm.LM(exlstm.lm_from_pattern("msMal", vocab_size=8, width=16))
+print(exlstm.explain(lm, length=2))
+tokens = torch.tensor([[1, 2]])
+lm(tokens)[0].sum().backward()
+print(len(exlstm.generate(lm.eval(), [[1, 2]], max_tokens=3)), "generated")
+lm.blocks[0].mixer.backend = "numba"
+lm(tokens)
+"""
 
-    def function(x_I):
-        return twice(x_I + 1) - 1
 
-    x_I = torch.arange(3.0)
-    assert torch.equal(torch.compile(function, backend="eager")(x_I), function(x_I))
-    assert torch.equal(function(x_I), 2 * x_I + 1)
+def test_without_its_compiler_numba_is_not_used():
+    """Numba's switch for debugging: kernels made of LLVM's instructions are no Python."""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_JIT], capture_output=True, text=True, check=False, env=environment
+    )
+    why = "Numba's compiler is switched off by NUMBA_DISABLE_JIT"
+    assert f"not numba: {why}" in done.stdout
+    assert "  numba  " not in done.stdout
+    assert done.stdout.endswith("1 generated\n"), done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error == f"ValueError: backend 'numba' of mlstm cannot run: {why}; use backend='auto'."

@@ -11,7 +11,7 @@ from torch import Tensor
 from exlstm.infer.steps import Memory, Steps
 from exlstm.mixers.contract import leaves
 from exlstm.models.lm import LM
-from exlstm.ops.shared import has_numba
+from exlstm.ops.shared import no_numba
 from exlstm.ops.tape import NotRecordable, Tape
 
 
@@ -36,7 +36,7 @@ class RecordedSteps(Steps):
         dtype = model.embed.weight.dtype
         if dtype not in (torch.float32, torch.bfloat16):
             return f"its weights are {dtype}, and kernels that play take float32 and bfloat16"
-        return None if has_numba() else "Numba is not installed"
+        return no_numba()
 
     def do(self) -> None:
         """One call."""

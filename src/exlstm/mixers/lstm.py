@@ -13,7 +13,7 @@ from exlstm.mixers.contract import check_width, checked, constant_state_bytes, m
 from exlstm.nn import init
 from exlstm.nn.fields import Number, Size, check_fields
 from exlstm.nn.recurrence import in_blocks
-from exlstm.ops.lstm import LSTMState, lstm, placed_in_blocks
+from exlstm.ops.lstm import LSTMState, lstm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class LSTM(nn.Module):
         H = config.heads
         if width % H:
             raise ValueError(f"heads is {H}; it must divide the width {width}.")
-        self.config, self.width = config, width
+        self.config, self.width, self.backend = config, width, "auto"
         self.w_GD = nn.Parameter(torch.empty(4 * width, width))
         # rows in torch's order (gate, head, unit); the only columns that are not zero are those of the row's own head
         self.u_GV = nn.Parameter(torch.empty(4 * width, width // H))
@@ -69,8 +69,10 @@ class LSTM(nn.Module):
         """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
-        u_GD = placed_in_blocks(self.u_GV)
-        y_BTD, state = lstm(x_BTD, self.w_GD, u_GD, self.b_G, state, reset_BT=reset_BT, lengths_B=lengths_B)
+        y_BTD, state = lstm(
+            x_BTD, self.w_GD, self.u_GV, self.b_G, state,
+            reset_BT=reset_BT, lengths_B=lengths_B, backend=self.backend,
+        )  # fmt: skip
         return mask_tail(y_BTD, lengths_B), state
 
     def adjacency(self) -> Tensor:
@@ -93,4 +95,5 @@ class LSTM(nn.Module):
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """About 20 pointwise operations per channel, and the zeros of U, which torch's kernel multiplies too."""
-        return 20.0 * self.width + 8.0 * self.width * (self.width - self.u_GV.shape[1])
+        zeros = self.width - self.u_GV.shape[1] if mode == "prefill" else 0
+        return 20.0 * self.width + 8.0 * self.width * zeros

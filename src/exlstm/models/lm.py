@@ -21,6 +21,7 @@ from exlstm.nn.fields import Positive, Share, Size, check_fields
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
 from exlstm.ops.arguments import checked_rows
+from exlstm.ops.tracing import tracer
 
 if TYPE_CHECKING:
     from exlstm.models.snapshot import Snapshot, Tokens
@@ -221,8 +222,9 @@ class LM(nn.Module):
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; pass [batch, time], with a time of at least 1.")
         (batch, steps), vocab = tokens.shape, self.config.vocab_size
         checked_rows(tokens, reset, lengths)
-        # on other devices this look would wait for the device; there the embedding itself reports it
-        if tokens.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+        # on other devices this look would wait for the device; there the embedding itself reports it. What is traced or
+        # transformed has no numbers to look at
+        if tokens.device.type == "cpu" and batch and tracer() is None:
             if wrong := [int(n) for n in tokens.aminmax() if not 0 <= n < vocab]:
                 raise ValueError(
                     f"token {wrong[0]} is outside the vocabulary of {vocab}; use the model's own tokenizer."
@@ -247,7 +249,7 @@ class LM(nn.Module):
         if self.shapes_kept is not None and self.shapes_kept[0] == key:
             return self.shapes_kept[1]
         shapes = tuple(mixer.zero_state(batch, torch.device("meta")) for mixer in self.mixers)
-        if not torch.compiler.is_compiling():
+        if tracer() is None:
             self.shapes_kept = key, shapes
         return shapes
 

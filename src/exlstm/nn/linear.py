@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exlstm.ops import linear as op
+from exlstm.ops.tracing import tracer
 
 
 class Linear(nn.Linear):
@@ -147,7 +148,7 @@ def linears(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = 
 
 def decoding() -> bool:
     """Whether this may be a decoding step, for which things are prepared: there is no graph to be made, of any kind."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return not torch.is_grad_enabled() and tracer() is None
 
 
 def without_gradients(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = ()) -> list[Tensor]:

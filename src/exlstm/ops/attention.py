@@ -3,15 +3,18 @@
 B batch  T time  S cached steps  H query heads  G key and value heads  K head width  A all keys (S + T)
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from exlstm.ops.arguments import checked_rows, exact_in, misfit
 from exlstm.ops.rope import rope
 from exlstm.ops.shared import blank, inside
+from exlstm.ops.tracing import TRANSFORMED, tracer
 
 
 class AttentionState(NamedTuple):
@@ -86,17 +89,29 @@ def attention(
     stored_BT = position_BT if valid_BT is None else position_BT.masked_fill(~valid_BT, -1)
     k_BAGK, v_BAGK = torch.cat([old.k_BSGK, k_BTGK], dim=1), torch.cat([old.v_BSGK, v_BTGK], dim=1)
     position_BA = torch.cat([old.position_BS, stored_BT], dim=1)
-    segment_BA = torch.nn.functional.pad(segment_BT, (old.position_BS.shape[1], 0))
+    segment_BA = pad(segment_BT, (old.position_BS.shape[1], 0))
     q_BHTK, k_BGAK, v_BGAK = (x.transpose(1, 2) for x in (q_BTHK, k_BAGK, v_BAGK))
-    if plain and (window is None or window >= T):
-        h_BHTK = scaled_dot_product_attention(q_BHTK, k_BGAK, v_BGAK, is_causal=True, enable_gqa=True)
-    else:
-        seen_BTA = visible(position_BT, segment_BT, position_BA, segment_BA, window)
-        h_BHTK = scaled_dot_product_attention(q_BHTK, k_BGAK, v_BGAK, attn_mask=seen_BTA[:, None], enable_gqa=True)
+    seen_B1TA = None
+    if not plain or (window is not None and window < T):
+        seen_B1TA = visible(position_BT, segment_BT, position_BA, segment_BA, window)[:, None]
+    h_BHTK = attend(q_BHTK, k_BGAK, v_BGAK, seen_B1TA)
     h_BTHK = h_BHTK.transpose(1, 2)
     if valid_BT is not None:
         h_BTHK = blank(h_BTHK, valid_BT)
     return h_BTHK, remember(k_BAGK, v_BAGK, position_BA, segment_BA, position_BT, lengths_B, old.next_B, window)
+
+
+def attend(q_BHTK: Tensor, k_BGAK: Tensor, v_BGAK: Tensor, seen_B1TA: Tensor | None) -> Tensor:
+    """torch's attention over the keys that are seen; None: over those that are not later."""
+    run = partial(
+        scaled_dot_product_attention, q_BHTK, k_BGAK, v_BGAK,
+        attn_mask=seen_B1TA, is_causal=seen_B1TA is None, enable_gqa=True,
+    )  # fmt: skip
+    if tracer() is not TRANSFORMED:
+        return run()
+    # the fused forms have no derivative but the first one backwards
+    with sdpa_kernel(SDPBackend.MATH):
+        return run()
 
 
 def visible(position_BT: Tensor, segment_BT: Tensor, position_BA: Tensor, segment_BA: Tensor, window: int | None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exlstm.ops.arguments import described
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import has_numba
+from exlstm.ops.shared import no_numba
 
 MERGED_WIDTH = 16  # a vector register of float32: narrower matrices leave most of it empty
 
@@ -40,7 +40,7 @@ def numba_obstacle(x_BTD: Tensor, w_HVK: Tensor) -> str | None:
         return "it computes in float32, and something else is asked for"
     if w_HVK.shape[1] != 4:
         return f"it takes blocks of 4 x 4, and these are {w_HVK.shape[1]} wide"
-    return None if has_numba() else "Numba is not installed"
+    return no_numba()
 
 
 def block_linear(x_BTD: Tensor, w_HVK: Tensor, /, *, backend: str = "auto") -> Tensor:
@@ -54,7 +54,7 @@ def block_linear(x_BTD: Tensor, w_HVK: Tensor, /, *, backend: str = "auto") -> T
             f"w is {described(w_HVK)}; to fit x of shape {tuple(x_BTD.shape)} it must be [H, V, V] on {x_BTD.device} "
             f"with H V = {D}."
         )
-    name = choose("block_linear", backend, [("numba", numba_obstacle(x_BTD, w_HVK)), ("torch", None)])
+    name = choose("block_linear", backend, [("numba", numba_obstacle(x_BTD, w_HVK)), ("torch", None)], (x_BTD, w_HVK))
     if name == "torch":
         return block_linear_torch(x_BTD, w_HVK)
     from exlstm.ops.numba_block_linear import block_linear_numba

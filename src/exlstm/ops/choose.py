@@ -4,15 +4,17 @@ Every op lists its candidates, best first, each with the reason why it cannot ru
 "auto" takes the first that can; naming a backend that cannot run is an error that says why.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import takewhile
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from exlstm.ops.tape import TAPED, NotRecordable, recording
+from exlstm.ops.tracing import hidden, tracer
 
 
 class Choice(NamedTuple):
@@ -27,18 +29,23 @@ FASTEST = "the fastest that there is for this device and dtype"
 _record: ContextVar[list[Choice] | None] = ContextVar("exlstm_backend_choices", default=None)
 
 
-def choose(op: str, backend: str, candidates: Sequence[tuple[str, str | None]]) -> str:
+def choose(
+    op: str, backend: str, candidates: Sequence[tuple[str, str | None]], tensors: Iterable[Tensor | None] = ()
+) -> str:
     """Name of the backend to run.
 
     backend: "auto" or a candidate's name. candidates: (name, obstacle or None), best first.
+    tensors: what the op computes with. Where torch traces or transforms it, backends hidden from that cannot run.
     Raises ValueError for an unknown name and for a named backend with an obstacle.
     """
+    if (watch := tracer(tensors)) is not None:
+        candidates = [(name, obstacle or hidden(name, watch)) for name, obstacle in candidates]
     if backend == "auto" and candidates[0][1] is None:
         picked, why = candidates[0][0], FASTEST
     elif backend == "auto":
         passed_over = list(takewhile(lambda candidate: candidate[1] is not None, candidates))
         picked = candidates[len(passed_over)][0]
-        why = "; ".join(f"{name}: {obstacle}" for name, obstacle in passed_over)
+        why = "; ".join(f"not {name}: {obstacle}" for name, obstacle in passed_over)
     elif backend not in (obstacles := dict(candidates)):
         raise ValueError(f"{op} has no backend {backend!r}; use one of {['auto', *obstacles]}.")
     elif obstacles[backend] is not None:

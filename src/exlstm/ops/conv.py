@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.choose import choose
-from exlstm.ops.shared import blank, has_numba, inside, wide
+from exlstm.ops.shared import blank, inside, no_numba, wide
 
 ConvActivation = Literal["none", "silu"]
 
@@ -32,7 +32,7 @@ def numba_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
             return f"the tensors are on {x.device.type}, Numba runs on the CPU"
         if x.dtype is not torch.float32:
             return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
-    return None if has_numba() else "Numba is not installed"
+    return no_numba()
 
 
 def causal_conv(
@@ -54,8 +54,8 @@ def causal_conv(
     reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
     if activation not in ("none", "silu"):
         raise ValueError(f"activation is {activation!r}; it must be 'none' or 'silu'.")
-    obstacle = numba_obstacle((x_BTD, w_DW, b_D, state.past_BSD))
-    if choose("conv", backend, [("numba", obstacle), ("torch", None)]) == "numba":
+    tensors = x_BTD, w_DW, b_D, state.past_BSD
+    if choose("conv", backend, [("numba", numba_obstacle(tensors)), ("torch", None)], tensors) == "numba":
         from exlstm.ops.numba_conv import causal_conv_numba
 
         y_BTD, state = causal_conv_numba(

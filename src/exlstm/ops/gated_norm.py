@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 
 from exlstm.ops.choose import choose
 from exlstm.ops.norm import few, head_norm
-from exlstm.ops.shared import has_numba
+from exlstm.ops.shared import no_numba
 
 GateActivation = Literal["silu", "sigmoid"]
 
@@ -28,7 +28,7 @@ def numba_obstacle(tensors: tuple[Tensor | None, ...]) -> str | None:
             return f"the tensors are on {x.device.type}, Numba runs on the CPU"
         if x.dtype is not torch.float32:
             return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
-    return None if has_numba() else "Numba is not installed"
+    return no_numba()
 
 
 def gated_norm(
@@ -59,7 +59,7 @@ def gated_norm(
     short = few(tensors)
     obstacle = None if short else numba_obstacle(tensors)
     run = gated_norm_torch
-    if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)]) == "numba":
+    if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)], tensors) == "numba":
         if short:
             from exlstm.ops.numba_norm import gated_norm_few as run
         else:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from exlstm.ops.shared import has_numba, watched, wide
+from exlstm.ops.shared import no_numba, wide
+from exlstm.ops.tracing import watched
 
 FEW = 1 << 14  # numbers: for more, torch's own passes are as fast as one
 
@@ -41,7 +42,7 @@ def few(tensors: Sequence[Tensor | None]) -> bool:
     """
     x = tensors[0]
     assert x is not None
-    if not 0 < x.numel() <= FEW or x.dtype not in (torch.float32, torch.bfloat16) or not has_numba() or watched():
+    if not 0 < x.numel() <= FEW or x.dtype not in (torch.float32, torch.bfloat16) or watched() or no_numba():
         return False
     gradient = torch.is_grad_enabled()
     return all(

@@ -16,7 +16,9 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from exlstm.ops.numba_jit import compiled, untraced
+from exlstm.ops.block_linear import block_linear_torch
+from exlstm.ops.derivatives import twice
+from exlstm.ops.numba_jit import compiled
 from exlstm.ops.numba_tensors import clear, long_at
 from exlstm.ops.shared import address
 from exlstm.ops.tape import recording
@@ -164,10 +166,11 @@ class BlockLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTD, w_HVK)
+        ctx.options = {}
         return mapped(rows_of(x_BTD), w_HVK).view(x_BTD.shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @twice(block_linear_torch)
     def backward(ctx: Any, dy_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_BTD, w_HVK = ctx.saved_tensors
         x_MD, dy_MD, dx_BTD, dw_HVK = rows_of(x_BTD), rows_of(dy_BTD), None, None
@@ -185,7 +188,6 @@ class BlockLinear(torch.autograd.Function):
         return dx_BTD, dw_HVK
 
 
-@untraced
 def block_linear_numba(x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
     """The same numbers as `block_linear_torch`, for blocks of 4 x 4 in float32 on a CPU."""
     y_BTD: Tensor = BlockLinear.apply(x_BTD, w_HVK)  # type: ignore[no-untyped-call]

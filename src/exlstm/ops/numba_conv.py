@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy import float32, float64, int64
 from torch import Tensor
+from torch.nn import functional
 
-from exlstm.ops.conv import ConvState
-from exlstm.ops.numba_jit import compiled, helper, untraced
+from exlstm.ops.conv import ConvState, causal_conv_torch
+from exlstm.ops.derivatives import twice
+from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_lanes import FASTMATH
 from exlstm.ops.numba_math import sigmoid
 from exlstm.ops.numba_tensors import SIZE, address_of, at, clear, copy, keep, long_at, put, tensor_at
@@ -262,6 +264,13 @@ def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT
     return y_BTD, after_BSD
 
 
+def definition(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
+               lengths_B: Tensor | None, *, silu: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`Conv` in plain torch."""
+    y_BTD, after = causal_conv_torch(x_BTD, w_DW, b_D, ConvState(past_BSD), reset_BT=reset_BT, lengths_B=lengths_B)
+    return functional.silu(y_BTD) if silu else y_BTD, after.past_BSD
+
+
 class Conv(torch.autograd.Function):
     """(x, w, b, past) -> (y, past afterwards), all float32."""
 
@@ -269,11 +278,11 @@ class Conv(torch.autograd.Function):
     def forward(ctx: Any, x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
                 lengths_B: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B)
-        ctx.silu = silu
+        ctx.options = {"silu": silu}
         return forward(x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B, silu)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @twice(definition)
     def backward(ctx: Any, dy_BTD: Tensor, dafter_BSD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B = ctx.saved_tensors
         dy_BTD, dafter_BSD = side_by_side(dy_BTD), dafter_BSD.contiguous()
@@ -282,15 +291,15 @@ class Conv(torch.autograd.Function):
         di_NID = np.empty((B * cut.pieces, cut.W + 1, cut.D), float32)
         run(
             backward_scan, cut, B, *located(x_BTD, numbers),
-            *of_filter(cut, B, w_DW, b_D, past_BSD, reset_BT, lengths_B), ctx.silu, *located(dy_BTD, numbers),
-            address(dafter_BSD, past_BSD.numel()), address(dx_BTD, numbers), address(dpast_BSD, past_BSD.numel()),
+            *of_filter(cut, B, w_DW, b_D, past_BSD, reset_BT, lengths_B), ctx.options["silu"],
+            *located(dy_BTD, numbers), address(dafter_BSD, past_BSD.numel()), address(dx_BTD, numbers),
+            address(dpast_BSD, past_BSD.numel()),
             address(torch.from_numpy(di_NID), di_NID.size),
         )  # fmt: skip
         di_ID = torch.from_numpy(di_NID.sum(0, dtype=float64).astype(float32))
         return dx_BTD, di_ID[:-1].mT.contiguous(), di_ID[-1], dpast_BSD, None, None, None
 
 
-@untraced
 def causal_conv_numba(
     x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /,
     *, reset_BT: Tensor | None, lengths_B: Tensor | None, silu: bool,

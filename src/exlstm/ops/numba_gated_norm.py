@@ -15,8 +15,9 @@ import torch
 from numpy import float32, float64
 from torch import Tensor
 
-from exlstm.ops.gated_norm import GateActivation
-from exlstm.ops.numba_jit import compiled, helper, untraced
+from exlstm.ops.derivatives import twice
+from exlstm.ops.gated_norm import GateActivation, gated_norm_torch
+from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_lanes import FASTMATH
 from exlstm.ops.numba_math import sigmoid
 from exlstm.ops.numba_tensors import address_of, clear, keep, tensor_at
@@ -241,13 +242,13 @@ class GatedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
-                bias_E: Tensor | None, silu: bool, eps: float) -> Tensor:  # fmt: skip
+                bias_E: Tensor | None, activation: GateActivation, eps: float) -> Tensor:  # fmt: skip
         ctx.save_for_backward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
-        ctx.silu, ctx.eps = silu, eps
-        return forward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E, silu, eps)
+        ctx.options = {"activation": activation, "eps": eps}
+        return forward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E, activation == "silu", eps)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @twice(gated_norm_torch)
     def backward(ctx: Any, dy_BTE: Tensor) -> tuple[Tensor | None, ...]:
         h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E = ctx.saved_tensors
         B, T, H, V = h_BTHV.shape
@@ -263,23 +264,21 @@ class GatedNorm(torch.autograd.Function):
         share_out(
             backward_rows, N, B * T, H, V, *read_by_both(count, h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step,
             address(z_BTE, count, gaps=True), z_step, address(dy_BTE, count, gaps=True), dy_step,
-            *addresses(count, dh_BTHV, dz_BTE, dc_BTE), address(dgs_NPE, N * 2 * E), address(db_NE, N * E), ctx.silu,
-            ctx.eps, threads=threads_for(count),
+            *addresses(count, dh_BTHV, dz_BTE, dc_BTE), address(dgs_NPE, N * 2 * E), address(db_NE, N * E),
+            ctx.options["activation"] == "silu", ctx.options["eps"], threads=threads_for(count),
         )  # fmt: skip
         dgain_E, dskip_E = dgs_NPE.sum(0)
         dbias_E = None if db_NE is None else db_NE.sum(0)
         return dh_BTHV, dgain_E, dz_BTE, None if skip_E is None else dskip_E, dc_BTE, dbias_E, None, None
 
 
-@untraced
 def gated_norm_numba(
     h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
     bias_E: Tensor | None, activation: GateActivation, eps: float,
 ) -> Tensor:  # fmt: skip
     """The numbers of `gated_norm_torch`, in float32."""
     arguments = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
-    silu = activation == "silu"
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments):
-        y_BTE: Tensor = GatedNorm.apply(*arguments, silu, eps)  # type: ignore[no-untyped-call]
+        y_BTE: Tensor = GatedNorm.apply(*arguments, activation, eps)  # type: ignore[no-untyped-call]
         return y_BTE
-    return forward(*arguments, silu, eps)
+    return forward(*arguments, activation == "silu", eps)

@@ -13,14 +13,13 @@ import os
 import pickle
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import cache, wraps
+from functools import cache
 from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
 from typing import Any
 
 import numba
-import torch
 from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
@@ -36,9 +35,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     It may call functions of its own page, of the other numba*.py pages of its folder, and of those of `ops`.
     """
     kernel: Any = jit(nogil=True, fastmath=FASTMATH, error_model="numpy", no_cfunc_wrapper=True)(function)
-    # without its compiler (Numba's switch for debugging) the kernel is the function itself
-    if kernel is not function:
-        kernel._cache = KernelCache(function)
+    kernel._cache = KernelCache(function)
     return kernel
 
 
@@ -51,28 +48,11 @@ def helper(fastmath: Collection[str] = FASTMATH) -> Callable[[Callable[..., Any]
     def decorate(function: Callable[..., Any]) -> Any:
         options = {"fastmath": set(fastmath), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
         made = jit(error_model="numpy", **options)(function)
-        if made is not function:
-            for_types = made.get_call_template
-            made.get_call_template = lambda args, kws: for_types(tuple(map(types.unliteral, args)), kws)
+        for_types = made.get_call_template
+        made.get_call_template = lambda args, kws: for_types(tuple(map(types.unliteral, args)), kws)
         return made
 
     return decorate
-
-
-def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which torch.compile is to call as it is.
-
-    The decorator `torch.compiler.disable` imports torch's compiler, a second and a half that only those should wait who
-    compile.
-    """
-
-    @wraps(function)
-    def call(*arguments: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*arguments, **options)  # type: ignore[no-untyped-call]
-        return function(*arguments, **options)
-
-    return call
 
 
 class KernelCache(FunctionCache):

@@ -12,8 +12,6 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from exlstm.ops.tape import recording
-
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
@@ -55,10 +53,21 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
+@cache
+def missing_numba() -> str | None:
+    """What `no_numba` answers; looked up once."""
+    if not installed("numba"):
+        return "Numba is not installed"
+    from numba.core import config
+
+    off = vars(config)["DISABLE_JIT"]  # an attribute that is made at import, and that no type tells of
+    return "Numba's compiler is switched off by NUMBA_DISABLE_JIT" if off else None
+
+
 @taken_as_given
-def has_numba() -> bool:
-    """Whether Numba is installed."""
-    return installed("numba")
+def no_numba() -> str | None:
+    """Why there is no Numba to compile kernels with, or None."""
+    return missing_numba()
 
 
 @taken_as_given
@@ -107,21 +116,16 @@ def graphics(device: torch.device) -> tuple[str, int]:
     return properties.name, getattr(properties, "shared_memory_per_block_optin", 48 << 10)
 
 
-def watched() -> bool:
-    """Whether somebody traces, transforms, counts or narrows what torch computes: our kernels would be invisible."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > (recording() is not None)
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
 @cache
+def has_bfloat16() -> bool:
+    """What `bfloat16_is_emulated` denies; looked up once."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@taken_as_given
 def bfloat16_is_emulated() -> bool:
     """Whether this CPU has no instructions for products in bfloat16; torch then takes about a hundred times as long."""
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return not has_bfloat16()
 
 
 def block(width: int, most: int) -> int:

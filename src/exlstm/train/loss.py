@@ -12,7 +12,9 @@ from torch import Tensor
 from exlstm.data.packing import IGNORE
 from exlstm.models.lm import LM
 from exlstm.nn.linear import Linear, hooked
+from exlstm.ops.derivatives import twice
 from exlstm.ops.shared import bfloat16_is_emulated
+from exlstm.ops.tracing import TRANSFORMED, tracer
 
 # logits of one chunk, 64 MiB in float32. Each chunk reads and writes the whole gradient of the head: with a quarter of
 # it, and 32,000 classes, a step took 1.3 times as long
@@ -103,11 +105,12 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits_NC: Tensor, targets_N: Tensor) -> Tensor:
         chunks = torch.split(logits_NC, _rows(logits_NC.shape[1]))
         lse_N = torch.cat([_wide(logits_LC).logsumexp(dim=1) for logits_LC in chunks])
-        picked_N = _wide(logits_NC.gather(1, targets_N.clamp(min=0)[:, None])[:, 0])
         ctx.save_for_backward(logits_NC, targets_N, lse_N)
-        return (lse_N - picked_N).where(targets_N != IGNORE, 0.0).sum()
+        ctx.options = {}
+        return _nats(logits_NC, targets_N, lse_N)
 
     @staticmethod
+    @twice(lambda logits_NC, targets_N, _: _definition(logits_NC, targets_N))
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits_NC, targets_N, lse_N = ctx.saved_tensors
         grad_NC, rows = torch.empty_like(logits_NC), _rows(logits_NC.shape[1])
@@ -120,6 +123,17 @@ class _CrossEntropy(torch.autograd.Function):
         return grad_NC, None
 
 
+def _nats(logits_NC: Tensor, targets_N: Tensor, lse_N: Tensor) -> Tensor:
+    """The total, given the log-sum-exp of every row."""
+    picked_N = _wide(logits_NC.gather(1, targets_N.clamp(min=0)[:, None])[:, 0])
+    return (lse_N - picked_N).where(targets_N != IGNORE, 0.0).sum()
+
+
+def _definition(logits_NC: Tensor, targets_N: Tensor) -> Tensor:
+    """`cross_entropy` in plain torch, of all rows at once."""
+    return _nats(logits_NC, targets_N, _wide(logits_NC).logsumexp(dim=1))
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -130,7 +144,10 @@ def _rows(classes: int) -> int:
 
 def cross_entropy(logits_BTC: Tensor, targets_BT: Tensor) -> Tensor:
     """Total in nats (a scalar, float32 or wider) over all predictions; int64 targets, those that are IGNORE count 0."""
-    total: Tensor = _CrossEntropy.apply(logits_BTC.flatten(0, 1), targets_BT.flatten())  # type: ignore[no-untyped-call]
+    logits_NC, targets_N = logits_BTC.flatten(0, 1), targets_BT.flatten()
+    if tracer() is not None:
+        return _definition(logits_NC, targets_N)
+    total: Tensor = _CrossEntropy.apply(logits_NC, targets_N)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -139,7 +156,10 @@ def linear_cross_entropy(x_BTD: Tensor, w_CD: Tensor, targets_BT: Tensor, cap: f
 
     Products have the precision that they have in a Linear, also under autocast, and everything else is float32 or
     wider. For training: both gradients are computed on the way. They have no gradients of their own.
+    Raises ValueError inside transforms of torch.func.
     """
+    if tracer() is TRANSFORMED:
+        raise ValueError("linear_cross_entropy cannot be transformed by torch.func; use cross_entropy.")
     total: Tensor = _LinearCrossEntropy.apply(x_BTD.flatten(0, 1), w_CD, targets_BT.flatten(), cap)  # type: ignore[no-untyped-call]
     return total
 

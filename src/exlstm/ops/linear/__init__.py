@@ -13,7 +13,8 @@ from torch.nn import Parameter, functional
 
 from exlstm.ops.choose import choose
 from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, in_parts, to_int4, to_int8
-from exlstm.ops.shared import bfloat16_is_emulated, has_numba, watched
+from exlstm.ops.shared import bfloat16_is_emulated, no_numba
+from exlstm.ops.tracing import watched
 
 if TYPE_CHECKING:
     from exlstm.ops.linear.numba import Plan
@@ -133,7 +134,7 @@ def input_obstacle(x: Tensor) -> str | None:
         return f"it computes with float32 and bfloat16, and the input is {x.dtype}"
     if x.numel() == 0:
         return "there is nothing to compute"
-    return "gradients are needed" if x.requires_grad and torch.is_grad_enabled() else None
+    return "it has no gradients, and they are needed" if x.requires_grad and torch.is_grad_enabled() else None
 
 
 def weights_obstacle(maps: Sequence[Map], gradient: bool) -> str | None:
@@ -145,7 +146,7 @@ def weights_obstacle(maps: Sequence[Map], gradient: bool) -> str | None:
         problem = storage_obstacle(stored if bias is None else (*stored, bias), gradient)
         if problem is not None:
             return problem
-    return None if has_numba() else "Numba is not installed"
+    return no_numba()
 
 
 def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
@@ -158,7 +159,7 @@ def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
         if not x.is_contiguous():
             return "the weights are not contiguous"
         if gradient and x.requires_grad:
-            return "gradients are needed"
+            return "it has no gradients, and they are needed"
     return None
 
 

@@ -13,7 +13,7 @@ from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import apart, check_borders
-from exlstm.ops.shared import blank, exactly, gpu_candidate, has_numba, inside, taken_as_given, wide
+from exlstm.ops.shared import blank, exactly, gpu_candidate, inside, no_numba, taken_as_given, wide
 
 __all__ = [
     "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
@@ -28,9 +28,7 @@ def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
         return f"the tensors are on {device}, Numba runs on the CPU"
     if any(x.dtype is torch.float64 for x in tensors):
         return "it computes in float32 and there is float64 in the input"
-    if not has_numba():
-        return "Numba is not installed"
-    return None if one_step else blas_obstacle()
+    return no_numba() or (None if one_step else blas_obstacle())
 
 
 @taken_as_given
@@ -54,7 +52,7 @@ def pick(tensors: tuple[Tensor, ...], backend: str, forget_gate: ForgetGate, chu
         ("chunkwise", no_chunk),
         ("recurrent", None),
     ]
-    name = choose("mlstm", backend, candidates)
+    name = choose("mlstm", backend, candidates, tensors)
     run: Callable[..., tuple[Tensor, MLSTMState]] = mlstm_recurrent
     if name == "triton" and one_step:
         from exlstm.ops.mlstm.triton_step import mlstm_triton_step

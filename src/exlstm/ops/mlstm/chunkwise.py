@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.derivatives import once
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 from exlstm.ops.shared import exactly, wide
@@ -249,7 +250,7 @@ class Chunkwise(torch.autograd.Function):
         return h_BTHV, c_BHKV, n_BHK, m_BH
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once("mlstm", "chunkwise")
     def backward(ctx: Any, dh_BTHV: Tensor, dc_BHKV: Tensor, dn_BHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, reset_BT, h_BTHV, *starts = ctx.saved_tensors
         B, T, H, K = q_BTHK.shape

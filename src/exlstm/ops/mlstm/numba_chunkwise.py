@@ -15,6 +15,7 @@ import torch
 from numpy import float32, float64
 from torch import Tensor
 
+from exlstm.ops.derivatives import once
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS, Options
 from exlstm.ops.mlstm.numba_chunk import (
@@ -34,7 +35,7 @@ from exlstm.ops.mlstm.numba_chunk import (
 from exlstm.ops.mlstm.numba_rows import scale_rows
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 from exlstm.ops.numba_blas import product
-from exlstm.ops.numba_jit import compiled, untraced
+from exlstm.ops.numba_jit import compiled
 from exlstm.ops.numba_tensors import LINE_NUMBERS, SIZE, copy, keep, line_of, rows_at, tensor_at
 from exlstm.ops.shared import address, addresses, contiguous, wide
 from exlstm.ops.threads import share_out
@@ -185,7 +186,7 @@ class Chunkwise(torch.autograd.Function):
         return h_BTHV, c_BHKV, n_BHK, m_BH
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once("mlstm", "numba")
     def backward(ctx: Any, dh_BTHV: Tensor, dc_BHKV: Tensor, dn_BHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # asked for once: checkpointing refuses a second time
         inputs, (h_BTHV, *starts) = saved[:6], saved[6:]
@@ -201,7 +202,6 @@ class Chunkwise(torch.autograd.Function):
         return *grads[3:], *grads[:3], *dstate, None, None, None, None, None
 
 
-@untraced
 def mlstm_numba(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
     *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exlstm.ops.gates import INPUT_GATES, SMALL, ForgetGate, InputGate
 from exlstm.ops.mlstm.reference import MLSTMState
-from exlstm.ops.numba_jit import compiled, helper, untraced
+from exlstm.ops.numba_jit import compiled, helper
 from exlstm.ops.numba_norm import read_numbers, write_numbers
 from exlstm.ops.numba_tensors import address_of, clear, double_as_long, double_at, long_at, tensor_at
 from exlstm.ops.shared import address, addresses
@@ -120,7 +120,6 @@ def all_short(tensors: tuple[Tensor, ...]) -> bool:
     return all(x.dtype is torch.bfloat16 and x.is_contiguous() for x in tensors)
 
 
-@untraced
 def mlstm_numba_step(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
     *, reset_BT: Tensor | None = None, input_gate: InputGate = "exp", forget_gate: ForgetGate = "sigmoid",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.derivatives import once
 from exlstm.ops.library import operator
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
 from exlstm.ops.mlstm.triton_backward import gradient_kernel, mass_kernel, state_gradient_kernel
@@ -238,7 +239,7 @@ class Chunks(torch.autograd.Function):
         return h_BTHV, last_c, last_n, last_m
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once("mlstm", "triton")
     def backward(ctx: Any, dh_BTHV: Tensor, dc_SHKV: Tensor, dn_SHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return *run_backward(*ctx.saved_tensors, dh_BTHV, dc_SHKV, dn_SHK, *ctx.options), *[None] * 7
 

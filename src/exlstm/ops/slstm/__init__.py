@@ -9,7 +9,7 @@ from torch import Tensor
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.choose import choose
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates
-from exlstm.ops.shared import blank, exactly, gpu_candidate, graphics, has_numba, inside, wide_dtype
+from exlstm.ops.shared import blank, exactly, gpu_candidate, graphics, inside, no_numba, wide_dtype
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -32,9 +32,7 @@ def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
         return f"it computes in float32 and the input is {x.dtype}"
     if cell_activation != "tanh":
         return f"it has the cell-input activation tanh, not {cell_activation}"
-    if not has_numba():
-        return "Numba is not installed"
-    return None
+    return no_numba()
 
 
 def scan(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
@@ -129,7 +127,7 @@ def slstm(
         ("numba", numba_obstacle(x_BTHGV, cell_activation)),
         *gpu_candidates(tensors, r_HKGV, backend, cell_activation, input_gate, normalize),
         ("recurrent", None),
-    ])  # fmt: skip
+    ], tensors)  # fmt: skip
     if name in ("triton", "triton_steps"):
         r_HKGV = narrowed(r_HKGV)  # before autocast is off
     valid_BT = None

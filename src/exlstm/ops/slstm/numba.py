@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exlstm.ops.derivatives import once
 from exlstm.ops.gates import InputGate
-from exlstm.ops.numba_jit import untraced
 from exlstm.ops.numba_tensors import LINE, LINE_NUMBERS, SIZE, long_at
 from exlstm.ops.shared import address, addresses, contiguous, exactly, wide
 from exlstm.ops.slstm.numba_scan import backward_scan, forward_scan
@@ -81,7 +81,7 @@ class Scan(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once("slstm", "numba")
     def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
         r_HKGV, past_HBTV, kept_E, reset_BT, lengths_B = ctx.saved_tensors
         B, T, H, V = dh_BTHV.shape
@@ -153,7 +153,6 @@ def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | N
     return h_BTHV, *last
 
 
-@untraced
 def slstm_numba(
     x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState, /,
     *, reset_BT: Tensor | None, lengths_B: Tensor | None, exp_forget: bool, input_gate: InputGate = "exp",

@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from exlstm.ops.derivatives import once
 from exlstm.ops.library import operator
 from exlstm.ops.shared import block, contiguous, exactly, wide
 from exlstm.ops.slstm.reference import SLSTMState
@@ -138,7 +139,7 @@ class Scan(torch.autograd.Function):
         return planes[0], h_BHV, c_BHV, n_BHV, m_BHV
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once("slstm", "triton")
     def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
         x_BTHGV, r_HKGV, first, reset_BT, lengths_B, planes = ctx.saved_tensors
         B, T, H, _, V = x_BTHGV.shape
