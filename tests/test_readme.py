@@ -33,11 +33,13 @@ def test_the_main_commands_are_shown():
 
 def test_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "notes").mkdir()
+    for folder in ("notes", "letters"):
+        (tmp_path / folder).mkdir()
     shutil.copytree(ROOT / "study", tmp_path / "study", ignore=shutil.ignore_patterns("results"))
     for number in range(60):
         lines = [f"{number} times {factor} is {number * factor}, as everybody knows\n" for factor in range(400)]
-        (tmp_path / f"notes/{number:02}.txt").write_text("".join(lines))
+        for folder in ("notes", "letters"):
+            (tmp_path / f"{folder}/{number:02}.txt").write_text("".join(lines))
     config = exlstm.lm_from_pattern("MM", vocab_size=257, width=64)
     exlstm.save(exlstm.LM(config), "some-checkpoint", layout="xlstm-large")
     (tmp_path / "some-checkpoint/tokenizer.json").write_text('{"kind": "bytes"}')

@@ -107,7 +107,7 @@ def test_brackets_in_questions_are_shown(here, run):
         (("run", "count", "--size", "paper"), r"study count has no runs of size paper; use another size\."),
         (("run", "count", "--sise", "small"), r"'--sise' is no option.*; see exlstm study run --help\."),
         (("run", "count", "--only", "model=ten"), r"--only has model=ten; there are bad, one, two\."),
-        (("run", "count", "--seeds", "0"), r"--seeds is 0 and --jobs 0; .*\."),
+        (("run", "count", "--seeds", "0"), r"--seeds is 0; .*\."),
         (("run", "count", "--device", "gpu"), r"--device 'gpu' is not on this machine; .*\."),
         (("run",), r".*NAME.*; see exlstm study run --help\."),
         (("report", "count"), r"there are no results in study/results/count/small\.jsonl; get some with: .*\."),

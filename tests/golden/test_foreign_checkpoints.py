@@ -369,10 +369,11 @@ def wrong(got, want):
 def test_from_every_layout_to_every_other(tmp_path):
     """Bit for bit, in shards that hold little: large, fused -> huggingface -> large -> exlstm -> huggingface."""
     model, config = large_model(weight_mode="fused", embedding_dim=128)
-    model = shaken(model, torch.float32)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(vars(config)))
-    want, source = load(tmp_path), tmp_path
+    model, source = shaken(model, torch.float32), tmp_path / "theirs"
+    source.mkdir()
+    save_file(model.state_dict(), source / "model.safetensors")
+    (source / "config.yaml").write_text(yaml.safe_dump(vars(config)))
+    want = load(source)
     for number, layout in enumerate(("huggingface", "xlstm-large", "exlstm", "huggingface")):
         convert(source, tmp_path / str(number), layout=layout, shard_bytes=100_000)
         source = tmp_path / str(number)
@@ -383,9 +384,10 @@ def test_from_every_layout_to_every_other(tmp_path):
 
 def test_classic_through_ours_and_back(tmp_path):
     model = shaken(classic_model(classic_settings(slstm_at=[1])), torch.float32)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(classic_settings(slstm_at=[1])))
-    convert(tmp_path, tmp_path / "ours")
+    (tmp_path / "theirs").mkdir()
+    save_file(model.state_dict(), tmp_path / "theirs/model.safetensors")
+    (tmp_path / "theirs/config.yaml").write_text(yaml.safe_dump(classic_settings(slstm_at=[1])))
+    convert(tmp_path / "theirs", tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "back", layout="classic")
     before, after = model.state_dict(), load_file(tmp_path / "back/model.safetensors")
     assert before.keys() == after.keys()

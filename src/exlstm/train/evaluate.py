@@ -296,28 +296,22 @@ def evaluate(
         model = change(model)
     docs, text, left_out = text_of(found, config, data, part, binary=binary)
     stream = pack(docs, words)
-    fitting = [length for length in CONTEXTS if length < len(stream)]
+    context = [length for length in CONTEXTS if length < len(stream)] if context is None else context
     lengths = words.byte_lengths
     workers = default_workers(model.embed.weight.device, config.batch)
     with threads_shared(workers):
         crew = Crew(model, workers)
         contexts = score_contexts(
-            crew,
-            stream,
-            lengths,
-            fitting if context is None else context,
-            tokens=tokens,
-            batch=config.batch,
-            chunk=config.length,
-            dtype=config.dtype,
+            crew, stream, lengths, context, tokens=tokens, batch=config.batch, chunk=config.length, dtype=config.dtype
         )
         whole, coverage = score_whole(
             crew, stream, lengths, batch=config.batch, length=config.length, minutes=minutes, dtype=config.dtype
         )
+    text = f"{text} ({stream.bytes:,} bytes)"
     return Evaluation(
         run=name,
         step=found.step,
-        text=f"{text} ({stream.bytes:,} bytes)",
+        text=text,
         whole=whole,
         coverage=coverage,
         contexts=contexts,
