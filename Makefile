@@ -46,7 +46,7 @@ test: $(DEV)  ## the default tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(DEV)  ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not gpu"
 
 test-gpu: $(DEV)  ## the tests that need an NVIDIA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU: torch.cuda.is_available() is False here, so no test ran.")'

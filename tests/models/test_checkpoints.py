@@ -131,7 +131,7 @@ BAD = {
     "complex weights": (in_dtype(torch.complex64), r"is of dtype C64, which no model here has; save it"),
     "an empty matrix": (change(matrix=torch.ones(3, 0)), r"has shape \(3, 0\), and it needs 2 axes, none of 0"),
     "config of brackets": (written("config.json", "[" * 100_000), r"config.json is not JSON \(its brackets are"),
-    "YAML of brackets": (written("config.yaml", "[" * 5_000), r"config.yaml is not YAML"),
+    "YAML of brackets": (written("config.yaml", "[" * 1_000), r"config.yaml is not YAML"),
     "cut off": (cut_off, r"cannot be read \(.*\); it may be cut off: save or download it again\.$"),
     "a tensor missing": (change(gate=None), r"does not fit its config: .*gate.*bias is missing; save or download"),
     "a matrix missing": (change(matrix=None), r"(out_proj|proj_down).weight is missing from the weights; save or"),
