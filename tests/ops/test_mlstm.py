@@ -33,6 +33,9 @@ def problems(draw, longest):
         "forget_gate": draw(st.sampled_from(FORGET_GATES)),
         "normalize": draw(st.booleans()),
     }
+    if options["forget_gate"] == "exp" and not options["normalize"]:
+        # the output then grows as the sum of all gates, and exp(700) is more than float64 holds
+        x[3], x[4] = x[3] / 8, x[4] / 8
     return x, options
 
 
