@@ -30,7 +30,7 @@ LONG = "1" * 23
         (["generate", "run", "--prompt", "a", "--seed", LONG], "a whole number of 64 bits"),
         (["generate", "run", "--prompt", "a", "--samples", LONG], "a whole number of 64 bits"),
         (["generate", "run", "--prompts", "text.txt", "--logprobs", "-1"], "--logprobs is -1; it must be at least 0"),
-        (["explain", "laptop-tiny", "--length", HUGE], "1 rows of 1,000,000,000,000 tokens need at least"),
+        (["explain", "laptop-tiny", "--length", HUGE], "1 row of 1,000,000,000,000 tokens need at least"),
         (["explain", "laptop-tiny", "--batch", LONG], "GB of memory and cpu has"),
         (["explain", "laptop-tiny", "--device", "meta"], "--device 'meta'"),
         (["tune", "laptop-tiny", "--length", "0"], "--length is 0; it must be at least 1"),

@@ -16,8 +16,9 @@ def check_memory(config: LMConfig, batch: int, length: int, device: torch.device
     needed = batch * length * (8 + 4 * config.width * len(config.blocks)) + 16 * parameters
     there = memory_of(device)
     if there is not None and needed > there:
+        rows = "1 row" if batch == 1 else f"{batch:,} rows"
         raise ValueError(
-            f"{batch:,} rows of {length:,} tokens need at least {needed / 1e9:,.0f} GB of memory and {device} has "
+            f"{rows} of {length:,} tokens need at least {needed / 1e9:,.0f} GB of memory and {device} has "
             f"{there / 1e9:,.0f} GB; use a smaller batch, length or model."
         )
 
