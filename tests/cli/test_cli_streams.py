@@ -22,7 +22,7 @@ def started(words, **streams):
 @UNIX
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["train", "--help"]], ids=" ".join)
 def test_a_reader_that_has_gone(words):
-    """As in `exlstm --help | head -1`, whoever writes: print, rich or tyro."""
+    """As in `exlstm --help | head -1`, written by print, rich or tyro."""
     reads, writes = os.pipe()
     os.close(reads)
     done = started(words, stdout=writes)

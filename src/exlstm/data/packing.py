@@ -127,7 +127,7 @@ def lanes(stream: TokenStream, *, batch: int, length: int, context: int = 0) -> 
     The stream is cut into `batch` lanes of as many steps each, up to one (fewer lanes when it is shorter than that).
     Lanes but the first begin inside a document, with a cleared state: their first `context` steps are those that come
     before their part of the stream, without targets. Batches have `length` steps, the last one 1 to `length + 1`.
-    Memory does not depend on the stream. The stream's first boundary is nobody's target.
+    Memory does not depend on the stream. The stream's first boundary is no target.
     """
     _check(stream, batch=batch, length=length, windows=0)
     targets = len(stream) - 1

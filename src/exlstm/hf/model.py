@@ -89,7 +89,7 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         an earlier call returned for these rows. position_ids are not used. labels: [B, T], those that are -100 do not
         count; each token is predicted from the tokens before it. The loss is their mean, or their sum divided by
         num_items_in_batch. shift_labels: [B, T], in the place of labels, each where it is predicted. skip_logits: do
-        not make logits; None does so in training with labels, where nobody needs them. logits_to_keep: only for the
+        not make logits; None does so in training with labels, where they are not needed. logits_to_keep: only for the
         last so many columns, or for these. Raises ValueError for input that does not fit.
         """
         # a parameter of this name would be taken by a Trainer for a column that every data set has

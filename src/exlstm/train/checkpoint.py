@@ -143,7 +143,7 @@ def _check(ok: bool, problem: str) -> None:
 
 def _load_state(model: LM, file: Path) -> State:
     stored = load_file(file)
-    # cloned, here and below: in the file they begin anywhere, and BLAS may round by that
+    # cloned, here and below: a tensor of a file may begin at any address, and BLAS may round by it
     tensors: Iterator[Tensor] = iter([stored[name].clone() for name in sorted(stored)])
     device = next(model.parameters()).device
     template = model.zero_state(1)

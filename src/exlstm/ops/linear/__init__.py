@@ -163,9 +163,11 @@ def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
     return None
 
 
-# Up to so many rows the Numba kernels run. On processors with AVX2 and with AVX-512 both forms are as fast at 12 to 16
-# rows of float32, at 4 of bfloat16 with instructions for it and 32 without, and at 50 and more of integers, which torch
-# expands first. A rule and not a measurement: both forms round differently, and a clock chooses anew in each process.
+# Up to so many rows the Numba kernels run. On one thread, with AVX2 and with AVX-512, both forms are as fast at 12 to
+# 16 rows of float32, at 4 of bfloat16 with instructions for it and 32 without, and at 50 and more of integers, which
+# torch expands first. On two threads torch was faster at any number of float32 rows, by 1.4 to 2.2 times, on the one
+# processor with AVX-512 that was tried; but only these kernels are played in decoding, which saved more for 16 rows.
+# A rule and not a measurement: both forms round differently, and a clock chooses anew in each process.
 MOST_ROWS = {"float32": 12, "bfloat16": 4, "int8": 48, "int4": 64}
 MOST_ROWS_EMULATED = 32  # of bfloat16
 
