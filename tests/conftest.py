@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
-from exlstm.ops import kept
+from exlstm.runtime import cache
 from shape_names import watch
 
 torch.set_num_threads(1)
@@ -43,7 +43,7 @@ def same_start() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
     """Measurements that are kept go to a folder of the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kept, "folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+        patch.setattr(cache, "folder", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
 
 

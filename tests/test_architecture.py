@@ -12,19 +12,19 @@ SRC = Path(__file__).parents[1] / "src"
 PACKAGE = SRC / "exlstm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # ground floor first; a file may import its own floor and those below
-FLOORS = {"ops": 0, "nn": 1, "mixers": 2, "models": 3, "data": 4.0, "train": 4.1, "infer": 4.2, "cli": 6}
-FLOORS |= {"hf": 5.0, "harness": 5.1}  # each needs an extra; nobody imports them but cli
-FLOORS |= {"study": 5.2}
+FLOORS = {"runtime": 0, "ops": 1, "nn": 2, "mixers": 3, "models": 4, "data": 5.0, "train": 5.1, "infer": 5.2, "cli": 7}
+FLOORS |= {"hf": 6.0, "harness": 6.1}  # each needs an extra; only cli imports them
+FLOORS |= {"study": 6.2}
 # both read tokens; neither needs the other
 APART = {("infer", "train")}
 # who may import which third party; what is not listed and not the standard library may be imported by nobody
 OUTSIDE = {
     "torch": set(FLOORS),
-    "numpy": {"ops", "data", "train", "study"},
+    "numpy": {"runtime", "ops", "data", "train", "study"},
     "safetensors": {"models", "train"},
-    "triton": {"ops"},
-    "numba": {"ops"},
-    "llvmlite": {"ops"},
+    "triton": {"runtime", "ops"},
+    "numba": {"runtime", "ops"},
+    "llvmlite": {"runtime", "ops"},
     "tokenizers": {"data"},
     "matplotlib": {"train", "cli", "study"},
     "rich": {"train", "cli", "study"},
@@ -70,8 +70,10 @@ def is_type_checking(node):
 
 
 def is_kernel_page(parts):
-    """ops/**/numba*.py and triton*.py hold kernels: they import their compiler, so others import them when they run."""
-    return parts[0] == "ops" and any(name.startswith(("numba", "triton")) for name in parts)
+    """Kernels and what they are written with: they import their compiler, so others import them when they run."""
+    if parts and parts[0] == "ops" and len(parts) > 1:
+        return (len(parts) > 2 and parts[2] in {"numba", "triton"}) or parts[1] == "replay"
+    return list(parts[:2]) == ["runtime", "cpu"] or list(parts[:3]) == ["runtime", "gpu", "math"]
 
 
 def problems(path, source):
@@ -108,14 +110,14 @@ def test_floors(path):
 
 
 # what `address` cannot know: identity, and rows at distances that are worked out and checked where they are taken
-OWN_LOOK = {"ops/shared.py", "ops/linear/__init__.py", "ops/numba_replay.py"}
+OWN_LOOK = {"ops/linear/__init__.py", "ops/replay.py"}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "ops").rglob("*.py")), ids=lambda p: str(p.relative_to(SRC)))
 def test_kernels_get_addresses_from_one_place(path):
-    """`ops.shared.address` checks dtype, device, order and length."""
+    """`runtime.addresses` checks dtype, device, order and length."""
     used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    assert "data_ptr" not in used or path.relative_to(PACKAGE).as_posix() in OWN_LOOK, "use ops.shared.address"
+    assert "data_ptr" not in used or path.relative_to(PACKAGE).as_posix() in OWN_LOOK, "use runtime.addresses"
 
 
 def test_every_folder_is_a_package():
@@ -137,10 +139,11 @@ def test_size(path):
 @pytest.mark.parametrize(
     ("place", "line", "problem"),
     [
-        ("ops/conv.py", "from exlstm.nn.norm import RMSNorm", "ops may not import nn"),
-        ("ops/conv.py", "import numba", "import numba inside the function that needs it"),
-        ("ops/conv.py", "from exlstm.ops.numba_math import exp", "import ops.numba_math.exp inside the function"),
-        ("ops/slstm/__init__.py", "from exlstm.ops.slstm.numba import scan", "inside the function that needs it"),
+        ("ops/rope.py", "from exlstm.nn.norm import RMSNorm", "ops may not import nn"),
+        ("runtime/threads.py", "from exlstm.ops.rope import rotate", "runtime may not import ops"),
+        ("ops/rope.py", "import numba", "import numba inside the function that needs it"),
+        ("ops/rope.py", "from exlstm.runtime.cpu.math import exp", "import runtime.cpu.math.exp inside the function"),
+        ("ops/slstm/__init__.py", "from exlstm.ops.slstm.numba.op import scan", "inside the function that needs it"),
         ("__init__.py", "import tokenizers", "import tokenizers inside the function"),
         ("nn/norm.py", "def f():\n    import numba", "nn may not import numba"),
         ("mixers/lstm.py", "from exlstm.mixers import attention", "sibling mixers.attention"),
@@ -164,8 +167,8 @@ def test_planted_imports_are_found(place, line, problem):
     [
         ("mixers/lstm.py", "from exlstm.mixers.contract import rows\nfrom exlstm.ops.conv import causal_conv"),
         ("mixers/__init__.py", "from exlstm.mixers.lstm import LSTMConfig"),
-        ("ops/slstm/numba.py", "import numba\nfrom exlstm.ops.numba_math import exp"),
-        ("ops/slstm/__init__.py", "def f():\n    from exlstm.ops.slstm.numba import scan"),
+        ("ops/slstm/numba.py", "import numba\nfrom exlstm.runtime.cpu.math import exp"),
+        ("ops/slstm/__init__.py", "def f():\n    from exlstm.ops.slstm.numba.op import scan"),
         ("infer/generate.py", "from exlstm.data.tokenizer import Decoder"),
         ("train/loop.py", "from exlstm.data.text import documents\ndef f():\n    import matplotlib.pyplot as plt"),
         ("cli.py", "import tyro\nfrom exlstm.train.loop import train"),
@@ -220,12 +223,12 @@ def test_no_environment_variables_in_the_source():
 
 
 # what may look at a clock below the floors of training: how long a thread looks for work
-CLOCKS = {"ops/numba_jobs.py"}
+CLOCKS = {"runtime/cpu/jobs.py"}
 
 
 def test_no_clock_chooses_a_form():
     """Forms of an op round differently: chosen by a stopwatch, two runs would differ in their last bits."""
-    computing = [path for path in FILES if part(path) in {"ops", "nn", "mixers", "models", "infer"}]
+    computing = [path for path in FILES if part(path) in {"runtime", "ops", "nn", "mixers", "models", "infer"}]
     modules = {
         str(path.relative_to(PACKAGE)): {name.split(".")[0] for name, _ in imports(ast.parse(path.read_text()))}
         for path in computing

@@ -8,7 +8,7 @@ import torch
 from exlstm.mixers import MIXERS
 from exlstm.mixers.contract import leaves
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
-from exlstm.ops.choose import recorded
+from exlstm.runtime.backend import recorded
 
 VOCABULARY, WIDTH, B, T = 11, 16, 2, 2
 TOKENS = torch.tensor([[1, 7], [0, 10]])

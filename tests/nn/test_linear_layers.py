@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from exlstm.nn.linear import Int4Linear, Int8Linear, Linear, linears, prepared, wide_linear
-from exlstm.ops.choose import recorded
 from exlstm.ops.linear import dequantised, to_int4, to_int8
+from exlstm.runtime.backend import recorded
 
 QUANTISED = pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 

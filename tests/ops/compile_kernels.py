@@ -15,8 +15,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from exlstm.ops.mlstm import triton_backward, triton_forward, triton_gates
-from exlstm.ops.mlstm.triton_config import Launch, by_rule, work_of
+from exlstm.ops.mlstm.triton import backward as triton_backward
+from exlstm.ops.mlstm.triton import forward as triton_forward
+from exlstm.ops.mlstm.triton import gates as triton_gates
+from exlstm.ops.mlstm.triton.config import Launch, by_rule, work_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TYPES = {

@@ -18,10 +18,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from exlstm.ops.mlstm import MLSTMState
-from exlstm.ops.mlstm.triton import mlstm_triton
-from exlstm.ops.mlstm.triton_step import mlstm_triton_step
+from exlstm.ops.mlstm.triton.op import mlstm_triton
+from exlstm.ops.mlstm.triton.step import mlstm_triton_step
 from exlstm.ops.slstm import SLSTMState
-from exlstm.ops.slstm.triton import slstm_triton
+from exlstm.ops.slstm.triton.op import slstm_triton
 
 
 class Driver:

@@ -18,9 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from exlstm.ops.slstm.triton import scan_plan, steps_plan
-from exlstm.ops.slstm.triton_scan import backward_kernel, forward_kernel
-from exlstm.ops.slstm.triton_step import backward_step, forward_step
+from exlstm.ops.slstm.triton.op import scan_plan, steps_plan
+from exlstm.ops.slstm.triton.scan import backward_kernel, forward_kernel
+from exlstm.ops.slstm.triton.step import backward_step, forward_step
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OTHERS = {"reset": "*i1", "lengths": "*i64"}

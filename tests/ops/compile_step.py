@@ -6,7 +6,7 @@ Prints a line for each variant: capability, dtype, K, V, and the bytes of shared
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile  # noqa: A004
 
-from exlstm.ops.mlstm.triton_step import blocks, step_kernel
+from exlstm.ops.mlstm.triton.step import blocks, step_kernel
 
 # dtype, rows and heads, K, V, whether all variants are the usual ones: as in the 7B, and an odd one
 SIZES = [("bf16", 8, 256, 512, True), ("fp32", 4, 24, 40, False)]

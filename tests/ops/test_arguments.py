@@ -10,7 +10,7 @@ from exlstm.ops.block_linear import block_linear
 from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.linear import linear
 from exlstm.ops.norm import layer_norm
-from exlstm.ops.shared import address
+from exlstm.runtime.addresses import address
 
 every = pytest.mark.parametrize("name", OPS)
 in_every_dtype = pytest.mark.parametrize(

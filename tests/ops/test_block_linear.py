@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from accuracy import DRAWS, compare
 from exlstm.ops.block_linear import block_linear
-from exlstm.ops.choose import recorded
+from exlstm.runtime.backend import recorded
 
 
 def everything(x, w, dy, run):

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import conv1d, pad, silu
 
-from exlstm.ops.choose import recorded
 from exlstm.ops.conv import ConvState, causal_conv
+from exlstm.runtime.backend import recorded
 
 
 def make(B=2, T=10, D=3, W=4, *, seed=0, dtype=torch.float64):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accuracy import DRAWS, assert_as_accurate
-from exlstm.ops import numba_conv
 from exlstm.ops.conv import ConvState, causal_conv
+from exlstm.ops.conv import numba as numba_conv
 
 NAMES = ("x", "w", "b", "past")
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from accuracy import DRAWS, assert_as_accurate, compare
 from cases import every_pair
-from exlstm.ops.choose import recorded
 from exlstm.ops.gated_norm import gated_norm
+from exlstm.runtime.backend import recorded
 
 VARIANTS = [(activation, skip) for activation in ("silu", "sigmoid") for skip in (True, False)]
 NAMES = ("h", "gain", "z", "skip", "c", "bias")
@@ -254,7 +254,7 @@ def test_some_gradients_alone():
 
 def test_threads_change_nothing(monkeypatch):
     """Any number of threads, work large or small, and several callers at once."""
-    monkeypatch.setattr("exlstm.ops.numba_gated_norm.THREAD_NUMBERS", 64)
+    monkeypatch.setattr("exlstm.ops.gated_norm.numba.THREAD_NUMBERS", 64)
     x = with_bias(make(3, 67, 3, 16))
     results = []
     for threads in (1, 2, 5):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from linear_cases import KINDS, exact, make, room
 
 from accuracy import DRAWS, compare
-from exlstm.ops.choose import recorded
 from exlstm.ops.linear import MOST_ROWS, Int4Weight, dequantised, linear, linears, to_int4, to_int8
+from exlstm.runtime.backend import recorded
 
 SUM = 4 * torch.finfo(torch.float32).eps  # 16 lanes make long sums more exact than this
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.ops.choose import Choice, recorded
 from exlstm.ops.lstm import LSTMState, cuts, lstm
+from exlstm.runtime.backend import Choice, recorded
 
 
 def make(B=3, T=9, D=4, V=5, *, seed=0, dtype=torch.float64):

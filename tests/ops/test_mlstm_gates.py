@@ -10,9 +10,9 @@ from test_gates import GATES
 
 from accuracy import DRAWS, assert_as_accurate, compare, outputs
 from cases import every_pair
-from exlstm.ops.choose import recorded
 from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.mlstm import MLSTMState, mlstm
+from exlstm.runtime.backend import recorded
 
 OLD = {("exp", "sigmoid"), ("sigmoid", "sigmoid")}  # what the other pages test
 COMBINATIONS = [(i, f) for i in INPUT_GATES for f in FORGET_GATES if (i, f) not in OLD]

@@ -11,9 +11,9 @@ from mlstm_cases import NAMES, call, drawn, everything, make, output_and_gradien
 from same import assert_same
 
 from accuracy import assert_as_accurate
-from exlstm.ops import numba_blas
-from exlstm.ops.choose import recorded
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS
+from exlstm.runtime.backend import recorded
+from exlstm.runtime.cpu import blas
 
 numba = partial(call, backend="numba")
 definition = partial(call, backend="recurrent")
@@ -147,7 +147,7 @@ def test_a_gradient_that_is_one_number_everywhere():
 
 def test_without_blas_the_plain_form_runs(monkeypatch):
     """And naming the form that cannot run says why."""
-    monkeypatch.setattr(numba_blas, "obstacle", lambda: "no BLAS here")
+    monkeypatch.setattr(blas, "obstacle", lambda: "no BLAS here")
     x = make(1, 20, 1, 3, 3, dtype=torch.float32)
     with recorded() as choices:
         call(*x)

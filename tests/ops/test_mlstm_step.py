@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mlstm_cases import call, make
 
 from accuracy import DRAWS, compare, outputs
-from exlstm.ops.choose import recorded
 from exlstm.ops.mlstm import MLSTMState, mlstm
+from exlstm.runtime.backend import recorded
 
 VARIANTS = [{"input_gate": gate, "normalize": normalize} for gate in ("exp", "sigmoid") for normalize in (True, False)]
 definition = partial(call, backend="recurrent")
@@ -161,7 +161,7 @@ def test_threads_change_nothing(monkeypatch, threads):
     x = make(3, 1, 2, 16, 16, dtype=torch.float32)
     options = {"reset_BT": torch.tensor([[False], [True], [False]])}
     want = found(step, x, options)
-    monkeypatch.setattr("exlstm.ops.mlstm.numba_step.THREAD_BYTES", 64)
+    monkeypatch.setattr("exlstm.ops.mlstm.numba.step.THREAD_BYTES", 64)
     torch.set_num_threads(threads)
     try:
         got = found(step, x, options)

@@ -17,8 +17,8 @@ from mlstm_cases import call, make
 from triton_cases import DEVICE, here
 
 from accuracy import DRAWS, compare, outputs
-from exlstm.ops.choose import recorded
 from exlstm.ops.mlstm import MLSTMState, mlstm
+from exlstm.runtime.backend import recorded
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
 # the interpreter is numpy, which warns where a GPU says infinite
@@ -219,7 +219,7 @@ def test_which_form_runs():
 @pytest.mark.parametrize("most", [None, 100])
 def test_how_finely_the_values_are_cut_changes_nothing(monkeypatch, most):
     """At batch 1 as fine as 16, so that a large GPU has work; coarser once there are enough programs."""
-    from exlstm.ops.mlstm import triton_step
+    from exlstm.ops.mlstm.triton import step as triton_step
 
     assert triton_step.blocks(8, 256, 512) == (256, 16)
     assert triton_step.blocks(16 * 8, 256, 512) == (64, 64)

@@ -11,11 +11,11 @@ from same import assert_same
 from triton_cases import DEVICE, here
 
 from accuracy import assert_as_accurate
-from exlstm.ops.choose import recorded
 from exlstm.ops.mlstm import mlstm
+from exlstm.runtime.backend import recorded
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
-triton = pytest.importorskip("exlstm.ops.mlstm.triton")
+triton = pytest.importorskip("exlstm.ops.mlstm.triton.op")
 fast, definition = partial(call, backend="triton"), partial(call, backend="recurrent")
 
 

@@ -6,13 +6,13 @@ from torch.autograd import forward_ad, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from exlstm.ops.block_linear import block_linear
-from exlstm.ops.choose import recorded
 from exlstm.ops.conv import ConvState, causal_conv
 from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.lstm import LSTMState, lstm
 from exlstm.ops.mlstm import MLSTMState, mlstm
 from exlstm.ops.slstm import slstm
-from exlstm.ops.tracing import TRACED, TRANSFORMED, hidden, tracer
+from exlstm.runtime.backend import recorded
+from exlstm.runtime.tracing import TRACED, TRANSFORMED, hidden, tracer
 from exlstm.train.loss import cross_entropy, linear_cross_entropy
 
 # torch's own; the first on the first use of forward-mode derivatives

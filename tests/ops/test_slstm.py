@@ -11,9 +11,9 @@ from slstm_cases import NAMES, call, everything, make, resets
 
 from accuracy import DRAWS, assert_as_accurate, compare, outputs
 from cases import every_pair
-from exlstm.ops.choose import recorded
 from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.slstm import SLSTMState, slstm, slstm_recurrent, slstm_step, zero_state
+from exlstm.runtime.backend import recorded
 
 BACKENDS = ["numba", "recurrent"]
 ROUNDING = 1e-12

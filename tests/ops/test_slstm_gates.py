@@ -11,10 +11,10 @@ from test_gates import GATES
 
 from accuracy import assert_as_accurate
 from cases import every_pair
-from exlstm.ops.choose import recorded
 from exlstm.ops.gates import INPUT_GATES, SMALL
 from exlstm.ops.slstm import SLSTMState, slstm, zero_state
 from exlstm.ops.slstm.reference import SHUT
+from exlstm.runtime.backend import recorded
 
 BACKENDS = ["numba", "recurrent"]
 BOTH = pytest.mark.parametrize("backend", BACKENDS)

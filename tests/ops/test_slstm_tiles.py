@@ -12,11 +12,9 @@ from same import assert_same
 from slstm_cases import call, everything, make, resets
 
 from cases import every_pair
-from exlstm.ops.numba_lanes import FASTMATH
-from exlstm.ops.numba_tensors import address_of
 from exlstm.ops.slstm import SLSTMState, numba_tile, slstm
-from exlstm.ops.slstm import numba as scan
-from exlstm.ops.slstm.numba_tile import (
+from exlstm.ops.slstm.numba import op as scan
+from exlstm.ops.slstm.numba.tile import (
     LANES,
     PANEL,
     WIDE,
@@ -27,6 +25,8 @@ from exlstm.ops.slstm.numba_tile import (
     rows_by_four,
     tile,
 )  # fmt: skip
+from exlstm.runtime.cpu.memory import address_of
+from exlstm.runtime.cpu.simd import FASTMATH
 
 
 @pytest.fixture

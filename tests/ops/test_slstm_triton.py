@@ -44,7 +44,7 @@ def test_rows_and_units(way, B, H, V):
 
 def test_many_rows(monkeypatch):
     """Programs of 16 rows where of 8 there would be too many; without R also several programs to a head."""
-    monkeypatch.setattr("exlstm.ops.slstm.triton.MULTIPROCESSORS", 2)
+    monkeypatch.setattr("exlstm.ops.slstm.triton.op.MULTIPROCESSORS", 2)
     check("triton", (17, 2, 2, 3))
     check("triton", (1, 2, 1, 70), mixing=False)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from exlstm.ops import kept
-from exlstm.ops.mlstm.triton_config import Config, Launch, by_rule, config_of, key_of, work_of
+from exlstm.ops.mlstm.triton.config import Config, Launch, by_rule, config_of, key_of, work_of
+from exlstm.runtime import cache
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ FOUND = Config(128, 2, *(Launch(16 * n, 32, 4, n) for n in (1, 2, 4, 8)))
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
     config_of.cache_clear()
     yield tmp_path
     config_of.cache_clear()
@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 def test_what_was_found_is_used_where_nobody_says_how_long_chunks_are():
     before = config_of(WORK, CPU, 0)
     assert before == by_rule(WORK, 227 << 10, 128)
-    kept.remember("mlstm_triton", key_of(WORK, "interpreter"), FOUND)
+    cache.remember("mlstm_triton", key_of(WORK, "interpreter"), FOUND)
     config_of.cache_clear()
     assert config_of(WORK, CPU, 0) == FOUND
     assert config_of(WORK, CPU, 64) == by_rule(WORK, 227 << 10, 64)
@@ -58,7 +58,7 @@ def test_tuning_keeps_the_fastest(folder, monkeypatch):
     """A clock that likes one tile and one launch of each kernel; the kernels really run, in the interpreter."""
     from triton.runtime.errors import OutOfResources
 
-    from exlstm.ops.mlstm import triton_tune
+    from exlstm.ops.mlstm.triton import tune as triton_tune
 
     liked = Launch(16, 32, 8, 3)
     monkeypatch.setattr(triton_tune, "CUTS", ((16, 1), (16, 2), (32, 1)))

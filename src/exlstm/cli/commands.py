@@ -208,7 +208,7 @@ def tune(options: Tune) -> None:
     if device.type != "cuda":
         raise ValueError(f"the device is {device.type} and what is tuned runs on a GPU; use a machine that has one.")
     check_memory(model.config, options.batch, options.length, device)
-    from exlstm.ops.mlstm.triton_tune import tune as run_tuning
+    from exlstm.ops.mlstm.triton.tune import tune as run_tuning
 
     for H, K, V in cells:
         print(f"{H} heads, keys of {K}, values of {V}, {options.precision}:")

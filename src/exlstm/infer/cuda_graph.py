@@ -15,7 +15,7 @@ from torch import Tensor
 from exlstm.infer.steps import Memory, Steps, holders
 from exlstm.mixers.contract import leaves, map_state
 from exlstm.models.lm import LM
-from exlstm.ops.tape import NotRecordable
+from exlstm.runtime.capture import NotRecordable
 
 # before a capture: the first run compiles kernels and finds out what is kept from then on, the second is as all others
 WARM_UPS = 2

@@ -11,8 +11,8 @@ from torch import Tensor
 from exlstm.infer.steps import Memory, Steps
 from exlstm.mixers.contract import leaves
 from exlstm.models.lm import LM
-from exlstm.ops.shared import no_numba
-from exlstm.ops.tape import NotRecordable, Tape
+from exlstm.runtime.availability import no_numba
+from exlstm.runtime.capture import NotRecordable, Tape
 
 
 class RecordedSteps(Steps):
@@ -21,7 +21,7 @@ class RecordedSteps(Steps):
     sides = 2
 
     def __init__(self, model: LM, tokens_B1: Tensor, memory: Memory, start: int = 0) -> None:
-        from exlstm.ops.numba_replay import Program, record
+        from exlstm.ops.replay import Program, record
 
         super().__init__(model, tokens_B1, memory, start)
         here, there = (memory.cut(side, start, len(tokens_B1)) for side in (0, 1))

@@ -17,7 +17,7 @@ from exlstm.infer.token_loop import KINDS, kind_of_steps, obstacle
 from exlstm.mixers.contract import leaves, map_state, state_nbytes
 from exlstm.models.batching import grows, join_rows, take_rows
 from exlstm.models.lm import LM, LMState
-from exlstm.ops.tape import NotRecordable
+from exlstm.runtime.capture import NotRecordable
 
 # Where a step of all rows cannot be recorded, so many recorded groups of them are played. Up to 4 took 0.2 to 1.07
 # times as long as one call in widths from 64 to 1024; 8 took up to 1.5 times. A rule and not a measurement, for both

@@ -19,7 +19,7 @@ from exlstm.infer.steps import Memory, Steps, draws
 from exlstm.mixers.contract import leaves
 from exlstm.models.batching import join_rows, take_rows
 from exlstm.models.lm import LM, LMState
-from exlstm.ops.tape import NotRecordable
+from exlstm.runtime.capture import NotRecordable
 
 KINDS: dict[str, type[Steps]] = {"cpu": RecordedSteps, "cuda": GraphSteps}  # by type of device
 

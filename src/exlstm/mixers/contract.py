@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from exlstm.ops.arguments import checked_rows, exact_in
-from exlstm.ops.shared import blank, inside, wide_dtype
+from exlstm.ops.common import blank, inside, wide_dtype
 
 State = Any  # a NamedTuple of tensors or of states, batch first
 

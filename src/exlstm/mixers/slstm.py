@@ -18,8 +18,8 @@ from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm
 from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, in_blocks
+from exlstm.ops.common import wide_dtype
 from exlstm.ops.conv import ConvState
-from exlstm.ops.shared import wide_dtype
 from exlstm.ops.slstm import CellActivation, ForgetGate, InputGate, SLSTMState, slstm
 
 Structure = Literal["block", "none", "diagonal", "low_rank", "sparse", "learned"]

@@ -11,7 +11,7 @@ from torch import nn
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.memory import check_memory
 from exlstm.models.summary import Table
-from exlstm.ops.choose import Choice, recorded
+from exlstm.runtime.backend import Choice, recorded
 
 HEADINGS = ("pass", "op", "calls", "backend", "why")
 

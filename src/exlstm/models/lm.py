@@ -21,7 +21,7 @@ from exlstm.nn.fields import Positive, Share, Size, check_fields
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
 from exlstm.ops.arguments import checked_rows
-from exlstm.ops.tracing import tracer
+from exlstm.runtime.tracing import tracer
 
 if TYPE_CHECKING:
     from exlstm.models.snapshot import Snapshot, Tokens

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exlstm.ops import linear as op
-from exlstm.ops.shared import exactly
-from exlstm.ops.tracing import tracer
+from exlstm.ops.common import exactly
+from exlstm.runtime.tracing import tracer
 
 
 class Linear(nn.Linear):

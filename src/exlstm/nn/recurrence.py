@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from exlstm.nn import init
-from exlstm.ops.shared import exactly, wide
+from exlstm.ops.common import exactly, wide
 
 Start = Literal["zeros", "uniform"]
 # The hard concrete distribution (Louizos, Welling & Kingma 2018, arXiv:1712.01312): temperature, and the interval that

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from exlstm.ops.shared import wide_dtype
+from exlstm.ops.common import wide_dtype
 
 State = TypeVar("State", bound=tuple[Tensor, ...])
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from exlstm.ops.arguments import checked_rows, exact_in, misfit
+from exlstm.ops.common import blank, inside
 from exlstm.ops.rope import rope
-from exlstm.ops.shared import blank, inside
-from exlstm.ops.tracing import TRANSFORMED, tracer
+from exlstm.runtime.tracing import TRANSFORMED, tracer
 
 
 class AttentionState(NamedTuple):

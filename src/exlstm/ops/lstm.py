@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import checked_rows, checked_state
-from exlstm.ops.choose import choose
+from exlstm.ops.common import blank, exactly, inside, wide
 from exlstm.ops.linear import linears
-from exlstm.ops.shared import blank, exactly, inside, wide
-from exlstm.ops.tracing import tracer
+from exlstm.runtime.backend import choose
+from exlstm.runtime.tracing import tracer
 
 
 class LSTMState(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.tracing import tracer
+from exlstm.runtime.tracing import tracer
 
 
 def check_borders(cu_seqlens: Tensor, rows: int, T: int) -> None:

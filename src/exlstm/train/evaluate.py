@@ -20,7 +20,7 @@ from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows
 from exlstm.data.text import Document, read_source
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM
-from exlstm.ops.shared import bfloat16_is_emulated
+from exlstm.runtime.availability import bfloat16_is_emulated
 from exlstm.train.config import TrainConfig
 from exlstm.train.crew import Crew, default_workers, threads_shared
 from exlstm.train.loss import bits_per_byte, model_cross_entropy

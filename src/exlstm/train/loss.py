@@ -13,8 +13,8 @@ from exlstm.data.packing import IGNORE
 from exlstm.models.lm import LM
 from exlstm.nn.linear import Linear, hooked
 from exlstm.ops.derivatives import twice
-from exlstm.ops.shared import bfloat16_is_emulated
-from exlstm.ops.tracing import TRANSFORMED, tracer
+from exlstm.runtime.availability import bfloat16_is_emulated
+from exlstm.runtime.tracing import TRANSFORMED, tracer
 
 # logits of one chunk, 64 MiB in float32. Each chunk reads and writes the whole gradient of the head: with a quarter of
 # it, and 32,000 classes, a step took 1.3 times as long

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from exlstm.ops.choose import choose
 from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, in_parts, to_int4, to_int8
-from exlstm.ops.shared import bfloat16_is_emulated, no_numba
-from exlstm.ops.tracing import watched
+from exlstm.runtime.availability import bfloat16_is_emulated, no_numba
+from exlstm.runtime.backend import choose
+from exlstm.runtime.tracing import watched
 
 if TYPE_CHECKING:
-    from exlstm.ops.linear.numba import Plan
+    from exlstm.ops.linear.numba.op import Plan
 
 __all__ = ["Int4Weight", "Int8Weight", "Prepared", "Weight", "dequantised", "linear", "linears", "to_int4", "to_int8"]
 
@@ -101,7 +101,7 @@ def check_shapes(x: Tensor, maps: Sequence[Map]) -> None:
 @cache
 def kernels() -> "type[Plan]":
     """What runs our kernels, imported when it is first needed."""
-    from exlstm.ops.linear.numba import Plan
+    from exlstm.ops.linear.numba.op import Plan
 
     return Plan
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.choose import choose
+from exlstm.ops.common import blank, exactly, inside, wide
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import apart, check_borders
-from exlstm.ops.shared import blank, exactly, gpu_candidate, inside, no_numba, taken_as_given, wide
+from exlstm.runtime.availability import gpu_candidate, no_numba, taken_as_given
+from exlstm.runtime.backend import choose
 
 __all__ = [
     "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
@@ -34,7 +35,7 @@ def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
 @taken_as_given
 def blas_obstacle() -> str | None:
     """Why kernels cannot call BLAS here, or None."""
-    from exlstm.ops.numba_blas import obstacle
+    from exlstm.runtime.cpu.blas import obstacle
 
     return obstacle()
 
@@ -55,19 +56,19 @@ def pick(tensors: tuple[Tensor, ...], backend: str, forget_gate: ForgetGate, chu
     name = choose("mlstm", backend, candidates, tensors)
     run: Callable[..., tuple[Tensor, MLSTMState]] = mlstm_recurrent
     if name == "triton" and one_step:
-        from exlstm.ops.mlstm.triton_step import mlstm_triton_step
+        from exlstm.ops.mlstm.triton.step import mlstm_triton_step
 
         run = partial(on_triton, mlstm_triton_step)
     elif name == "triton":
-        from exlstm.ops.mlstm.triton import mlstm_triton
+        from exlstm.ops.mlstm.triton.op import mlstm_triton
 
         run = partial(on_triton, partial(mlstm_triton, chunk_len=chunk_len, cu_seqlens=cu_seqlens))
     elif name == "chunkwise":
         run = partial(mlstm_chunkwise, chunk_len=chunk_len or CHUNK)
     elif name == "numba" and one_step:
-        from exlstm.ops.mlstm.numba_step import mlstm_numba_step as run
+        from exlstm.ops.mlstm.numba.step import mlstm_numba_step as run
     elif name == "numba":
-        from exlstm.ops.mlstm.numba_chunkwise import mlstm_numba
+        from exlstm.ops.mlstm.numba.scan import mlstm_numba
 
         run = partial(mlstm_numba, chunk_len=chunk_len or CHUNK)
     return name, run

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.common import exactly, wide
 from exlstm.ops.derivatives import once
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
-from exlstm.ops.shared import exactly, wide
 
 SPAN_CHUNKS = 16  # chunks that are worked on together: enough for large matmuls, few enough to stay in cache
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.common import like, wide, wide_dtype
 from exlstm.ops.gates import ForgetGate, log_forget_gate, log_input_gate
 from exlstm.ops.gates import InputGate as InputGate
-from exlstm.ops.shared import like, wide, wide_dtype
 
 
 class MLSTMState(NamedTuple):

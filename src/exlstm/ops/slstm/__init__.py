@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.choose import choose
+from exlstm.ops.common import blank, exactly, inside, wide_dtype
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates
-from exlstm.ops.shared import blank, exactly, gpu_candidate, graphics, inside, no_numba, wide_dtype
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -18,6 +17,8 @@ from exlstm.ops.slstm.reference import (
     slstm_step,
     zero_state,
 )
+from exlstm.runtime.availability import gpu_candidate, graphics, no_numba
+from exlstm.runtime.backend import choose
 
 __all__ = [
     "CellActivation", "ForgetGate", "InputGate", "SLSTMState", "slstm", "slstm_recurrent", "slstm_step", "zero_state",
@@ -38,10 +39,10 @@ def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
 def scan(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
     """The fast form of this name, imported when it is first needed."""
     if backend in ("triton", "triton_steps"):
-        from exlstm.ops.slstm.triton import slstm_triton
+        from exlstm.ops.slstm.triton.op import slstm_triton
 
         return partial(slstm_triton, resident=backend == "triton")
-    from exlstm.ops.slstm.numba import slstm_numba
+    from exlstm.ops.slstm.numba.op import slstm_numba
 
     return slstm_numba
 

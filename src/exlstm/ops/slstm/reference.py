@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu, softsign
 
+from exlstm.ops.common import like, wide, wide_dtype
 from exlstm.ops.gates import ForgetGate, InputGate, log_forget_gate, log_input_gate
-from exlstm.ops.shared import like, wide, wide_dtype
 
 SHUT = -1000.0  # log i of a ReLU that is shut; not -inf, for n = 0 would then have nothing to be divided by
 CellActivation = Literal["tanh", "identity", "silu", "gelu", "sin", "softsign"]

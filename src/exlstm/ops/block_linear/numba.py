@@ -1,0 +1,194 @@
+"""Block-diagonal maps of 4 x 4 blocks on a CPU: one pass over the rows, where a batched product would spend its time
+packing and on zeros.
+
+Written in LLVM's own vectors: sum over i of the weights (i, j) of every output j, times input i of the same block,
+which is one shuffle within four lanes. LLVM does not find that by itself. The weights stay in a core's first cache.
+
+M rows (batch and time)  D width  P parts of the weights' gradient  I inputs of a block (4)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from exlstm.ops.block_linear.reference import block_linear_torch
+from exlstm.ops.derivatives import twice
+from exlstm.runtime.addresses import address
+from exlstm.runtime.capture import recording
+from exlstm.runtime.cpu.jit import compiled
+from exlstm.runtime.cpu.memory import clear, long_at
+from exlstm.runtime.threads import share_out
+
+WORD, LONG = ir.IntType(32), ir.IntType(64)
+LANES, BLOCK = 16, 4  # channels at a time: a cache line; what is left of a row goes block by block
+THREAD_ELEMENTS = 1 << 18  # fewer numbers than this take one thread less time than it takes to wake another
+GRADIENT_PARTS = 16  # the weights' gradient is summed in as many parts, so that it does not depend on the threads
+
+
+class Channels:
+    """Some channels of rows that are given by their addresses; `step` bytes from one row to the next."""
+
+    def __init__(self, builder: Any, lanes: int, step: Any) -> None:
+        self.builder, self.step = builder, step
+        self.kind = ir.VectorType(ir.FloatType(), lanes)
+        self.inputs = [
+            ir.Constant(ir.VectorType(WORD, lanes), [n // BLOCK * BLOCK + i for n in range(lanes)])
+            for i in range(BLOCK)
+        ]
+
+    def place(self, address: Any, row: int) -> Any:
+        """Of the channels in a row."""
+        here = self.builder.add(address, self.builder.mul(self.step, LONG(row)))
+        return self.builder.inttoptr(here, self.kind.as_pointer())
+
+    def load(self, address: Any, row: int = 0) -> Any:
+        return self.builder.load(self.place(address, row), align=4)
+
+    def store(self, x: Any, address: Any, row: int = 0) -> None:
+        self.builder.store(x, self.place(address, row), align=4)
+
+    def input(self, x: Any, i: int) -> Any:
+        """Input i of each block, in all lanes of the block."""
+        return self.builder.shuffle_vector(x, x, self.inputs[i])
+
+    def add_product(self, x: Any, y: Any, total: Any) -> Any:
+        """x y + total, rounded once where the processor can."""
+        fused = ("contract",)
+        return self.builder.fadd(self.builder.fmul(x, y, flags=fused), total, flags=fused)
+
+
+def map_channels(at: Channels, x: Any, w: Any, y: Any) -> None:
+    """y_j = sum_i w_ij x_i"""
+    numbers, total = at.load(x), ir.Constant(at.kind, [0.0] * at.kind.count)
+    for i in range(BLOCK):
+        total = at.add_product(at.input(numbers, i), at.load(w, i), total)
+    at.store(total, y)
+
+
+def add_outer_products(at: Channels, x: Any, dy: Any, dw: Any) -> None:
+    """dw_ij += x_i dy_j"""
+    numbers, gradients = at.load(x), at.load(dy)
+    for i in range(BLOCK):
+        at.store(at.add_product(at.input(numbers, i), gradients, at.load(dw, i)), dw, i)
+
+
+def kernel(body: Callable[[Channels, Any, Any, Any], None], lanes: int) -> Any:
+    """A function for Numba: `body` with so many channels, (bytes from row to row of the third, three addresses)."""
+
+    def plain(_context: Any, _step: Any, _x: Any, _y: Any, _z: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            step, *addresses = arguments
+            body(Channels(builder, lanes, step), *addresses)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), generate
+
+    return intrinsic(plain)
+
+
+map_line, map_block = kernel(map_channels, LANES), kernel(map_channels, BLOCK)
+add_line, add_block = kernel(add_outer_products, LANES), kernel(add_outer_products, BLOCK)
+
+
+@compiled
+def map_rows(first: int, last: int, D: int, x: int, x_step: int, w: int, y: int) -> None:
+    """Rows first to last - 1 of y. Single letters in small are addresses; rows of x are x_step bytes apart.
+
+    w: [4, D], weight (i, j) of output d, the j-th of its block, at [i, d].
+    """
+    lines = D // LANES * LANES
+    for m in range(first, last):
+        from_row, to_row = x + m * x_step, y + 4 * m * D
+        for d in range(0, 4 * lines, 4 * LANES):
+            map_line(4 * D, from_row + d, w + d, to_row + d)
+        for d in range(4 * lines, 4 * D, 4 * BLOCK):
+            map_block(4 * D, from_row + d, w + d, to_row + d)
+
+
+@compiled
+def weight_gradients(first: int, last: int, M: int, D: int, x: int, x_step: int, dy: int, dy_step: int, dw: int
+                     ) -> None:  # fmt: skip
+    """Parts first to last - 1 of the sum over rows, each [4, D] as w is; addresses as in `map_rows`."""
+    lines = D // LANES * LANES
+    for part in range(first, last):
+        here = dw + 4 * BLOCK * D * part
+        clear(here, BLOCK * D)
+        for m in range(M * part // GRADIENT_PARTS, M * (part + 1) // GRADIENT_PARTS):
+            x_row, dy_row = x + m * x_step, dy + m * dy_step
+            for d in range(0, 4 * lines, 4 * LANES):
+                add_line(4 * D, x_row + d, dy_row + d, here + d)
+            for d in range(4 * lines, 4 * D, 4 * BLOCK):
+                add_block(4 * D, x_row + d, dy_row + d, here + d)
+
+
+def map_piece(a: int, m: int) -> None:
+    """For a `Tape`: one row; the arguments of `map_rows` from D on."""
+    map_rows(m, m + 1, long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32))
+
+
+def by_inputs(w_HVK: Tensor) -> Tensor:
+    """w_ID of [H, V, K]: contiguous, [K, H V]."""
+    return w_HVK.detach().permute(2, 0, 1).reshape(BLOCK, -1).contiguous()
+
+
+def rows_of(x_BTD: Tensor) -> Tensor:
+    """[B T, D] without a graph, whose rows are contiguous."""
+    x_MD = x_BTD.detach().reshape(-1, x_BTD.shape[-1])
+    return x_MD if x_MD.stride(1) == 1 else x_MD.contiguous()
+
+
+def mapped(x_MD: Tensor, w_HVK: Tensor) -> Tensor:
+    """y [M, D]."""
+    (M, D), w_ID = x_MD.shape, by_inputs(w_HVK)
+    y_MD = x_MD.new_empty(M, D)
+    places = address(x_MD, M * D, gaps=True), 4 * x_MD.stride(0), address(w_ID, BLOCK * D), address(y_MD, M * D)
+    arguments = (D, *places)
+    share_out(map_rows, M, *arguments, threads=threads_for(x_MD))
+    if (tape := recording()) is not None:
+        tape.keep((x_MD, w_ID, y_MD))
+        tape.add(map_piece, *arguments, pieces=M)
+    return y_MD
+
+
+def threads_for(x_MD: Tensor) -> int:
+    """As many as the work is worth."""
+    return max(1, x_MD.numel() // THREAD_ELEMENTS)
+
+
+class BlockLinear(torch.autograd.Function):
+    """(x, w) -> y"""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BTD, w_HVK)
+        ctx.options = {}
+        return mapped(rows_of(x_BTD), w_HVK).view(x_BTD.shape)
+
+    @staticmethod
+    @twice(block_linear_torch)
+    def backward(ctx: Any, dy_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_BTD, w_HVK = ctx.saved_tensors
+        x_MD, dy_MD, dx_BTD, dw_HVK = rows_of(x_BTD), rows_of(dy_BTD), None, None
+        if ctx.needs_input_grad[0]:
+            dx_BTD = mapped(dy_MD, w_HVK.mT).view(x_BTD.shape)
+        if ctx.needs_input_grad[1]:
+            M, D = x_MD.shape
+            dw_PID = x_MD.new_empty(GRADIENT_PARTS, BLOCK, D)
+            share_out(
+                weight_gradients, GRADIENT_PARTS, M, D, address(x_MD, M * D, gaps=True), 4 * x_MD.stride(0),
+                address(dy_MD, M * D, gaps=True), 4 * dy_MD.stride(0), address(dw_PID, GRADIENT_PARTS * BLOCK * D),
+                threads=threads_for(x_MD),
+            )  # fmt: skip
+            dw_HVK = dw_PID.sum(0).view(BLOCK, -1, BLOCK).permute(1, 2, 0)
+        return dx_BTD, dw_HVK
+
+
+def block_linear_numba(x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
+    """The same numbers as `block_linear_torch`, for blocks of 4 x 4 in float32 on a CPU."""
+    y_BTD: Tensor = BlockLinear.apply(x_BTD, w_HVK)  # type: ignore[no-untyped-call]
+    return y_BTD

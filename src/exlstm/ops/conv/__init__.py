@@ -1,0 +1,61 @@
+"""Causal depthwise convolution over time: y_t = b + sum_j w_j x_{t-W+1+j}, j = 0 .. W-1, one filter per channel.
+
+`reference` is the definition in plain torch, `numba` one pass over the inputs.
+
+B batch  T time  S past (W - 1 steps)  D channels  W window
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from exlstm.ops.arguments import check_like, checked_rows, checked_state
+from exlstm.ops.conv.reference import ConvState, causal_conv_torch
+from exlstm.runtime.availability import no_numba
+from exlstm.runtime.backend import choose
+
+__all__ = ["ConvActivation", "ConvState", "causal_conv", "causal_conv_torch"]
+ConvActivation = Literal["none", "silu"]
+
+
+def numba_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
+    """Why the Numba form cannot run on these x, w, b and past, or None."""
+    for x in tensors:
+        if x.device.type != "cpu":
+            return f"the tensors are on {x.device.type}, Numba runs on the CPU"
+        if x.dtype is not torch.float32:
+            return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
+    return no_numba()
+
+
+def causal_conv(
+    x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /,
+    *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, activation: ConvActivation = "none",
+    backend: str = "auto",
+) -> tuple[Tensor, ConvState]:  # fmt: skip
+    """Any T >= 1, also one step; returns y [B, T, D] and the inputs to go on with, float32 or wider.
+
+    reset_BT (bool): inputs before that step count as zero from there on. lengths_B (int): steps at or beyond a row's
+    length leave its state alone and give y = 0, whatever is there. activation: "silu" gives silu(y).
+    backend: "auto", "numba" (float32 on a CPU, with a hand-written backward) or "torch".
+    Raises ValueError for shapes that do not fit and for a backend that cannot run.
+    """
+    (B, _, D), W = x_BTD.shape, w_DW.shape[-1]
+    check_like("w", w_DW, (D, W), x_BTD)
+    check_like("b", b_D, (D,), x_BTD)
+    state = checked_state(state, ConvState, [(B, W - 1, D)], x_BTD)
+    reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
+    if activation not in ("none", "silu"):
+        raise ValueError(f"activation is {activation!r}; it must be 'none' or 'silu'.")
+    tensors = x_BTD, w_DW, b_D, state.past_BSD
+    if choose("conv", backend, [("numba", numba_obstacle(tensors)), ("torch", None)], tensors) == "numba":
+        from exlstm.ops.conv.numba import causal_conv_numba
+
+        y_BTD, state = causal_conv_numba(
+            x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B, silu=activation == "silu"
+        )
+        return y_BTD, state
+    y_BTD, state = causal_conv_torch(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B)
+    return functional.silu(y_BTD) if activation == "silu" else y_BTD, state

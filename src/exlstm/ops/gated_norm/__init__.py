@@ -1,0 +1,63 @@
+"""How an mLSTM layer ends: every head is normalised, and what comes out is gated (Beck et al. 2024, Figure 11).
+
+    n = (h - mean) / sqrt(variance + eps)       over each head
+    y = (g n + b + s c) a(z)                    a = silu, or sigmoid as in xLSTM-7B; b a bias and s c the skip, if any
+
+B batch  T time  H heads  V head width  E heads merged (H V)
+"""
+
+import torch
+from torch import Tensor
+
+from exlstm.ops.gated_norm.reference import GateActivation, gated_norm_torch
+from exlstm.ops.norm import few
+from exlstm.runtime.availability import no_numba
+from exlstm.runtime.backend import choose
+
+
+def numba_obstacle(tensors: tuple[Tensor | None, ...]) -> str | None:
+    """Why the Numba form cannot run on these, or None."""
+    for x in tensors:
+        if x is None:
+            continue
+        if not x.is_cpu:
+            return f"the tensors are on {x.device.type}, Numba runs on the CPU"
+        if x.dtype is not torch.float32:
+            return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
+    return no_numba()
+
+
+def gated_norm(
+    h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, /, *, skip_E: Tensor | None = None, c_BTE: Tensor | None = None,
+    bias_E: Tensor | None = None, activation: GateActivation = "silu", eps: float = 1e-5, backend: str = "auto",
+) -> Tensor:  # fmt: skip
+    """(head_norm(h) * gain + bias + skip * c) * activation(z).
+
+    h: [B, T, H, V] output of the cell. gain: [H V]. z: [B, T, H V] pre-activations of the gate. skip: [H V] and
+    c: [B, T, H V], or None for both: nothing passes by the cell. bias: [H V], or None.
+    backend: "auto", "numba" (float32 on a CPU: one pass forward and one backward) or "torch" (any device and dtype).
+
+    Returns y [B, T, H V]. Statistics are float32 or wider.
+    Raises ValueError for shapes that do not fit, an unknown activation and a backend that cannot run.
+    """
+    B, T, H, V = h_BTHV.shape
+    if (skip_E is None) != (c_BTE is None):
+        raise ValueError("skip and c come together: give both or neither.")
+    for name, x, shape in (
+        ("gain", gain_E, (H * V,)), ("z", z_BTE, (B, T, H * V)), ("bias", bias_E, (H * V,)),
+        ("skip", skip_E, (H * V,)), ("c", c_BTE, (B, T, H * V)),
+    ):  # fmt: skip
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; with h {tuple(h_BTHV.shape)} it must be {shape}.")
+    if activation not in ("silu", "sigmoid"):
+        raise ValueError(f"activation is {activation!r}; it must be 'silu' or 'sigmoid'.")
+    tensors = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
+    short = few(tensors)
+    obstacle = None if short else numba_obstacle(tensors)
+    run = gated_norm_torch
+    if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)], tensors) == "numba":
+        if short:
+            from exlstm.ops.gated_norm.numba import gated_norm_few as run
+        else:
+            from exlstm.ops.gated_norm.numba import gated_norm_numba as run
+    return run(*tensors, activation, eps)

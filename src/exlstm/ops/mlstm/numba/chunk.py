@@ -1,0 +1,244 @@
+"""One chunk of the mLSTM, forward and backward, compiled by Numba: products by BLAS, and `numba_rows` between them.
+
+What a chunk works with are arrays in memory that is handed from one chunk to the next, as the last one may be shorter.
+
+B batch  T time  H heads  L, S chunk length (target, source)  K key width  V value width
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy import float32, float64
+
+from exlstm.ops.mlstm.chunkwise import Options
+from exlstm.ops.mlstm.numba.rows import (
+    add_outer,
+    add_rows,
+    decay_and_add,
+    dots,
+    dots_with,
+    inner,
+    norms,
+    scale_rows,
+    weigh,
+    weigh_backward,
+    weights,
+)
+from exlstm.runtime.cpu.blas import product
+from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.memory import SIZE, rows_at, tensor_at
+
+Array = Any  # a float32 NumPy array inside Numba
+
+
+class Sizes(NamedTuple):
+    """Of the sequences, and of the chunks they are cut into."""
+
+    B: int
+    T: int
+    H: int
+    K: int
+    V: int
+    chunk_len: int
+
+
+class Inputs(NamedTuple):
+    """What a chunk reads."""
+
+    log_i_L1: Array
+    log_f_L1: Array
+    reset_L: Array  # of bools
+    q_LK: Array
+    k_LK: Array
+    v_LV: Array
+
+
+@helper()
+def inputs_at(inputs: tuple[int, ...], sizes: Sizes, b: int, h: int, start: int, L: int) -> Inputs:
+    """L steps of a head of a row, from the addresses of log i, log f, resets, q, k, v."""
+    log_i, log_f, reset, q, k, v = inputs
+    T, H, K, V = sizes.T, sizes.H, sizes.K, sizes.V
+    here = SIZE * ((b * T + start) * H + h)
+    return Inputs(
+        rows_at(log_i + here, L, 1, H), rows_at(log_f + here, L, 1, H), tensor_at(reset + b * T + start, L, np.bool_),
+        rows_at(q + here * K, L, K, H * K), rows_at(k + here * K, L, K, H * K), rows_at(v + here * V, L, V, H * V),
+    )  # fmt: skip
+
+
+class Chunk(NamedTuple):
+    """What the forward and the backward of one chunk work with."""
+
+    source_S: Array  # float64
+    carry_L: Array  # what the state before the chunk is worth
+    floor_L: Array  # exp(-m_t)
+    mass_L: Array
+    inverse_L: Array  # 1 / norm
+    ones_L: Array
+    d_LS: Array  # decay from source to target
+    last_S: Array  # its last row
+    p_LS: Array
+    old_LK: Array  # queries as they read the state before the chunk
+    worth_LK: Array  # keys as they enter the state after it
+
+
+@helper()
+def chunk_numbers(L: int, K: int) -> int:
+    """How many numbers a chunk has room for."""
+    return 7 * L + 2 * L * L + 2 * L * K
+
+
+@helper()
+def chunk_at(work: int, L: int, K: int) -> Chunk:
+    """In the memory there. Uninitialised, but for the ones."""
+    row, square = SIZE * L, SIZE * L * L
+    d, old = work + 7 * row, work + 7 * row + 2 * square
+    ones_L = tensor_at(work + 6 * row, L, float32)
+    for t in range(L):
+        ones_L[t] = float32(1.0)
+    return Chunk(
+        tensor_at(work, L, float64), tensor_at(work + 2 * row, L, float32), tensor_at(work + 3 * row, L, float32),
+        tensor_at(work + 4 * row, L, float32), tensor_at(work + 5 * row, L, float32), ones_L,
+        rows_at(d, L, L, L), tensor_at(d + square - row, L, float32), rows_at(d + square, L, L, L),
+        rows_at(old, L, K, K), rows_at(old + row * K, L, K, K),
+    )  # fmt: skip
+
+
+@helper()
+def read_chunk(w: Chunk, x: Inputs, n_K: Array, m: float, options: Options) -> float:
+    """Everything but V: the weights, P, the mass and the norm; returns m after the chunk."""
+    scale = x.q_LK.shape[1] ** -0.5
+    m = weigh_gates(w, x, m, options)
+    scale_rows(x.q_LK, w.carry_L, scale, w.old_LK)
+    dots_with(w.old_LK, n_K, w.mass_L)
+    product(w.p_LS, x.q_LK, x.k_LK.T, scale, 0.0)
+    weigh(w.p_LS, w.d_LS, w.mass_L)
+    norms(w.mass_L, w.floor_L, options.normalize, options.eps, w.inverse_L)
+    return m
+
+
+@helper()
+def weigh_gates(w: Chunk, x: Inputs, m: float, options: Options) -> float:
+    """The weights; returns m after the chunk."""
+    stabilize = options.stabilize
+    after: float = weights(x.log_i_L1, x.log_f_L1, x.reset_L, m, stabilize, w.d_LS, w.carry_L, w.floor_L, w.source_S)
+    return after
+
+
+@helper()
+def advance(w: Chunk, x: Inputs, c_KV: Array, n_K: Array) -> None:
+    """The state before the chunk becomes the state after it; needs the weights only."""
+    decay = w.carry_L[w.carry_L.size - 1]
+    scale_rows(x.k_LK, w.last_S, 1.0, w.worth_LK)
+    product(c_KV, w.worth_LK.T, x.v_LV, 1.0, float64(decay))
+    decay_and_add(n_K, decay, w.worth_LK, w.ones_L)
+
+
+class Grads(NamedTuple):
+    """Gradients inside one chunk."""
+
+    dmass_L: Array
+    dcarry_L: Array
+    dlast_L: Array  # of the last row of D, which weighs the keys of the next state
+    di_L: Array
+    df_L: Array
+    dp_LS: Array
+    dnum_LV: Array
+    dold_LK: Array
+    dworth_LK: Array
+
+
+@helper()
+def grads_numbers(L: int, K: int, V: int) -> int:
+    """How many numbers they have room for."""
+    return 5 * L + L * L + L * V + 2 * L * K
+
+
+@helper()
+def grads_at(work: int, L: int, K: int, V: int) -> Grads:
+    """In the memory there. Uninitialised."""
+    row = SIZE * L
+    dp, dnum, dold = work + 5 * row, work + (5 + L) * row, work + (5 + L + V) * row
+    return Grads(
+        tensor_at(work, L, float32), tensor_at(work + row, L, float32), tensor_at(work + 2 * row, L, float32),
+        tensor_at(work + 3 * row, L, float32), tensor_at(work + 4 * row, L, float32), rows_at(dp, L, L, L),
+        rows_at(dnum, L, V, V), rows_at(dold, L, K, K), rows_at(dold + row * K, L, K, K),
+    )  # fmt: skip
+
+
+class Outputs(NamedTuple):
+    """The gradients of what a chunk reads."""
+
+    dq_LK: Array
+    dk_LK: Array
+    dv_LV: Array
+    di_L1: Array
+    df_L1: Array
+
+
+@helper()
+def outputs_at(outputs: tuple[int, ...], sizes: Sizes, b: int, h: int, start: int, L: int) -> Outputs:
+    """L steps of a head of a row, from the addresses of the gradients of q, k, v, log i, log f."""
+    dq, dk, dv, di, df = outputs
+    H, K, V = sizes.H, sizes.K, sizes.V
+    here = SIZE * ((b * sizes.T + start) * H + h)
+    return Outputs(
+        rows_at(dq + here * K, L, K, H * K), rows_at(dk + here * K, L, K, H * K), rows_at(dv + here * V, L, V, H * V),
+        rows_at(di + here, L, 1, H), rows_at(df + here, L, 1, H),
+    )  # fmt: skip
+
+
+@helper()
+def mass_backward(w: Chunk, g: Grads, h_LV: Array, dh_LV: Array, normalize: bool) -> None:
+    """Gradients of the numerator and of the mass from that of h."""
+    scale_rows(dh_LV, w.inverse_L, 1.0, g.dnum_LV)
+    dots(g.dnum_LV, h_LV, g.dmass_L)
+    for t in range(g.dmass_L.size):
+        wins = normalize and not abs(w.mass_L[t]) < w.floor_L[t]
+        g.dmass_L[t] *= -np.sign(w.mass_L[t]) if wins else float32(0.0)
+
+
+@helper()
+def chunk_backward(w: Chunk, g: Grads, x: Inputs, c_KV: Array, n_K: Array, dc_KV: Array, dn_K: Array, out: Outputs
+                   ) -> None:  # fmt: skip
+    """Gradients of the inputs of a chunk; that of the state after it becomes that of the state before it."""
+    scale, decay = x.q_LK.shape[1] ** -0.5, w.carry_L[w.carry_L.size - 1]
+    product(g.dp_LS, g.dnum_LV, x.v_LV.T, 1.0, 0.0)
+    weigh_backward(g.dp_LS, w.p_LS, w.d_LS, g.dmass_L, g.di_L, g.df_L)
+
+    product(g.dold_LK, g.dnum_LV, c_KV.T, 1.0, 0.0)
+    add_outer(g.dold_LK, g.dmass_L, n_K)
+    dots(g.dold_LK, w.old_LK, g.dcarry_L)
+    product(out.dq_LK, g.dp_LS, x.k_LK, scale, 0.0)
+    add_rows(out.dq_LK, g.dold_LK, w.carry_L, scale)
+
+    product(g.dworth_LK, x.v_LV, dc_KV.T, 1.0, 0.0)
+    add_outer(g.dworth_LK, w.ones_L, dn_K)
+    dots(g.dworth_LK, x.k_LK, g.dlast_L)
+    product(out.dk_LK, g.dp_LS.T, x.q_LK, scale, 0.0)
+    add_rows(out.dk_LK, g.dworth_LK, w.last_S, 1.0)
+
+    scale_rows(x.k_LK, w.last_S, 1.0, w.worth_LK)
+    product(out.dv_LV, w.p_LS.T, g.dnum_LV, 1.0, 0.0)
+    product(out.dv_LV, w.worth_LK, dc_KV, 1.0, 1.0)
+
+    kept = inner(dc_KV, c_KV)
+    for i in range(n_K.size):
+        kept += dn_K[i] * n_K[i]
+    product(dc_KV, w.old_LK.T, g.dnum_LV, 1.0, float64(decay))
+    decay_and_add(dn_K, decay, w.old_LK, g.dmass_L)
+    gates_backward(w, g, float32(kept) * decay, out)
+
+
+@helper()
+def gates_backward(w: Chunk, g: Grads, dkept: float, out: Outputs) -> None:
+    """log f_j acts on the carry of every t >= j, and through the last row of D on every s < j. dkept: of the decay."""
+    L, earlier, later = g.di_L.size, float32(0.0), float32(0.0)
+    g.dcarry_L[L - 1] += dkept
+    for t in range(L):
+        last = g.dlast_L[t] * w.last_S[t]
+        out.di_L1[t, 0] = g.di_L[t] + last
+        g.df_L[t] += earlier
+        earlier += last
+    for t in range(L - 1, -1, -1):
+        later += g.dcarry_L[t]
+        out.df_L1[t, 0] = g.df_L[t] + later

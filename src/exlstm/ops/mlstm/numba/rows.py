@@ -1,0 +1,165 @@
+"""What happens between the matrix products of the chunkwise mLSTM, over the rows of one chunk, compiled by Numba.
+
+Inner loops touch two or three arrays, which is as many as LLVM can tell apart. Sums over gates are in float64,
+everything else in float32.
+
+T, L, S steps of the chunk (any, target, source)  K key width  V value width  I either of these
+"""
+
+from math import exp as exact_exp
+from typing import Any
+
+from numpy import float32, float64
+
+from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.math import exp
+from exlstm.runtime.cpu.memory import row
+from exlstm.runtime.cpu.simd import FASTMATH
+
+Array = Any  # a float32 NumPy array inside Numba
+REORDER = FASTMATH | {"reassoc"}  # sums in any order, so that they vectorise; never where there is an `exp`
+
+
+@helper(REORDER)
+def scale_rows(x_LI: Array, factor_L: Array, factor: float, out_LI: Array) -> None:
+    """out_t = x_t factor_t factor"""
+    for t in range(factor_L.size):
+        x_I, out_I, f = row(x_LI, t), row(out_LI, t), factor_L[t] * float32(factor)
+        for i in range(x_I.size):
+            out_I[i] = x_I[i] * f
+
+
+@helper(REORDER)
+def add_rows(out_LI: Array, x_LI: Array, factor_L: Array, factor: float) -> None:
+    """out_t += x_t factor_t factor"""
+    for t in range(factor_L.size):
+        x_I, out_I, f = row(x_LI, t), row(out_LI, t), factor_L[t] * float32(factor)
+        for i in range(x_I.size):
+            out_I[i] += x_I[i] * f
+
+
+@helper(REORDER)
+def add_outer(out_LI: Array, factor_L: Array, x_I: Array) -> None:
+    """out_t += factor_t x"""
+    for t in range(factor_L.size):
+        out_I, f = row(out_LI, t), factor_L[t]
+        for i in range(x_I.size):
+            out_I[i] += f * x_I[i]
+
+
+@helper(REORDER)
+def decay_and_add(out_I: Array, decay: float, x_LI: Array, factor_L: Array) -> None:
+    """out = decay out + sum_t factor_t x_t"""
+    for i in range(out_I.size):
+        out_I[i] *= decay
+    for t in range(factor_L.size):
+        x_I, f = row(x_LI, t), factor_L[t]
+        for i in range(out_I.size):
+            out_I[i] += x_I[i] * f
+
+
+@helper(REORDER)
+def dot(x_I: Array, y_I: Array) -> Any:
+    """The sum of x * y."""
+    total = float32(0.0)
+    for i in range(x_I.size):
+        total += x_I[i] * y_I[i]
+    return total
+
+
+@helper(REORDER)
+def dots(x_LI: Array, y_LI: Array, out_L: Array) -> None:
+    """out_t = x_t . y_t"""
+    for t in range(out_L.size):
+        out_L[t] = dot(row(x_LI, t), row(y_LI, t))
+
+
+@helper(REORDER)
+def dots_with(x_LI: Array, y_I: Array, out_L: Array) -> None:
+    """out_t = x_t . y"""
+    for t in range(out_L.size):
+        out_L[t] = dot(row(x_LI, t), y_I)
+
+
+@helper(REORDER)
+def inner(x_KV: Array, y_KV: Array) -> Any:
+    """The sum of x * y: rows in float32, their sum in float64."""
+    result = float64(0.0)
+    for i in range(x_KV.shape[0]):
+        result += dot(row(x_KV, i), row(y_KV, i))
+    return result
+
+
+@helper()
+def decays(target: float, source_S: Array, first: int, last: int, d_S: Array) -> None:
+    """exp(target + source_s) from the first source to the last, elsewhere zeros."""
+    for s in range(first):
+        d_S[s] = float32(0.0)
+    for s in range(first, last + 1):
+        d_S[s] = exp(float32(target + source_S[s]))
+    for s in range(last + 1, d_S.size):
+        d_S[s] = float32(0.0)
+
+
+@helper()
+def weights(log_i_T1: Array, log_f_T1: Array, reset_T: Array, m: float, stabilize: bool, d_LS: Array, carry_L: Array,
+            floor_L: Array, source_S: Array) -> float:  # fmt: skip
+    """D, the carry and exp(-m_t) of a chunk; returns m after it. source_S: room for float64 numbers."""
+    m_before, sum_f, first, cut = m, 0.0, 0, False
+    for t in range(carry_L.size):
+        log_i, log_f = float(log_i_T1[t, 0]), float(log_f_T1[t, 0])
+        # a gate of -inf, or a reset by hand with a huge number, must not swallow the digits of its neighbours
+        log_f = -1e5 if log_f < -1e5 else log_f
+        if reset_T[t]:
+            cut, first, m = True, t, 0.0
+        sum_f += log_f
+        kept = log_f + m
+        m = (kept if kept >= log_i else log_i) if stabilize else 0.0
+        source_S[t] = log_i - sum_f
+        carry_L[t] = float32(0.0) if cut else float32(exact_exp(sum_f + m_before - m))
+        floor_L[t] = float32(exact_exp(-m))
+        decays(sum_f - m, source_S, first, t, row(d_LS, t))
+    return m
+
+
+@helper(REORDER)
+def weigh(p_LS: Array, d_LS: Array, mass_L: Array) -> None:
+    """Q K^T / sqrt K becomes P; the mass, so far that of the old state, gains the sums of its rows."""
+    for t in range(mass_L.size):
+        p_S, d_S, total = row(p_LS, t), row(d_LS, t), float32(0.0)
+        for s in range(t + 1):
+            p = p_S[s] * d_S[s]
+            p_S[s] = p
+            total += p
+        for s in range(t + 1, p_S.size):
+            p_S[s] = float32(0.0)
+        mass_L[t] += total
+
+
+@helper()
+def norms(mass_L: Array, floor_L: Array, normalize: bool, eps: float, inverse_L: Array) -> None:
+    """1 / (max(|mass|, floor) + eps), or 1 / floor."""
+    for t in range(mass_L.size):
+        mass, floor = abs(mass_L[t]), floor_L[t]
+        inverse_L[t] = float32(1.0) / (((floor if mass < floor else mass) + float32(eps)) if normalize else floor)
+
+
+@helper(REORDER)
+def weigh_backward(dp_LS: Array, p_LS: Array, d_LS: Array, dmass_L: Array, di_S: Array, df_L: Array) -> None:
+    """dnum V^T becomes the gradient of Q K^T / sqrt K. Gradients of the gates from the pairs that each acts on."""
+    for s in range(di_S.size):  # on the way: of each source, what the targets from t on say
+        di_S[s] = float32(0.0)
+    for t in range(dmass_L.size - 1, -1, -1):
+        dp_S, p_S, d_S, dmass = row(dp_LS, t), row(p_LS, t), row(d_LS, t), dmass_L[t]
+        for s in range(t + 1):
+            dp_S[s] += dmass
+        for s in range(t + 1):
+            di_S[s] += dp_S[s] * p_S[s]
+        for s in range(t + 1):
+            dp_S[s] *= d_S[s]
+        for s in range(t + 1, dp_S.size):
+            dp_S[s] = float32(0.0)
+        total = float32(0.0)
+        for s in range(t):
+            total += di_S[s]
+        df_L[t] = total

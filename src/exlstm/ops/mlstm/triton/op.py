@@ -1,0 +1,265 @@
+"""The mLSTM on a GPU: Triton kernels over chunks, with the full gradient, any length and any widths.
+
+    gates     three small passes over the gates alone: the stabiliser and all sums of log f
+    states    C and n before every chunk, one tile after another
+    outputs   all tiles of all chunks at once
+
+The backward computes the same in the other direction: gradients of the states, then of q, k, v and the gates, a tile
+with everything that concerns it at once. Kept per step are q, k, v, h, the gates and a few numbers; states are computed
+again. States at borders are kept in the inputs' dtype, in which alone they enter products; they are summed in float32.
+
+B batch  T time  H heads  K key width  V value width  S sequences (rows, or pieces of one)  P time in whole tiles
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from exlstm.ops.common import wide
+from exlstm.ops.derivatives import once
+from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
+from exlstm.ops.mlstm.triton.backward import gradient_kernel, mass_kernel, state_gradient_kernel
+from exlstm.ops.mlstm.triton.config import Config, Launch, config_of, work_of
+from exlstm.ops.mlstm.triton.forward import output_kernel, state_kernel
+from exlstm.ops.mlstm.triton.gates import sum_kernel, unit_kernel, unit_scan
+from exlstm.runtime.gpu.operator import block, operator
+
+SCAN = 256  # tiles that a program of the scan over tiles takes at once
+
+
+class Sequences(NamedTuple):
+    """Which tiles belong to which sequence. The tensors are read only if they are pieces of a packed row."""
+
+    borders: Tensor  # [S + 1], where each begins and the last ends
+    firsts: Tensor  # [S + 1], their first tiles
+    owners: Tensor  # [tiles], the sequence of each
+    packed: bool
+    number: int
+    tiles: int  # of one row
+    all_tiles: int  # more than there are, if packed: how many there are would have to be asked of the device
+
+
+def sequences_of(x_BTHK: Tensor, borders: Tensor | None, tile: int, parts: int) -> Sequences:
+    """Whole chunks of `parts` tiles for each."""
+    (B, T), L = x_BTHK.shape[:2], tile * parts
+    if borders is None:
+        tiles = -(-T // L) * parts
+        return Sequences(x_BTHK, x_BTHK, x_BTHK, False, B, tiles, B * tiles)
+    number = borders.shape[0] - 1
+    all_tiles = (T // L + number) * parts
+    chunks_S = ((borders.diff() + (L - 1)) // L).clamp(min=1)
+    firsts = torch.nn.functional.pad((chunks_S * parts).cumsum(0), (1, 0))
+    numbered = torch.arange(all_tiles, device=borders.device)
+    owners = torch.searchsorted(firsts[1:], numbered, right=True).clamp(max=number - 1)
+    return Sequences(borders, firsts, owners, True, number, 0, all_tiles)
+
+
+class Job(NamedTuple):
+    """What every kernel is told: how the work is cut."""
+
+    sequences: Sequences
+    config: Config
+    T: int
+    H: int
+    K: int
+    V: int
+    precision: str
+
+    @property
+    def common(self) -> tuple[Any, ...]:
+        """Arguments of kernels whose programs are sequences."""
+        s = self.sequences
+        return s.borders, s.firsts, self.T, s.tiles, s.all_tiles, self.H
+
+    @property
+    def of_tiles(self) -> tuple[Any, ...]:
+        """And of kernels whose programs are tiles."""
+        s = self.sequences
+        return s.borders, s.firsts, s.owners, self.T, s.tiles, s.all_tiles, self.H
+
+    def constants(self, launch: Launch, **more: Any) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        return {
+            "TILE": self.config.tile, "K": self.K, "V": self.V, "BK": launch.block_k, "BV": launch.block_v,
+            "PACKED": self.sequences.packed, "PRECISION": self.precision,
+            "num_warps": launch.warps, "num_stages": launch.stages, **more,
+        }  # fmt: skip
+
+    def grid(self, launch: Launch) -> tuple[int, int, int]:
+        """A program for every sequence, head and block of the state."""
+        return self.sequences.number * self.H, -(-self.K // launch.block_k), -(-self.V // launch.block_v)
+
+
+def job_of(q_BTHK: Tensor, v_BTHV: Tensor, borders: Tensor | None, chunk_len: int, config: Config | None = None) -> Job:
+    """For these inputs; chunk_len: 0 for what is fastest. config: None for what `config_of` says."""
+    (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[3]
+    if config is None:
+        merged = H * (B if borders is None else borders.shape[0] - 1)
+        config = config_of(work_of(q_BTHK.dtype, K, V, merged), q_BTHK.device, chunk_len)
+    exact = q_BTHK.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    sequences = sequences_of(q_BTHK, borders, config.tile, config.parts)
+    return Job(sequences, config, T, H, K, V, "ieee" if exact else "tf32")
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Numbers from one row, one step, one head to the next, of each."""
+    return [x.stride(axis) for x in tensors for axis in range(3)]
+
+
+def without_gaps(x: Tensor) -> Tensor:
+    """`x`, its last axis in order."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def scan_gates(log_i_BTH: Tensor, log_f_BTH: Tensor, m_SH: Tensor, reset_BT: Tensor | None, job: Job, stabilize: bool
+               ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The planes of `triton_gates`, [8, H, P], and m after the last step."""
+    tiles, tile, constants = job.sequences.all_tiles, job.config.tile, {"PACKED": job.sequences.packed}
+    planes = log_i_BTH.new_empty(8, job.H, tiles * tile)
+    maps, last_SH = log_i_BTH.new_empty(3, job.H, tiles, dtype=torch.float64), torch.zeros_like(m_SH)
+    sum_kernel[tiles, job.H](
+        log_i_BTH.contiguous(), log_f_BTH.contiguous(), m_SH if reset_BT is None else reset_BT.contiguous(), planes,
+        maps, *job.of_tiles, TILE=tile, RESETS=reset_BT is not None, **constants,
+    )  # fmt: skip
+    if stabilize:
+        unit_scan[job.sequences.number * job.H,](maps, m_SH, maps[2], *job.common, BLOCK=SCAN, **constants)
+    unit_kernel[tiles, job.H](
+        planes, maps[2], m_SH, last_SH, *job.of_tiles, TILE=tile, STABILIZE=stabilize, **constants
+    )
+    return planes, last_SH
+
+
+def states(k_BTHK: Tensor, v_BTHV: Tensor, planes: Tensor, state: tuple[Tensor, ...], job: Job, parts: int
+           ) -> tuple[Tensor, ...]:  # fmt: skip
+    """C and n before every chunk of `parts` tiles, and after the last."""
+    c_SHKV, n_SHK = state
+    chunks, launch = job.sequences.all_tiles // parts, job.config.state
+    cs, ns = k_BTHK.new_empty(job.H, chunks, job.K, job.V), n_SHK.new_empty(job.H, chunks, job.K)
+    last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK)
+    state_kernel[job.grid(launch)](
+        k_BTHK, v_BTHV, planes, c_SHKV, n_SHK, cs, ns, *last, *job.common, *strides(k_BTHK, v_BTHV),
+        PARTS=parts, **job.constants(launch),
+    )  # fmt: skip
+    return cs, ns, *last
+
+
+def forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor, c_SHKV: Tensor,
+            n_SHK: Tensor, m_SH: Tensor, reset_BT: Tensor | None, borders: Tensor | None, stabilize: bool,
+            normalize: bool, eps: float, chunk_len: int, config: Config | None = None
+            ) -> tuple[Tensor, ...]:  # fmt: skip
+    """h, the state after, and for the backward: the planes of the gates and the signed mass [H, P]."""
+    q_BTHK, k_BTHK, v_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV))
+    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK)
+    planes, last_m_SH = scan_gates(log_i_BTH, log_f_BTH, m_SH, reset_BT, job, stabilize)
+    cs, ns, *last = states(k_BTHK, v_BTHV, planes, first, job, job.config.parts)
+    h_BTHV, mass_HP, launch = v_BTHV.new_empty(v_BTHV.shape), torch.empty_like(planes[0]), job.config.output
+    output_kernel[job.sequences.all_tiles, -(-job.V // launch.block_v), job.H](
+        q_BTHK, k_BTHK, v_BTHV, planes, cs, ns, h_BTHV, mass_HP, *job.of_tiles,
+        *strides(q_BTHK, k_BTHK, v_BTHV, h_BTHV), job.K**-0.5, eps,
+        PARTS=job.config.parts, NORMALIZE=normalize, **job.constants(launch),
+    )  # fmt: skip
+    return h_BTHV, *last, last_m_SH, planes, mass_HP
+
+
+def fake_forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor, c_SHKV: Tensor,
+                 n_SHK: Tensor, m_SH: Tensor, reset_BT: Tensor | None, borders: Tensor | None, stabilize: bool,
+                 normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
+    """The shapes of `forward`."""
+    job = job_of(q_BTHK, v_BTHV, borders, chunk_len)
+    planes = log_i_BTH.new_empty(8, job.H, job.sequences.all_tiles * job.config.tile)
+    last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK), torch.empty_like(m_SH)
+    return v_BTHV.new_empty(v_BTHV.shape), *last, planes, planes.new_empty(planes.shape[1:])
+
+
+def backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor, borders: Tensor | None,
+             planes: Tensor, mass_HP: Tensor, h_BTHV: Tensor, dh_BTHV: Tensor, dc_SHKV: Tensor, dn_SHK: Tensor,
+             normalize: bool, eps: float, chunk_len: int, config: Config | None = None
+             ) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of q, k, v, log i, log f, C and n."""
+    q_BTHK, k_BTHK, v_BTHV, dh_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV, dh_BTHV))
+    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK)
+    scale, tiles, config = job.K**-0.5, job.sequences.all_tiles, job.config
+    inverse_HP, dmass_HP = torch.empty_like(mass_HP), torch.empty_like(mass_HP)
+    mass_kernel[tiles, job.H](
+        h_BTHV, dh_BTHV, planes, mass_HP, inverse_HP, dmass_HP, *job.of_tiles, *strides(h_BTHV, dh_BTHV), eps,
+        TILE=config.tile, V=job.V, BV=block(job.V, 64), PACKED=job.sequences.packed, NORMALIZE=normalize,
+    )  # fmt: skip
+    cs, ns, _, _ = states(k_BTHK, v_BTHV, planes, first, job, 1)
+    dcs, dns = torch.empty_like(cs), torch.empty_like(ns)
+    dfirst = torch.empty_like(c_SHKV), torch.empty_like(n_SHK)
+    launch = config.state_gradient
+    state_gradient_kernel[job.grid(launch)](
+        q_BTHK, dh_BTHV, planes, inverse_HP, dmass_HP, dc_SHKV.contiguous(), dn_SHK.contiguous(), dcs, dns,
+        *dfirst, *job.common, *strides(q_BTHK, dh_BTHV), scale, **job.constants(launch),
+    )  # fmt: skip
+    found = [x.new_empty(x.shape) for x in (q_BTHK, k_BTHK, v_BTHV)]
+    dgates = [planes.new_empty(q_BTHK.shape[:3]) for _ in range(2)]
+    gradient_kernel[tiles, job.H](
+        q_BTHK, k_BTHK, v_BTHV, dh_BTHV, planes, inverse_HP, dmass_HP, cs, ns, dcs, dns, *found, *dgates,
+        *job.of_tiles, *strides(q_BTHK, k_BTHK, v_BTHV, dh_BTHV, *found), scale, **job.constants(config.gradient),
+    )  # fmt: skip
+    return *found, *dgates, *dfirst
+
+
+def fake_backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_SHK: Tensor,
+                  borders: Tensor | None, planes: Tensor, *_: Any) -> tuple[Tensor, ...]:  # fmt: skip
+    """The shapes of `backward`."""
+    dgates = [planes.new_empty(q_BTHK.shape[:3]) for _ in range(2)]
+    return *(x.new_empty(x.shape) for x in (q_BTHK, k_BTHK, v_BTHV)), *dgates, c_SHKV.clone(), n_SHK.clone()
+
+
+RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+run_forward = operator(
+    "mlstm_forward(Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor c, Tensor n, Tensor m, "
+    "Tensor? reset, Tensor? borders, bool stabilize, bool normalize, float eps, int chunk_len) "
+    f"-> {RESULTS})", forward, fake_forward,
+)  # fmt: skip
+run_backward = operator(
+    "mlstm_backward(Tensor q, Tensor k, Tensor v, Tensor c, Tensor n, Tensor? borders, Tensor gates, "
+    "Tensor mass, Tensor h, Tensor dh, Tensor dc, Tensor dn, bool normalize, float eps, int chunk_len) "
+    f"-> {RESULTS}, Tensor)", backward, fake_backward,
+)  # fmt: skip
+
+
+class Chunks(torch.autograd.Function):
+    """(q, k, v, log i, log f, C, n, m) -> (h, C, n, m); the gates and the state float32."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor,
+                c_SHKV: Tensor, n_SHK: Tensor, m_SH: Tensor, reset_BT: Tensor | None, borders: Tensor | None,
+                stabilize: bool, normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
+        h_BTHV, last_c, last_n, last_m, planes, mass_HP = run_forward(
+            q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, c_SHKV, n_SHK, m_SH, reset_BT, borders, stabilize,
+            normalize, eps, chunk_len,
+        )  # fmt: skip
+        ctx.save_for_backward(q_BTHK, k_BTHK, v_BTHV, c_SHKV, n_SHK, borders, planes, mass_HP, h_BTHV)
+        ctx.options = normalize, eps, chunk_len
+        ctx.mark_non_differentiable(last_m)
+        return h_BTHV, last_c, last_n, last_m
+
+    @staticmethod
+    @once("mlstm", "triton")
+    def backward(ctx: Any, dh_BTHV: Tensor, dc_SHKV: Tensor, dn_SHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *run_backward(*ctx.saved_tensors, dh_BTHV, dc_SHKV, dn_SHK, *ctx.options), *[None] * 7
+
+
+def mlstm_triton(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor, f_BTH: Tensor, state: MLSTMState, /,
+    *, reset_BT: Tensor | None = None, cu_seqlens: Tensor | None = None, input_gate: InputGate = "exp",
+    normalize: bool = True, eps: float = 1e-6, chunk_len: int | None = None,
+) -> tuple[Tensor, MLSTMState]:  # fmt: skip
+    """The same numbers as `mlstm_chunkwise`. chunk_len: rounded to a power of two from 16 to 256; None: the fastest.
+
+    cu_seqlens: borders [S + 1] of the sequences in the one row of a packed batch; the state then has S rows.
+    """
+    log_i_BTH, log_f_BTH = log_gates(i_BTH, f_BTH, input_gate)
+    borders = None if cu_seqlens is None else cu_seqlens.to(q_BTHK.device)
+    # float16 cannot hold what the memory sums up to
+    dtype = torch.float32 if q_BTHK.dtype == torch.float16 else q_BTHK.dtype
+    inputs = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV))
+    h_BTHV, *after = Chunks.apply(  # type: ignore[no-untyped-call]
+        *inputs, log_i_BTH, log_f_BTH, *(wide(x).contiguous() for x in state), reset_BT, borders,
+        input_gate == "exp", normalize, eps, block(chunk_len, 256) if chunk_len else 0,
+    )  # fmt: skip
+    return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

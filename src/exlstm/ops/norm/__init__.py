@@ -1,0 +1,82 @@
+"""Normalisations: statistics float32 or wider, whatever the input is.
+
+D width  H heads  V head width; leading axes are free
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+from exlstm.ops.common import wide
+from exlstm.runtime.availability import no_numba
+from exlstm.runtime.tracing import watched
+
+FEW = 1 << 14  # numbers: for more, torch's own passes are as fast as one
+
+
+def layer_norm(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis; None: no bias."""
+    if few_rows(x, gain_D, bias_D):
+        from exlstm.ops.norm.numba import norm_numba
+
+        return norm_numba(x, gain_D, bias_D, eps, False)
+    b_D = None if bias_D is None else wide(bias_D)
+    return functional.layer_norm(wide(x), gain_D.shape, wide(gain_D), b_D, eps).to(x.dtype)
+
+
+def rms_norm(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor:
+    """x / sqrt(mean square + eps) * gain + bias over the last axis (Zhang & Sennrich 2019); None: no bias."""
+    if few_rows(x, gain_D, bias_D):
+        from exlstm.ops.norm.numba import norm_numba
+
+        return norm_numba(x, gain_D, bias_D, eps, True)
+    y = functional.rms_norm(wide(x), gain_D.shape, wide(gain_D), eps=eps)
+    return (y if bias_D is None else y + wide(bias_D)).to(x.dtype)
+
+
+def few(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether these, x first, are a few plain numbers on a CPU without gradients, as in a decoding step.
+
+    Then a norm is one short kernel: what torch spends on its way in and out of several would be ten times as much.
+    """
+    x = tensors[0]
+    assert x is not None
+    if not 0 < x.numel() <= FEW or x.dtype not in (torch.float32, torch.bfloat16) or watched() or no_numba():
+        return False
+    gradient = torch.is_grad_enabled()
+    return all(
+        y is None
+        or (
+            (type(y) is Tensor or type(y) is Parameter)
+            and y.is_cpu
+            and y.dtype is x.dtype
+            and not (gradient and y.requires_grad)
+        )
+        for y in tensors
+    )
+
+
+def few_rows(x: Tensor, gain_D: Tensor, bias_D: Tensor | None = None) -> bool:
+    """Whether a norm over the width is such a kernel."""
+    return few((x, gain_D, bias_D)) and x.shape[-1:] == gain_D.shape and x.is_contiguous() and alike(gain_D, bias_D)
+
+
+def alike(gain: Tensor, bias: Tensor | None) -> bool:
+    """Whether a kernel can read both from their first number to their last."""
+    return gain.is_contiguous() and (bias is None or (bias.shape == gain.shape and bias.is_contiguous()))
+
+
+def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | None = None) -> Tensor:
+    """Layer norm of every head on its own (a group norm with one group per head), one gain per channel.
+
+    bias: one per channel too, added after the gain, or None.
+    """
+    fits = x_BTHV.shape[-2:] == gain_HV.shape
+    if fits and few((x_BTHV, gain_HV, bias_HV)) and x_BTHV.is_contiguous() and alike(gain_HV, bias_HV):
+        from exlstm.ops.norm.numba import head_norm_numba
+
+        return head_norm_numba(x_BTHV, gain_HV, bias_HV, eps)
+    h_BTHV = functional.layer_norm(wide(x_BTHV), gain_HV.shape[1:], eps=eps) * wide(gain_HV)
+    return (h_BTHV if bias_HV is None else h_BTHV + wide(bias_HV)).to(x_BTHV.dtype)

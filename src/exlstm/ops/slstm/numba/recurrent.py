@@ -1,0 +1,73 @@
+"""R of a head in the forms in which the scans read it: in panels, and where it lies, in float32 or bfloat16.
+
+Tensors are addresses; *_at count numbers. V head width  K, J rows and columns of R: V, and 4 V for all gates
+"""
+
+from typing import Any
+
+from numpy import int32
+
+from exlstm.ops.slstm.numba.gates import BLOCK, eight_rows, eight_rows_short, one_row, one_row_short
+from exlstm.ops.slstm.numba.tile import PANEL
+from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.math import float_of_bits
+from exlstm.runtime.cpu.memory import SIZE, at, clear, copy, put, short_at
+
+
+@helper()
+def width(V: int, u: int) -> int:
+    """How many units the u-th sixteen has."""
+    return PANEL if V - u * PANEL > PANEL else V - u * PANEL
+
+
+@helper()
+def number_of_r(r_KJ: int, short: bool, n: int) -> Any:
+    """Number n of R as float32."""
+    return float_of_bits(int32(int32(short_at(r_KJ + 2 * n)) << int32(16))) if short else at(r_KJ, n)
+
+
+@helper()
+def pack(r_KJ: int, short: bool, V: int, units: int, panels: int) -> None:
+    """R of a head in panels [U, G, V, 16], for h R: the four gates of 16 units are neighbours. Beyond V are zeros."""
+    clear(panels, units * 4 * V * PANEL)
+    for k in range(V):
+        for g in range(4):
+            for v in range(V):
+                put(panels, ((v // PANEL * 4 + g) * V + k) * PANEL + v % PANEL,
+                    number_of_r(r_KJ, short, (k * 4 + g) * V + v))  # fmt: skip
+
+
+@helper()
+def pack_transposed(r_HKGV: int, head: int, V: int, units: int, panels: int) -> None:
+    """R^T of a head in panels [U, U, G, 16, 16], its rows in the order of the blocks, for d(gates) R^T."""
+    clear(panels, units * units * 4 * PANEL * PANEL)
+    for k in range(V):
+        for g in range(4):
+            for v in range(V):
+                row = ((k // PANEL * units + v // PANEL) * 4 + g) * PANEL + v % PANEL
+                put(panels, row * PANEL + k % PANEL, at(r_HKGV, ((head * V + k) * 4 + g) * V + v))
+
+
+@helper()
+def read_product(block: int, units: int, h: int, r_KJ: int, short: bool, V: int, raw_J: int) -> None:
+    """h R for one row, R read where it lies: for a step or two, packing it would take longer than the step."""
+    J, size = 4 * V, 2 if short else SIZE
+    whole = J - J % PANEL
+    clear(raw_J, J)
+    k = 0
+    while k < V:
+        count = 8 if V - k >= 8 else 1
+        r, x = r_KJ + size * k * J, h + SIZE * k
+        for j in range(0, whole, PANEL):
+            out, here = raw_J + SIZE * j, r + size * j
+            if count == 8:
+                eight_rows_short(out, x, here, J) if short else eight_rows(out, x, here, J)
+            else:
+                one_row_short(out, x, here, J) if short else one_row(out, x, here, J)
+        for n in range(count):
+            for j in range(whole, J):
+                put(raw_J, j, at(raw_J, j) + at(x, n) * number_of_r(r, short, n * J + j))
+        k += count
+    for u in range(units):
+        for g in range(4):
+            copy(block + SIZE * (u * BLOCK + g * PANEL), raw_J + SIZE * (g * V + u * PANEL), width(V, u))

@@ -1,0 +1,72 @@
+"""Which backend of an op runs: one visible decision, and a record of it for `exlstm.explain`.
+
+Every op lists its candidates, best first, each with the reason why it cannot run here, or None.
+"auto" takes the first that can; naming a backend that cannot run is an error that says why.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import takewhile
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from exlstm.runtime.capture import TAPED, NotRecordable, recording
+from exlstm.runtime.tracing import hidden, tracer
+
+
+class Choice(NamedTuple):
+    """One decision: the op, the backend that runs, and why (or why not the better ones)."""
+
+    op: str
+    backend: str
+    why: str
+
+
+FASTEST = "the fastest that there is for this device and dtype"
+_record: ContextVar[list[Choice] | None] = ContextVar("exlstm_backend_choices", default=None)
+
+
+def choose(
+    op: str, backend: str, candidates: Sequence[tuple[str, str | None]], tensors: Iterable[Tensor | None] = ()
+) -> str:
+    """Name of the backend to run.
+
+    backend: "auto" or a candidate's name. candidates: (name, obstacle or None), best first.
+    tensors: what the op computes with. Where torch traces or transforms it, backends hidden from that cannot run.
+    Raises ValueError for an unknown name and for a named backend with an obstacle.
+    """
+    if (watch := tracer(tensors)) is not None:
+        candidates = [(name, obstacle or hidden(name, watch)) for name, obstacle in candidates]
+    if backend == "auto" and candidates[0][1] is None:
+        picked, why = candidates[0][0], FASTEST
+    elif backend == "auto":
+        passed_over = list(takewhile(lambda candidate: candidate[1] is not None, candidates))
+        picked = candidates[len(passed_over)][0]
+        why = "; ".join(f"not {name}: {obstacle}" for name, obstacle in passed_over)
+    elif backend not in (obstacles := dict(candidates)):
+        raise ValueError(f"{op} has no backend {backend!r}; use one of {['auto', *obstacles]}.")
+    elif obstacles[backend] is not None:
+        raise ValueError(f"backend {backend!r} of {op} cannot run: {obstacles[backend]}; use backend='auto'.")
+    else:
+        picked, why = backend, "asked for by name"
+    if picked == "numba" and op not in TAPED and recording() is not None:
+        raise NotRecordable(f"{op} runs a kernel that does not write itself down")
+    # who compiles a graph does not ask, and torch.compile cannot look into the variable
+    record = None if torch.compiler.is_compiling() else _record.get()
+    if record is not None:
+        record.append(Choice(op, picked, why))
+    return picked
+
+
+@contextmanager
+def recorded() -> Iterator[list[Choice]]:
+    """Collects every choice made inside the `with` block."""
+    record: list[Choice] = []
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)

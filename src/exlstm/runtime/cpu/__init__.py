@@ -1,0 +1,1 @@
+"""Kernels for CPUs: compiled by Numba, launched, captured and replayed. Import these pages only where a kernel runs."""

@@ -1,0 +1,61 @@
+"""Short loops over vectors inside Numba kernels: each touches few arrays, so that LLVM can tell these apart.
+
+V numbers
+"""
+
+from typing import Any
+
+from numpy import float32
+
+from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.simd import FASTMATH
+
+Array = Any  # a float32 NumPy array inside Numba
+Number = Any  # a float32
+REORDER = FASTMATH | {"reassoc"}  # sums in any order, so that they vectorise; never where there is an `exp`
+
+
+@helper(REORDER)
+def total(x_V: Array) -> Number:
+    """The sum of x."""
+    result = float32(0.0)
+    for j in range(x_V.size):
+        result += x_V[j]
+    return result
+
+
+@helper(REORDER)
+def dot(x_V: Array, y_V: Array) -> Number:
+    """The sum of x * y."""
+    result = float32(0.0)
+    for j in range(x_V.size):
+        result += x_V[j] * y_V[j]
+    return result
+
+
+@helper()
+def shift(x_V: Array, by: Number, factor: Number, out_V: Array) -> None:
+    """out = (x - by) factor; the difference comes first, for it is nearly exact."""
+    for j in range(x_V.size):
+        out_V[j] = (x_V[j] - by) * factor
+
+
+@helper()
+def multiply(x_V: Array, y_V: Array, out_V: Array) -> None:
+    """out = x y"""
+    for j in range(x_V.size):
+        out_V[j] = x_V[j] * y_V[j]
+
+
+@helper()
+def add(x_V: Array, out_V: Array) -> None:
+    """out += x"""
+    for j in range(x_V.size):
+        out_V[j] += x_V[j]
+
+
+@helper()
+def add_product(x_V: Array, y_V: Array, out_V: Array) -> None:
+    """out += x y"""
+    for j in range(x_V.size):
+        out_V[j] += x_V[j] * y_V[j]
