@@ -223,7 +223,7 @@ def test_no_environment_variables_in_the_source():
 
 
 # what may look at a clock below the floors of training: how long a thread looks for work
-CLOCKS = {"runtime/cpu/jobs.py"}
+CLOCKS = {"runtime/cpu/tasks.py"}
 
 
 def test_no_clock_chooses_a_form():

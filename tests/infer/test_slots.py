@@ -6,15 +6,15 @@ import pytest
 import torch
 from stand_in import StandInGraph, install
 
-from exlstm.infer import recorded as recorded_page
 from exlstm.infer import token_loop
+from exlstm.infer.captured import CapturedSteps
 from exlstm.infer.cuda_graph import GraphSteps
-from exlstm.infer.recorded import RecordedSteps, into
 from exlstm.infer.slots import FixedSlots, GrowingSlots, sizes_up_to, slots_of
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers.contract import leaves, map_state, rows, state_nbytes
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
+from exlstm.runtime.cpu.graph import CapturedGraph
 
 VOCABULARY = 40
 
@@ -29,11 +29,11 @@ def build(pattern, dtype):
 
 
 @pytest.fixture
-def recorded(monkeypatch):
-    """How many steps are recorded."""
+def captured(monkeypatch):
+    """The number of rows of every step that is captured."""
     made = []
-    init = RecordedSteps.__init__
-    monkeypatch.setattr(RecordedSteps, "__init__", lambda self, *args: init(self, *args) or made.append(len(args[1])))
+    init = CapturedSteps.__init__
+    monkeypatch.setattr(CapturedSteps, "__init__", lambda self, *args: init(self, *args) or made.append(len(args[1])))
     return made
 
 
@@ -101,23 +101,22 @@ def test_rows_do_not_notice_each_other(pattern):
 
 
 @pytest.mark.parametrize("pattern", ["ms", "M"])
-def test_played_steps_share_one_memory(pattern, recorded, monkeypatch):
-    loose = []
+def test_replayed_steps_share_one_memory(pattern, captured, monkeypatch):
+    loose, init = [], CapturedGraph.__init__
 
-    def watched(tape, before, after, other):
-        made = into(tape, before, after, other)
-        loose.append([ref(x) for x in after])
-        places = {x.untyped_storage().data_ptr() for x in after}
-        assert not any(x.untyped_storage().data_ptr() in places for x in flat(made.kept))
-        return made
+    def watched(self, graph, states):
+        init(self, graph, states)
+        loose.append([ref(state.after) for state in states])
+        places = {state.after.untyped_storage().data_ptr() for state in states}
+        assert not any(x.untyped_storage().data_ptr() in places for x in flat(self.held))
 
-    monkeypatch.setattr(recorded_page, "into", watched)
+    monkeypatch.setattr(CapturedGraph, "__init__", watched)
     model = build(pattern, torch.float32)
     slots = FixedSlots(model, 6)
     assert slots.nbytes == 2 * 6 * model.state_bytes()
     exercise(model, slots, 2e-4)
     assert slots.why_not is None
-    assert recorded == [1, 4, 6, 2], "each size once, and never again for rows that are written"
+    assert captured == [1, 4, 6, 2], "each size once, and never again for rows that are written"
     assert len(loose) == 4
     assert not any(held() is not None for group in loose for held in group), "a size keeps no states of its own"
 
@@ -141,7 +140,7 @@ def test_graphs_of_all_sizes_share_one_memory(monkeypatch):
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(13, 2), (32, 4), (33, 0)])
-def test_more_rows_than_can_be_recorded_go_in_a_few_groups(rows, groups):
+def test_more_rows_than_can_be_captured_go_in_a_few_groups(rows, groups):
     """More than 12 rows of float32 are too many: groups of 8, and calls where these would be more than 4."""
     model = build("M", torch.float32)
     slots, alone = FixedSlots(model, rows), Alone(model, rows)
@@ -152,13 +151,13 @@ def test_more_rows_than_can_be_recorded_go_in_a_few_groups(rows, groups):
 
 
 @torch.no_grad()
-def test_weights_that_move_are_found_again(recorded):
+def test_weights_that_move_are_found_again(captured):
     model = build("M", torch.float32)
     slots, alone = FixedSlots(model, 2), Alone(model, 2)
     for _ in range(2):
         torch.testing.assert_close(slots.step([1, 2]), alone.step([1, 2]), rtol=2e-4, atol=2e-4)
         model.head.weight = torch.nn.Parameter(-model.head.weight)
-    assert recorded == [2, 2]
+    assert captured == [2, 2]
 
 
 def test_sizes():
@@ -166,7 +165,7 @@ def test_sizes():
 
 
 @pytest.mark.parametrize(("pattern", "dtype"), [("M", torch.float32), ("ms", torch.float64), ("mas", torch.float64)])
-def test_a_loop_takes_other_states_for_some_rows(pattern, dtype, recorded):
+def test_a_loop_takes_other_states_for_some_rows(pattern, dtype, captured):
     model = build(pattern, dtype)
     slack = 2e-4 if dtype is torch.float32 else 1e-12
     with torch.no_grad():
@@ -186,7 +185,7 @@ def test_a_loop_takes_other_states_for_some_rows(pattern, dtype, recorded):
     if "a" not in pattern:
         assert all(map(torch.equal, leaves(rows(mixed[0], torch.tensor([2, 0]))), leaves(other)))
     assert state_nbytes(mixed[0]) == state_nbytes(state)
-    assert recorded == ([3] if dtype is torch.float32 else [])
+    assert captured == ([3] if dtype is torch.float32 else [])
     with pytest.raises(ValueError, match="row 3 cannot be written"):
         loop.write([3], rows(first, torch.tensor([0])))
     with pytest.raises(ValueError, match="blocks"):

@@ -14,7 +14,7 @@ from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import preset
 from exlstm.models.summary import flops_per_token, readable
-from exlstm.ops import block_linear
+from exlstm.ops.block_linear import reference as block_linear
 
 
 def build(pattern, vocab=64, width=128):

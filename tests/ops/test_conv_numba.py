@@ -52,9 +52,12 @@ def test_any_shape_is_the_definition(data):
     x = make(B, T, D, W, seed=seed)
     want = everything([t.double() for t in x], partial(definition, **options))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_conv, "PIECE_STEPS", data.draw(st.sampled_from([1, 2, 7, 128])))
+        patch.setattr(numba_conv, "ITEM_STEPS", data.draw(st.sampled_from([1, 2, 7, 128])))
         got = everything(x, partial(numba, **options))
-    same.assert_same(got, want, tolerance=1e-5)
+    # one unit for all: the gradient of a single weight may be a sum of which next to nothing is left
+    unit = max(float(t.abs().max()) for t in want.values() if t.numel())
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name].double(), tensor, rtol=0, atol=1e-5 * unit, msg=name)
 
 
 @pytest.mark.parametrize("activation", ["none", "silu"])
@@ -65,7 +68,7 @@ def test_accuracy_at_a_real_size(activation):
 
 def test_accuracy_of_long_sums():
     """Gradients of the weights are sums over all steps, here of numbers of one sign."""
-    x = [t.abs() for t in make(1, numba_conv.PIECE_STEPS, 256)]
+    x = [t.abs() for t in make(1, numba_conv.ITEM_STEPS, 256)]
     dy = torch.rand(x[0].shape)
     want, plain, got = (
         torch.autograd.grad(run(*(t.requires_grad_() for t in inputs))[0], inputs[1:3], dy.to(inputs[0].dtype))
@@ -137,7 +140,7 @@ def test_gradients_that_are_not_contiguous(gradient):
 def test_threads_change_nothing(monkeypatch):
     """Any number of threads, and several callers at once."""
     x, run = make(3, 300, 160), partial(numba, activation="silu")
-    assert x[0].numel() > 4 * numba_conv.THREAD_ELEMENTS
+    monkeypatch.setattr("exlstm.runtime.cpu.launch.THREAD_US", 1e-6)
     results = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -148,10 +151,10 @@ def test_threads_change_nothing(monkeypatch):
         assert_equal(result, results[0])
 
 
-def test_pieces_change_nothing_but_the_sums(monkeypatch):
+def test_items_change_nothing_but_the_sums(monkeypatch):
     x, run = make(2, 40), partial(numba, activation="silu", reset_BT=torch.rand(2, 40) < 0.1)
     want = everything(x, run)
-    monkeypatch.setattr(numba_conv, "PIECE_STEPS", 3)
+    monkeypatch.setattr(numba_conv, "ITEM_STEPS", 3)
     got = everything(x, run)
     for name in ("gradient of w", "gradient of b"):
         torch.testing.assert_close(got.pop(name), want.pop(name))

@@ -254,7 +254,7 @@ def test_some_gradients_alone():
 
 def test_threads_change_nothing(monkeypatch):
     """Any number of threads, work large or small, and several callers at once."""
-    monkeypatch.setattr("exlstm.ops.gated_norm.numba.THREAD_NUMBERS", 64)
+    monkeypatch.setattr("exlstm.runtime.cpu.launch.THREAD_US", 1e-6)
     x = with_bias(make(3, 67, 3, 16))
     results = []
     for threads in (1, 2, 5):

@@ -57,8 +57,8 @@ def test_it_is_the_definition(kind, N, K, M, biased, seed):
 
 
 @kinds
-def test_many_pieces(kind, two_threads):
-    """Larger than one piece and than one thread's share, with odd ends."""
+def test_many_items(kind, two_threads):
+    """Larger than one item and than one thread's share, with odd ends."""
     for N, K, M in [(1031, 520, 1), (1031, 520, 3), (3001, 129, 2)]:
         weight, bias = make(kind, N, K)
         x = torch.randn(M, K)
@@ -139,7 +139,7 @@ def test_several_maps_are_one_job(two_threads):
 
 
 def test_threads_may_call_at_once(two_threads):
-    """One of them has the team, the others work alone: nobody gets another's numbers."""
+    """Each in a region of its own: no caller gets the numbers of another."""
     made = [make("bfloat16", 1200, 256, seed) for seed in range(4)]
     x = torch.randn(4, 2, 256).bfloat16()
     wanted = [linear(x[n], *made[n], backend="numba") for n in range(4)]
@@ -159,12 +159,12 @@ import os, threading, torch
 from exlstm.ops.linear import linear
 torch.set_num_threads(2)
 torch.set_grad_enabled(False)
-w, x = torch.randn(1500, 256), torch.randn(1, 256)
+w, x = torch.randn(3000, 512), torch.randn(1, 512)
 y = linear(x, w, backend="numba")
 child = os.fork()
 again = linear(x, w, backend="numba")
 if child == 0:
-    alive = any(t.name.startswith("exlstm-team") for t in threading.enumerate())
+    alive = any(t.name.startswith("exlstm-pool") for t in threading.enumerate())
     os._exit(0 if torch.equal(y, again) and alive else 1)
 assert torch.equal(y, again)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -172,7 +172,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_a_forked_child_has_a_team_of_its_own():
+def test_a_forked_child_has_a_pool_of_its_own():
     """And both processes end."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120, check=False

@@ -161,7 +161,7 @@ def test_threads_change_nothing(monkeypatch, threads):
     x = make(3, 1, 2, 16, 16, dtype=torch.float32)
     options = {"reset_BT": torch.tensor([[False], [True], [False]])}
     want = found(step, x, options)
-    monkeypatch.setattr("exlstm.ops.mlstm.numba.step.THREAD_BYTES", 64)
+    monkeypatch.setattr("exlstm.runtime.cpu.launch.THREAD_US", 1e-6)
     torch.set_num_threads(threads)
     try:
         got = found(step, x, options)

@@ -12,8 +12,9 @@ from same import assert_same
 from slstm_cases import call, everything, make, resets
 
 from cases import every_pair
-from exlstm.ops.slstm import SLSTMState, numba_tile, slstm
+from exlstm.ops.slstm import SLSTMState, slstm
 from exlstm.ops.slstm.numba import op as scan
+from exlstm.ops.slstm.numba import tile as numba_tile
 from exlstm.ops.slstm.numba.tile import (
     LANES,
     PANEL,
@@ -56,12 +57,12 @@ def test_without_mixing(V):
     against_the_definition(x, mixing=False, reset_BT=resets(5, 7), lengths_B=lengths)
 
 
-@pytest.mark.parametrize("B", [scan.MOST_ROWS - 1, scan.MOST_ROWS + 1, 2 * scan.MOST_ROWS + 5])
+@pytest.mark.parametrize("B", [scan.MAX_ROWS - 1, scan.MAX_ROWS + 1, 2 * scan.MAX_ROWS + 5])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_several_tiles_of_a_head(threads, monkeypatch, B, count):
-    monkeypatch.setattr(scan, "THREAD_WORTH", 1e-3)
+    monkeypatch.setattr("exlstm.runtime.cpu.launch.THREAD_US", 1e-6)
     threads(count)
-    assert (scan.plan(B, 5, 3, 5).items > 3) == (B > scan.MOST_ROWS or count == 2)
+    assert (scan.plan(B, 5, 3, 5, 0).items > 3) == (B > scan.MAX_ROWS or count == 2)
     lengths = torch.arange(B) % 6
     against_the_definition(make(B, 5, 3, 5, dtype=torch.float32), reset_BT=resets(B, 5), lengths_B=lengths)
 
@@ -79,8 +80,8 @@ def test_step_by_step(B, V):
     torch.testing.assert_close(torch.cat(h, dim=1), want, rtol=1e-5, atol=1e-6)
     for got, expected in zip(state, last, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-    assert not scan.plan(min(B, 5), 1, 2, V).packed
-    assert scan.plan(B, 6, 2, V).packed
+    assert not scan.plan(min(B, 5), 1, 2, V, 0).packed
+    assert scan.plan(B, 6, 2, V, 0).packed
 
 
 @settings(max_examples=200)
@@ -89,12 +90,11 @@ def test_the_plan_covers_every_row_once(B, H, V, count):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        items, rows, threads, _ = scan.plan(B, 256, H, V)
+        items, rows, _, _ = scan.plan(B, 256, H, V, 16 * H * V * V)
     finally:
         torch.set_num_threads(before)
     assert items == H * -(-B // rows)
-    assert 4 <= rows <= max(4, scan.MOST_ROWS)
-    assert 1 <= threads <= count
+    assert 4 <= rows <= max(4, scan.MAX_ROWS)
 
 
 @cache

@@ -8,22 +8,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from numba.core.caching import CompileResultCacheImpl, InTreeCacheLocator
 
 from exlstm.runtime.cpu import jit
+from exlstm.runtime.cpu.launch import Cost, launch
 
 KERNEL = """
-from exlstm.runtime.cpu.jit import compiled
+from exlstm.runtime.cpu.kernel import F64, kernel
+from exlstm.runtime.cpu.memory import double_at, put_double
 from numba_test_helper import factor
 
-@compiled
-def kernel(x_I, scale):
+@kernel()
+def sum_scaled(first: int, last: int, I: int, x_I: F64, scale: float, y: F64) -> None:
     total = 0.0
-    for i in range(x_I.size):
-        total += factor() * x_I[i] / scale
-    return total
+    for i in range(I):
+        total += factor() * double_at(x_I + 8 * i) / scale
+    put_double(y, total)
+
+@kernel()
+def another(first: int, last: int, y: F64) -> None:
+    put_double(y, factor())
 """
 HELPER = """
 from numba import njit
@@ -46,25 +52,33 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
-    jit.tell.cache_clear()
+    jit.announce.cache_clear()
 
 
 def load(folder):
-    """The kernel as a fresh process would get it."""
+    """The page of kernels as a fresh process would get it."""
     for name in ("numba_test_helper", "numba_test_kernel"):
         spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)
         # not from Python's own cache of bytecode: files here are edited within a second
         exec(compile((folder / f"{name}.py").read_text(), spec.origin, "exec"), vars(sys.modules[name]))
-    return sys.modules["numba_test_kernel"].kernel
+    return sys.modules["numba_test_kernel"]
 
 
-def run(kernel, scale=1.0):
-    return kernel(np.ones(3), scale)
+def run(page, scale=1.0):
+    y = torch.empty(1).double()
+    launch(page.sum_scaled, 1, 3, torch.ones(3).double(), scale, y, cost=Cost())
+    return y.item()
 
 
-def from_disk(kernel):
-    return sum(kernel.stats.cache_hits.values())
+def run_another(page):
+    y = torch.empty(1).double()
+    launch(page.another, 1, y, cost=Cost())
+    return y.item()
+
+
+def from_disk(page):
+    return page.sum_scaled.compiled.cache_hits
 
 
 def files(folder):
@@ -79,22 +93,22 @@ def test_the_next_process_finds_the_kernel(folder, caplog):
     assert "compiling its CPU kernels" in caplog.text
     assert "next start finds them" in caplog.text
     caplog.clear()
-    jit.tell.cache_clear()
+    jit.announce.cache_clear()
     second = load(folder)
     assert (run(second), from_disk(second), len(files(folder))) == (6.0, 1, 1)
     assert caplog.records == [], "nobody waits, so there is nothing to say"
 
 
 def test_it_says_so_once(folder, caplog):
-    kernel = load(folder)
-    run(kernel)
-    assert kernel(np.ones(3, dtype=np.float32), 1.0) == 6.0
+    page = load(folder)
+    run(page)
+    assert run_another(page) == 2.0
     assert len(files(folder)) == 2
     assert len(caplog.records) == 1
 
 
 def test_division_by_zero_is_infinite(folder):
-    assert run(load(folder), 0.0) == np.inf
+    assert run(load(folder), 0.0) == float("inf")
 
 
 @pytest.mark.parametrize("page", ["numba_test_helper", "numba_test_kernel"])
@@ -112,7 +126,7 @@ def test_edited_sources_are_compiled_anew(folder, page):
 @pytest.mark.parametrize("shared", ["math", "jit"])
 def test_the_shared_pages_count_as_sources(monkeypatch, tmp_path, folder, shared):
     """Those of `runtime.cpu`: their functions are inlined everywhere."""
-    kernel = load(folder).py_func
+    kernel = load(folder).sum_scaled.function
     ops = tmp_path / "ops"
     ops.mkdir()
     for name in ("math.py", "jit.py"):
@@ -151,13 +165,13 @@ def test_without_a_writable_folder(folder, caplog):
 
 
 def test_the_folder_goes_away_later(folder):
-    kernel = load(folder)
-    run(kernel)
+    page = load(folder)
+    run(page)
     for path in (folder / "__pycache__").iterdir():
         path.unlink()
     (folder / "__pycache__").rmdir()
     (folder / "__pycache__").write_text("in the way")
-    assert kernel(np.ones(3, dtype=np.float32), 1.0) == 6.0
+    assert run_another(page) == 2.0
 
 
 def test_a_full_disk(folder, monkeypatch):
@@ -172,7 +186,7 @@ def test_a_full_disk(folder, monkeypatch):
 
 
 def test_another_cpu_and_other_types_are_other_files(folder):
-    cache = load(folder)._cache
+    cache = jit.CompiledForms(load(folder).sum_scaled.function)
 
     def path(*types, cpu="this"):
         class Codegen:
@@ -186,7 +200,7 @@ def test_another_cpu_and_other_types_are_other_files(folder):
 
 
 def test_processes_that_save_at_once_do_not_mix_their_kernels(tmp_path):
-    one, other = (jit.KernelFiles(tmp_path, "kernel", "stamp") for _ in range(2))
+    one, other = (jit.CompiledFiles(tmp_path, "kernel", "stamp") for _ in range(2))
     one.save("a", "for a")
     other.save("b", "for b")
     one.save("b", "for b, too")

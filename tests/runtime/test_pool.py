@@ -1,106 +1,89 @@
-"""The team that shares out pieces: every piece once, however many call, sleep and wake."""
+"""The pool of spinning threads, and replays on it or on torch's threads: every item once, for any number of callers."""
 
 import subprocess
 import sys
 import threading
 import time
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
+from counting import Counting, count_items
 
-from exlstm.runtime.cpu import player as player_page
-from exlstm.runtime.cpu import team as team_page
-from exlstm.runtime.cpu.jit import compiled
-from exlstm.runtime.cpu.jobs import REST, add, address_of, load
-from exlstm.runtime.cpu.player import Player
-from exlstm.runtime.cpu.team import Team
-
-
-def _count(arguments, piece):
-    """Adds one to the counter of this piece, after some work."""
-    for n in range(load(arguments)):
-        add(arguments + 8, n)
-    add(arguments + 16 + 8 * piece, 1)
-
-
-count = compiled(_count)
-
-
-def counter(arguments, piece):
-    count(arguments, piece)
-
-
-COUNTER = address_of(counter)
+from exlstm.runtime.cpu import graph, tasks
+from exlstm.runtime.cpu.graph import Player
+from exlstm.runtime.cpu.pool import SpinPool
+from exlstm.runtime.cpu.tasks import BACKOFF_TASKS
 
 
 @pytest.fixture
-def team():
-    team = Team(3)
-    yield team
-    team.dismiss()
-    assert not any(thread.is_alive() for thread in team.threads)
+def pool():
+    pool = SpinPool(3)
+    yield pool
+    pool.stop()
+    assert not any(thread.is_alive() for thread in pool.threads)
 
 
-def job(pieces, work=0):
-    """Arguments: how long a piece takes, a place for it, and a counter per piece."""
-    arguments = np.zeros(2 + pieces, np.int64)
-    arguments[0] = work
-    return arguments
+def run(pool, counting, blocks=None):
+    return pool.run(count_items.address, counting.address, counting.items, blocks or counting.items)
 
 
-def test_every_piece_once(team):
-    for pieces in [*range(1, 20), 1000] * 20:
-        arguments = job(pieces, work=20)
-        team.run(COUNTER, arguments.ctypes.data, pieces)
-        assert (arguments[2:] == 1).all()
+def test_every_item_once(pool):
+    for items in [*range(1, 20), 1000] * 20:
+        counting = Counting(items, work=20)
+        assert run(pool, counting)
+        assert counting.all_are(1)
 
 
-def test_every_piece_once_where_all_want_the_same(team):
-    """Pieces of no work at all: taking them is all that happens."""
+@pytest.mark.parametrize("blocks", [1, 2, 3, 7, 50])
+def test_blocks_cover_all_items(pool, blocks):
+    counting = Counting(50)
+    assert run(pool, counting, blocks)
+    assert counting.all_are(1)
+
+
+def test_every_item_once_where_all_threads_want_the_same(pool):
+    """Blocks of no work at all: taking them is all that happens."""
     for _ in range(10):
-        arguments = job(100_000)
-        team.rest = 0
-        team.run(COUNTER, arguments.ctypes.data, 100_000)
-        assert (arguments[2:] == 1).all()
+        counting = Counting(100_000)
+        pool.backoff = 0
+        assert run(pool, counting)
+        assert counting.all_are(1)
 
 
-def test_others_work_too(team):
-    """The caller alone would not have waited for anybody: while one piece takes long, others do the rest."""
+def test_other_threads_work_too(pool):
+    """The caller alone would not have waited: while one block takes long, others compute the rest."""
     seen = set()
     for _ in range(200):
-        arguments = job(50, work=2000)
-        before = team.control
-        team.run(COUNTER, arguments.ctypes.data, 50)
-        assert (arguments[2:] == 1).all()
-        seen.add(team.sleepers)
-        assert team.control == before
-    assert min(seen) < len(team.threads), "nobody woke"
+        counting = Counting(50, work=2000)
+        assert run(pool, counting)
+        assert counting.all_are(1)
+        seen.add(pool.num_sleeping)
+    assert min(seen) < len(pool.threads), "no thread woke"
 
 
-def test_the_team_falls_asleep_and_wakes(team):
+def test_threads_fall_asleep_and_wake(pool):
     for _ in range(5):
-        arguments = job(40, work=500)
-        team.run(COUNTER, arguments.ctypes.data, 40)
-        assert (arguments[2:] == 1).all()
+        counting = Counting(40, work=500)
+        run(pool, counting)
+        assert counting.all_are(1)
         deadline = time.monotonic() + 20
-        while team.sleepers < len(team.threads) and time.monotonic() < deadline:
+        while pool.num_sleeping < len(pool.threads) and time.monotonic() < deadline:
             time.sleep(0.002)
-        assert team.sleepers == len(team.threads)
+        assert pool.num_sleeping == len(pool.threads)
 
 
-def test_many_callers(team):
-    """Whoever finds the team busy works alone; nobody's pieces are lost or done twice."""
+def test_many_callers(pool):
+    """A caller that finds the pool busy works alone; no item is lost or computed twice."""
     wrong = []
 
-    def call(pieces):
+    def call(items):
         for _ in range(300):
-            arguments = job(pieces, work=30)
-            team.run(COUNTER, arguments.ctypes.data, pieces)
-            if not (arguments[2:] == 1).all():
-                wrong.append(arguments)
+            counting = Counting(items, work=30)
+            if not run(pool, counting) or not counting.all_are(1):
+                wrong.append(counting)
 
-    threads = [threading.Thread(target=call, args=(pieces,)) for pieces in (3, 17, 64, 5)]
+    threads = [threading.Thread(target=call, args=(items,)) for items in (3, 17, 64, 5)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -108,84 +91,99 @@ def test_many_callers(team):
     assert wrong == []
 
 
-def test_a_dismissed_team_works_alone(team):
-    team.dismiss()
-    arguments = job(9)
-    team.run(COUNTER, arguments.ctypes.data, 9)
-    assert (arguments[2:] == 1).all()
+def test_a_stopped_pool_works_alone(pool):
+    pool.stop()
+    counting = Counting(9)
+    assert run(pool, counting)
+    assert counting.all_are(1)
 
 
 QUIET = """
 import threading, torch
+from exlstm.runtime.cpu import region
+region.gnu_openmp = lambda: None
 import exlstm
 torch.set_num_threads({threads})
-model = exlstm.LM(exlstm.preset("laptop-tiny"))
 from exlstm.ops.linear import linear
 with torch.no_grad():
-    linear(torch.ones(1, 600), torch.ones(600, 600), backend="numba")
+    linear(torch.ones(1, 2000), torch.ones(2000, 2000), backend="numba")
 print(sum(t.name.startswith("exlstm") for t in threading.enumerate()))
 """
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_no_thread_that_torch_was_not_given(threads):
-    """And the process ends by itself, with the team awake or asleep."""
+    """And the process ends by itself, with the pool awake or asleep."""
     done = subprocess.run(
         [sys.executable, "-c", QUIET.format(threads=threads)], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout) == (0, f"{threads - 1}\n"), done.stderr
 
 
-def test_who_waited_long_rests(team, monkeypatch):
-    """As when another process takes the core of a thread. Every piece is done all the same."""
-    monkeypatch.setattr(team_page, "together", lambda *job: team_page.alone(*job[1:]) or team.patience)
-    arguments = job(5)
-    for turn in range(2 * (REST + 1)):
-        team.run(COUNTER, arguments.ctypes.data, 5)
-        assert (arguments[2:] == turn + 1).all()
-        assert team.rest == REST - turn % (REST + 1)
+def test_tasks_after_one_that_was_waited_for_are_run_serially(pool):
+    """As when another process takes the core of a thread: any waiting at all counts here. All items are computed."""
+    pool.spin_limit, counting = 10, Counting(8, work=100_000)  # a tenth of that: one spin
+    turns = 0
+    while pool.backoff == 0 and turns < 500:
+        run(pool, counting)
+        turns += 1
+    assert counting.all_are(turns)
+    assert pool.backoff == BACKOFF_TASKS, "no thread was in the middle of a block when the caller had run out of them"
+    for left in reversed(range(BACKOFF_TASKS)):
+        run(pool, counting)
+        assert pool.backoff == left
+    assert counting.all_are(turns + BACKOFF_TASKS)
 
 
-def table_of(*jobs):
-    """What `play` takes: (arguments, pieces, whether they are shared) of each job, and what has to stay alive."""
-    numbers = [(COUNTER, x.ctypes.data, pieces, shared) for x, pieces, shared in jobs]
-    return np.array(numbers, np.int64)
+def replay(player, tasks_of, threads):
+    """Replays a table of tasks: (counting, whether threads share it)."""
+    table = array("q", [
+        number
+        for counting, parallel in tasks_of
+        for number in (count_items.address, counting.address, counting.items, counting.items, parallel)
+    ])  # fmt: skip
+    player.replay(table.buffer_info()[0], len(tasks_of), threads)
 
 
 WAYS = {
     "torch's threads": lambda monkeypatch: None,
-    "a team": lambda monkeypatch: monkeypatch.setattr(player_page, "gnu_openmp", lambda: None),
+    "a pool": lambda monkeypatch: monkeypatch.setattr(graph, "usable_openmp", lambda: None),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_player_plays_every_piece_of_every_job_once(way, threads, monkeypatch):
+def test_a_replay_computes_every_item_of_every_task_once(way, threads, monkeypatch):
     WAYS[way](monkeypatch)
     player = Player()
     for _ in range(20):
-        jobs = [(job(pieces, work=20), pieces, shared) for pieces in (1, 3, 40, 1000) for shared in (0, 1)]
-        table = table_of(*jobs)
-        player.play(table.ctypes.data, len(table), threads)
-        assert all((x[2:] == 1).all() for x, _, _ in jobs)
+        countings = [(Counting(items, work=20), parallel) for items in (1, 3, 40, 1000) for parallel in (0, 1)]
+        replay(player, countings, threads)
+        assert all(counting.all_are(1) for counting, _ in countings)
 
 
-def test_several_players_at_once():
+def test_several_replays_at_once():
     """Each with a region of its own, from several threads of Python."""
 
-    def play(_number):
-        player, jobs = Player(), [(job(50, work=20), 50, 1) for _ in range(30)]
-        table = table_of(*jobs)
-        player.play(table.ctypes.data, len(table), 2)
-        return all((x[2:] == 1).all() for x, _, _ in jobs)
+    def call(_number):
+        countings = [(Counting(50, work=20), 1) for _ in range(30)]
+        replay(Player(), countings, 2)
+        return all(counting.all_are(1) for counting, _ in countings)
 
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(play, range(16)))
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(call, range(16)))
 
 
-def test_jobs_come_one_after_another():
+def test_tasks_come_one_after_another():
     """The second sees what the first wrote, on whatever threads they ran: it counts further."""
-    player, x = Player(), job(64, work=50)
-    table = table_of(*[(x, 64, 1)] * 200)
-    player.play(table.ctypes.data, len(table), 2)
-    assert (x[2:] == 200).all()
+    counting = Counting(64, work=50)
+    replay(Player(), [(counting, 1)] * 200, 2)
+    assert counting.all_are(200)
+
+
+def test_control_blocks_do_not_share_a_cache_line():
+    places = [tasks.WORD, tasks.FUNCTION, tasks.DONE, tasks.FAILED, tasks.STOP]
+    _, address = tasks.control_block()
+    assert address % tasks.LINE == 0
+    assert len({place // tasks.LINE for place in places}) == len(places)
+    assert max(places) + 8 <= tasks.CONTROL_BYTES

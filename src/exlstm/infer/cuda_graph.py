@@ -15,7 +15,7 @@ from torch import Tensor
 from exlstm.infer.steps import Memory, Steps, holders
 from exlstm.mixers.contract import leaves, map_state
 from exlstm.models.lm import LM
-from exlstm.runtime.capture import NotRecordable
+from exlstm.runtime.capture import NotCapturable
 
 # before a capture: the first run compiles kernels and finds out what is kept from then on, the second is as all others
 WARM_UPS = 2
@@ -30,7 +30,7 @@ class GraphSteps(Steps):
     def __init__(self, model: LM, tokens_B1: Tensor, memory: Memory, start: int = 0) -> None:
         super().__init__(model, tokens_B1, memory, start)
         if torch.is_autocast_enabled("cuda"):
-            raise NotRecordable("autocast keeps converted weights to itself, where a graph would not find them")
+            raise NotCapturable("autocast keeps converted weights to itself, where a graph would not find them")
         self.rows = memory.cut(0, start, len(tokens_B1))
         given = map_state(torch.clone, self.rows)
         try:
@@ -46,12 +46,12 @@ class GraphSteps(Steps):
         return None if len(devices) == 1 else f"its weights are on {devices}, and a graph runs on one device"
 
     def whole_step(self) -> Tensor:
-        """What is captured. NotRecordable for a state that grows."""
+        """What is captured. NotCapturable for a state that grows."""
         logits_B1C, after = self.model.advance(self.tokens_B1, self.rows)
         pairs = list(zip(leaves(self.rows), leaves(after), strict=True))
         for x, new in pairs:
             if new.shape != x.shape or new.dtype != x.dtype:
-                raise NotRecordable(
+                raise NotCapturable(
                     f"a state of {x.dtype} and shape {tuple(x.shape)} becomes {new.dtype} and {tuple(new.shape)}"
                 )
         for x, new in pairs:
@@ -66,7 +66,7 @@ class GraphSteps(Steps):
 def capture(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """(what does `step` again, the memory of its result). `step` is run a few times first.
 
-    NotRecordable if it does what a graph cannot hold, such as waiting for the GPU.
+    NotCapturable if it does what a graph cannot hold, such as waiting for the GPU.
     """
     # with torch's own choice of a mode, threads that have nothing to do with this could not allocate meanwhile
     mode = "thread_local"
@@ -82,5 +82,5 @@ def capture(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[
             with torch.cuda.graph(graph, stream=aside, capture_error_mode=mode):
                 result = step()
         except RuntimeError as error:
-            raise NotRecordable(f"a step cannot be captured: {str(error).partition(chr(10))[0]}") from error
+            raise NotCapturable(f"a step cannot be captured: {str(error).partition(chr(10))[0]}") from error
     return graph.replay, result

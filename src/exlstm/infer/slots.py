@@ -17,7 +17,7 @@ from exlstm.infer.token_loop import KINDS, kind_of_steps, obstacle
 from exlstm.mixers.contract import leaves, map_state, state_nbytes
 from exlstm.models.batching import grows, join_rows, take_rows
 from exlstm.models.lm import LM, LMState
-from exlstm.runtime.capture import NotRecordable
+from exlstm.runtime.capture import NotCapturable
 
 # Where a step of all rows cannot be recorded, so many recorded groups of them are played. Up to 4 took 0.2 to 1.07
 # times as long as one call in widths from 64 to 1024; 8 took up to 1.5 times. A rule and not a measurement, for both
@@ -124,7 +124,7 @@ class FixedSlots:
         for group in [each for each in reversed(self.sizes) if each <= size <= MOST_GROUPS * each]:
             try:
                 way = [self._steps(start, min(group, size - start), tokens_B) for start in range(0, size, group)]
-            except NotRecordable as reason:
+            except NotCapturable as reason:
                 self.why_not = str(reason)
                 continue
             self.why_not = None

@@ -57,7 +57,7 @@ class Steps(ABC):
     """The steps of some neighbouring rows in a `Memory`, one token per row each.
 
     tokens_B1: int64, of the right batch, not changed. start: the first of the rows. What is in the memory stays as it
-    is until `do`. Making one raises NotRecordable if that step cannot be done again.
+    is until `do`. Making one raises NotCapturable if that step cannot be done again.
     """
 
     sides: ClassVar[int]  # sets of buffers that the memory must have

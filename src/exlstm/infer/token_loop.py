@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exlstm.infer.captured import CapturedSteps
 from exlstm.infer.cuda_graph import GraphSteps
-from exlstm.infer.recorded import RecordedSteps
 from exlstm.infer.steps import Memory, Steps, draws
 from exlstm.mixers.contract import leaves
 from exlstm.models.batching import join_rows, take_rows
 from exlstm.models.lm import LM, LMState
-from exlstm.runtime.capture import NotRecordable
+from exlstm.runtime.capture import NotCapturable
 
-KINDS: dict[str, type[Steps]] = {"cpu": RecordedSteps, "cuda": GraphSteps}  # by type of device
+KINDS: dict[str, type[Steps]] = {"cpu": CapturedSteps, "cuda": GraphSteps}  # by type of device
 
 
 class TokenLoop:
@@ -82,7 +82,7 @@ class TokenLoop:
                 kind = kind_of_steps(self.model)
                 before = self.model.zero_state(len(tokens_B)) if self.before is None else self.before
                 steps = kind(self.model, tokens_B1.long(), Memory(before, kind.sides))
-            except NotRecordable as reason:
+            except NotCapturable as reason:
                 self.why_not = str(reason)
             else:
                 self.steps = steps
@@ -105,12 +105,12 @@ def obstacle(model: nn.Module) -> str | None:
 
 
 def kind_of_steps(model: LM) -> type[Steps]:
-    """What does steps of this model again. NotRecordable if they have to be called."""
+    """What does steps of this model again. NotCapturable if they have to be called."""
     # weights may have moved since a loop was made
     if (problem := obstacle(model)) is not None:
-        raise NotRecordable(problem)
+        raise NotCapturable(problem)
     if draws(model):
-        raise NotRecordable(
+        raise NotCapturable(
             "it is in training mode, where dropout or a graph draws anew at every step; call its eval() first"
         )
     return KINDS[model.embed.weight.device.type]

@@ -20,6 +20,7 @@ from exlstm.nn.layers import CausalConv, HeadNorm
 from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, in_blocks
 from exlstm.ops.common import wide_dtype
 from exlstm.ops.conv import ConvState
+from exlstm.ops.linear.headwise import headwise
 from exlstm.ops.slstm import CellActivation, ForgetGate, InputGate, SLSTMState, slstm
 
 Structure = Literal["block", "none", "diagonal", "low_rank", "sparse", "learned"]
@@ -147,7 +148,7 @@ class SLSTM(nn.Module):
         H, _, V, _ = self.w_HGVK.shape
         x_HMK = x_BTD.reshape(B * T, H, V).transpose(0, 1)
         w_HJK = self.w_HGVK[:, gates].flatten(1, 2)
-        return (x_HMK @ w_HJK.mT).transpose(0, 1).reshape(B, T, H, w_HJK.shape[1] // V, V)
+        return headwise(x_HMK, w_HJK).transpose(0, 1).reshape(B, T, H, w_HJK.shape[1] // V, V)
 
     def by_block(self, raw_BTHGV: Tensor) -> Tensor:
         """The same pre-activations with the blocks of R in the place of the heads."""

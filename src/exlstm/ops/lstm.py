@@ -19,6 +19,7 @@ from torch import Tensor
 from exlstm.ops.arguments import checked_rows, checked_state
 from exlstm.ops.common import blank, exactly, inside, wide
 from exlstm.ops.linear import linears
+from exlstm.ops.linear.headwise import headwise
 from exlstm.runtime.backend import choose
 from exlstm.runtime.tracing import tracer
 
@@ -57,7 +58,7 @@ def heard(h_BV: Tensor, u_GK: Tensor) -> Tensor:
     H = G // 4 // K
     blocks_NKK = u_GK.to(h_BV.dtype).view(4 * H, K, K)
     h_NBK = torch.cat([h_BV.view(-1, H, K).transpose(0, 1)] * 4)
-    return torch.bmm(h_NBK, blocks_NKK.mT).transpose(0, 1).reshape(-1, G)
+    return headwise(h_NBK, blocks_NKK).transpose(0, 1).reshape(-1, G)
 
 
 def lstm_step(

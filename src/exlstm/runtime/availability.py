@@ -1,24 +1,13 @@
 """What this machine offers: packages, instructions, and whether kernels for CPUs and GPUs can run on some tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-Arguments = ParamSpec("Arguments")
-Answer = TypeVar("Answer")
-
-
-def taken_as_given(question: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """torch.compile takes the answer as it is and does not look for reasons.
-
-    It is what `torch.compiler.assume_constant_result` does, which would load the compiler now.
-    """
-    vars(question)["_dynamo_marked_constant"] = True
-    return question
+from exlstm.runtime.internals import assume_constant, has_bfloat16_products
 
 
 @cache
@@ -38,13 +27,13 @@ def missing_numba() -> str | None:
     return "Numba's compiler is switched off by NUMBA_DISABLE_JIT" if off else None
 
 
-@taken_as_given
+@assume_constant
 def no_numba() -> str | None:
     """Why there is no Numba to compile kernels with, or None."""
     return missing_numba()
 
 
-@taken_as_given
+@assume_constant
 def has_triton() -> bool:
     """Whether Triton is installed; torch for NVIDIA and AMD GPUs brings it along."""
     return installed("triton")
@@ -72,7 +61,7 @@ def gpu_candidate(tensors: Sequence[Tensor], backend: str, other: str | None) ->
     return [("triton", other or gpu_obstacle(tensors, backend == "triton"))]
 
 
-@taken_as_given
+@assume_constant
 def interpreted() -> bool:
     """Whether Triton was told to interpret its kernels, on a CPU, instead of compiling them: for tests."""
     import triton
@@ -80,7 +69,7 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-@taken_as_given
+@assume_constant
 def graphics(device: torch.device) -> tuple[str, int]:
     """The name of a GPU, and the bytes of shared memory that a program of a kernel can have; an H100's elsewhere."""
     if device.type != "cuda":
@@ -93,10 +82,10 @@ def graphics(device: torch.device) -> tuple[str, int]:
 @cache
 def has_bfloat16() -> bool:
     """What `bfloat16_is_emulated` denies; looked up once."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_bfloat16_products()
 
 
-@taken_as_given
+@assume_constant
 def bfloat16_is_emulated() -> bool:
     """Whether this CPU has no instructions for products in bfloat16; torch then takes about a hundred times as long."""
     return not has_bfloat16()

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.runtime.capture import TAPED, NotRecordable, recording
 from exlstm.runtime.tracing import hidden, tracer
 
 
@@ -52,8 +51,6 @@ def choose(
         raise ValueError(f"backend {backend!r} of {op} cannot run: {obstacles[backend]}; use backend='auto'.")
     else:
         picked, why = backend, "asked for by name"
-    if picked == "numba" and op not in TAPED and recording() is not None:
-        raise NotRecordable(f"{op} runs a kernel that does not write itself down")
     # who compiles a graph does not ask, and torch.compile cannot look into the variable
     record = None if torch.compiler.is_compiling() else _record.get()
     if record is not None:

@@ -1,68 +1,55 @@
-"""What a decoding step does, written down, so that it can be done again without the interpreter.
+"""Capture of a decoding step: the kernels that it launches, in order, so that they can be replayed.
 
-While a `Tape` records, every op that runs a kernel of ours also writes down which one, with the addresses it got, and
-allocates nothing that would go away. `numba_replay` records what torch does in between, and plays it.
+While a `Graph` is active, every `launch` of a CPU kernel also adds a node to it, with the tensors and numbers that the
+kernel was given. `cpu/aten.py` adds what torch computes in between; `cpu/graph.py` replays. Numba is not needed here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-Kernel = Callable[[int, int], None]  # (address of the arguments, number of a piece), to be compiled
-Kept = TypeVar("Kept")
+from typing import Any, NamedTuple
 
 
-TAPED = frozenset(
-    {"linear", "mlstm", "gated_norm", "slstm", "conv", "block_linear"}
-)  # the ops whose Numba kernels for one step write themselves down
+class NotCapturable(Exception):
+    """A step does something that cannot be replayed; the message says what."""
 
 
-class NotRecordable(Exception):
-    """A function does something that cannot be written down."""
+class Node(NamedTuple):
+    """One launch of a kernel: its items, in any order and on several threads where that is worth it."""
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A kernel that was run: all its pieces, in any order, and on several threads where that is worth it."""
-
-    kernel: Kernel
-    arguments: tuple[int, ...]
-    pieces: int
-    shared: bool
+    kernel: Any
+    items: int
+    arguments: tuple[Any, ...]
+    parallel: bool
 
 
 @dataclass
-class Tape:
-    """The kernels that ran, in order, and what has to stay alive for them."""
+class Graph:
+    """The launches of a step that is being captured."""
 
-    entries: list[Entry] = field(default_factory=list)
-    kept: list[object] = field(default_factory=list)
-
-    def add(self, kernel: Kernel, *arguments: int, pieces: int = 1, shared: bool = False) -> None:
-        """Writes a kernel down."""
-        self.entries.append(Entry(kernel, arguments, pieces, shared))
-
-    def keep(self, thing: Kept) -> Kept:
-        """`thing`, which lives as long as the tape."""
-        self.kept.append(thing)
-        return thing
+    nodes: list[Node] = field(default_factory=list)
 
 
-_tape: ContextVar[Tape | None] = ContextVar("exlstm_tape", default=None)
+_active: ContextVar[Graph | None] = ContextVar("exlstm_capture", default=None)
 
 
-def recording() -> Tape | None:
-    """The tape that records, if there is one."""
-    return _tape.get()
+def active() -> Graph | None:
+    """The graph that is being captured, if there is one."""
+    return _active.get()
+
+
+def refuse(what: str) -> None:
+    """Raises NotCapturable if a graph is being captured: for computations that `launch` and torch do not see."""
+    if active() is not None:
+        raise NotCapturable(what)
 
 
 @contextmanager
-def recorded_on(tape: Tape) -> Iterator[None]:
-    """Records on `tape` inside the `with` block."""
-    token = _tape.set(tape)
+def capturing(graph: Graph) -> Iterator[None]:
+    """Captures into `graph` inside the `with` block."""
+    token = _active.set(graph)
     try:
         yield
     finally:
-        _tape.reset(token)
+        _active.reset(token)

@@ -10,11 +10,17 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from exlstm.runtime.availability import taken_as_given
-from exlstm.runtime.capture import recording
+from exlstm.runtime.capture import active
+from exlstm.runtime.internals import (
+    assume_constant,
+    in_forward_ad,
+    innermost_transform,
+    is_compiling,
+    jit_tracing_state,
+    num_dispatch_modes,
+)
 
 TRACED = "torch traces this call or its tensors, and its kernels are not operations of torch"
 TRANSFORMED = "torch.func, forward-mode AD or torch.jit.trace transforms this call, and it is no plain torch"
@@ -22,19 +28,13 @@ KERNELS = frozenset({"numba"})  # backends that neither can run
 FUNCTIONS = frozenset({"chunkwise", "fused", "triton", "triton_steps"})  # backends that cannot be transformed
 
 
-# asked in every op of a decoding step, where a name costs less than a path
-is_compiling, transform_in_force = torch.compiler.is_compiling, torch._C._functorch.peek_interpreter_stack
-jit_state, modes = torch._C._get_tracing_state, torch._C._len_torch_dispatch_stack
-
-
 def tracer(tensors: Iterable[Tensor | None] = ()) -> str | None:
     """TRANSFORMED, TRACED or None: what watches a call on these tensors."""
     if is_compiling():
         return TRANSFORMED if compiling_a_transform() else TRACED
-    if transform_in_force() is not None or jit_state() is not None or forward_ad._current_level >= 0:
+    if innermost_transform() is not None or jit_tracing_state() is not None or in_forward_ad():
         return TRANSFORMED
-    # recording a step is a mode, too
-    if modes() and modes() > (recording() is not None):
+    if num_dispatch_modes() and other_dispatch_modes():
         return TRACED
     for x in tensors:
         if type(x) is not Tensor and type(x) is not Parameter and x is not None:
@@ -42,10 +42,15 @@ def tracer(tensors: Iterable[Tensor | None] = ()) -> str | None:
     return None
 
 
-@taken_as_given
+def other_dispatch_modes() -> bool:
+    """Whether a dispatch mode of torch is active beside the one that captures a step."""
+    return num_dispatch_modes() > (1 if active() is not None else 0)
+
+
+@assume_constant
 def compiling_a_transform() -> bool:
     """Whether a compiler is inside a transform of torch.func."""
-    return transform_in_force() is not None
+    return innermost_transform() is not None
 
 
 def hidden(backend: str, watch: str) -> str | None:

@@ -18,15 +18,12 @@ from torch import Tensor
 
 from exlstm.ops.block_linear.reference import block_linear_torch
 from exlstm.ops.derivatives import twice
-from exlstm.runtime.addresses import address
-from exlstm.runtime.capture import recording
-from exlstm.runtime.cpu.jit import compiled
-from exlstm.runtime.cpu.memory import clear, long_at
-from exlstm.runtime.threads import share_out
+from exlstm.runtime.cpu.kernel import F32, F32Rows, kernel
+from exlstm.runtime.cpu.launch import Cost, launch
+from exlstm.runtime.cpu.memory import clear
 
 WORD, LONG = ir.IntType(32), ir.IntType(64)
 LANES, BLOCK = 16, 4  # channels at a time: a cache line; what is left of a row goes block by block
-THREAD_ELEMENTS = 1 << 18  # fewer numbers than this take one thread less time than it takes to wake another
 GRADIENT_PARTS = 16  # the weights' gradient is summed in as many parts, so that it does not depend on the threads
 
 
@@ -77,7 +74,7 @@ def add_outer_products(at: Channels, x: Any, dy: Any, dw: Any) -> None:
         at.store(at.add_product(at.input(numbers, i), gradients, at.load(dw, i)), dw, i)
 
 
-def kernel(body: Callable[[Channels, Any, Any, Any], None], lanes: int) -> Any:
+def channels_function(body: Callable[[Channels, Any, Any, Any], None], lanes: int) -> Any:
     """A function for Numba: `body` with so many channels, (bytes from row to row of the third, three addresses)."""
 
     def plain(_context: Any, _step: Any, _x: Any, _y: Any, _z: Any) -> Any:
@@ -91,44 +88,36 @@ def kernel(body: Callable[[Channels, Any, Any, Any], None], lanes: int) -> Any:
     return intrinsic(plain)
 
 
-map_line, map_block = kernel(map_channels, LANES), kernel(map_channels, BLOCK)
-add_line, add_block = kernel(add_outer_products, LANES), kernel(add_outer_products, BLOCK)
+map_line, map_block = channels_function(map_channels, LANES), channels_function(map_channels, BLOCK)
+add_line, add_block = channels_function(add_outer_products, LANES), channels_function(add_outer_products, BLOCK)
 
 
-@compiled
-def map_rows(first: int, last: int, D: int, x: int, x_step: int, w: int, y: int) -> None:
-    """Rows first to last - 1 of y. Single letters in small are addresses; rows of x are x_step bytes apart.
-
-    w: [4, D], weight (i, j) of output d, the j-th of its block, at [i, d].
-    """
+@kernel(I=BLOCK)
+def map_rows(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, w_ID: F32, y_MD: F32) -> None:
+    """Rows of y. Rows of x are x_step bytes apart. w: weight (i, j) of output d, the j-th of its block, at [i, d]."""
     lines = D // LANES * LANES
     for m in range(first, last):
-        from_row, to_row = x + m * x_step, y + 4 * m * D
+        from_row, to_row = x_MD + m * x_step, y_MD + 4 * m * D
         for d in range(0, 4 * lines, 4 * LANES):
-            map_line(4 * D, from_row + d, w + d, to_row + d)
+            map_line(4 * D, from_row + d, w_ID + d, to_row + d)
         for d in range(4 * lines, 4 * D, 4 * BLOCK):
-            map_block(4 * D, from_row + d, w + d, to_row + d)
+            map_block(4 * D, from_row + d, w_ID + d, to_row + d)
 
 
-@compiled
-def weight_gradients(first: int, last: int, M: int, D: int, x: int, x_step: int, dy: int, dy_step: int, dw: int
-                     ) -> None:  # fmt: skip
-    """Parts first to last - 1 of the sum over rows, each [4, D] as w is; addresses as in `map_rows`."""
+@kernel(I=BLOCK, P=GRADIENT_PARTS)
+def weight_gradients(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, dy_MD: F32Rows, dy_step: int,
+                     dw_PID: F32) -> None:  # fmt: skip
+    """Parts of the sum over rows, each [I, D] as w is."""
     lines = D // LANES * LANES
     for part in range(first, last):
-        here = dw + 4 * BLOCK * D * part
+        here = dw_PID + 4 * BLOCK * D * part
         clear(here, BLOCK * D)
         for m in range(M * part // GRADIENT_PARTS, M * (part + 1) // GRADIENT_PARTS):
-            x_row, dy_row = x + m * x_step, dy + m * dy_step
+            x_row, dy_row = x_MD + m * x_step, dy_MD + m * dy_step
             for d in range(0, 4 * lines, 4 * LANES):
                 add_line(4 * D, x_row + d, dy_row + d, here + d)
             for d in range(4 * lines, 4 * D, 4 * BLOCK):
                 add_block(4 * D, x_row + d, dy_row + d, here + d)
-
-
-def map_piece(a: int, m: int) -> None:
-    """For a `Tape`: one row; the arguments of `map_rows` from D on."""
-    map_rows(m, m + 1, long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32))
 
 
 def by_inputs(w_HVK: Tensor) -> Tensor:
@@ -144,20 +133,15 @@ def rows_of(x_BTD: Tensor) -> Tensor:
 
 def mapped(x_MD: Tensor, w_HVK: Tensor) -> Tensor:
     """y [M, D]."""
-    (M, D), w_ID = x_MD.shape, by_inputs(w_HVK)
+    M, D = x_MD.shape
     y_MD = x_MD.new_empty(M, D)
-    places = address(x_MD, M * D, gaps=True), 4 * x_MD.stride(0), address(w_ID, BLOCK * D), address(y_MD, M * D)
-    arguments = (D, *places)
-    share_out(map_rows, M, *arguments, threads=threads_for(x_MD))
-    if (tape := recording()) is not None:
-        tape.keep((x_MD, w_ID, y_MD))
-        tape.add(map_piece, *arguments, pieces=M)
+    launch(map_rows, M, M, D, x_MD, 4 * x_MD.stride(0), by_inputs(w_HVK), y_MD, cost=cost_of(x_MD))
     return y_MD
 
 
-def threads_for(x_MD: Tensor) -> int:
-    """As many as the work is worth."""
-    return max(1, x_MD.numel() // THREAD_ELEMENTS)
+def cost_of(x_MD: Tensor) -> Cost:
+    """Of reading two tensors like x, or of reading it and writing another."""
+    return Cost(bytes=2 * x_MD.nbytes)
 
 
 class BlockLinear(torch.autograd.Function):
@@ -179,10 +163,9 @@ class BlockLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             M, D = x_MD.shape
             dw_PID = x_MD.new_empty(GRADIENT_PARTS, BLOCK, D)
-            share_out(
-                weight_gradients, GRADIENT_PARTS, M, D, address(x_MD, M * D, gaps=True), 4 * x_MD.stride(0),
-                address(dy_MD, M * D, gaps=True), 4 * dy_MD.stride(0), address(dw_PID, GRADIENT_PARTS * BLOCK * D),
-                threads=threads_for(x_MD),
+            launch(
+                weight_gradients, GRADIENT_PARTS, M, D, x_MD, 4 * x_MD.stride(0), dy_MD, 4 * dy_MD.stride(0), dw_PID,
+                cost=cost_of(x_MD),
             )  # fmt: skip
             dw_HVK = dw_PID.sum(0).view(BLOCK, -1, BLOCK).permute(1, 2, 0)
         return dx_BTD, dw_HVK

@@ -1,13 +1,12 @@
-"""`gated_norm` on a CPU in one pass forward and one backward, compiled by Numba.
+"""`gated_norm` on a CPU in one pass forward and one backward.
 
-A head of one step at a time stays in a core's first cache while short loops go over it; each of them touches few
-arrays, so that LLVM can tell these apart. The backward keeps nothing but the inputs. Tensors are handed over as
-addresses, with the distance of their rows where these may be part of longer ones: a call costs a few microseconds.
+A head of one step at a time stays in a core's first cache while short loops go over it. The backward saves nothing but
+the inputs. Tensors that may be part of longer ones, c and z, come with the distance of their rows.
 
 B batch  T time  M both  H heads  V head width  E heads merged (H V)  N tiles of rows  P vectors with a gradient: g, s
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +15,17 @@ from torch import Tensor
 
 from exlstm.ops.derivatives import twice
 from exlstm.ops.gated_norm.reference import GateActivation, gated_norm_torch
-from exlstm.ops.norm.numba import norm_backward, standardise
-from exlstm.runtime.addresses import address, addresses
-from exlstm.runtime.capture import recording
+from exlstm.ops.norm.numba import norm_backward, standardize
 from exlstm.runtime.cpu.bfloat16 import read_numbers, write_numbers
-from exlstm.runtime.cpu.jit import compiled, helper
+from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.kernel import F32, F32Rows, FloatRows, Floats, kernel
+from exlstm.runtime.cpu.launch import Cost, launch
 from exlstm.runtime.cpu.loops import Array, add, add_product, multiply
 from exlstm.runtime.cpu.math import sigmoid
-from exlstm.runtime.cpu.memory import address_of, clear, double_as_long, double_at, keep, long_at, tensor_at
-from exlstm.runtime.threads import share_out
+from exlstm.runtime.cpu.memory import address_of, clear, hold, tensor_at
 
-TILE = 32  # rows whose gradients of g and s are summed before they join the others: the same for any number of threads
-THREAD_NUMBERS = 1 << 16  # so much of h takes a thread longer than waking another
+TILE_ROWS = 32  # whose gradients of g and s are summed before they join the others: the same for any number of threads
+FLOPS = 40  # for a number of h, forward
 
 
 @helper()
@@ -58,66 +56,88 @@ def gate_backward(z_V: Array, silu: bool, dy_V: Array, p_V: Array, dz_V: Array) 
             p_V[j] = dy_V[j] * s
 
 
-@compiled
-def forward_rows(first: int, last: int, H: int, V: int, h: int, g: int, b: int, s: int, c: int, c_step: int,
-                 z: int, z_step: int, y: int, silu: bool, eps: float) -> None:  # fmt: skip
-    """Rows first to last - 1 of y. Single letters in small are addresses, of float32; b: 0 for no bias; s, c: 0 for no
-    skip.
+class Inputs(NamedTuple):
+    """What forward and backward read. c and z: rows begin `*_step` numbers after one another."""
 
-    A row of c and z begins c_step and z_step numbers after the one before it; those of h and y follow each other.
-    """
-    E = H * V
+    B: int
+    T: int
+    H: int
+    V: int
+    E: int
+    h_BTHV: Floats
+    gain_E: Floats
+    bias_E: Floats
+    skip_E: Floats
+    c_BTE: FloatRows
+    c_step: int
+    z_BTE: FloatRows
+    z_step: int
+
+
+@kernel()
+def forward_rows(first: int, last: int, x: Inputs, y_BTE: F32, silu: bool, eps: float) -> None:
+    """Rows of y."""
+    V, E = x.V, x.E
     for m in range(first, last):
         for e in range(0, E, V):
-            y_V = tensor_at(y + 4 * (m * E + e), V, float32)
-            standardise(tensor_at(h + 4 * (m * E + e), V, float32), eps, y_V)
-            multiply(y_V, tensor_at(g + 4 * e, V, float32), y_V)
-            if b != 0:
-                add(tensor_at(b + 4 * e, V, float32), y_V)
-            if s != 0:
-                c_V = tensor_at(c + 4 * (m * c_step + e), V, float32)
-                add_product(tensor_at(s + 4 * e, V, float32), c_V, y_V)
-            gate(tensor_at(z + 4 * (m * z_step + e), V, float32), silu, y_V)
+            y_V = tensor_at(y_BTE + 4 * (m * E + e), V, float32)
+            standardize(tensor_at(x.h_BTHV + 4 * (m * E + e), V, float32), eps, y_V)
+            multiply(y_V, tensor_at(x.gain_E + 4 * e, V, float32), y_V)
+            if x.bias_E != 0:
+                add(tensor_at(x.bias_E + 4 * e, V, float32), y_V)
+            if x.skip_E != 0:
+                c_V = tensor_at(x.c_BTE + 4 * (m * x.c_step + e), V, float32)
+                add_product(tensor_at(x.skip_E + 4 * e, V, float32), c_V, y_V)
+            gate(tensor_at(x.z_BTE + 4 * (m * x.z_step + e), V, float32), silu, y_V)
 
 
-@compiled
-def backward_rows(first: int, last: int, M: int, H: int, V: int, h: int, g: int, b: int, s: int, c: int, c_step: int,
-                  z: int, z_step: int, dy: int, dy_step: int, dh: int, dz: int, dc: int, dgs: int, db: int, silu: bool,
-                  eps: float) -> None:  # fmt: skip
-    """Tiles first to last - 1 of the gradients; addresses as in `forward_rows`. dgs: of g and s, for each tile; db: of
-    b."""  # fmt: skip
-    E = H * V
+class Gradients(NamedTuple):
+    """What the backward fills: dgs has the gradients of g and s, db that of b, of every tile."""
+
+    N: int
+    dh_BTHV: F32
+    dz_BTE: F32
+    dc_BTE: F32
+    dgs_NPE: F32
+    db_NE: F32
+
+
+@kernel(P=2)
+def backward_tiles(first: int, last: int, x: Inputs, dy_BTE: F32Rows, dy_step: int, out: Gradients, silu: bool,
+                   eps: float) -> None:  # fmt: skip
+    """Tiles of the gradients."""
+    M, V, E = x.B * x.T, x.V, x.E
     work = np.empty(2 * V, float32)
     n_V = tensor_at(address_of(work), V, float32)
     p_V = tensor_at(address_of(work) + 4 * V, V, float32)
     for tile in range(first, last):
-        dg, ds = dgs + 8 * tile * E, dgs + 4 * (2 * tile + 1) * E
+        dg, ds = out.dgs_NPE + 8 * tile * E, out.dgs_NPE + 4 * (2 * tile + 1) * E
         clear(dg, 2 * E)
-        if b != 0:
-            clear(db + 4 * tile * E, E)
-        for m in range(tile * TILE, min((tile + 1) * TILE, M)):
+        if x.bias_E != 0:
+            clear(out.db_NE + 4 * tile * E, E)
+        for m in range(tile * TILE_ROWS, min((tile + 1) * TILE_ROWS, M)):
             for e in range(0, E, V):
                 here = 4 * (m * E + e)
-                g_V, s_V = tensor_at(g + 4 * e, V, float32), tensor_at(s + 4 * e, V, float32)
-                c_V = tensor_at(c + 4 * (m * c_step + e), V, float32)
-                z_V = tensor_at(z + 4 * (m * z_step + e), V, float32)
-                factor = standardise(tensor_at(h + here, V, float32), eps, n_V)
+                g_V, s_V = tensor_at(x.gain_E + 4 * e, V, float32), tensor_at(x.skip_E + 4 * e, V, float32)
+                c_V = tensor_at(x.c_BTE + 4 * (m * x.c_step + e), V, float32)
+                z_V = tensor_at(x.z_BTE + 4 * (m * x.z_step + e), V, float32)
+                factor = standardize(tensor_at(x.h_BTHV + here, V, float32), eps, n_V)
                 multiply(n_V, g_V, p_V)
-                if b != 0:
-                    add(tensor_at(b + 4 * e, V, float32), p_V)
-                if s != 0:
+                if x.bias_E != 0:
+                    add(tensor_at(x.bias_E + 4 * e, V, float32), p_V)
+                if x.skip_E != 0:
                     add_product(s_V, c_V, p_V)
-                dy_V = tensor_at(dy + 4 * (m * dy_step + e), V, float32)
-                gate_backward(z_V, silu, dy_V, p_V, tensor_at(dz + here, V, float32))
+                dy_V = tensor_at(dy_BTE + 4 * (m * dy_step + e), V, float32)
+                gate_backward(z_V, silu, dy_V, p_V, tensor_at(out.dz_BTE + here, V, float32))
                 add_product(p_V, n_V, tensor_at(dg + 4 * e, V, float32))
-                if b != 0:
-                    add(p_V, tensor_at(db + 4 * (tile * E + e), V, float32))
-                if s != 0:
+                if x.bias_E != 0:
+                    add(p_V, tensor_at(out.db_NE + 4 * (tile * E + e), V, float32))
+                if x.skip_E != 0:
                     add_product(p_V, c_V, tensor_at(ds + 4 * e, V, float32))
-                    multiply(p_V, s_V, tensor_at(dc + here, V, float32))
+                    multiply(p_V, s_V, tensor_at(out.dc_BTE + here, V, float32))
                 multiply(p_V, g_V, p_V)
-                norm_backward(n_V, factor, p_V, tensor_at(dh + here, V, float32))
-    keep(work)
+                norm_backward(n_V, factor, p_V, tensor_at(out.dh_BTHV + here, V, float32))
+    hold(work)
 
 
 def even_rows(x_BTE: Tensor) -> tuple[Tensor, int]:
@@ -129,42 +149,27 @@ def even_rows(x_BTE: Tensor) -> tuple[Tensor, int]:
     return x_BTE.contiguous(), x_BTE.shape[2]
 
 
-def skip_in_rows(skip_E: Tensor | None, c_BTE: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
-    """The same for c; the vector in order. None, None, 0 if there are none."""
-    if skip_E is None or c_BTE is None:
-        return None, None, 0
-    return skip_E.contiguous(), *even_rows(c_BTE)
+def inputs_of(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
+              bias_E: Tensor | None) -> Inputs:  # fmt: skip
+    """The record of both kernels; the tensors are copied where a kernel could not read them."""
+    B, T, H, V = h_BTHV.shape
+    c, c_step = (None, 0) if c_BTE is None else even_rows(c_BTE)
+    gain, bias, skip = (None if x is None else x.contiguous() for x in (gain_E, bias_E, skip_E))
+    return Inputs(B, T, H, V, H * V, h_BTHV.contiguous(), gain, bias, skip, c, c_step, *even_rows(z_BTE))
 
 
-def read_by_both(count: int, h_BTHV: Tensor, gain_E: Tensor, bias_E: Tensor | None, skip_E: Tensor | None,
-                 c_BTE: Tensor | None) -> tuple[int, ...]:  # fmt: skip
-    """The addresses that the forward and the backward begin with; h and c have `count` numbers."""
-    E = h_BTHV.shape[2] * h_BTHV.shape[3]
-    return address(h_BTHV, count), *addresses(E, gain_E, bias_E, skip_E), address(c_BTE, count, gaps=True)
-
-
-def threads_for(numbers: int) -> int:
-    """How many threads so many numbers are worth."""
-    return 1 + numbers // THREAD_NUMBERS
+def cost_of(h_BTHV: Tensor, passes: int) -> Cost:
+    """Of reading or writing so many tensors like h, and computing with them."""
+    return Cost(bytes=passes * h_BTHV.nbytes, flops=passes * FLOPS * h_BTHV.numel() // 4)
 
 
 def forward(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
             bias_E: Tensor | None, silu: bool, eps: float) -> Tensor:  # fmt: skip
     """y, without a graph."""
     B, T, H, V = h_BTHV.shape
-    h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), even_rows(z_BTE)
-    skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
-    bias_E = None if bias_E is None else bias_E.contiguous()
-    y_BTE, count = torch.empty((B, T, H * V), dtype=torch.float32), B * T * H * V
-    arguments = (
-        H, V, *read_by_both(count, h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step, address(z_BTE, count, gaps=True),
-        z_step, address(y_BTE, count), silu, eps,
-    )  # fmt: skip
-    threads = threads_for(B * T * H * V)
-    if threads == 1:
-        forward_rows(0, B * T, *arguments)
-    else:
-        share_out(forward_rows, B * T, *arguments, threads=threads)
+    y_BTE = torch.empty((B, T, H * V), dtype=torch.float32)
+    inputs = inputs_of(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
+    launch(forward_rows, B * T, inputs, y_BTE, silu, eps, cost=cost_of(h_BTHV, 4))
     return y_BTE
 
 
@@ -181,23 +186,16 @@ class GatedNorm(torch.autograd.Function):
     @staticmethod
     @twice(gated_norm_torch)
     def backward(ctx: Any, dy_BTE: Tensor) -> tuple[Tensor | None, ...]:
-        h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E = ctx.saved_tensors
+        h_BTHV, _, _, skip_E, c_BTE, bias_E = saved = ctx.saved_tensors
         B, T, H, V = h_BTHV.shape
-        E, N, count = H * V, -(-B * T // TILE), h_BTHV.numel()
-        h_BTHV, gain_E = h_BTHV.contiguous(), gain_E.contiguous()
-        (z_BTE, z_step), (dy_BTE, dy_step) = even_rows(z_BTE), even_rows(dy_BTE)
-        skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
-        dh_BTHV, dz_BTE = torch.empty_like(h_BTHV), torch.empty((B, T, E), dtype=torch.float32)
+        E, N = H * V, -(-B * T // TILE_ROWS)
+        dh_BTHV, dz_BTE = torch.empty((B, T, H, V)), torch.empty((B, T, E))
         dc_BTE = None if c_BTE is None else torch.empty_like(dz_BTE)
-        dgs_NPE = torch.empty((N, 2, E), dtype=torch.float32)
-        bias_E = None if bias_E is None else bias_E.contiguous()
-        db_NE = None if bias_E is None else torch.empty((N, E), dtype=torch.float32)
-        share_out(
-            backward_rows, N, B * T, H, V, *read_by_both(count, h_BTHV, gain_E, bias_E, skip_E, c_BTE), c_step,
-            address(z_BTE, count, gaps=True), z_step, address(dy_BTE, count, gaps=True), dy_step,
-            *addresses(count, dh_BTHV, dz_BTE, dc_BTE), address(dgs_NPE, N * 2 * E), address(db_NE, N * E),
-            ctx.options["activation"] == "silu", ctx.options["eps"], threads=threads_for(count),
-        )  # fmt: skip
+        dgs_NPE = torch.empty((N, 2, E))
+        db_NE = None if bias_E is None else torch.empty((N, E))
+        gradients = Gradients(N, dh_BTHV, dz_BTE, dc_BTE, dgs_NPE, db_NE)
+        silu, eps = ctx.options["activation"] == "silu", ctx.options["eps"]
+        launch(backward_tiles, N, inputs_of(*saved), *even_rows(dy_BTE), gradients, silu, eps, cost=cost_of(h_BTHV, 8))
         dgain_E, dskip_E = dgs_NPE.sum(0)
         dbias_E = None if db_NE is None else db_NE.sum(0)
         return dh_BTHV, dgain_E, dz_BTE, None if skip_E is None else dskip_E, dc_BTE, dbias_E, None, None
@@ -215,61 +213,36 @@ def gated_norm_numba(
     return forward(*arguments, activation == "silu", eps)
 
 
-@compiled
-def gated_norm_rows(M: int, H: int, V: int, h: int, gain: int, bias: int, skip: int, c: int, c_step: int, z: int,
-                    z_step: int, y: int, short: bool, silu: bool, eps: float) -> None:  # fmt: skip
-    """y = (norm of h's heads * gain + bias + skip c) a(z) of M rows. Small letters are addresses; bias, skip, z or 0.
-
-    All are of bfloat16 if `short`, else of float32. A row of c and z begins c_step and z_step numbers after the last.
-    """
-    size, E = (2 if short else 4), H * V
-    gain_E, skip_E, h_V, y_E = np.empty(E, float32), np.empty(E, float32), np.empty(V, float32), np.empty(E, float32)
-    other_E = np.empty(E, float32)
-    read_numbers(gain, short, gain_E)
-    if skip != 0:
-        read_numbers(skip, short, skip_E)
-    for m in range(M):
+@kernel()
+def few_rows(first: int, last: int, x: Inputs, y_BTE: Floats, bf16: bool, silu: bool, eps: float) -> None:
+    """Rows of y."""
+    size, V, E = (2 if bf16 else 4), x.V, x.E
+    gain, skip, h, y = np.empty(E, float32), np.empty(E, float32), np.empty(V, float32), np.empty(E, float32)
+    other = np.empty(E, float32)
+    read_numbers(x.gain_E, bf16, gain)
+    if x.skip_E != 0:
+        read_numbers(x.skip_E, bf16, skip)
+    for m in range(first, last):
         for e in range(0, E, V):
-            read_numbers(h + size * (m * E + e), short, h_V)
-            standardise(h_V, eps, y_E[e : e + V])
-        multiply(y_E, gain_E, y_E)
-        if bias != 0:
-            read_numbers(bias, short, other_E)
-            add(other_E, y_E)
-        if skip != 0:
-            read_numbers(c + size * m * c_step, short, other_E)
-            add_product(skip_E, other_E, y_E)
-        if z != 0:
-            read_numbers(z + size * m * z_step, short, other_E)
-            gate(other_E, silu, y_E)
-        write_numbers(y_E, y + size * m * E, short)
-
-
-def gated_norm_piece(a: int, _piece: int) -> None:
-    """For a `Tape`: the arguments of `gated_norm_rows`."""
-    gated_norm_rows(
-        long_at(a), long_at(a + 8), long_at(a + 16), long_at(a + 24), long_at(a + 32), long_at(a + 40), long_at(a + 48),
-        long_at(a + 56), long_at(a + 64), long_at(a + 72), long_at(a + 80), long_at(a + 88), long_at(a + 96) != 0,
-        long_at(a + 104) != 0, double_at(a + 112),
-    )  # fmt: skip
+            read_numbers(x.h_BTHV + size * (m * E + e), bf16, h)
+            standardize(h, eps, y[e : e + V])
+        multiply(y, gain, y)
+        if x.bias_E != 0:
+            read_numbers(x.bias_E, bf16, other)
+            add(other, y)
+        if x.skip_E != 0:
+            read_numbers(x.c_BTE + size * m * x.c_step, bf16, other)
+            add_product(skip, other, y)
+        read_numbers(x.z_BTE + size * m * x.z_step, bf16, other)
+        gate(other, silu, y)
+        write_numbers(y, y_BTE + size * m * E, bf16)
 
 
 def gated_norm_few(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
                    bias_E: Tensor | None, activation: GateActivation, eps: float) -> Tensor:  # fmt: skip
     """`gated_norm` of a few rows, without a graph; all tensors of one dtype."""
     B, T, H, V = h_BTHV.shape
-    (M, E), dtype = (B * T, H * V), h_BTHV.dtype
-    h_BTHV, gain_E, (z_BTE, z_step) = h_BTHV.contiguous(), gain_E.contiguous(), even_rows(z_BTE)
-    skip_E, c_BTE, c_step = skip_in_rows(skip_E, c_BTE)
-    bias_E = None if bias_E is None else bias_E.contiguous()
-    y_BTE = h_BTHV.new_empty((B, T, E))
-    arguments = (
-        M, H, V, address(h_BTHV, M * E, dtype), *addresses(E, gain_E, bias_E, skip_E, dtype=dtype),
-        address(c_BTE, M * E, dtype, gaps=True), c_step, address(z_BTE, M * E, dtype, gaps=True), z_step,
-        address(y_BTE, M * E, dtype), dtype is torch.bfloat16, activation == "silu",
-    )  # fmt: skip
-    gated_norm_rows(*arguments, eps)
-    if (tape := recording()) is not None:
-        tape.keep((h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E))
-        tape.add(gated_norm_piece, *arguments, double_as_long(eps))
+    y_BTE, inputs = h_BTHV.new_empty((B, T, H * V)), inputs_of(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
+    bf16, silu = h_BTHV.dtype is torch.bfloat16, activation == "silu"
+    launch(few_rows, B * T, inputs, y_BTE, bf16, silu, eps, cost=cost_of(h_BTHV, 4))
     return y_BTE

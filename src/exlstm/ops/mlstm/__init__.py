@@ -13,8 +13,9 @@ from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import apart, check_borders
-from exlstm.runtime.availability import gpu_candidate, no_numba, taken_as_given
+from exlstm.runtime.availability import gpu_candidate, no_numba
 from exlstm.runtime.backend import choose
+from exlstm.runtime.internals import assume_constant
 
 __all__ = [
     "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
@@ -32,7 +33,7 @@ def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
     return no_numba() or (None if one_step else blas_obstacle())
 
 
-@taken_as_given
+@assume_constant
 def blas_obstacle() -> str | None:
     """Why kernels cannot call BLAS here, or None."""
     from exlstm.runtime.cpu.blas import obstacle

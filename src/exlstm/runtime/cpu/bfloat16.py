@@ -1,6 +1,6 @@
-"""Numbers in bfloat16 or float32 inside Numba kernels: read as float32, written rounded to the nearest even.
+"""Numbers in bfloat16 or float32 inside kernels: read as float32, written rounded to the nearest, of two to the even.
 
-D numbers
+N numbers
 """
 
 from typing import Any
@@ -9,33 +9,64 @@ import numpy as np
 
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.math import bits_of_float, float_of_bits
-from exlstm.runtime.cpu.memory import address_of, copy, tensor_at
+from exlstm.runtime.cpu.memory import address_of, at, copy, put, put_short, short_at, tensor_at
 
 Array = Any  # a float32 NumPy array inside Numba
 
 
 @helper()
-def read_numbers(x: int, short: bool, x_D: Array) -> None:
-    """The numbers that begin at address x, of bfloat16 if `short`, else of float32."""
-    D = x_D.size
-    if short:
-        short_D = tensor_at(x, D, np.uint16)
-        for j in range(D):
-            x_D[j] = float_of_bits(np.int32(np.uint32(short_D[j]) << np.uint32(16)))
-    else:
-        copy(address_of(x_D), x, D)
+def widened(bits: Any) -> Any:
+    """The float32 of a bfloat16's bits."""
+    return float_of_bits(np.int32(np.uint32(bits) << np.uint32(16)))
 
 
 @helper()
-def write_numbers(x_D: Array, x: int, short: bool) -> None:
-    """The same way back: to the nearest bfloat16, of two to the even one; what is no number stays none."""
-    D = x_D.size
-    if short:
-        short_D = tensor_at(x, D, np.uint16)
-        for j in range(D):
-            bits = np.uint32(bits_of_float(x_D[j]))
-            half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-            nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-            short_D[j] = np.uint16((bits if nan else bits + half) >> np.uint32(16))
+def rounded(x: Any) -> Any:
+    """The bits of a float32 as bfloat16; what is no number stays none."""
+    bits = np.uint32(bits_of_float(x))
+    half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.uint16((bits if nan else bits + half) >> np.uint32(16))
+
+
+@helper()
+def read_number(x: int, bf16: bool) -> Any:
+    """The number at an address."""
+    return widened(short_at(x)) if bf16 else at(x, 0)
+
+
+@helper()
+def write_number(x: int, bf16: bool, value: Any) -> None:
+    """The number at an address becomes `value`."""
+    if bf16:
+        put_short(x, rounded(value))
     else:
-        copy(x, address_of(x_D), D)
+        put(x, 0, value)
+
+
+@helper()
+def copy_number(x: int, x_bf16: bool, out: int, out_bf16: bool) -> None:
+    """The number at one address to another one."""
+    write_number(out, out_bf16, read_number(x, x_bf16))
+
+
+@helper()
+def read_numbers(x: int, bf16: bool, x_N: Array) -> None:
+    """The numbers that begin at an address."""
+    if bf16:
+        bits_N = tensor_at(x, x_N.size, np.uint16)
+        for n in range(x_N.size):
+            x_N[n] = widened(bits_N[n])
+    else:
+        copy(address_of(x_N), x, x_N.size)
+
+
+@helper()
+def write_numbers(x_N: Array, x: int, bf16: bool) -> None:
+    """Numbers to an address."""
+    if bf16:
+        bits_N = tensor_at(x, x_N.size, np.uint16)
+        for n in range(x_N.size):
+            bits_N[n] = rounded(x_N[n])
+    else:
+        copy(x, address_of(x_N), x_N.size)

@@ -8,7 +8,7 @@ there is `obstacle()`, and callers have another way. Import this page only from 
 """
 
 import ctypes
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from exlstm.runtime.cpu.internals import alloca_value, llvm_function, tuple_parts
 from exlstm.runtime.cpu.jit import helper
 
 Array = Any  # a float32 NumPy array inside Numba
@@ -34,12 +34,8 @@ def _sgemm(_context: Any, out: Any, a: Any, b: Any, _alpha: Any, _beta: Any) -> 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def unpacked(n: int) -> tuple[Any, Any, Any]:
             array = context.make_array(signature.args[n])(context, builder, arguments[n])
-            shape, strides = (cgutils.unpack_tuple(builder, x, 2) for x in (array.shape, array.strides))  # type: ignore[no-untyped-call]
+            shape, strides = (tuple_parts(builder, x, 2) for x in (array.shape, array.strides))
             return array.data, shape, [builder.sdiv(x, LONG(4)) for x in strides]
-
-        def given(value: Any) -> Any:
-            """A pointer to the value: BLAS wants everything by address."""
-            return cgutils.alloca_once_value(builder, value)  # type: ignore[no-untyped-call]
 
         def larger(x: Any, y: Any) -> Any:
             return builder.select(builder.icmp_signed(">", x, y), x, y)
@@ -53,12 +49,12 @@ def _sgemm(_context: Any, out: Any, a: Any, b: Any, _alpha: Any, _beta: Any) -> 
         # columns first: out^T = b^T a^T. Whole numbers are right in 32 bits as in 64
         (out_data, (M, N), out_apart), (a_data, a_shape, a_apart), (b_data, b_shape, b_apart) = map(unpacked, range(3))
         (a_letter, a_distance), (b_letter, b_distance) = layout(a_shape, a_apart), layout(b_shape, b_apart)
+        given = partial(alloca_value, builder)
         passed = (
             given(b_letter), given(a_letter), given(N), given(M), given(a_shape[1]), given(arguments[3]), b_data,
             given(b_distance), a_data, given(a_distance), given(arguments[4]), out_data, given(larger(out_apart[0], N)),
         )  # fmt: skip
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()] * len(passed))
-        sgemm = cgutils.get_or_insert_function(builder.module, kind, SYMBOL)  # type: ignore[no-untyped-call]
+        sgemm = llvm_function(builder, SYMBOL, ir.VoidType(), [BYTE.as_pointer()] * len(passed))
         builder.call(sgemm, [builder.bitcast(x, BYTE.as_pointer()) for x in passed])
         return context.get_dummy_value()
 

@@ -1,11 +1,10 @@
-"""Kernels for the CPU, compiled by Numba when they are first called and kept on disk for the next process.
+"""Functions compiled by Numba when they are first needed, and cached on disk for the next process.
 
-Numba's own cache watches only the file a kernel stands in, not those whose functions are inlined into it, and keeps an
-index that two processes which compile at once can damage. Here every compiled form is a file of its own. Its name says
-all that it was made from and for: the sources, Numba, Python, the types of the arguments, the CPU. It is written beside
-its place and renamed. Whatever goes wrong with such a file, a kernel is compiled for this process and nothing fails.
-
-Import this page only from a Numba kernel's page: it imports Numba.
+Numba's own cache watches only the file a function stands in, not those whose functions are inlined into it, and keeps
+an index that two processes which compile at once can damage. Here every compiled form is a file of its own. Its name
+says all that it was made from and for: the sources, Numba, Python, the types of the arguments, the CPU. It is written
+beside its place and renamed. Whatever goes wrong with such a file, a function is compiled for this process and nothing
+fails.
 """
 
 import logging
@@ -21,63 +20,67 @@ from typing import Any
 
 import numba
 from numba import types
-from numba.core.caching import FunctionCache
-from numba.core.serialize import dumps
 
+from exlstm.runtime.cpu.internals import FunctionCache, compile_function, dumps, unliteral_arguments
 from exlstm.runtime.cpu.simd import FASTMATH
 
 OPS = Path(__file__).parents[2] / "ops"
 jit: Any = numba.njit  # its types do not know all of its options
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """`function` for Numba: without the GIL, with the floating point of `numba_math`; division by zero is infinite.
-
-    It may call functions of its own page, of the other numba*.py pages of its folder, and of those of `ops`.
-    """
-    kernel: Any = jit(nogil=True, fastmath=FASTMATH, error_model="numpy", no_cfunc_wrapper=True)(function)
-    kernel._cache = KernelCache(function)
-    return kernel
-
-
 def helper(fastmath: Collection[str] = FASTMATH) -> Callable[[Callable[..., Any]], Any]:
-    """Decorates what only kernels call: compiled once for whole numbers, not again for each constant that is passed.
+    """Decorates a function that only kernels call, with the floating point of `simd`; division by zero is infinite.
 
-    It has no way in from Python, which would take longer to compile than the rest.
+    It is compiled once for whole numbers, not again for each constant that is passed, and has no way in from Python,
+    which would take longer to compile than the rest.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         options = {"fastmath": set(fastmath), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
         made = jit(error_model="numpy", **options)(function)
-        for_types = made.get_call_template
-        made.get_call_template = lambda args, kws: for_types(tuple(map(types.unliteral, args)), kws)
+        unliteral_arguments(made)
         return made
 
     return decorate
 
 
-class KernelCache(FunctionCache):
-    """What Numba asks before it compiles a kernel for some types, and tells afterwards."""
+def c_function(function: Callable[..., Any], arguments: int, *, source: Callable[..., Any] | None = None) -> Any:
+    """`function` of so many int64, which returns an int64, compiled as a function of C with an `address`.
+
+    It returns zero on an exception, for want of memory. source: the function whose file and name the compiled form is
+    cached under; by default the same.
+    """
+    cache = CompiledForms(function if source is None else source)
+    made = compile_function(function, ([types.int64] * arguments, types.int64), cache)
+    HELD.append(made)
+    return made
+
+
+HELD: list[Any] = []  # compiled functions, which live as long as the process
+
+
+class CompiledForms(FunctionCache):
+    """What Numba asks before it compiles a function for some types, and tells afterwards."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.files = None
-        # RuntimeError: Numba knows no writable folder; OSError: the sources cannot be read
-        with suppress(RuntimeError, OSError):
+        # RuntimeError: Numba knows no writable folder; OSError, TypeError: the sources cannot be read
+        with suppress(RuntimeError, OSError, TypeError):
             super().__init__(function)  # type: ignore[no-untyped-call]
-            self.files = KernelFiles(Path(self.cache_path), self._impl.filename_base, sources(function))
+            self.files = CompiledFiles(Path(self.cache_path), self._impl.filename_base, sources(function))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled kernel, or None: then Numba compiles."""
+        """The compiled form, or None: then Numba compiles."""
         target_context.refresh()
         if self.files is not None:
             # unreadable, damaged, of another Numba in spite of its name: all the same as not there
             with suppress(Exception):
                 return self._impl.rebuild(target_context, self.files.load(self.key(sig, target_context.codegen())))
-        tell(self.files is not None)
+        announce(self.files is not None)
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keeps a compiled kernel, if that can be done."""
+        """Saves a compiled form, if that can be done."""
         if self.files is not None:
             with suppress(Exception):
                 self.files.save(self.key(sig, data.codegen), self._impl.reduce(data))
@@ -87,26 +90,26 @@ class KernelCache(FunctionCache):
         return self._index_key(sig, codegen)  # type: ignore[no-untyped-call]
 
 
-class KernelFiles:
-    """The compiled forms of one kernel: one file for each key, which begins with a checksum."""
+class CompiledFiles:
+    """The compiled forms of one function: one file for each key, which begins with a checksum."""
 
-    def __init__(self, folder: Path, kernel: str, stamp: str) -> None:
-        self.folder, self.kernel, self.stamp = folder, f"exlstm-{kernel}", stamp
+    def __init__(self, folder: Path, name: str, stamp: str) -> None:
+        self.folder, self.name, self.stamp = folder, f"exlstm-{name}", stamp
 
     def path(self, key: object) -> Path:
         """Where the form of this key is or would be."""
         digest = sha256(repr((key, numba.__version__)).encode()).hexdigest()
-        return self.folder / f"{self.kernel}.{self.stamp}.{digest[:16]}.nbc"
+        return self.folder / f"{self.name}.{self.stamp}.{digest[:16]}.nbc"
 
     def load(self, key: object) -> Any:
-        """What was saved under this key. OSError if there is none, ValueError if it is damaged."""
+        """The form saved under this key. OSError if there is none, ValueError if it is damaged."""
         content = self.path(key).read_bytes()
         if sha256(content[32:]).digest() != content[:32]:
             raise ValueError(f"{self.path(key)} is damaged; it will be replaced.")
         return pickle.loads(content[32:])
 
     def save(self, key: object, reduced: Any) -> None:
-        """Writes a form, and removes what other versions of the sources have left."""
+        """Writes a form, and removes those of other versions of the sources."""
         content: bytes = dumps(reduced)  # type: ignore[no-untyped-call]
         path = self.path(key)
         beside = path.with_suffix(f".{os.getpid()}.new")
@@ -116,15 +119,15 @@ class KernelFiles:
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
-        for other in self.folder.glob(f"{self.kernel}.*.nbc"):
-            if not other.name.startswith(f"{self.kernel}.{self.stamp}."):
+        for other in self.folder.glob(f"{self.name}.*.nbc"):
+            if not other.name.startswith(f"{self.name}.{self.stamp}."):
                 other.unlink(missing_ok=True)
 
 
 def sources(function: Callable[..., Any]) -> str:
-    """A hash of every source that a kernel may be made from: those of its folder and of this one.
+    """A hash of every source that a function may be made from: those of its folder and of this one.
 
-    For an op these are all pages of the op, of the ops that it may inline, and the loose pages of `ops`.
+    For an op these are all pages of the op, of the norms, which others inline, and the loose pages of `ops`.
     """
     own, ops = Path(getfile(function)).resolve(), OPS.resolve()
     pages = {*own.parent.glob("*.py"), *Path(__file__).parent.glob("*.py")}
@@ -135,9 +138,9 @@ def sources(function: Callable[..., Any]) -> str:
 
 
 @cache
-def tell(kept: bool) -> None:
-    """Says once per process what the user waits for. `logging.getLogger("exlstm")` is where to silence it."""
-    then = "the next start finds them on disk" if kept else "there is no writable folder to keep them in"
+def announce(cached: bool) -> None:
+    """Says once per process why a first call takes seconds. `logging.getLogger("exlstm")` is where to silence it."""
+    then = "the next start finds them on disk" if cached else "there is no writable folder to keep them in"
     logging.getLogger("exlstm").warning(
         "exlstm is compiling its CPU kernels for this machine, which takes some seconds; %s.", then
     )

@@ -8,6 +8,7 @@ from typing import Any
 from numpy import float32
 
 from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.memory import at, put
 from exlstm.runtime.cpu.simd import FASTMATH
 
 Array = Any  # a float32 NumPy array inside Numba
@@ -59,3 +60,17 @@ def add_product(x_V: Array, y_V: Array, out_V: Array) -> None:
     """out += x y"""
     for j in range(x_V.size):
         out_V[j] += x_V[j] * y_V[j]
+
+
+@helper(REORDER)
+def add_product_at(out_V: int, x_V: int, y_V: int, V: int) -> None:
+    """out += x y, of numbers at addresses."""
+    for j in range(V):
+        put(out_V, j, at(out_V, j) + at(x_V, j) * at(y_V, j))
+
+
+@helper(REORDER)
+def add_at(out_V: int, x_V: int, V: int) -> None:
+    """out += x, of numbers at addresses."""
+    for j in range(V):
+        put(out_V, j, at(out_V, j) + at(x_V, j))

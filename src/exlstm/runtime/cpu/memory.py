@@ -5,14 +5,13 @@ slice of one takes it longer to compile than the loop that the array is for. The
 are float32 where nothing else is said. Import this page only from a Numba kernel's page: it imports Numba.
 """
 
-import struct
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
+
+from exlstm.runtime.cpu.internals import array_value, memcpy, memset, tuple_parts
 
 FLOAT = ir.FloatType()
 SIZE = 4  # bytes of a float32
@@ -50,7 +49,7 @@ def _copy(_context: Any, _out: Any, _x: Any, _count: Any) -> Any:
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         out, x, count = arguments
         out, x = (builder.inttoptr(address, FLOAT.as_pointer()) for address in (out, x))
-        cgutils.raw_memcpy(builder, out, x, count, SIZE)  # type: ignore[no-untyped-call]
+        memcpy(builder, out, x, count, SIZE)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
@@ -62,20 +61,10 @@ def _clear(_context: Any, _out: Any, _count: Any) -> Any:
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         out, count = arguments
         pointer = builder.inttoptr(out, FLOAT.as_pointer())
-        cgutils.memset(builder, pointer, builder.mul(count, count.type(SIZE)), 0)  # type: ignore[no-untyped-call]
+        memset(builder, pointer, builder.mul(count, count.type(SIZE)))
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), generate
-
-
-def array(context: Any, builder: Any, kind: Any, address: Any, shape: list[Any], strides: list[Any]) -> Any:
-    """The value of an array that owns no memory; strides in numbers."""
-    made = context.make_array(kind)(context, builder)
-    number = shape[0].type(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
-    populate_array(  # type: ignore[no-untyped-call]
-        made, builder.inttoptr(address, made.data.type), shape, [builder.mul(x, number) for x in strides], number, None
-    )
-    return made._getvalue()
 
 
 def _tensor_at(_context: Any, _address: Any, shape: Any, dtype: Any) -> Any:
@@ -86,11 +75,11 @@ def _tensor_at(_context: Any, _address: Any, shape: Any, dtype: Any) -> Any:
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         sizes = [arguments[1]]
         if ndim > 1:
-            sizes = cgutils.unpack_tuple(builder, arguments[1])  # type: ignore[no-untyped-call]
+            sizes = tuple_parts(builder, arguments[1])
         strides = [sizes[0].type(1)]
         for size in sizes[:0:-1]:
             strides.insert(0, builder.mul(strides[0], size))
-        return array(context, builder, kind, arguments[0], sizes, strides)
+        return array_value(context, builder, kind, arguments[0], sizes, strides)
 
     given: Any = types.UniTuple(types.intp, ndim) if ndim > 1 else types.intp  # type: ignore[no-untyped-call]
     return kind(types.intp, given, dtype), generate
@@ -102,7 +91,7 @@ def _rows_at(_context: Any, _address: Any, _rows: Any, _columns: Any, _apart: An
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         address, rows, columns, apart = arguments
-        return array(context, builder, kind, address, [rows, columns], [apart, rows.type(1)])
+        return array_value(context, builder, kind, address, [rows, columns], [apart, rows.type(1)])
 
     return kind(*[types.intp] * 4), generate
 
@@ -113,15 +102,15 @@ def _row(_context: Any, x: Any, _t: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         matrix = context.make_array(signature.args[0])(context, builder, arguments[0])
-        (_, columns), (apart, size) = (cgutils.unpack_tuple(builder, x, 2) for x in (matrix.shape, matrix.strides))  # type: ignore[no-untyped-call]
+        (_, columns), (apart, size) = (tuple_parts(builder, x, 2) for x in (matrix.shape, matrix.strides))
         begin = builder.add(builder.ptrtoint(matrix.data, apart.type), builder.mul(apart, arguments[1]))
-        return array(context, builder, kind, begin, [columns], [size.type(1)])
+        return array_value(context, builder, kind, begin, [columns], [size.type(1)])
 
     return kind(x, types.intp), generate
 
 
 def _address_of(_context: Any, kind: Any) -> Any:
-    """Where an array begins. An address keeps nothing alive: an array made in the kernel must be `keep`ed."""
+    """Where an array begins. An address keeps nothing alive: an array made in the kernel must be held by `hold`."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         data = context.make_array(kind)(context, builder, arguments[0]).data
@@ -145,7 +134,7 @@ def _line_of(_context: Any, kind: Any) -> Any:
     return types.intp(kind), generate
 
 
-def _keep(_context: Any, kind: Any) -> Any:
+def _hold(_context: Any, kind: Any) -> Any:
     """Does nothing: what lives up to here is not freed before."""
 
     def generate(context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
@@ -180,6 +169,17 @@ def _number_at(kind: Any, result: Any) -> Any:
     return intrinsic(read)
 
 
+def _put_double(_context: Any, _address: Any, _value: Any) -> Any:
+    """The float64 at an address becomes `value`."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address, value = arguments
+        builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.float64), generate
+
+
 def _put_short(_context: Any, _address: Any, _value: Any) -> Any:
     """The two bytes at an address become `value`."""
 
@@ -191,12 +191,6 @@ def _put_short(_context: Any, _address: Any, _value: Any) -> Any:
     return types.void(types.intp, types.uint16), generate
 
 
-def double_as_long(x: float) -> int:
-    """The whole number that `double_at` reads as x."""
-    number: int = struct.unpack("q", struct.pack("d", x))[0]
-    return number
-
-
 at: Any = intrinsic(_at)
 put: Any = intrinsic(_put)
 copy: Any = intrinsic(_copy)
@@ -205,9 +199,10 @@ tensor_at: Any = intrinsic(_tensor_at)
 rows_at: Any = intrinsic(_rows_at)
 address_of: Any = intrinsic(_address_of)
 line_of: Any = intrinsic(_line_of)
-keep: Any = intrinsic(_keep)
+hold: Any = intrinsic(_hold)
 prefetch: Any = intrinsic(_prefetch)
 row: Any = intrinsic(_row)
 double_at, byte_at = _number_at(ir.DoubleType(), types.float64), _number_at(ir.IntType(8), types.int8)
 short_at, long_at = _number_at(ir.IntType(16), types.uint16), _number_at(ir.IntType(64), types.int64)
 put_short: Any = intrinsic(_put_short)
+put_double: Any = intrinsic(_put_double)

@@ -1,63 +1,67 @@
-"""y = x W^T + b for a few rows of x on a CPU, with the weights as they are stored: read once, shared out to a `Team`.
+"""y = x W^T + b for a few rows of x on a CPU, with the weights as they are stored: read once, shared among threads.
 
-Products are summed in float32 and rounded once. Several maps of the same x are one job. A job is a row of int64, which
-threads get by its address:
+Products are summed in float32 and rounded once. Several maps of the same x are one launch; its items are blocks of rows
+of W.
 
-    rows of x, columns, x, x for int4, number of maps;
-    then per map: kind, rows of W, rows per piece, first piece, W, scales, offsets, bias, its kind, y, its kind
-
-M rows of x  K columns  N rows of W  G groups of 128 columns
+M rows of x  K columns  N rows of W  G groups of 128 columns  S numbers of x as tiles for int4 want it
 """
 
-import threading
-from array import array
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from numpy import float32, int32
+from numpy import float32
 from torch import Tensor
 
 from exlstm.ops.linear.formats import GROUP, Int4Weight, Int8Weight, Weight
 from exlstm.ops.linear.numba.tiles import LANES, SPREAD, STEPS, tile
-from exlstm.runtime.addresses import address, addresses
-from exlstm.runtime.capture import recording
-from exlstm.runtime.cpu.jit import compiled, helper
-from exlstm.runtime.cpu.jobs import address_of, alone
-from exlstm.runtime.cpu.math import bits_of_float, float_of_bits
-from exlstm.runtime.cpu.memory import at, byte_at, clear, long_at, put, put_short, short_at
-from exlstm.runtime.cpu.team import team
+from exlstm.runtime.cpu.bfloat16 import copy_number, read_number, write_number
+from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.kernel import BF16, F32, Addresses, Constants, Table, address, kernel
+from exlstm.runtime.cpu.launch import Cost, launch, threads_for
+from exlstm.runtime.cpu.memory import at, byte_at, clear, long_at, put
 
 NONE, FLOAT32, BFLOAT16, INT8, INT4 = range(5)
 KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
-HEAD, MAP = 5, 11  # numbers in a job before the maps, and per map
-PIECE_BYTES = 32 << 10, 256 << 10  # a piece takes 2 to 20 us
-ALONE_BYTES = 64 << 10  # less than this is not worth a second thread
+BLOCK_BYTES = 32 << 10, 256 << 10  # of W in an item: it takes 2 to 20 us
 
 STEP_FLOAT32, STEP_BFLOAT16, STEP_INT8 = STEPS["float32"], STEPS["bfloat16"], STEPS["int8"]
 
 
+class Map(NamedTuple):
+    """One map as kernels read it, from a `Table`. Addresses of what is not there are 0."""
+
+    kind: int
+    rows: int
+    item_rows: int  # in an item
+    first_item: int
+    weight: int
+    scale: int
+    offset: int
+    bias: int
+    bias_kind: int
+    result_kind: int
+
+
+MAP_BYTES = 8 * len(Map._fields)
+
+
 @helper()
-def number(kind: int, address: int, index: int) -> Any:
+def number(kind: int, x: int, index: int) -> Any:
     """Element `index` of an array of this kind, as float32."""
     if kind == FLOAT32:
-        return at(address, index)
+        return at(x, index)
     if kind == BFLOAT16:
-        return float_of_bits(int32(int32(short_at(address + 2 * index)) << int32(16)))
-    return float32(byte_at(address + index))
+        return read_number(x + 2 * index, True)
+    return float32(byte_at(x + index))
 
 
 @helper()
-def write(kind: int, address: int, index: int, x: Any) -> None:
-    """x as element `index` of an array of float32 or, rounded to the nearest even, of bfloat16."""
-    if kind == FLOAT32:
-        put(address, index, x)
-        return
-    bits = np.uint32(bits_of_float(x))
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    put_short(address + 2 * index, np.uint16((bits >> np.uint32(16)) if nan else rounded))
+def map_at(m: int) -> Map:
+    """The map in a table."""
+    return Map(long_at(m), long_at(m + 8), long_at(m + 16), long_at(m + 24), long_at(m + 32), long_at(m + 40),
+               long_at(m + 48), long_at(m + 56), long_at(m + 64), long_at(m + 72))  # fmt: skip
 
 
 def sums_of(kind: str) -> Any:
@@ -83,7 +87,7 @@ sums_float32, sums_bfloat16, sums_int8, sums_int4 = (sums_of(kind) for kind in (
 
 
 @helper()
-def block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, first: int, apart: int, rows: int,
+def tile_sums(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, first: int, apart: int, rows: int,
            x: int, x_stride: int, batch: int, lines: int, done: int, K: int, out: int) -> None:  # fmt: skip
     """out[batch, rows]: products of rows first, first + apart, ... of W, so many, with `batch` rows of x."""
     start, w_stride, group = w + first * w_stride, apart * w_stride, 4 * G * first
@@ -106,28 +110,43 @@ def block(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int, fir
             put(out, i * rows + n, total * at(scale, first + n * apart) if kind == INT8 else total)
 
 
+class Input(NamedTuple):
+    """x as the kernels read it: in float32, and spread out for int4."""
+
+    M: int
+    K: int
+    S: int
+    x_MK: F32
+    spread_MS: F32
+
+
+@kernel()
+def map_items(first: int, last: int, x: Input, num_maps: int, maps: Constants, results: Addresses) -> None:
+    """Items of all maps: a block of rows of one W, with all rows of x."""
+    n = num_maps - 1
+    for item in range(first, last):
+        while n < num_maps - 1 and long_at(maps + MAP_BYTES * (n + 1) + 24) <= item:
+            n += 1
+        while long_at(maps + MAP_BYTES * n + 24) > item:
+            n -= 1
+        map_item(x, map_at(maps + MAP_BYTES * n), item, long_at(results + 8 * n))
+
+
 @helper()
-def piece_of_job(job: int, index: int) -> None:
-    """One piece of a job: some rows of one W with all rows of x."""
-    here = job + 8 * (HEAD + MAP * (long_at(job + 32) - 1))
-    while long_at(here + 24) > index:
-        here -= 8 * MAP
-    M, K, x = long_at(job), long_at(job + 8), long_at(job + 16)
-    kind, N, per_piece = long_at(here), long_at(here + 8), long_at(here + 16)
-    w, scale, offset, bias = long_at(here + 32), long_at(here + 40), long_at(here + 48), long_at(here + 56)
-    bias_kind, y, y_kind = long_at(here + 64), long_at(here + 72), long_at(here + 80)
-    G = (K + GROUP - 1) // GROUP
-    x_stride, w_stride, step = 4 * K, K, STEP_INT8
-    if kind == FLOAT32:
+def map_item(x: Input, w: Map, item: int, y: int) -> None:
+    """One item, to the result y."""
+    M, K, here = x.M, x.K, x.x_MK
+    G, x_stride, w_stride, step = (K + GROUP - 1) // GROUP, 4 * K, K, STEP_INT8
+    if w.kind == FLOAT32:
         step, w_stride = STEP_FLOAT32, 4 * K
-    elif kind == BFLOAT16:
+    elif w.kind == BFLOAT16:
         step, w_stride = STEP_BFLOAT16, 2 * K
     lines = K // step
-    if kind == INT4:
-        x, x_stride, w_stride, lines = long_at(job + 24), 4 * G * SPREAD, 64 * G, G
-    begin = (index - long_at(here + 24)) * per_piece
-    count = min(N, begin + per_piece) - begin
-    # four rows of W are read side by side, each from its own part of the piece; those left over go one by one
+    if w.kind == INT4:
+        here, x_stride, w_stride, lines = x.spread_MS, 4 * x.S, 64 * G, G
+    begin = (item - w.first_item) * w.item_rows
+    count = min(w.rows, begin + w.item_rows) - begin
+    # four rows of W are read side by side, each from its own part of the item; those left over go one by one
     apart = count // 4
     room = np.empty(16, np.float32)
     out = room.ctypes.data
@@ -141,164 +160,118 @@ def piece_of_job(job: int, index: int) -> None:
             rows = 4 // batch if together == 4 else 1
             for j in range(0, together, rows):
                 row = first + j * apart
-                block(kind, w, w_stride, scale, offset, G, row, apart, rows, x + m * x_stride, x_stride,
-                      batch, lines, lines * step, K, out)  # fmt: skip
+                tile_sums(w.kind, w.weight, w_stride, w.scale, w.offset, G, row, apart, rows, here + m * x_stride,
+                          x_stride, batch, lines, lines * step, K, out)  # fmt: skip
                 for i in range(batch):
                     for k in range(rows):
                         total, column = at(out, i * rows + k), row + k * apart
-                        if bias_kind != NONE:
-                            total += number(bias_kind, bias, column)
-                        write(y_kind, y, (m + i) * N + column, total)
+                        if w.bias_kind != NONE:
+                            total += number(w.bias_kind, w.bias, column)
+                        bf16 = w.result_kind == BFLOAT16
+                        write_number(y + ((m + i) * w.rows + column) * (2 if bf16 else 4), bf16, total)
             m += batch
 
 
-@compiled
-def spread(x: int, M: int, K: int, out: int) -> None:
-    """x as the tiles for int4 want it, zeros at the end. See `numba_tiles`."""
-    G = (K + GROUP - 1) // GROUP
-    for m in range(M):
-        for g in range(G):
-            here = out + 4 * SPREAD * (m * G + g)
+@kernel()
+def spread(first: int, last: int, M: int, K: int, S: int, x_MK: F32, out_MS: F32) -> None:
+    """Rows of x as the tiles for int4 want them, zeros at the end. See `tiles`."""
+    for m in range(first, last):
+        for g in range((K + GROUP - 1) // GROUP):
+            here = out_MS + 4 * (m * S + g * SPREAD)
             for lane in range(LANES):
                 total, factor = float32(0.0), float32(1.0)
                 for j in range(8):
                     k = GROUP * g + LANES * j + lane
-                    value = at(x, m * K + k) if k < K else float32(0.0)
+                    value = at(x_MK, m * K + k) if k < K else float32(0.0)
                     total += value
                     put(here, LANES * j + lane, value * (factor if j < 7 else float32(1.0)))
                     factor *= float32(0.0625)
                 put(here, GROUP + lane, float32(-8.0) * total)
 
 
-@compiled
-def widen(x: int, count: int, wide: int) -> None:
-    """bfloat16 to float32."""
-    for k in range(count):
-        put(wide, k, number(BFLOAT16, x, k))
+@kernel()
+def widen(first: int, last: int, M: int, K: int, x_MK: BF16, out_MK: F32) -> None:
+    """Rows in bfloat16 to float32."""
+    for k in range(first * K, last * K):
+        copy_number(x_MK + 2 * k, True, out_MK + 4 * k, False)
 
 
-def run_piece(job: int, index: int) -> None:
-    """What threads call."""
-    piece_of_job(job, index)
+class Stored(NamedTuple):
+    """Of W: its kind, the bytes of a row, and the addresses of its numbers, scales and offsets."""
+
+    kind: int
+    row_bytes: int
+    addresses: tuple[int, int, int]
 
 
-def widen_piece(job: int, _index: int) -> None:
-    """For a `Tape`: address of bfloat16, how many, where to."""
-    widen(long_at(job), long_at(job + 8), long_at(job + 16))
-
-
-def spread_piece(job: int, _index: int) -> None:
-    """For a `Tape`: the arguments of `spread`."""
-    spread(long_at(job), long_at(job + 8), long_at(job + 16), long_at(job + 24))
-
-
-class Scratch(threading.local):
-    """Memory for x in the form that kernels read, of each thread that calls: used within a call only."""
-
-    def __init__(self) -> None:
-        self.memory, self.address = np.empty(0, np.float32), 0
-
-    def take(self, count: int) -> int:
-        """Address of so many float32."""
-        if count > len(self.memory):
-            self.memory = np.empty(2 * count, np.float32)
-            self.address = self.memory.ctypes.data
-        return self.address
-
-
-scratch = Scratch()
-
-
-def described(weight: Weight) -> tuple[list[int], int]:
-    """Of one map: kind, rows, two numbers left open, three addresses; and the bytes of a row."""
+def stored(weight: Weight) -> Stored:
+    """How the kernels find W."""
     if type(weight) is Int8Weight:
         N, K = weight.shape
-        return [INT8, N, 0, 0, address(weight.q_NK, N * K, torch.int8), address(weight.scale_N, N), 0], K
+        return Stored(INT8, K, (address(weight.q_NK, N * K, torch.int8), address(weight.scale_N, N, torch.float32), 0))
     if type(weight) is Int4Weight:
-        (N, _), G = weight.shape, -(-weight.columns // GROUP)
-        q = address(weight.q_NGP, N * G * GROUP // 2, torch.uint8)
-        return [INT4, N, 0, 0, q, *addresses(N * G, weight.scale_NG, weight.offset_NG)], 72 * G
+        N, G = weight.shape[0], -(-weight.columns // GROUP)
+        scale, offset = (address(x, N * G, torch.float32) for x in (weight.scale_NG, weight.offset_NG))
+        return Stored(INT4, 72 * G, (address(weight.q_NGP, N * G * GROUP // 2, torch.uint8), scale, offset))
     w_NK = cast("Tensor", weight)
     N, K = w_NK.shape
-    return [KINDS[w_NK.dtype], N, 0, 0, address(w_NK, N * K, w_NK.dtype), 0, 0], K * w_NK.itemsize
+    return Stored(KINDS[w_NK.dtype], K * w_NK.itemsize, (address(w_NK, N * K, w_NK.dtype), 0, 0))
 
 
 class Plan:
-    """x W^T + b for every map (W, b, dtype of the result), as one job: all of it that does not depend on x.
+    """x W^T + b for every map (W, b, dtype of the result), as one launch: all of it that does not depend on x.
 
-    Holds addresses: whoever keeps a plan keeps the tensors, where they are.
+    Holds the tensors; they have to stay where they are.
     """
 
     def __init__(self, maps: Sequence[tuple[Weight, Tensor | None, torch.dtype]]) -> None:
-        self.parts: list[tuple[list[int], int]] = []
-        self.sizes: dict[torch.dtype, list[int]] = {}  # rows of the maps, by dtype of the result
+        self.maps, self.columns = maps, maps[0][0].shape[1]
+        self.rows = [weight.shape[0] for weight, _, _ in maps]
         self.dtypes = [dtype for _, _, dtype in maps]
-        for weight, bias, dtype in maps:
-            numbers, row_bytes = described(weight)
-            numbers += (0, NONE) if bias is None else (address(bias, numbers[1], bias.dtype), KINDS[bias.dtype])
-            numbers += (0, KINDS[dtype])
-            self.parts.append((numbers, row_bytes))
-            self.sizes.setdefault(dtype, []).append(numbers[1])
-        self.bytes = sum(numbers[1] * row_bytes for numbers, row_bytes in self.parts)
-        self.columns = maps[0][0].shape[1]
-        self.groups = -(-self.columns // GROUP) if any(numbers[0] == INT4 for numbers, _ in self.parts) else 0
-        self.jobs: dict[int, tuple[Any, int]] = {}
+        self.sizes: dict[torch.dtype, list[int]] = {}  # rows of the maps, by dtype of the result
+        for rows, dtype in zip(self.rows, self.dtypes, strict=True):
+            self.sizes.setdefault(dtype, []).append(rows)
+        self.stored = [stored(weight) for weight, _, _ in maps]
+        self.bytes = sum(rows * each.row_bytes for rows, each in zip(self.rows, self.stored, strict=True))
+        self.groups = -(-self.columns // GROUP) if any(each.kind == INT4 for each in self.stored) else 0
+        self.tables: dict[int, tuple[Table, int]] = {}
 
-    def job(self, threads: int) -> tuple[Any, int]:
-        """The job for so many threads, without what depends on x; and how many pieces it has."""
-        if threads not in self.jobs:
-            share, pieces = min(max(self.bytes // (8 * threads), PIECE_BYTES[0]), PIECE_BYTES[1]), 0
-            job = array("q", (0, self.columns, 0, 0, len(self.parts)))
-            for numbers, row_bytes in self.parts:
-                per_piece = max(4, share // row_bytes // 4 * 4) if threads > 1 else numbers[1]
-                job.extend((*numbers[:2], per_piece, pieces, *numbers[4:]))
-                pieces += -(-numbers[1] // per_piece)
-            self.jobs[threads] = job, pieces
-        return self.jobs[threads]
+    def table(self, threads: int) -> tuple[Table, int]:
+        """The maps cut into items for so many threads, and how many items there are."""
+        if threads not in self.tables:
+            share, items = min(max(self.bytes // (8 * threads), BLOCK_BYTES[0]), BLOCK_BYTES[1]), 0
+            numbers: list[int] = []
+            for (_, bias, dtype), rows, held in zip(self.maps, self.rows, self.stored, strict=True):
+                item_rows = max(4, share // held.row_bytes // 4 * 4) if threads > 1 else rows
+                b, b_kind = (0, NONE) if bias is None else (address(bias, rows, bias.dtype), KINDS[bias.dtype])
+                numbers += Map(held.kind, rows, item_rows, items, *held.addresses, b, b_kind, KINDS[dtype])
+                items += -(-rows // item_rows)
+            self.tables[threads] = Table(numbers, self.maps), items
+        return self.tables[threads]
 
-    def outputs(self, outer: Sequence[int], M: int) -> list[Tensor]:
+    def results(self, outer: Sequence[int], M: int) -> list[Tensor]:
         """A tensor for every result. For one row they are cut from one piece of memory, which is faster to get."""
-        if M > 1 or len(self.parts) == 1:
-            return [
-                torch.empty((*outer, numbers[1]), dtype=dtype)
-                for (numbers, _), dtype in zip(self.parts, self.dtypes, strict=True)
-            ]
+        if M > 1 or len(self.rows) == 1:
+            return [torch.empty((*outer, N), dtype=dtype) for N, dtype in zip(self.rows, self.dtypes, strict=True)]
         cut = {
             dtype: iter(torch.split(torch.empty((*outer, sum(sizes)), dtype=dtype), sizes, -1))
             for dtype, sizes in self.sizes.items()
         }
         return [next(cut[dtype]) for dtype in self.dtypes]
 
-    def run(self, x: Tensor) -> list[Tensor]:
+    def run(self, x: Tensor, results: list[Tensor] | None = None) -> list[Tensor]:
         """The results. x: [..., K], float32 or bfloat16, contiguous."""
         *outer, K = x.shape
-        M = x.numel() // K
-        threads = torch.get_num_threads() if self.bytes * M > ALONE_BYTES else 1
-        template, pieces = self.job(threads)
-        job, outputs, groups = array("q", template), self.outputs(outer, M), self.groups
-        place = address(x, M * self.columns, x.dtype)
-        narrow, tape, room = x.dtype != torch.float32, recording(), 0
-        if groups or narrow:
-            count = M * (K + groups * SPREAD)
-            # what is recorded needs memory that stays as it is
-            room = scratch.take(count) if tape is None else address(tape.keep(torch.empty(count)), count)
-        if narrow:
-            widen(place, M * K, room)
-            if tape is not None:
-                tape.add(widen_piece, place, M * K, room)
-            place = room
-        if groups:
-            job[3] = room + 4 * M * K
-            spread(place, M, K, job[3])
-            if tape is not None:
-                tape.add(spread_piece, place, M, K, job[3])
-        job[0], job[2] = M, place
-        at = HEAD + 9
-        for y, (numbers, _) in zip(outputs, self.parts, strict=True):
-            job[at] = address(y, M * numbers[1], y.dtype)
-            at += MAP
-        if tape is not None:
-            tape.add(run_piece, *job, pieces=pieces, shared=threads > 1)
-        run = alone if threads == 1 else team(threads).run
-        run(address_of(run_piece), job.buffer_info()[0], pieces)
-        return outputs
+        M, S = x.numel() // K, self.groups * SPREAD
+        results = self.results(outer, M) if results is None else results
+        x_MK = x.view(M, K)
+        if x.dtype is torch.bfloat16:
+            narrow_MK, x_MK = x_MK, torch.empty(M, K)
+            launch(widen, M, M, K, narrow_MK, x_MK, cost=Cost(bytes=6 * M * K))
+        spread_MS = torch.empty(M, S) if S else None
+        if S:
+            launch(spread, M, M, K, S, x_MK, spread_MS, cost=Cost(bytes=8 * M * K))
+        cost = Cost(bytes=self.bytes, flops=M * self.bytes // 8)
+        table, items = self.table(threads_for(cost))
+        launch(map_items, items, Input(M, K, S, x_MK, spread_MS), len(results), table, results, cost=cost)
+        return results

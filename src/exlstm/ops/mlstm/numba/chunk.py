@@ -26,6 +26,7 @@ from exlstm.ops.mlstm.numba.rows import (
 )
 from exlstm.runtime.cpu.blas import product
 from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.kernel import F32, Bools
 from exlstm.runtime.cpu.memory import SIZE, rows_at, tensor_at
 
 Array = Any  # a float32 NumPy array inside Numba
@@ -42,6 +43,27 @@ class Sizes(NamedTuple):
     chunk_len: int
 
 
+class InputTensors(NamedTuple):
+    """Of the sequences."""
+
+    log_i_BTH: F32
+    log_f_BTH: F32
+    reset_BT: Bools
+    q_BTHK: F32
+    k_BTHK: F32
+    v_BTHV: F32
+
+
+class OutputTensors(NamedTuple):
+    """The gradients of the inputs."""
+
+    dq_BTHK: F32
+    dk_BTHK: F32
+    dv_BTHV: F32
+    di_BTH: F32
+    df_BTH: F32
+
+
 class Inputs(NamedTuple):
     """What a chunk reads."""
 
@@ -54,8 +76,8 @@ class Inputs(NamedTuple):
 
 
 @helper()
-def inputs_at(inputs: tuple[int, ...], sizes: Sizes, b: int, h: int, start: int, L: int) -> Inputs:
-    """L steps of a head of a row, from the addresses of log i, log f, resets, q, k, v."""
+def inputs_at(inputs: InputTensors, sizes: Sizes, b: int, h: int, start: int, L: int) -> Inputs:
+    """L steps of a head of a row."""
     log_i, log_f, reset, q, k, v = inputs
     T, H, K, V = sizes.T, sizes.H, sizes.K, sizes.V
     here = SIZE * ((b * T + start) * H + h)
@@ -176,8 +198,8 @@ class Outputs(NamedTuple):
 
 
 @helper()
-def outputs_at(outputs: tuple[int, ...], sizes: Sizes, b: int, h: int, start: int, L: int) -> Outputs:
-    """L steps of a head of a row, from the addresses of the gradients of q, k, v, log i, log f."""
+def outputs_at(outputs: OutputTensors, sizes: Sizes, b: int, h: int, start: int, L: int) -> Outputs:
+    """L steps of a head of a row."""
     dq, dk, dv, di, df = outputs
     H, K, V = sizes.H, sizes.K, sizes.V
     here = SIZE * ((b * sizes.T + start) * H + h)

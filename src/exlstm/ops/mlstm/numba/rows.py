@@ -12,12 +12,9 @@ from typing import Any
 from numpy import float32, float64
 
 from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.loops import REORDER, Array, dot
 from exlstm.runtime.cpu.math import exp
 from exlstm.runtime.cpu.memory import row
-from exlstm.runtime.cpu.simd import FASTMATH
-
-Array = Any  # a float32 NumPy array inside Numba
-REORDER = FASTMATH | {"reassoc"}  # sums in any order, so that they vectorise; never where there is an `exp`
 
 
 @helper(REORDER)
@@ -56,15 +53,6 @@ def decay_and_add(out_I: Array, decay: float, x_LI: Array, factor_L: Array) -> N
         x_I, f = row(x_LI, t), factor_L[t]
         for i in range(out_I.size):
             out_I[i] += x_I[i] * f
-
-
-@helper(REORDER)
-def dot(x_I: Array, y_I: Array) -> Any:
-    """The sum of x * y."""
-    total = float32(0.0)
-    for i in range(x_I.size):
-        total += x_I[i] * y_I[i]
-    return total
 
 
 @helper(REORDER)
@@ -113,8 +101,8 @@ def weights(log_i_T1: Array, log_f_T1: Array, reset_T: Array, m: float, stabiliz
         if reset_T[t]:
             cut, first, m = True, t, 0.0
         sum_f += log_f
-        kept = log_f + m
-        m = (kept if kept >= log_i else log_i) if stabilize else 0.0
+        decayed = log_f + m
+        m = (decayed if decayed >= log_i else log_i) if stabilize else 0.0
         source_S[t] = log_i - sum_f
         carry_L[t] = float32(0.0) if cut else float32(exact_exp(sum_f + m_before - m))
         floor_L[t] = float32(exact_exp(-m))

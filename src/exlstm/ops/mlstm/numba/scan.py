@@ -1,14 +1,13 @@
-"""mLSTM over chunks on a CPU, compiled by Numba: the equations of `chunkwise`, chunk by chunk.
+"""mLSTM over chunks on a CPU: the equations of `chunkwise`, chunk by chunk.
 
 All that a chunk needs stays in the caches of one core. Its products go to BLAS from inside the kernels, which run
-without the interpreter lock from the first step to the last; rows of the batch and heads are shared out among plain
-threads, once a call. The backward keeps what `chunkwise` keeps: q, k, v, h, the gates, and one state per span.
+without the interpreter lock from the first step to the last; an item is a head of a row of the batch. Saved for the
+backward is what `chunkwise` saves: q, k, v, h, the gates, and one state per span.
 
 B batch  T time  H heads  N chunks of a span  R spans  L, S chunk length (target, source)  K key width  V value width
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from exlstm.ops.derivatives import once
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS, Options
 from exlstm.ops.mlstm.numba.chunk import (
+    InputTensors,
+    OutputTensors,
     Sizes,
     advance,
     chunk_at,
@@ -35,37 +36,50 @@ from exlstm.ops.mlstm.numba.chunk import (
 )
 from exlstm.ops.mlstm.numba.rows import scale_rows
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
-from exlstm.runtime.addresses import address, addresses
+from exlstm.runtime import capture
 from exlstm.runtime.cpu.blas import product
-from exlstm.runtime.cpu.jit import compiled
-from exlstm.runtime.cpu.memory import LINE_NUMBERS, SIZE, copy, keep, line_of, rows_at, tensor_at
-from exlstm.runtime.threads import share_out
+from exlstm.runtime.cpu.kernel import F32, F64, kernel
+from exlstm.runtime.cpu.launch import Cost, launch
+from exlstm.runtime.cpu.memory import LINE_NUMBERS, SIZE, copy, hold, line_of, rows_at, tensor_at
 
 START_DTYPES = (torch.float32, torch.float32, torch.float64)  # of C, n and m before a span
 
 
-@compiled
-def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: tuple[int, ...], h_BTHV: int,
-                 state: tuple[int, int, int], starts: tuple[int, int, int], keep_starts: bool) -> None:  # fmt: skip
-    """Items first to last - 1, each a head of a row. Fills h; the state goes from the first to the last.
+class State(NamedTuple):
+    """The state, which goes from the first to the last."""
 
-    Tensors are addresses: inputs of log i, log f, resets, q, k, v; state of C, n, m; starts of the state before every
-    span, which is kept there if `keep_starts`.
-    """
+    c_BHKV: F32
+    n_BHK: F32
+    m_BH: F32
+
+
+class Starts(NamedTuple):
+    """The state before every span; R is 0 if no backward will follow."""
+
+    R: int
+    c_RBHKV: F32
+    n_RBHK: F32
+    m_RBH: F64
+
+
+@kernel()
+def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: InputTensors, h_BTHV: F32, state: State,
+                 starts: Starts) -> None:  # fmt: skip
+    """Heads of rows. Fills h, the state, and the state before every span."""
     B, T, H, K, V, chunk_len = sizes
-    m_BH, m_RBH = tensor_at(state[2], B * H, float32), tensor_at(starts[2], last, float64)
+    m_BH, m_RBH = tensor_at(state.m_BH, B * H, float32), tensor_at(starts.m_RBH, last, float64)
     length, span_len = min(chunk_len, T), SPAN_CHUNKS * chunk_len
     memory = np.empty(chunk_numbers(length, K) + LINE_NUMBERS, float32)
     work = line_of(memory)
     for item in range(first, last):
         b, h, m = item // H, item % H, float64(m_BH[item])
-        c, n = state[0] + SIZE * item * K * V, state[1] + SIZE * item * K
+        c, n = state.c_BHKV + SIZE * item * K * V, state.n_BHK + SIZE * item * K
         c_KV, n_K = rows_at(c, K, V, V), tensor_at(n, K, float32)
         for start in range(0, T, chunk_len):
-            if keep_starts and start % span_len == 0:
+            if starts.R > 0 and start % span_len == 0:
                 place = start // span_len * B * H + item
-                copy(starts[0] + SIZE * place * K * V, c, K * V)
-                copy(starts[1] + SIZE * place * K, n, K)
+                copy(starts.c_RBHKV + SIZE * place * K * V, c, K * V)
+                copy(starts.n_RBHK + SIZE * place * K, n, K)
                 m_RBH[place] = m
             L = min(chunk_len, T - start)
             x, w = inputs_at(inputs, sizes, b, h, start, L), chunk_at(work, L, K)
@@ -76,21 +90,24 @@ def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: 
             scale_rows(h_LV, w.inverse_L, 1.0, h_LV)
             advance(w, x, c_KV, n_K)
         m_BH[item] = float32(m)
-    keep(memory)
+    hold(memory)
 
 
-@compiled
-def backward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: tuple[int, ...], h_BTHV: int,
-                  dh_BTHV: int, starts: tuple[int, int, int], dstate: tuple[int, int], outputs: tuple[int, ...]
-                  ) -> None:  # fmt: skip
-    """Items first to last - 1. Fills the outputs; dstate, of C and n, goes from the last state to the first.
+class StateGradients(NamedTuple):
+    """The gradients of the state, which go from the last to the first."""
 
-    Tensors are addresses, as in `forward_scan`; outputs of the gradients of q, k, v, log i, log f.
-    """
+    dc_BHKV: F32
+    dn_BHK: F32
+
+
+@kernel()
+def backward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: InputTensors, h_BTHV: F32,
+                  dh_BTHV: F32, starts: Starts, dstate: StateGradients, outputs: OutputTensors) -> None:  # fmt: skip
+    """Heads of rows. Fills the outputs and the gradients of the state."""
     B, T, H, K, V, chunk_len = sizes
     length, span_len = min(chunk_len, T), SPAN_CHUNKS * chunk_len
     N, spans = min(SPAN_CHUNKS, -(-T // chunk_len)), -(-T // span_len)
-    m_RBH, m_N = tensor_at(starts[2], spans * B * H, float64), np.empty(N, float64)
+    m_RBH, m_N = tensor_at(starts.m_RBH, spans * B * H, float64), np.empty(N, float64)
     numbers = chunk_numbers(length, K) + grads_numbers(length, K, V) + N * K * (V + 1)
     memory = np.empty(numbers + LINE_NUMBERS, float32)
     work = line_of(memory)
@@ -99,13 +116,13 @@ def backward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs:
     n_NK = c_NKV + SIZE * N * K * V
     for item in range(first, last):
         b, h = item // H, item % H
-        dc_KV = rows_at(dstate[0] + SIZE * item * K * V, K, V, V)
-        dn_K = tensor_at(dstate[1] + SIZE * item * K, K, float32)
+        dc_KV = rows_at(dstate.dc_BHKV + SIZE * item * K * V, K, V, V)
+        dn_K = tensor_at(dstate.dn_BHK + SIZE * item * K, K, float32)
         for span in range(spans - 1, -1, -1):
             begin, place = span * span_len, span * B * H + item
             chunks = min(N, -(-(T - begin) // chunk_len))
-            copy(c_NKV, starts[0] + SIZE * place * K * V, K * V)
-            copy(n_NK, starts[1] + SIZE * place * K, K)
+            copy(c_NKV, starts.c_RBHKV + SIZE * place * K * V, K * V)
+            copy(n_NK, starts.n_RBHK + SIZE * place * K, K)
             m_N[0] = m_RBH[place]
             for n in range(1, chunks):  # the states within the span once more
                 c, n_at, start = c_NKV + SIZE * n * K * V, n_NK + SIZE * n * K, begin + (n - 1) * chunk_len
@@ -124,7 +141,7 @@ def backward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs:
                 h_LV, dh_LV = rows_at(h_BTHV + here, L, V, H * V), rows_at(dh_BTHV + here, L, V, H * V)
                 mass_backward(w, g, h_LV, dh_LV, options.normalize)
                 chunk_backward(w, g, x, c_KV, n_K, dc_KV, dn_K, outputs_at(outputs, sizes, b, h, start, L))
-    keep(memory)
+    hold(memory)
 
 
 def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
@@ -133,21 +150,10 @@ def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
     return Sizes(B, T, H, K, v_BTHV.shape[3], chunk_len)
 
 
-def inputs_of(sizes: Sizes, inputs: Sequence[Tensor]) -> tuple[int, ...]:
-    """The addresses of log i, log f, the resets, q, k and v."""
-    log_i_BTH, log_f_BTH, reset_BT, q_BTHK, k_BTHK, v_BTHV = inputs
-    steps = sizes.B * sizes.T
-    return (
-        *addresses(steps * sizes.H, log_i_BTH, log_f_BTH), address(reset_BT, steps, torch.bool),
-        *addresses(steps * sizes.H * sizes.K, q_BTHK, k_BTHK), address(v_BTHV, steps * sizes.H * sizes.V),
-    )  # fmt: skip
-
-
-def states_of(sizes: Sizes, c: Tensor, n: Tensor, *m: Tensor, times: int = 1, unit: torch.dtype = torch.float32
-              ) -> tuple[int, ...]:  # fmt: skip
-    """The addresses of C, n and, if it is there, m at several times; `unit` is the dtype of m."""
-    M = times * sizes.B * sizes.H
-    return address(c, M * sizes.K * sizes.V), address(n, M * sizes.K), *addresses(M, *m, dtype=unit)
+def cost_of(sizes: Sizes, products: int) -> Cost:
+    """Of so many products of a chunk with keys or values."""
+    steps = sizes.B * sizes.T * sizes.H
+    return Cost(flops=products * steps * (sizes.K + sizes.V) * min(sizes.chunk_len, sizes.T))
 
 
 def own(*tensors: Tensor) -> list[Tensor]:
@@ -155,6 +161,7 @@ def own(*tensors: Tensor) -> list[Tensor]:
 
     Copied by NumPy: after a copy with all its threads torch lets them spin for some milliseconds, in the way of ours.
     """
+    capture.refuse("the mLSTM over chunks")
     copies = [torch.empty(x.shape, dtype=x.dtype) for x in tensors]
     for x, made in zip(tensors, copies, strict=True):
         np.copyto(made.numpy(), x.detach().numpy())
@@ -162,23 +169,23 @@ def own(*tensors: Tensor) -> list[Tensor]:
 
 
 class Chunkwise(torch.autograd.Function):
-    """(log i, log f, q, k, v, C, n, m) -> (h, C, n, m); everything float32. `keep`: a backward will follow."""
+    """(log i, log f, q, k, v, C, n, m) -> (h, C, n, m); everything float32. saves: a backward will follow."""
 
     @staticmethod
     def forward(ctx: Any, log_i_BTH: Tensor, log_f_BTH: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor,
                 c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor, reset_BT: Tensor, chunk_len: int, options: Options,
-                keep_starts: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+                saves: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         log_i_BTH, log_f_BTH, *qkv = contiguous(log_i_BTH, log_f_BTH, q_BTHK, k_BTHK, v_BTHV)
         inputs, state = [log_i_BTH, log_f_BTH, reset_BT, *qkv], own(c_BHKV, n_BHK, m_BH)
         B, T, H, _ = q_BTHK.shape
-        R = -(-T // (SPAN_CHUNKS * chunk_len)) if keep_starts else 0
+        R = -(-T // (SPAN_CHUNKS * chunk_len)) if saves else 0
         # m is rounded at the very end only: C is in its unit, and another unit would be another C
         starts = [x.new_empty(R, *x.shape, dtype=dtype) for x, dtype in zip(state, START_DTYPES, strict=True)]
         h_BTHV = torch.empty_like(qkv[2])
         sizes = sizes_of(q_BTHK, v_BTHV, chunk_len)
-        share_out(
-            forward_scan, B * H, sizes, options, inputs_of(sizes, inputs), address(h_BTHV, v_BTHV.numel()),
-            states_of(sizes, *state), states_of(sizes, *starts, times=R, unit=START_DTYPES[2]), keep_starts,
+        launch(
+            forward_scan, B * H, sizes, options, InputTensors(*inputs), h_BTHV, State(*state), Starts(R, *starts),
+            cost=cost_of(sizes, 4),
         )  # fmt: skip
         ctx.save_for_backward(*inputs, h_BTHV, *starts)
         ctx.chunk_len, ctx.options = chunk_len, options
@@ -195,10 +202,9 @@ class Chunkwise(torch.autograd.Function):
         sizes, R = sizes_of(qkv[0], qkv[2], ctx.chunk_len), len(starts[0])
         dstate, grads = own(dc_BHKV, dn_BHK), [torch.empty_like(x) for x in (*qkv, log_i_BTH, log_f_BTH)]
         (dh_BTHV,) = contiguous(dh_BTHV)
-        share_out(
-            backward_scan, sizes.B * sizes.H, sizes, ctx.options, inputs_of(sizes, inputs),
-            *addresses(qkv[2].numel(), h_BTHV, dh_BTHV), states_of(sizes, *starts, times=R, unit=START_DTYPES[2]),
-            states_of(sizes, *dstate), tuple(address(x, x.numel()) for x in grads),
+        launch(
+            backward_scan, sizes.B * sizes.H, sizes, ctx.options, InputTensors(*inputs), h_BTHV, dh_BTHV,
+            Starts(R, *starts), StateGradients(*dstate), OutputTensors(*grads), cost=cost_of(sizes, 12),
         )  # fmt: skip
         return *grads[3:], *grads[:3], *dstate, None, None, None, None, None
 

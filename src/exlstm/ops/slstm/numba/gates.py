@@ -3,8 +3,8 @@
 Numbers that meet in the gates stand in blocks of so many times 16 neighbours:
 
     block  7 x 16: i, f, z, o before their activations, c, n, m
-    kept   7 x 16: what the backward needs of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df;
-           9 x 16 for the cells of `numba_variants`: also d log i / di and e^(m / 2)
+    saved  7 x 16: what the backward needs of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df;
+           9 x 16 for the cells of `variants`: also d log i / di and e^(m / 2)
     draw   4 x 16: the gradients of i, f, z, o before their activations
     carry  2 x 16: the gradients of c, n
 """
@@ -21,7 +21,7 @@ from exlstm.ops.slstm.numba.tile import PANEL
 from exlstm.runtime.cpu.memory import FLOAT, SIZE, place
 from exlstm.runtime.cpu.simd import Lanes, exp_below, log_sigmoid, sigmoid, tanh, where
 
-BLOCK, KEPT, KEPT_MORE, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 9 * PANEL, 4 * PANEL, 2 * PANEL
+BLOCK, SAVED, SAVED_MORE, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 9 * PANEL, 4 * PANEL, 2 * PANEL
 
 
 class Block:
@@ -64,7 +64,7 @@ def sixteen(function: Callable[..., None]) -> Any:
 
 
 @sixteen
-def gates(block: Block, h: Block, kept: Block, exp_forget: Lanes) -> None:
+def gates(block: Block, h: Block, saved: Block, exp_forget: Lanes) -> None:
     """One step: from i, f, z, o and c, n, m before to c, n, m and h after, and what the backward needs."""
     # first what does not depend on the state: it waits for little else
     i, f, z, o = block[0], block[1], block[2], block[3]
@@ -78,16 +78,16 @@ def gates(block: Block, h: Block, kept: Block, exp_forget: Lanes) -> None:
     one, less = (m - m) + 1.0, exp_below(-abs(past - i))
     decay, write = where(rises, less, one), where(fresh | rises, one, less)
     for part, x in enumerate((c, n, decay, write, cell, gate, slope)):
-        kept[part] = x
+        saved[part] = x
     c, n = decay * c + write * cell, decay * n + write
     block[4], block[5], block[6] = c, n, m
     h[0] = gate * c / n
 
 
 @sixteen
-def gates_backward(draw: Block, carry: Block, dh: Block, kept: Block) -> None:
+def gates_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
     """The gradients of i, f, z, o, and of c and n before the step, from those of h, c and n after it."""
-    c0, n0, decay, write, cell, gate, slope = (kept[part] for part in range(7))
+    c0, n0, decay, write, cell, gate, slope = (saved[part] for part in range(7))
     c, n = decay * c0 + write * cell, decay * n0 + write
     h = dh[0]
     dratio, ratio = h * gate / n, c / n
@@ -110,17 +110,17 @@ def _add(_context: Any, _out: Any, _x: Any) -> Any:
     return types.void(types.intp, types.intp), generate
 
 
-def add_rows(rows: int, short: bool) -> Any:
-    """An intrinsic (out, x, r, apart): out += x R for 16 neighbours, x and R of so many rows, bfloat16 if `short`.
+def add_rows(rows: int, bf16: bool) -> Any:
+    """An intrinsic (out, x, r, apart): out += x R for 16 neighbours, x and R of so many rows, bfloat16 if `bf16`.
 
     apart: numbers from one row of R to the next.
     """
     words = ir.VectorType(ir.IntType(32), PANEL)
-    kind, size = (ir.VectorType(ir.IntType(16), PANEL), 2) if short else (ir.VectorType(FLOAT, PANEL), SIZE)
+    kind, size = (ir.VectorType(ir.IntType(16), PANEL), 2) if bf16 else (ir.VectorType(FLOAT, PANEL), SIZE)
 
     def read(builder: Any, address: Any) -> Lanes:
         x = builder.load(builder.inttoptr(address, kind.as_pointer()), align=size)
-        if short:
+        if bf16:
             x = builder.bitcast(builder.shl(builder.zext(x, words), ir.Constant(words, [16] * PANEL)),
                                 ir.VectorType(FLOAT, PANEL))  # fmt: skip
         return Lanes(builder, x)
@@ -150,7 +150,5 @@ def every(builder: Any, number: Any) -> Lanes:
     return Lanes(builder, builder.shuffle_vector(first, first, where_from))
 
 
-eight_rows, eight_rows_short, one_row, one_row_short = (
-    add_rows(rows, short) for rows in (8, 1) for short in (False, True)
-)
+eight_rows, eight_rows_bf16, one_row, one_row_bf16 = (add_rows(rows, bf16) for rows in (8, 1) for bf16 in (False, True))
 add_sixteen: Any = intrinsic(_add)

@@ -3,15 +3,11 @@
 Tensors are addresses; *_at count numbers. V head width  K, J rows and columns of R: V, and 4 V for all gates
 """
 
-from typing import Any
-
-from numpy import int32
-
-from exlstm.ops.slstm.numba.gates import BLOCK, eight_rows, eight_rows_short, one_row, one_row_short
+from exlstm.ops.slstm.numba.gates import BLOCK, eight_rows, eight_rows_bf16, one_row, one_row_bf16
 from exlstm.ops.slstm.numba.tile import PANEL
+from exlstm.runtime.cpu.bfloat16 import read_number
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.math import float_of_bits
-from exlstm.runtime.cpu.memory import SIZE, at, clear, copy, put, short_at
+from exlstm.runtime.cpu.memory import SIZE, at, clear, copy, put
 
 
 @helper()
@@ -21,20 +17,15 @@ def width(V: int, u: int) -> int:
 
 
 @helper()
-def number_of_r(r_KJ: int, short: bool, n: int) -> Any:
-    """Number n of R as float32."""
-    return float_of_bits(int32(int32(short_at(r_KJ + 2 * n)) << int32(16))) if short else at(r_KJ, n)
-
-
-@helper()
-def pack(r_KJ: int, short: bool, V: int, units: int, panels: int) -> None:
+def pack(r_KJ: int, bf16: bool, V: int, units: int, panels: int) -> None:
     """R of a head in panels [U, G, V, 16], for h R: the four gates of 16 units are neighbours. Beyond V are zeros."""
+    size = 2 if bf16 else SIZE
     clear(panels, units * 4 * V * PANEL)
     for k in range(V):
         for g in range(4):
             for v in range(V):
                 put(panels, ((v // PANEL * 4 + g) * V + k) * PANEL + v % PANEL,
-                    number_of_r(r_KJ, short, (k * 4 + g) * V + v))  # fmt: skip
+                    read_number(r_KJ + size * ((k * 4 + g) * V + v), bf16))  # fmt: skip
 
 
 @helper()
@@ -49,9 +40,9 @@ def pack_transposed(r_HKGV: int, head: int, V: int, units: int, panels: int) -> 
 
 
 @helper()
-def read_product(block: int, units: int, h: int, r_KJ: int, short: bool, V: int, raw_J: int) -> None:
+def read_product(block: int, units: int, h: int, r_KJ: int, bf16: bool, V: int, raw_J: int) -> None:
     """h R for one row, R read where it lies: for a step or two, packing it would take longer than the step."""
-    J, size = 4 * V, 2 if short else SIZE
+    J, size = 4 * V, 2 if bf16 else SIZE
     whole = J - J % PANEL
     clear(raw_J, J)
     k = 0
@@ -61,12 +52,12 @@ def read_product(block: int, units: int, h: int, r_KJ: int, short: bool, V: int,
         for j in range(0, whole, PANEL):
             out, here = raw_J + SIZE * j, r + size * j
             if count == 8:
-                eight_rows_short(out, x, here, J) if short else eight_rows(out, x, here, J)
+                eight_rows_bf16(out, x, here, J) if bf16 else eight_rows(out, x, here, J)
             else:
-                one_row_short(out, x, here, J) if short else one_row(out, x, here, J)
+                one_row_bf16(out, x, here, J) if bf16 else one_row(out, x, here, J)
         for n in range(count):
             for j in range(whole, J):
-                put(raw_J, j, at(raw_J, j) + at(x, n) * number_of_r(r, short, n * J + j))
+                put(raw_J, j, at(raw_J, j) + at(x, n) * read_number(r + size * (n * J + j), bf16))
         k += count
     for u in range(units):
         for g in range(4):

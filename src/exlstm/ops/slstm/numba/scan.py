@@ -4,12 +4,10 @@ An item is a head and a tile of rows of the batch, and one thread takes it throu
 stays in its cache. A step is one product of all rows with R, then the gates of one row after another, 16 units at a
 time, in the blocks of `numba_gates`.
 
-Tensors are addresses of contiguous float32 numbers; *_at count these.
-
 B batch  T time  H heads  K, V head width  G gates: i, f, z, o  Q state parts: h, c, n, m
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import float32
@@ -17,9 +15,10 @@ from numpy import float32
 from exlstm.ops.slstm.numba.gates import BLOCK, CARRY, DRAW, add_sixteen
 from exlstm.ops.slstm.numba.recurrent import pack, pack_transposed, read_product, width
 from exlstm.ops.slstm.numba.tile import PANEL, product, rows_by_four
-from exlstm.ops.slstm.numba.variants import any_backward, any_step, kept_in_kernels
-from exlstm.runtime.cpu.jit import compiled, helper
-from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, keep, prefetch, put, tensor_at
+from exlstm.ops.slstm.numba.variants import any_backward, any_step, saved_size_in_kernels
+from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.kernel import F32, I64, Bools, Floats, kernel
+from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, prefetch, put, tensor_at
 
 Array = Any  # a NumPy array inside Numba
 
@@ -36,9 +35,9 @@ def add_input(block: int, x: int, V: int, u: int) -> None:
 
 
 @helper()
-def all_gates(block: int, h: int, x: int, kept_step: int, kept: int, mixing: bool, H: int, V: int, variant: int
+def all_gates(block: int, h: int, x: int, saved_step: int, saved: int, mixing: bool, H: int, V: int, variant: int
               ) -> None:  # fmt: skip
-    """One step of all units of a row. x: of this step; kept_step: numbers from one block of `kept` to the next."""
+    """One step of all units of a row. x: of this step; saved_step: numbers from one block of `saved` to the next."""
     for u in range(-(-V // PANEL)):
         x_u, block_u = x + SIZE * u * PANEL, block + SIZE * u * BLOCK
         if not mixing:
@@ -46,7 +45,7 @@ def all_gates(block: int, h: int, x: int, kept_step: int, kept: int, mixing: boo
         add_input(block_u, x_u, V, u)
         for g in range(4):  # of the next step
             prefetch(x_u, (4 * H + g) * V)
-        any_step(block_u, h + SIZE * u * PANEL, kept + SIZE * u * kept_step, variant)
+        any_step(block_u, h + SIZE * u * PANEL, saved + SIZE * u * saved_step, variant)
 
 
 @helper()
@@ -80,8 +79,30 @@ def restart(reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x:
             clear(y + SIZE * row * y_row, y_row)
 
 
+class Sizes(NamedTuple):
+    """Of a scan: items of `rows` rows of the batch each, E numbers saved for the backward. mixing: there is an R."""
+
+    rows: int
+    mixing: bool
+    B: int
+    T: int
+    H: int
+    K: int
+    V: int
+    E: int
+
+
+class State(NamedTuple):
+    """The state before the first step or after the last."""
+
+    h_BHV: F32
+    c_BHV: F32
+    n_BHV: F32
+    m_BHV: F32
+
+
 @helper()
-def load_state(block: int, h: int, before: tuple[int, int, int, int], n: int, V: int) -> None:
+def load_state(block: int, h: int, before: State, n: int, V: int) -> None:
     """Blocks of a row and its h from the states, where it is number n of the rows and heads."""
     load(h, PANEL, 0, before[0] + SIZE * n * V, V)
     for part in range(1, 4):
@@ -89,27 +110,26 @@ def load_state(block: int, h: int, before: tuple[int, int, int, int], n: int, V:
 
 
 @helper()
-def store_state(block: int, h: int, after: tuple[int, int, int, int], n: int, V: int) -> None:
+def store_state(block: int, h: int, after: State, n: int, V: int) -> None:
     """The way back."""
     store(h, PANEL, 0, after[0] + SIZE * n * V, V)
     for part in range(1, 4):
         store(block, BLOCK, 3 + part, after[part] + SIZE * n * V, V)
 
 
-@compiled
-def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B: int, T: int, H: int, V: int,
-                 x_BTHGV: int, r_HKGV: int, short: bool, reset: int, lengths: int, variant: int,
-                 before: tuple[int, int, int, int], h_BTHV: int, after: tuple[int, int, int, int],
-                 past_HBTV: int, kept_E: int) -> None:  # fmt: skip
-    """Items first to last - 1 of tiles of `rows` rows. Fills h_BTHV, and after with the state after the last step.
+@kernel(G=4)
+def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32, r_HKGV: Floats, reset_BT: Bools,
+                 lengths_B: I64, variant: int, before: State, h_BTHV: F32, after: State, past_HBTV: F32, saved_E: F32,
+                 bf16: bool) -> None:  # fmt: skip
+    """Items of h, and the state after the last step. bf16: R is.
 
-    short: R is bfloat16.
-    reset: of bools [B, T], or 0: none; lengths: of int64. For the backward, unless kept_E is 0: past_HBTV is filled
-    with h before every step, and kept_E with blocks [H, B, T, V].
+    For the backward, unless saved_E is 0: past_HBTV is filled with h before every step, and saved_E with blocks
+    [H, B, T, V].
     """
+    rows, mixing, B, T, H, _, V, _ = sizes
     units, tiles = -(-V // PANEL), -(-B // rows)
-    wide, tall, room, size = units * PANEL, units * BLOCK, rows_by_four(rows), kept_in_kernels(variant)
-    lengths_B, reset_BT = tensor_at(lengths, B, np.int64), tensor_at(reset, (B, T), np.bool_)
+    wide, tall, room, size = units * PANEL, units * BLOCK, rows_by_four(rows), saved_size_in_kernels(variant)
+    lengths, resets = tensor_at(lengths_B, B, np.int64), tensor_at(reset_BT, (B, T), np.bool_)
     work = np.empty(room * (tall + wide) + size + 4 * V + (4 * V * wide if mixing and packed else 0), float32)
     block = address_of(work)
     h = block + SIZE * room * tall
@@ -120,49 +140,58 @@ def forward_scan(first: int, last: int, rows: int, packed: bool, mixing: bool, B
         head, row0 = item // tiles, item % tiles * rows
         count, steps = rows if B - row0 > rows else B - row0, 0
         clear(block, room * (tall + wide))
-        r_KJ = r_HKGV + (2 if short else SIZE) * head * V * 4 * V
+        r_KJ = r_HKGV + (2 if bf16 else SIZE) * head * V * 4 * V
         if mixing and packed:
-            pack(r_KJ, short, V, units, panels)
+            pack(r_KJ, bf16, V, units, panels)
         for row in range(count):
             load_state(block + SIZE * row * tall, h + SIZE * row * wide, before, (row0 + row) * H + head, V)
-            steps = max(steps, lengths_B[row0 + row])
+            steps = max(steps, lengths[row0 + row])
         for t in range(steps):
-            if reset != 0:
-                restart(reset_BT, lengths_B, row0, count, t, block, tall, h, wide)
+            if reset_BT != 0:
+                restart(resets, lengths, row0, count, t, block, tall, h, wide)
             if mixing and packed:
                 product(block, tall, BLOCK, h, wide, count, panels, V, 4 * units)
             for row in range(count):
                 b = row0 + row
-                if t >= lengths_B[b]:
+                if t >= lengths[b]:
                     continue
                 block_r, h_r, step = block + SIZE * row * tall, h + SIZE * row * wide, (head * B + b) * T + t
-                place, kept = (b * T + t) * H + head, spare
+                place, saved = (b * T + t) * H + head, spare
                 if mixing and not packed:
-                    read_product(block_r, units, h_r, r_KJ, short, V, raw)
-                if kept_E != 0:
+                    read_product(block_r, units, h_r, r_KJ, bf16, V, raw)
+                if saved_E != 0:
                     copy(past_HBTV + SIZE * step * V, h_r, V)
-                    kept = kept_E + SIZE * step * units * size
-                all_gates(block_r, h_r, x_BTHGV + SIZE * place * 4 * V, 0 if kept_E == 0 else size, kept, mixing, H, V,
-                          variant)  # fmt: skip
+                    saved = saved_E + SIZE * step * units * size
+                saved_step, x_r = 0 if saved_E == 0 else size, x_BTHGV + SIZE * place * 4 * V
+                all_gates(block_r, h_r, x_r, saved_step, saved, mixing, H, V, variant)
                 copy(h_BTHV + SIZE * place * V, h_r, V)
         for row in range(count):
-            b, length = row0 + row, lengths_B[row0 + row]
+            b, length = row0 + row, lengths[row0 + row]
             store_state(block + SIZE * row * tall, h + SIZE * row * wide, after, b * H + head, V)
             for t in range(length, T):
                 clear(h_BTHV + SIZE * ((b * T + t) * H + head) * V, V)
-            if kept_E != 0:
+            if saved_E != 0:
                 clear(past_HBTV + SIZE * ((head * B + b) * T + length) * V, (T - length) * V)
-    keep(work)
+    hold(work)
 
 
-@compiled
-def backward_scan(first: int, last: int, rows: int, mixing: bool, B: int, T: int, H: int, V: int, dh_BTHV: int,
-                  r_HKGV: int, reset: int, lengths: int, dafter: tuple[int, int, int], draw_BTHGV: int,
-                  dbefore: tuple[int, int, int], kept_E: int, variant: int) -> None:  # fmt: skip
-    """Items as in `forward_scan`. Fills the gradients of x and of the first h, c, n from those of the last: dafter."""
+class StateGradients(NamedTuple):
+    """Of the parts of the state that have gradients."""
+
+    h_BHV: F32
+    c_BHV: F32
+    n_BHV: F32
+
+
+@kernel(G=4)
+def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r_HKGV: F32, reset_BT: Bools, lengths_B: I64,
+                  dafter: StateGradients, draw_BTHGV: F32, dbefore: StateGradients, saved_E: F32, variant: int
+                  ) -> None:  # fmt: skip
+    """Items as in `forward_scan`. Fills the gradients of x and of the first h, c, n from those of the last."""
+    rows, mixing, B, T, H, _, V, _ = sizes
     units, tiles = -(-V // PANEL), -(-B // rows)
-    wide, room, size = units * PANEL, rows_by_four(rows), kept_in_kernels(variant)
-    lengths_B, reset_BT = tensor_at(lengths, B, np.int64), tensor_at(reset, (B, T), np.bool_)
+    wide, room, size = units * PANEL, rows_by_four(rows), saved_size_in_kernels(variant)
+    lengths, resets = tensor_at(lengths_B, B, np.int64), tensor_at(reset_BT, (B, T), np.bool_)
     work = np.empty(7 * room * wide + (4 * wide * wide if mixing else 0), float32)
     draw = address_of(work)
     carry = draw + SIZE * room * 4 * wide
@@ -178,33 +207,33 @@ def backward_scan(first: int, last: int, rows: int, mixing: bool, B: int, T: int
             state = SIZE * ((row0 + row) * H + head) * V
             for part in range(2):
                 load(carry + SIZE * row * 2 * wide, CARRY, part, dafter[1 + part] + state, V)
-            steps = max(steps, lengths_B[row0 + row])
+            steps = max(steps, lengths[row0 + row])
         for t in range(steps - 1, -1, -1):
             for row in range(count):
                 b, dh_r, draw_r = row0 + row, dh + SIZE * row * wide, draw + SIZE * row * 4 * wide
-                if t >= lengths_B[b]:
+                if t >= lengths[b]:
                     continue
-                if t == lengths_B[b] - 1:
+                if t == lengths[b] - 1:
                     load(dh_r, PANEL, 0, dafter[0] + SIZE * (b * H + head) * V, V)
                 place, step = ((b * T + t) * H + head) * V, (head * B + b) * T + t
                 for v in range(V):
                     put(dh_r, v, at(dh_r, v) + at(dh_BTHV, place + v))
                 for u in range(units):
-                    draw_u, kept = draw_r + SIZE * u * DRAW, kept_E + SIZE * (step * units + u) * size
+                    draw_u, saved = draw_r + SIZE * u * DRAW, saved_E + SIZE * (step * units + u) * size
                     carry_u = carry + SIZE * (row * units + u) * CARRY
-                    any_backward(draw_u, carry_u, dh_r + SIZE * u * PANEL, kept, variant)
+                    any_backward(draw_u, carry_u, dh_r + SIZE * u * PANEL, saved, variant)
                     prefetch(dh_BTHV, place - H * V + u * PANEL)
                     for g in range(7):  # of the step before
-                        prefetch(kept, g * PANEL - units * size)
+                        prefetch(saved, g * PANEL - units * size)
                     give_gradient(draw_BTHGV + SIZE * (place * 4 + u * PANEL), draw_u, V, u)
             if mixing:
                 product(dh, wide, 4 * PANEL, draw, 4 * wide, count, panels, 4 * wide, units)
             else:
                 clear(dh, room * wide)
-            if reset != 0:
-                restart(reset_BT, lengths_B, row0, count, t, dh, wide, carry, 2 * wide)
+            if reset_BT != 0:
+                restart(resets, lengths, row0, count, t, dh, wide, carry, 2 * wide)
         for row in range(count):
-            b, length = row0 + row, lengths_B[row0 + row]
+            b, length = row0 + row, lengths[row0 + row]
             state, dh_r = SIZE * (b * H + head) * V, dh + SIZE * row * wide
             if length == 0:
                 load(dh_r, PANEL, 0, dafter[0] + state, V)
@@ -213,4 +242,4 @@ def backward_scan(first: int, last: int, rows: int, mixing: bool, B: int, T: int
                 store(carry + SIZE * row * 2 * wide, CARRY, part, dbefore[1 + part] + state, V)
             for t in range(length, T):
                 clear(draw_BTHGV + SIZE * ((b * T + t) * H + head) * 4 * V, 4 * V)
-    keep(work)
+    hold(work)

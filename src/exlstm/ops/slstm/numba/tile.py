@@ -11,9 +11,9 @@ from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from exlstm.runtime.cpu.internals import alloca, llvm_function, loop
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.memory import place
 
@@ -30,12 +30,6 @@ def lanes() -> int:
 LANES = lanes()
 # panels that four rows take at once: sixteen sums of 16 lanes, eight of 8 or sixteen of 4, with room for the operands
 WIDE = 4 if LANES == 16 else 1
-
-
-def function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
-    """One of LLVM's own functions."""
-    kind = ir.FunctionType(result, arguments)
-    return cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
 
 
 def add_to(builder: Any, at_first: Any, sums: list[list[Any]], begins: list[Any]) -> None:
@@ -72,18 +66,17 @@ def tile(rows: int, panels: int) -> Any:
         x_rows = [pointer(x, x_at, x_stride, n) for n in range(rows)]
         step = ir.Constant(number, PANEL)
         p_panels = [pointer(p, p_at, builder.mul(steps, step), n) for n in range(panels)]
-        add = function(builder, f"llvm.fmuladd.v{LANES}f32", kind, [kind] * 3)
+        add = llvm_function(builder, f"llvm.fmuladd.v{LANES}f32", kind, [kind] * 3)
         zero = ir.Constant(kind, [0.0] * LANES)
-        new: Any = cgutils.alloca_once
-        sums = [[new(builder, kind) for _ in range(parts)] for _ in range(rows)]
+        sums = [[alloca(builder, kind) for _ in range(parts)] for _ in range(rows)]
         everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         most = ir.Constant(number, TOGETHER)
-        with cgutils.for_range_slice(builder, ir.Constant(number, 0), steps, most) as (begin, _):
+        with loop(builder, ir.Constant(number, 0), steps, most) as (begin, _):
             end = builder.add(begin, most)
             end = builder.select(builder.icmp_signed("<", end, steps), end, steps)
             for total in (total for row in sums for total in row):
                 builder.store(zero, total)
-            with cgutils.for_range_slice(builder, begin, end, ir.Constant(number, 1)) as (index, _):
+            with loop(builder, begin, end, ir.Constant(number, 1)) as (index, _):
                 start = builder.mul(index, step)
                 vectors = []
                 for part in range(parts):

@@ -6,7 +6,7 @@ The usual cell has none of this in its way: a kernel asks for it by a number tha
 from typing import Any
 
 from exlstm.ops.gates import INPUT_GATES, SMALL, InputGate
-from exlstm.ops.slstm.numba.gates import KEPT, KEPT_MORE, Block, gates, gates_backward, sixteen
+from exlstm.ops.slstm.numba.gates import SAVED, SAVED_MORE, Block, gates, gates_backward, sixteen
 from exlstm.ops.slstm.reference import SHUT
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.simd import Lanes, exp, log_sigmoid, sigmoid, where
@@ -22,12 +22,12 @@ def variant_of(input_gate: InputGate, exp_forget: bool, normalize: bool) -> int:
     return exp_forget + NO_NORM * (not normalize) + GATE * INPUT_GATES.index(input_gate)
 
 
-def kept_size(variant: int) -> int:
-    """Numbers of a block of `kept`."""
-    return KEPT if variant < NO_NORM else KEPT_MORE
+def saved_size(variant: int) -> int:
+    """Numbers of a block of `saved`."""
+    return SAVED if variant < NO_NORM else SAVED_MORE
 
 
-kept_in_kernels: Any = helper()(kept_size)
+saved_size_in_kernels: Any = helper()(saved_size)
 
 
 def log(x: Lanes) -> Lanes:
@@ -48,64 +48,64 @@ def log(x: Lanes) -> Lanes:
 
 
 @sixteen
-def sigmoid_gate(block: Block, kept: Block) -> None:
-    """i becomes log i, and its slope is kept."""
+def sigmoid_gate(block: Block, saved: Block) -> None:
+    """i becomes log i, and its slope is saved."""
     i = block[0]
-    block[0], kept[7] = log_sigmoid(i), sigmoid(-i)
+    block[0], saved[7] = log_sigmoid(i), sigmoid(-i)
 
 
 @sixteen
-def softplus_gate(block: Block, kept: Block) -> None:
+def softplus_gate(block: Block, saved: Block) -> None:
     """Far below zero log log(1 + e^i) is i to all digits of float32."""
     i = block[0]
     near = where(i < -15.0, -15.0, i)
     softplus = -log_sigmoid(-near)
     block[0] = where(i < -15.0, i, log(softplus))
-    kept[7] = where(i < -15.0, 1.0, sigmoid(near) / softplus)
+    saved[7] = where(i < -15.0, 1.0, sigmoid(near) / softplus)
 
 
 @sixteen
-def relu_gate(block: Block, kept: Block, square: Lanes) -> None:
+def relu_gate(block: Block, saved: Block, square: Lanes) -> None:
     """Shut at and below zero, and no gradient there."""
     i = block[0]
     opening, shut = where(i < SMALL, SMALL, i), -i >= 0.0
     log_i, slope = log(opening), 1.0 / opening
     block[0] = where(shut, SHUT, where(square, 2.0 * log_i, log_i))
-    kept[7] = where(shut, 0.0, where(square, 2.0 * slope, slope))
+    saved[7] = where(shut, 0.0, where(square, 2.0 * slope, slope))
 
 
 @sixteen
-def exp_gate(block: Block, kept: Block) -> None:
+def exp_gate(block: Block, saved: Block) -> None:
     """i is log i."""
     i = block[0]
-    kept[7] = Lanes(i.builder, i.constant(1.0))
+    saved[7] = Lanes(i.builder, i.constant(1.0))
 
 
 @helper()
-def other_gate(block: int, kept: int, variant: int) -> None:
+def other_gate(block: int, saved: int, variant: int) -> None:
     """i of a block becomes log i."""
     gate = variant // GATE
     if gate == EXP:
-        exp_gate(block, kept)
+        exp_gate(block, saved)
     elif gate == SIGMOID:
-        sigmoid_gate(block, kept)
+        sigmoid_gate(block, saved)
     elif gate == SOFTPLUS:
-        softplus_gate(block, kept)
+        softplus_gate(block, saved)
     else:
-        relu_gate(block, kept, gate != RELU)
+        relu_gate(block, saved, gate != RELU)
 
 
 @sixteen
-def without_norm(block: Block, h: Block, kept: Block) -> None:
+def without_norm(block: Block, h: Block, saved: Block) -> None:
     """h without the normaliser, after a usual step; e^m in two factors reaches twice as far."""
     root = exp(block[6] * 0.5)
-    kept[8] = root
-    h[0] = kept[5] * (block[4] * root * root)
+    saved[8] = root
+    h[0] = saved[5] * (block[4] * root * root)
 
 
-def backward(draw: Block, carry: Block, dh: Block, kept: Block, normalize: bool) -> None:
+def backward(draw: Block, carry: Block, dh: Block, saved: Block, normalize: bool) -> None:
     """As `gates_backward`, of a step with another gate or without the normaliser."""
-    c0, n0, decay, write, cell, gate, slope, slope_i, root = (kept[part] for part in range(9))
+    c0, n0, decay, write, cell, gate, slope, slope_i, root = (saved[part] for part in range(9))
     c, n, h, dc, dn = decay * c0 + write * cell, decay * n0 + write, dh[0], carry[0], carry[1]
     if normalize:
         read, dmemory = c / n, h * gate / n
@@ -124,33 +124,33 @@ def backward(draw: Block, carry: Block, dh: Block, kept: Block, normalize: bool)
 
 
 @sixteen
-def with_norm_backward(draw: Block, carry: Block, dh: Block, kept: Block) -> None:
+def with_norm_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
     """The usual cell but for the input gate."""
-    backward(draw, carry, dh, kept, normalize=True)
+    backward(draw, carry, dh, saved, normalize=True)
 
 
 @sixteen
-def without_norm_backward(draw: Block, carry: Block, dh: Block, kept: Block) -> None:
+def without_norm_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
     """Any input gate."""
-    backward(draw, carry, dh, kept, normalize=False)
+    backward(draw, carry, dh, saved, normalize=False)
 
 
 @helper()
-def any_step(block: int, h: int, kept: int, variant: int) -> None:
+def any_step(block: int, h: int, saved: int, variant: int) -> None:
     """As `gates`, of any cell."""
     if variant >= NO_NORM:
-        other_gate(block, kept, variant)
-    gates(block, h, kept, variant % NO_NORM == 1)
+        other_gate(block, saved, variant)
+    gates(block, h, saved, variant % NO_NORM == 1)
     if variant // NO_NORM % 2 == 1:
-        without_norm(block, h, kept)
+        without_norm(block, h, saved)
 
 
 @helper()
-def any_backward(draw: int, carry: int, dh: int, kept: int, variant: int) -> None:
+def any_backward(draw: int, carry: int, dh: int, saved: int, variant: int) -> None:
     """As `gates_backward`, of any cell."""
     if variant < NO_NORM:
-        gates_backward(draw, carry, dh, kept)
+        gates_backward(draw, carry, dh, saved)
     elif variant // NO_NORM % 2 == 0:
-        with_norm_backward(draw, carry, dh, kept)
+        with_norm_backward(draw, carry, dh, saved)
     else:
-        without_norm_backward(draw, carry, dh, kept)
+        without_norm_backward(draw, carry, dh, saved)

@@ -1,0 +1,292 @@
+"""What torch computes in a decoding step between our kernels, as nodes of a captured graph.
+
+`capture_step` runs a function in a dispatch mode. Sums, products, activations, copies and the rows of an embedding
+become launches of the kernels below; any other operation of torch ends the capture, and its name is the reason.
+
+N numbers in a row  M rows  C classes (rows of the embedding)  D its width
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import erf, prod, sqrt
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy import float32, float64
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from exlstm.runtime.capture import Graph, Node, NotCapturable, capturing
+from exlstm.runtime.cpu.bfloat16 import Array, copy_number, read_numbers, write_numbers
+from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.kernel import I64, Constants, Floats, Kernel, Strided, Table, kernel
+from exlstm.runtime.cpu.math import sigmoid, tanh
+from exlstm.runtime.cpu.memory import long_at
+from exlstm.runtime.internals import is_memory_fill
+
+ADD, MULTIPLY, SCALE, DIVIDE, TANH, SIGMOID, SILU, GELU = range(8)
+AXES = 5  # of what is copied, at most
+DTYPES = (torch.float32, torch.bfloat16)
+Result = TypeVar("Result")
+aten = torch.ops.aten
+
+
+@helper()
+def activate(code: int, x_N: Array) -> None:
+    """An activation, in place."""
+    if code == TANH:
+        for j in range(x_N.size):
+            x_N[j] = tanh(x_N[j])
+    elif code == SIGMOID:
+        for j in range(x_N.size):
+            x_N[j] = sigmoid(x_N[j])
+    elif code == SILU:
+        for j in range(x_N.size):
+            x_N[j] *= sigmoid(x_N[j])
+    elif code == GELU:
+        for j in range(x_N.size):
+            x = float64(x_N[j])
+            x_N[j] = float32(0.5 * x * (1.0 + erf(x * sqrt(0.5))))
+
+
+@helper()
+def combine(code: int, x_N: Array, y_N: Array, factor: float) -> None:
+    """A sum or a product, in place."""
+    number = float32(factor)
+    if code == ADD:
+        for j in range(x_N.size):
+            x_N[j] += y_N[j]
+    elif code == MULTIPLY:
+        for j in range(x_N.size):
+            x_N[j] *= y_N[j]
+    elif code == SCALE:
+        for j in range(x_N.size):
+            x_N[j] *= number
+    elif code == DIVIDE:
+        for j in range(x_N.size):
+            x_N[j] /= number
+
+
+@kernel()
+def pointwise(first: int, last: int, code: int, N: int, factor: float, x: Strided, x_step: int, x_bf16: bool,
+              y: Strided, y_step: int, y_bf16: bool, out: Strided, out_step: int, out_bf16: bool) -> None:  # fmt: skip
+    """Rows of out = f(x, y) or f(x, factor); rows begin `*_step` bytes after one another."""
+    x_N, y_N = np.empty(N, float32), np.empty(N, float32)
+    for m in range(first, last):
+        read_numbers(x + m * x_step, x_bf16, x_N)
+        if code <= MULTIPLY:
+            read_numbers(y + m * y_step, y_bf16, y_N)
+        combine(code, x_N, y_N, factor)
+        activate(code, x_N)
+        write_numbers(x_N, out + m * out_step, out_bf16)
+
+
+@kernel()
+def copy_strided(
+    first: int, last: int, axes: Constants, x: Strided, x_bf16: bool, out: Strided, out_bf16: bool
+) -> None:
+    """out = x. axes: the sizes, then the bytes from number to number of x, then of out, AXES of each."""
+    steps, to = axes + 8 * AXES, axes + 16 * AXES
+    N, step, to_step = long_at(axes + 32), long_at(steps + 32), long_at(to + 32)
+    for i in range(first, last):
+        for j in range(long_at(axes + 8)):
+            for k in range(long_at(axes + 16)):
+                for m in range(long_at(axes + 24)):
+                    here = (
+                        x
+                        + i * long_at(steps)
+                        + j * long_at(steps + 8)
+                        + k * long_at(steps + 16)
+                        + m * long_at(steps + 24)
+                    )
+                    there = out + i * long_at(to) + j * long_at(to + 8) + k * long_at(to + 16) + m * long_at(to + 24)
+                    for n in range(N):
+                        copy_number(here + n * step, x_bf16, there + n * to_step, out_bf16)
+
+
+@kernel()
+def embedding_rows(first: int, last: int, M: int, C: int, D: int, tokens_M: I64, weight_CD: Floats, out_MD: Floats,
+                   bf16: bool) -> None:  # fmt: skip
+    """Rows of the embedding, one per token."""
+    size, x_D = 2 if bf16 else 4, np.empty(D, float32)
+    for m in range(first, last):
+        read_numbers(weight_CD + size * D * long_at(tokens_M + 8 * m), bf16, x_D)
+        write_numbers(x_D, out_MD + size * D * m, bf16)
+
+
+def strides(x: Tensor, shape: torch.Size) -> list[int]:
+    """Bytes from number to number along every axis of `shape`, to which x is broadcast."""
+    if x.dtype not in DTYPES or not x.is_cpu:
+        raise NotCapturable(f"a tensor of {x.dtype} on {x.device}")
+    try:
+        return [step * x.itemsize for step in x.expand(shape).stride()]
+    except RuntimeError:
+        raise NotCapturable(f"shapes {tuple(x.shape)} and {tuple(shape)}") from None
+
+
+def in_rows(tensors: Sequence[Tensor], shape: torch.Size) -> tuple[int, int, list[int]]:
+    """Rows, numbers in each, and for every tensor the bytes from one row to the next.
+
+    NotCapturable if the tensors are not all of them rows of neighbours, at equal distances.
+    """
+    every = [strides(x, shape) for x in tensors]
+    for cut in range(len(shape) + 1):
+        longer = [axis for axis in range(cut) if shape[axis] > 1]
+        if all(are_rows(steps, x.itemsize, shape, cut, longer) for steps, x in zip(every, tensors, strict=True)):
+            apart = [steps[longer[-1]] if longer else 0 for steps in every]
+            return prod(shape[:cut]), prod(shape[cut:]), apart
+    raise NotCapturable(f"tensors of strides {[x.stride() for x in tensors]}")
+
+
+def are_rows(steps: list[int], size: int, shape: torch.Size, cut: int, longer: list[int]) -> bool:
+    """Whether numbers are neighbours along the axes from `cut` on, and all rows before it at equal distances."""
+    for axis in reversed(range(cut, len(shape))):
+        if shape[axis] > 1 and steps[axis] != size:
+            return False
+        size *= shape[axis]
+    return all(steps[a] == steps[b] * shape[b] for a, b in pairwise(longer))
+
+
+def capture_step(step: Callable[[], Result]) -> tuple[Graph, Result]:
+    """Runs `step` without gradients: its graph, and what it returned. NotCapturable if it cannot be replayed."""
+    graph = Graph()
+    with torch.no_grad(), capturing(graph), TorchCapture(graph):
+        result = step()
+    return graph, result
+
+
+class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds the operations of torch that run inside to a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = graph
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in POINTWISE:
+            code, *operands = POINTWISE[func](*args, **(kwargs or {}))
+            self.pointwise(out, code, *operands)
+        elif func in SPECIAL:
+            SPECIAL[func](self, out, *args)
+        elif func not in HARMLESS and not is_constant(func, out, args) and not is_view(func, out, args):
+            raise NotCapturable(str(func))
+        return out
+
+    def add(self, kernel: Kernel, items: int, *arguments: Any) -> None:
+        """A node for what torch has computed already."""
+        flat = kernel.flat(arguments)
+        kernel.check(flat)
+        self.graph.nodes.append(Node(kernel, items, flat, False))
+
+    def pointwise(self, out: Tensor, code: int, x: Tensor, y: Tensor | float | None = None) -> None:
+        """One of the codes above; x and y are broadcast."""
+        tensors = [x, y if isinstance(y, Tensor) else x, out]
+        M, N, apart = in_rows(tensors, out.shape)
+        operands = [
+            each for t, step in zip(tensors, apart, strict=True) for each in (t, step, t.dtype is torch.bfloat16)
+        ]
+        factor = 0.0 if y is None or isinstance(y, Tensor) else float(y)
+        if M * N:
+            self.add(pointwise, M, code, N, factor, *operands)
+
+    def copy(self, out: Tensor, x: Tensor) -> None:
+        """out = x, whatever the strides."""
+        if out.ndim > AXES:
+            raise NotCapturable(f"a copy of {out.ndim} axes")
+        missing = AXES - out.ndim
+        steps = [[*[0] * missing, *strides(t, out.shape)] for t in (x, out)]
+        axes = Table([*[1] * missing, *out.shape, *steps[0], *steps[1]])
+        if out.numel():
+            operands = [each for t in (x, out) for each in (t, t.dtype is torch.bfloat16)]
+            self.add(copy_strided, 1 if missing else out.shape[0], axes, *operands)
+
+    def joined(self, out: Tensor, parts: Sequence[Tensor], axis: int = 0) -> None:
+        """out = cat(parts)"""
+        start = 0
+        for part in parts:
+            self.copy(out.narrow(axis, start, part.shape[axis]), part)
+            start += part.shape[axis]
+
+    def embedding(self, out: Tensor, weight: Tensor, tokens: Tensor) -> None:
+        """Rows of the embedding."""
+        if weight.dtype not in DTYPES or tokens.dtype is not torch.int64 or not tokens.is_contiguous():
+            raise NotCapturable("an embedding of other dtypes")
+        count = tokens.numel()
+        self.add(embedding_rows, count, count, *weight.shape, tokens, weight, out, weight.dtype is torch.bfloat16)
+
+
+def summed(x: Tensor, y: Any, *, alpha: float = 1) -> tuple[Any, ...]:
+    """x + alpha y"""
+    if alpha != 1 or not isinstance(y, Tensor):
+        raise NotCapturable("a sum with a number")
+    return ADD, x, y
+
+
+def multiplied(x: Tensor, y: Any) -> tuple[Any, ...]:
+    """x y"""
+    return (MULTIPLY if isinstance(y, Tensor) and y.ndim else SCALE), x, y
+
+
+def divided(x: Tensor, y: Any) -> tuple[Any, ...]:
+    """x / y"""
+    if isinstance(y, Tensor):
+        raise NotCapturable("a quotient of tensors")
+    return DIVIDE, x, y
+
+
+def gelu(x: Tensor, *, approximate: str = "none") -> tuple[Any, ...]:
+    """The exact one."""
+    if approximate != "none":
+        raise NotCapturable("an approximate gelu")
+    return GELU, x
+
+
+def unary(code: int) -> Callable[..., tuple[Any, ...]]:
+    """An operation of one tensor."""
+    return lambda x, *_, **__: (code, x)
+
+
+POINTWISE: dict[Any, Callable[..., tuple[Any, ...]]] = {
+    aten.add.Tensor: summed,
+    aten.add_.Tensor: summed,
+    aten.mul.Tensor: multiplied,
+    aten.mul_.Tensor: multiplied,
+    aten.div.Tensor: divided,
+    aten.div_.Tensor: divided,
+    aten.gelu.default: gelu,
+    aten.tanh.default: unary(TANH),
+    aten.tanh_.default: unary(TANH),
+    aten.sigmoid.default: unary(SIGMOID),
+    aten.silu.default: unary(SILU),
+}
+SPECIAL: dict[Any, Callable[..., None]] = {
+    aten.clone.default: TorchCapture.copy,
+    aten._to_copy.default: TorchCapture.copy,
+    aten.cat.default: TorchCapture.joined,
+    aten.embedding.default: lambda self, out, weight, tokens, *_: self.embedding(out, weight, tokens),
+}
+HARMLESS = {  # memory, and a question about dtypes
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.new_empty.default,
+    aten.empty_strided.default,
+    aten.promote_types.default,
+}
+
+
+def is_constant(func: Any, out: Any, args: Sequence[Any]) -> bool:
+    """Whether an operation makes whole numbers, which no kernel changes, or marks memory as not written."""
+    if func is aten.full.default:
+        return not out.is_floating_point()
+    return is_memory_fill(func, args)
+
+
+def is_view(func: Any, out: Any, args: Sequence[Any]) -> bool:
+    """Whether an operation only looks at its first argument in another way."""
+    outs = out if isinstance(out, (list, tuple)) else [out]
+    if func._schema.is_mutable or not args or not isinstance(args[0], Tensor):
+        return False
+    memory = args[0].untyped_storage().data_ptr()
+    return all(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == memory for x in outs)

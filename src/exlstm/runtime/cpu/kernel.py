@@ -1,0 +1,254 @@
+"""CPU kernels: how one is declared, and how its arguments get from torch into compiled code.
+
+    @kernel()
+    def scale_rows(first: int, last: int, D: int, x_MD: F32, y_MD: F32, factor: float) -> None:
+        for m in range(first, last): ...
+
+A kernel computes items first to last - 1 of its work. Its other parameters are numbers (int, float, bool), addresses of
+tensors, or NamedTuples of these. An address is annotated with the numbers that lie there; capitals at the end of its
+name are sizes, and the tensor must have their product of numbers. `launch` runs kernels, and only it.
+
+Compiled is one function of C for each kernel: f(address of the arguments, first, last). Every argument is 8 bytes.
+"""
+
+import ctypes
+import re
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from math import prod
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from exlstm.runtime.cpu.jit import c_function, helper
+
+
+class Layout(NamedTuple):
+    """What a kernel reads at an address. dtype: None is bfloat16 where the argument `bf16` is true, else float32.
+
+    order: "dense", numbers one after another; "rows", neighbours along the last axis, at distances that the kernel is
+    told along the others; "any", at distances that it is told, and either dtype.
+    """
+
+    dtype: torch.dtype | None
+    order: str = "dense"
+
+
+# Outside a kernel an address is a tensor or None, inside a whole number.
+F32 = Annotated[Any, Layout(torch.float32)]
+F64 = Annotated[Any, Layout(torch.float64)]
+I64 = Annotated[Any, Layout(torch.int64)]
+Bools = Annotated[Any, Layout(torch.bool)]
+BF16 = Annotated[Any, Layout(torch.bfloat16)]
+Floats = Annotated[Any, Layout(None)]
+F32Rows = Annotated[Any, Layout(torch.float32, "rows")]
+FloatRows = Annotated[Any, Layout(None, "rows")]
+Strided = Annotated[Any, Layout(None, "any")]
+Constants = Annotated[Any, "constants"]  # of a `Table`
+Addresses = Annotated[Any, "addresses"]  # of several tensors in a row, only as the last parameter
+
+
+class Table:
+    """Numbers that a kernel reads as int64, made once and passed often. held: the owner of tensors addressed there."""
+
+    def __init__(self, numbers: Sequence[int], held: object = None) -> None:
+        self.numbers, self.held = array("q", numbers), held
+        self.address = self.numbers.buffer_info()[0]
+
+
+def address(x: Tensor | None, count: int, dtype: torch.dtype) -> int:
+    """Where the `count` numbers of x are, for a `Table`; 0 for None. ValueError for a tensor that would be misread."""
+    if x is None:
+        return 0
+    if x.dtype is not dtype or x.numel() != count or not x.is_contiguous() or not x.is_cpu:
+        raise misread("a tensor in a table", x, count, dtype, "dense")
+    return x.data_ptr()
+
+
+def misread(what: str, x: Tensor, count: int | None, dtype: torch.dtype, order: str) -> ValueError:
+    """The error for a tensor that is not what a kernel reads."""
+    numbers = "numbers" if count is None else f"{count} numbers"
+    return ValueError(
+        f"{what} is {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}; "
+        f"a kernel reads {numbers} of {dtype} on a CPU there, order {order!r}."
+    )
+
+
+class Parameter(NamedTuple):
+    """A parameter, or a field of one that is a record. sizes: the names of the sizes of a tensor."""
+
+    name: str
+    kind: Any
+    sizes: tuple[str, ...] = ()
+
+
+Structure = Any  # a kind, or (NamedTuple class, its fields' structures)
+SIZES = re.compile(r"_([A-Z]+)\d*$")
+
+
+def flattened(name: str, hint: Any) -> Iterator[Parameter]:
+    """The parameters that an annotation stands for: one, or those of a record's fields."""
+    if isinstance(hint, type) and hasattr(hint, "_fields"):
+        for field, inner in get_type_hints(hint, include_extras=True).items():
+            yield from flattened(field, inner)
+        return
+    kind = get_args(hint)[1] if get_origin(hint) is Annotated else hint
+    if kind not in (int, float, bool, "constants", "addresses") and not isinstance(kind, Layout):
+        raise TypeError(f"the parameter {name} of a kernel is annotated {hint}; use a number, an address or a record.")
+    found = SIZES.search(name)
+    yield Parameter(name, kind, tuple(found.group(1)) if found and isinstance(kind, Layout) else ())
+
+
+def structure(hint: Any) -> Structure:
+    """The type of a parameter inside a kernel."""
+    if isinstance(hint, type) and hasattr(hint, "_fields"):
+        fields = [structure(inner) for inner in get_type_hints(hint, include_extras=True).values()]
+        return types.BaseTuple.from_types([*fields], hint)  # type: ignore[no-untyped-call]
+    return {float: types.float64, bool: types.boolean}.get(hint, types.int64)
+
+
+class Kernel:
+    """A kernel, compiled when its address is first needed. `constants`: sizes that are no parameters."""
+
+    def __init__(self, function: Callable[..., None], constants: dict[str, int]) -> None:
+        self.function, self.name = function, function.__name__
+        hints = get_type_hints(function, include_extras=True)
+        hints.pop("return", None)
+        names = list(hints)
+        if names[:2] != ["first", "last"]:
+            raise TypeError(f"the kernel {self.name} begins with the parameters {names[:2]}; they must be first, last.")
+        self.structures = [structure(hints[name]) for name in names[2:]]
+        self.is_record = [isinstance(x, types.BaseTuple) for x in self.structures]
+        self.parameters = [each for name in names[2:] for each in flattened(name, hints[name])]
+        self.constants, places = constants, {each.name: n for n, each in enumerate(self.parameters)}
+        self.flag = places.get("bf16")
+        self.pointers = [
+            (n, each.name, each.kind, tuple(places[x] for x in each.sizes if x in places),
+             prod(constants[x] for x in each.sizes if x not in places), bool(each.sizes))
+            for n, each in enumerate(self.parameters) if isinstance(each.kind, Layout)
+        ]  # fmt: skip
+        self.tables = [n for n, each in enumerate(self.parameters) if each.kind == "constants"]
+        self.has_tail = bool(self.parameters) and self.parameters[-1].kind == "addresses"
+        self.format = "".join("d" if each.kind is float else "q" for each in self.parameters)
+
+    @cached_property
+    def address(self) -> int:
+        """Where the compiled function is."""
+        return int(self.compiled.address)
+
+    @cached_property
+    def call(self) -> Any:
+        """The compiled function: (arguments, first, last) -> 0 if it ran out of memory. It releases Python's lock."""
+        kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+        return kind(self.address)
+
+    @cached_property
+    def compiled(self) -> Any:
+        body, unpack = helper()(self.function), unpacking(self.structures, self.has_tail)
+
+        def entry(arguments: int, first: int, last: int) -> int:
+            body(first, last, *unpack(arguments))
+            return 1
+
+        # Numba makes the names of symbols from these
+        entry.__name__ = entry.__qualname__ = f"{self.name}_entry"
+        entry.__module__ = self.function.__module__
+        return c_function(entry, 3, source=self.function)
+
+    def flat(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments, with the fields of records in their places and a list of tensors at the end."""
+        if len(arguments) != len(self.structures):
+            raise TypeError(f"the kernel {self.name} takes {len(self.structures)} arguments, not {len(arguments)}.")
+        found: list[Any] = []
+        for x, is_record in zip(arguments, self.is_record, strict=True):
+            if is_record:
+                found.extend(flat_record(x))
+            else:
+                found.append(x)
+        if self.has_tail:
+            found.extend(found.pop())
+        return tuple(found)
+
+    def check(self, flat: Sequence[Any]) -> None:
+        """Raises ValueError for a tensor that the kernel would misread: it knows nothing of one but its address."""
+        for n, name, layout, places, count, sized in self.pointers:
+            x = flat[n]
+            if x is None:
+                continue
+            dtype = layout.dtype
+            if dtype is None:
+                dtype = torch.bfloat16 if self.flag is not None and flat[self.flag] else torch.float32
+                if layout.order == "any" and x.dtype is torch.bfloat16:
+                    dtype = torch.bfloat16
+            for place in places:
+                count *= flat[place]
+            if (
+                x.dtype is not dtype
+                or (sized and x.numel() != count)
+                or not (layout.order == "any" or x.is_contiguous() or (layout.order == "rows" and x.stride(-1) == 1))
+                or not x.is_cpu
+            ):
+                raise misread(f"{name} of the kernel {self.name}", x, count if sized else None, dtype, layout.order)
+
+    def packed(self, flat: Sequence[Any], address: Callable[[Tensor], int] = Tensor.data_ptr) -> Any:
+        """The arguments as compiled code reads them. address: where a tensor is."""
+        values, fixed = list(flat), len(self.parameters)
+        for n, *_ in self.pointers:
+            x = values[n]
+            values[n] = 0 if x is None else address(x)
+        for n in self.tables:
+            values[n] = values[n].address
+        if self.has_tail:
+            tail = [address(x) for x in values[fixed - 1 :]]
+            values[fixed - 1 :] = [0, *tail]
+        block = (ctypes.c_int64 * (len(values) + 1))()
+        struct.pack_into(self.format + "q" * (len(values) - fixed), block, 0, *values)
+        return block
+
+
+def flat_record(record: Any) -> Iterator[Any]:
+    """The numbers and tensors of a record, the fields of records in it in their places."""
+    for x in record:
+        if isinstance(x, tuple):
+            yield from flat_record(x)
+        else:
+            yield x
+
+
+def unpacking(structures: Sequence[Structure], has_tail: bool) -> Any:
+    """A function inside kernels: from the address of the arguments to a tuple of them."""
+    made = types.BaseTuple.from_types(tuple(structures))  # type: ignore[no-untyped-call]
+    word = ir.IntType(64)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        places = iter(range(1 << 20))
+
+        def loaded(kind: Any) -> Any:
+            if isinstance(kind, types.BaseTuple):
+                return context.make_tuple(builder, kind, [loaded(each) for each in kind.types])  # type: ignore[attr-defined]
+            n = next(places)
+            value = ir.DoubleType() if kind is types.float64 else word
+            here = builder.add(arguments[0], word(8 * n))
+            x = builder.load(builder.inttoptr(here, value.as_pointer()))
+            return builder.icmp_signed("!=", x, word(0)) if kind is types.boolean else x
+
+        values = [loaded(kind) for kind in structures]
+        if has_tail:
+            values[-1] = builder.add(arguments[0], word(8 * (next(places))))
+        return context.make_tuple(builder, made, values)
+
+    def typed(_context: Any, _arguments: Any) -> Any:
+        return made(types.int64), generate
+
+    return intrinsic(typed)
+
+
+def kernel(**constants: int) -> Callable[[Callable[..., None]], Kernel]:
+    """Declares a kernel. constants: sizes in the names of its tensors that are no parameters, such as G=4."""
+    return lambda function: Kernel(function, constants)

@@ -1,0 +1,61 @@
+"""Every private name of torch that exlstm leans on, with the reason, and the version that it was last checked with.
+
+`cpu/internals.py` does the same for Numba, which need not be installed. tests/test_architecture.py keeps such names
+out of all other files; tests/runtime/test_internals.py fails where one of them is gone or means something else.
+Checked with torch 2.13.0.
+"""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch.autograd import forward_ad
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+# Asked in every op of a decoding step, where a public detour would cost as much as a small kernel.
+is_compiling = torch.compiler.is_compiling
+innermost_transform = torch._C._functorch.peek_interpreter_stack  # of torch.func; None outside of them
+jit_tracing_state = torch._C._get_tracing_state  # of torch.jit.trace
+num_dispatch_modes = torch._C._len_torch_dispatch_stack  # fake tensors, counters of operations, our own capture
+
+
+def in_forward_ad() -> bool:
+    """Whether forward-mode derivatives are being taken."""
+    return forward_ad._current_level >= 0
+
+
+def assume_constant(question: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Marks a function whose answer torch.compile takes as it is, without looking into the function.
+
+    The mark is that of `torch.compiler.assume_constant_result`, which would load the compiler now.
+    """
+    vars(question)["_dynamo_marked_constant"] = True
+    return question
+
+
+def has_bfloat16_products() -> bool:
+    """Whether the CPU has instructions for products in bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def fills_memory_with_nan() -> bool:
+    """Whether `torch.empty` fills floats with NaN: in deterministic mode, as in the tests."""
+    fill: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    return torch.are_deterministic_algorithms_enabled() and fill
+
+
+def is_memory_fill(operation: Any, arguments: Any) -> bool:
+    """Whether an operation of torch marks fresh memory with NaN, which `fills_memory_with_nan` asks for."""
+    return operation is torch.ops.aten.fill_.Scalar and arguments[1] != arguments[1]
+
+
+def held_tensors(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters and the buffers of a module itself, by name: as attributes they cost several times as much."""
+    return module._parameters, module._buffers
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether calls of a module run hooks."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
