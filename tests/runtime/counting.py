@@ -1,11 +1,10 @@
 """A kernel that counts how often each of its items is computed, for tests of what runs kernels."""
 
-import ctypes
-
 import torch
 
 from exlstm.runtime.cpu.atomics import add
 from exlstm.runtime.cpu.kernel import I64, kernel
+from exlstm.runtime.cpu.region import address_of_bytes
 
 
 @kernel()
@@ -23,11 +22,11 @@ class Counting:
     def __init__(self, items, work=0):
         self.items, self.counts, self.spent = items, torch.zeros(items).long(), torch.zeros(items).long()
         self.arguments = items, work, self.counts, self.spent
-        self.block = count_items.packed(count_items.flat(self.arguments))
+        self.block = count_items.checked(count_items.flat(self.arguments))
 
     @property
     def address(self):
-        return ctypes.addressof(self.block)
+        return address_of_bytes(self.block)
 
     def all_are(self, number):
         return bool((self.counts == number).all())

@@ -15,10 +15,10 @@ from exlstm.runtime import capture
 from exlstm.runtime.cpu import launch as launch_page
 from exlstm.runtime.cpu import region
 from exlstm.runtime.cpu.kernel import F32, Addresses, Bools, Constants, F32Rows, Floats, Table, kernel
-from exlstm.runtime.cpu.launch import THREAD_US, Cost, launch, threads_for
+from exlstm.runtime.cpu.launch import THREAD_US, launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import at, long_at, put
 
-LONG = Cost(bytes=1 << 40)  # worth every thread
+LONG = microseconds(bytes=1 << 40)  # worth every thread
 
 
 class Shape(NamedTuple):
@@ -83,14 +83,14 @@ def three_threads():
 def test_arguments_arrive(B, D, with_bias, doubled, factor):
     x_BD, bias_D, y_BD = torch.randn(B, D), torch.randn(D) if with_bias else None, torch.empty(B, D)
     inputs = Inputs(Shape(B, D), x_BD, Inner(factor, doubled))
-    launch(combine, B, inputs, 0.25, bias_D, None, y_BD, cost=Cost())
+    launch(combine, B, inputs, 0.25, bias_D, None, y_BD, cost=0.0)
     want = x_BD.double() * factor * (2 if doubled else 1) + 0.25 + (0 if bias_D is None else bias_D)
     torch.testing.assert_close(y_BD.double(), want, rtol=1e-6, atol=1e-6)
 
 
 def test_tables_and_addresses_of_several_tensors():
     outs = [torch.empty(3) for _ in range(4)]
-    launch(gather, 4, Table([7, -1, 1 << 20, 0]), 3, outs, cost=Cost())
+    launch(gather, 4, Table([7, -1, 1 << 20, 0]), 3, outs, cost=0.0)
     assert [out.tolist() for out in outs] == [[7.0] * 3, [-1.0] * 3, [float(1 << 20)] * 3, [0.0] * 3]
 
 
@@ -142,15 +142,15 @@ def test_the_number_of_threads_follows_from_the_cost_alone(monkeypatch):
     used = []
     monkeypatch.setattr(launch_page, "parallel_for", lambda _f, _a, _items, threads: used.append(threads) or True)
     at_once = launch_page.BYTES_PER_US * THREAD_US
-    for cost in (Cost(), Cost(bytes=at_once - 1), Cost(bytes=at_once), Cost(flops=1 << 40)):
+    for cost in (0.0, microseconds(bytes=at_once - 1), microseconds(bytes=at_once), microseconds(flops=1 << 40)):
         launch(count_items, 9, *Counting(9).arguments, cost=cost)
     launch(count_items, 2, *Counting(2).arguments, cost=LONG)
     assert used == [2, 3, 2]
-    assert threads_for(Cost(bytes=at_once)) == 2
+    assert threads_for(microseconds(bytes=at_once)) == 2
 
 
 def test_nothing_is_run_for_no_items():
-    launch(count_items, 0, 0, 0, torch.empty(0).long(), torch.empty(0).long(), cost=Cost())
+    launch(count_items, 0, 0, 0, torch.empty(0).long(), torch.empty(0).long(), cost=0.0)
 
 
 GOOD = {"x": torch.ones(2, 4, 3), "rows": torch.ones(2, 3), "numbers": torch.ones(3)}
@@ -170,17 +170,17 @@ def test_a_tensor_that_would_be_misread_is_refused(case):
     name, x, said = BAD[case]
     given_now = {**GOOD, name: x}
     with pytest.raises(ValueError, match=rf"{said} of the kernel sized is torch\.\w+ of shape"):
-        launch(sized, 1, 2, 3, *given_now.values(), False, cost=Cost())
+        launch(sized, 1, 2, 3, *given_now.values(), False, cost=0.0)
 
 
 def test_rows_may_be_apart_and_addresses_empty():
-    launch(sized, 1, 2, 3, GOOD["x"], torch.ones(2, 6)[:, :3], None, False, cost=Cost())
-    launch(sized, 1, 2, 3, None, None, torch.ones(3).bfloat16(), True, cost=Cost())
+    launch(sized, 1, 2, 3, GOOD["x"], torch.ones(2, 6)[:, :3], None, False, cost=0.0)
+    launch(sized, 1, 2, 3, None, None, torch.ones(3).bfloat16(), True, cost=0.0)
 
 
 def test_the_number_of_arguments_is_checked():
     with pytest.raises(TypeError, match="the kernel sized takes 6 arguments, not 2"):
-        launch(sized, 1, 2, 3, cost=Cost())
+        launch(sized, 1, 2, 3, cost=0.0)
 
 
 def test_declarations_are_checked():
@@ -215,7 +215,7 @@ def test_too_little_memory_is_an_error(capfd):
         put(y_N, 0, room[0])
 
     with pytest.raises(MemoryError, match="the kernel greedy got no memory"):
-        launch(greedy, 1, 1 << 19, torch.empty(1 << 19), cost=Cost())
+        launch(greedy, 1, 1 << 19, torch.empty(1 << 19), cost=0.0)
     capfd.readouterr()
 
 
@@ -223,8 +223,8 @@ def test_launches_are_captured_with_their_tensors():
     graph, counting = capture.Graph(), Counting(5)
     with capture.capturing(graph):
         launch(count_items, 5, *counting.arguments, cost=LONG)
-        launch(count_items, 5, *counting.arguments, cost=Cost())
-    launch(count_items, 5, *counting.arguments, cost=Cost())
+        launch(count_items, 5, *counting.arguments, cost=0.0)
+    launch(count_items, 5, *counting.arguments, cost=0.0)
     assert [(node.kernel, node.items, node.parallel) for node in graph.nodes] == [
         (count_items, 5, True),
         (count_items, 5, False),

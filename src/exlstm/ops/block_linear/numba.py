@@ -19,7 +19,7 @@ from torch import Tensor
 from exlstm.ops.block_linear.reference import block_linear_torch
 from exlstm.ops.derivatives import twice
 from exlstm.runtime.cpu.kernel import F32, F32Rows, kernel
-from exlstm.runtime.cpu.launch import Cost, launch
+from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import clear
 
 WORD, LONG = ir.IntType(32), ir.IntType(64)
@@ -139,9 +139,9 @@ def mapped(x_MD: Tensor, w_HVK: Tensor) -> Tensor:
     return y_MD
 
 
-def cost_of(x_MD: Tensor) -> Cost:
+def cost_of(x_MD: Tensor) -> float:
     """Of reading two tensors like x, or of reading it and writing another."""
-    return Cost(bytes=2 * x_MD.nbytes)
+    return microseconds(bytes=2 * x_MD.nbytes)
 
 
 class BlockLinear(torch.autograd.Function):

@@ -19,7 +19,7 @@ from exlstm.ops.conv.reference import ConvState, causal_conv_torch
 from exlstm.ops.derivatives import twice
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows, kernel
-from exlstm.runtime.cpu.launch import Cost, launch
+from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import add_at, add_product_at
 from exlstm.runtime.cpu.math import sigmoid
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, tensor_at
@@ -220,9 +220,9 @@ def side_by_side(x_BTD: Tensor) -> Tensor:
     return x_BTD if x_BTD.stride(2) == 1 else x_BTD.contiguous()
 
 
-def cost_of(x_BTD: Tensor, window: int, passes: int) -> Cost:
+def cost_of(x_BTD: Tensor, window: int, passes: int) -> float:
     """Of reading or writing so many tensors like x, with all taps of the window for each."""
-    return Cost(bytes=passes * x_BTD.nbytes, flops=passes * (window + 10) * x_BTD.numel())
+    return microseconds(bytes=passes * x_BTD.nbytes, flops=passes * (window + 10) * x_BTD.numel())
 
 
 def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,

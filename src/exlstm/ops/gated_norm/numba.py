@@ -19,7 +19,7 @@ from exlstm.ops.norm.numba import norm_backward, standardize
 from exlstm.runtime.cpu.bfloat16 import read_numbers, write_numbers
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, F32Rows, FloatRows, Floats, kernel
-from exlstm.runtime.cpu.launch import Cost, launch
+from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import Array, add, add_product, multiply
 from exlstm.runtime.cpu.math import sigmoid
 from exlstm.runtime.cpu.memory import address_of, clear, hold, tensor_at
@@ -158,9 +158,9 @@ def inputs_of(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | No
     return Inputs(B, T, H, V, H * V, h_BTHV.contiguous(), gain, bias, skip, c, c_step, *even_rows(z_BTE))
 
 
-def cost_of(h_BTHV: Tensor, passes: int) -> Cost:
+def cost_of(h_BTHV: Tensor, passes: int) -> float:
     """Of reading or writing so many tensors like h, and computing with them."""
-    return Cost(bytes=passes * h_BTHV.nbytes, flops=passes * FLOPS * h_BTHV.numel() // 4)
+    return microseconds(bytes=passes * h_BTHV.nbytes, flops=passes * FLOPS * h_BTHV.numel() // 4)
 
 
 def forward(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,

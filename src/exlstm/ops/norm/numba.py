@@ -13,7 +13,7 @@ from torch import Tensor
 from exlstm.runtime.cpu.bfloat16 import read_numbers, write_numbers
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import Floats, kernel
-from exlstm.runtime.cpu.launch import Cost, launch
+from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import Array, Number, add, dot, multiply, shift, total
 
 
@@ -63,10 +63,8 @@ def norm_rows(first: int, last: int, M: int, D: int, x_MD: Floats, gain_D: Float
 def norm_numba(x: Tensor, gain_D: Tensor, bias_D: Tensor | None, eps: float, rms: bool) -> Tensor:
     """Layer norm or RMS norm of every row of x; x, the gain and the bias contiguous and of one dtype."""
     y, D = torch.empty_like(x), gain_D.shape[0]
-    M, cost = x.numel() // D, Cost(bytes=2 * x.nbytes, flops=10 * x.numel())
-    launch(
-        norm_rows, M, M, D, x.view(M, D), gain_D, bias_D, y.view(M, D), x.dtype is torch.bfloat16, rms, eps, cost=cost
-    )
+    M, cost = x.numel() // D, microseconds(bytes=2 * x.nbytes, flops=10 * x.numel())
+    launch(norm_rows, M, M, D, x, gain_D, bias_D, y, x.dtype is torch.bfloat16, rms, eps, cost=cost)
     return y
 
 
@@ -93,7 +91,7 @@ def head_norm_numba(h_BTHV: Tensor, gain_HV: Tensor, bias_HV: Tensor | None, eps
     """`head_norm` of a few rows, without a graph; all contiguous and of one dtype."""
     H, V = gain_HV.shape
     M, y_BTHV = h_BTHV.numel() // (H * V), torch.empty_like(h_BTHV)
-    cost = Cost(bytes=2 * h_BTHV.nbytes, flops=10 * h_BTHV.numel())
+    cost = microseconds(bytes=2 * h_BTHV.nbytes, flops=10 * h_BTHV.numel())
     launch(
         head_norm_rows,
         M,

@@ -177,8 +177,8 @@ class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def add(self, kernel: Kernel, items: int, *arguments: Any) -> None:
         """A node for what torch has computed already."""
         flat = kernel.flat(arguments)
-        kernel.check(flat)
-        self.graph.nodes.append(Node(kernel, items, flat, False))
+        kernel.checked(flat)
+        self.graph.nodes.append(Node(kernel, items, tuple(flat), False))
 
     def pointwise(self, out: Tensor, code: int, x: Tensor, y: Tensor | float | None = None) -> None:
         """One of the codes above; x and y are broadcast."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from exlstm.runtime.capture import Graph, NotCapturable
 from exlstm.runtime.cpu.atomics import ask, load, store
 from exlstm.runtime.cpu.pool import AWAKE_SECONDS, pool
-from exlstm.runtime.cpu.region import REGION, usable_openmp
+from exlstm.runtime.cpu.region import REGION, address_of_bytes, usable_openmp
 from exlstm.runtime.cpu.tasks import (
     FAILED,
     MAX_BLOCKS,
@@ -96,18 +96,18 @@ class CapturedGraph:
         self.count, self.player = len(graph.nodes), Player()
         self.held: list[Any] = []  # tensors and tables whose addresses are in the blocks
         places = places_of(states)
-        blocks: tuple[list[Any], list[Any]] = [], []
+        blocks: tuple[list[bytes], list[bytes]] = [], []
         for node in graph.nodes:
             own = [x for x in node.arguments if isinstance(x, Tensor) and places.find(x) is None]
             self.held += [own, *(x for x in node.arguments if not isinstance(x, (Tensor, int, float)))]
             for side in (0, 1):
-                blocks[side].append(node.kernel.packed(node.arguments, lambda x, side=side: places.address(x, side)))
+                blocks[side].append(node.kernel.bound(node.arguments, lambda x, side=side: places.address(x, side)))
         self.blocks = blocks
         self.tables = [
             array("q", [
                 number
                 for node, block in zip(graph.nodes, side, strict=True)
-                for number in (node.kernel.address, ctypes.addressof(block), node.items, min(node.items, MAX_BLOCKS),
+                for number in (node.kernel.address, address_of_bytes(block), node.items, min(node.items, MAX_BLOCKS),
                                node.parallel)
             ])
             for side in blocks

@@ -113,6 +113,17 @@ def structure(hint: Any) -> Structure:
     return {float: types.float64, bool: types.boolean}.get(hint, types.int64)
 
 
+class Pointer(NamedTuple):
+    """A parameter that is an address, for the check of its tensor. known: the product of sizes that are constants."""
+
+    place: int
+    name: str
+    layout: Layout
+    sizes: tuple[int, ...]  # places of the others
+    known: int
+    is_sized: bool
+
+
 class Kernel:
     """A kernel, compiled when its address is first needed. `constants`: sizes that are no parameters."""
 
@@ -124,18 +135,19 @@ class Kernel:
         if names[:2] != ["first", "last"]:
             raise TypeError(f"the kernel {self.name} begins with the parameters {names[:2]}; they must be first, last.")
         self.structures = [structure(hints[name]) for name in names[2:]]
-        self.is_record = [isinstance(x, types.BaseTuple) for x in self.structures]
+        self.has_records = any(isinstance(x, types.BaseTuple) for x in self.structures)
         self.parameters = [each for name in names[2:] for each in flattened(name, hints[name])]
-        self.constants, places = constants, {each.name: n for n, each in enumerate(self.parameters)}
-        self.flag = places.get("bf16")
+        places = {each.name: n for n, each in enumerate(self.parameters)}
+        self.flag = places.get("bf16", -1)
         self.pointers = [
-            (n, each.name, each.kind, tuple(places[x] for x in each.sizes if x in places),
-             prod(constants[x] for x in each.sizes if x not in places), bool(each.sizes))
+            Pointer(n, each.name, each.kind, tuple(places[x] for x in each.sizes if x in places),
+                    prod(constants[x] for x in each.sizes if x not in places), bool(each.sizes))
             for n, each in enumerate(self.parameters) if isinstance(each.kind, Layout)
         ]  # fmt: skip
         self.tables = [n for n, each in enumerate(self.parameters) if each.kind == "constants"]
         self.has_tail = bool(self.parameters) and self.parameters[-1].kind == "addresses"
         self.format = "".join("d" if each.kind is float else "q" for each in self.parameters)
+        self.pack = struct.Struct(self.format).pack
 
     @cached_property
     def address(self) -> int:
@@ -150,6 +162,7 @@ class Kernel:
 
     @cached_property
     def compiled(self) -> Any:
+        """The function of C that calls the kernel."""
         body, unpack = helper()(self.function), unpacking(self.structures, self.has_tail)
 
         def entry(arguments: int, first: int, last: int) -> int:
@@ -161,64 +174,73 @@ class Kernel:
         entry.__module__ = self.function.__module__
         return c_function(entry, 3, source=self.function)
 
-    def flat(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    def flat(self, arguments: Sequence[Any]) -> list[Any]:
         """The arguments, with the fields of records in their places and a list of tensors at the end."""
         if len(arguments) != len(self.structures):
             raise TypeError(f"the kernel {self.name} takes {len(self.structures)} arguments, not {len(arguments)}.")
-        found: list[Any] = []
-        for x, is_record in zip(arguments, self.is_record, strict=True):
-            if is_record:
-                found.extend(flat_record(x))
-            else:
-                found.append(x)
+        if self.has_records:
+            found: list[Any] = []
+            flatten(arguments, found)
+        else:
+            found = list(arguments)
         if self.has_tail:
             found.extend(found.pop())
-        return tuple(found)
+        return found
 
-    def check(self, flat: Sequence[Any]) -> None:
-        """Raises ValueError for a tensor that the kernel would misread: it knows nothing of one but its address."""
-        for n, name, layout, places, count, sized in self.pointers:
-            x = flat[n]
+    def checked(self, flat: Sequence[Any]) -> bytes:
+        """The arguments as compiled code reads them.
+
+        Raises ValueError for a tensor that the kernel would misread: it knows nothing of one but its address.
+        """
+        values = list(flat)
+        for place, name, layout, sizes, count, is_sized in self.pointers:
+            x = flat[place]
             if x is None:
+                values[place] = 0
                 continue
-            dtype = layout.dtype
+            dtype, order = layout
             if dtype is None:
-                dtype = torch.bfloat16 if self.flag is not None and flat[self.flag] else torch.float32
-                if layout.order == "any" and x.dtype is torch.bfloat16:
+                dtype = torch.bfloat16 if self.flag >= 0 and flat[self.flag] else torch.float32
+                if order == "any" and x.dtype is torch.bfloat16:
                     dtype = torch.bfloat16
-            for place in places:
-                count *= flat[place]
+            for size in sizes:
+                count *= flat[size]
             if (
-                x.dtype is not dtype
-                or (sized and x.numel() != count)
-                or not (layout.order == "any" or x.is_contiguous() or (layout.order == "rows" and x.stride(-1) == 1))
-                or not x.is_cpu
+                x.dtype is dtype
+                and x.is_cpu
+                and (x.is_contiguous() or order == "any" or (order == "rows" and x.stride(-1) == 1))
+                and (not is_sized or x.numel() == count)
             ):
-                raise misread(f"{name} of the kernel {self.name}", x, count if sized else None, dtype, layout.order)
+                values[place] = x.data_ptr()
+            else:
+                raise misread(f"{name} of the kernel {self.name}", x, count if is_sized else None, dtype, order)
+        return self.packed(values, Tensor.data_ptr)
 
-    def packed(self, flat: Sequence[Any], address: Callable[[Tensor], int] = Tensor.data_ptr) -> Any:
-        """The arguments as compiled code reads them. address: where a tensor is."""
-        values, fixed = list(flat), len(self.parameters)
-        for n, *_ in self.pointers:
-            x = values[n]
-            values[n] = 0 if x is None else address(x)
+    def packed(self, values: list[Any], address: Callable[[Tensor], int]) -> bytes:
+        """Values of parameters, some of them tensors, as compiled code reads them. address: where a tensor is."""
         for n in self.tables:
             values[n] = values[n].address
-        if self.has_tail:
-            tail = [address(x) for x in values[fixed - 1 :]]
-            values[fixed - 1 :] = [0, *tail]
-        block = (ctypes.c_int64 * (len(values) + 1))()
-        struct.pack_into(self.format + "q" * (len(values) - fixed), block, 0, *values)
-        return block
+        if not self.has_tail:
+            return self.pack(*values)
+        fixed = len(self.parameters)
+        tail = [address(x) for x in values[fixed - 1 :]]
+        return struct.pack(f"{self.format}{len(tail)}q", *values[: fixed - 1], 0, *tail)
+
+    def bound(self, flat: Sequence[Any], address: Callable[[Tensor], int]) -> bytes:
+        """As `checked`, of arguments that were checked before, with tensors where `address` says."""
+        values = list(flat)
+        for place, *_ in self.pointers:
+            values[place] = 0 if values[place] is None else address(values[place])
+        return self.packed(values, address)
 
 
-def flat_record(record: Any) -> Iterator[Any]:
-    """The numbers and tensors of a record, the fields of records in it in their places."""
+def flatten(record: Sequence[Any], found: list[Any]) -> None:
+    """Appends numbers and tensors, and the fields of records in their places."""
     for x in record:
         if isinstance(x, tuple):
-            yield from flat_record(x)
+            flatten(x, found)
         else:
-            yield x
+            found.append(x)
 
 
 def unpacking(structures: Sequence[Structure], has_tail: bool) -> Any:

@@ -4,8 +4,7 @@ It turns tensors into addresses and checks them, chooses the number of threads f
 caller's thread or in a parallel region, and adds a node to the graph if a decoding step is being captured.
 """
 
-import ctypes
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -13,44 +12,37 @@ from exlstm.runtime import capture
 from exlstm.runtime.cpu.kernel import Kernel
 from exlstm.runtime.cpu.region import parallel_for
 
-BYTES_PER_US, FLOPS_PER_US = 8_000, 20_000  # of one core: what a cost is worth in time
+BYTES_PER_US, FLOPS_PER_US = 8_000, 20_000  # of one core: what work is worth in time
 THREAD_US = 100  # work that is worth waking a thread for
 REPLAY_US = 8  # work of a replayed node that is worth sharing with threads that are awake
 
 
-class Cost(NamedTuple):
-    """What a launch takes on one thread: bytes read and written, operations with numbers."""
-
-    bytes: int = 0
-    flops: int = 0
-
-    @property
-    def us(self) -> float:
-        """Microseconds, roughly."""
-        return self.bytes / BYTES_PER_US + self.flops / FLOPS_PER_US
+def microseconds(bytes: int = 0, flops: int = 0) -> float:  # noqa: A002
+    """The cost of a launch on one thread, roughly: of bytes read and written, and of operations with numbers."""
+    return bytes / BYTES_PER_US + flops / FLOPS_PER_US
 
 
-def threads_for(cost: Cost) -> int:
+def threads_for(cost: float) -> int:
     """How many threads a launch of this cost is worth, at most as many as torch has been given."""
-    return min(torch.get_num_threads(), 1 + int(cost.us / THREAD_US))
+    return 1 if cost < THREAD_US else min(torch.get_num_threads(), 1 + int(cost / THREAD_US))
 
 
-def launch(kernel: Kernel, items: int, *arguments: Any, cost: Cost) -> None:
+def launch(kernel: Kernel, items: int, *arguments: Any, cost: float) -> None:
     """Runs items 0 to `items` - 1 of a kernel. Its results may not depend on how items are shared among threads.
 
     arguments: those of the kernel from its third on; a tensor or None for an address, a `Table` for constants, a list
-    of tensors for addresses. ValueError for a tensor that does not fit, MemoryError if there was too little memory.
+    of tensors for addresses. cost: in microseconds, see `microseconds`.
+    Raises ValueError for a tensor that does not fit, MemoryError if there was too little memory.
     """
     if items == 0:
         return
     flat = kernel.flat(arguments)
-    kernel.check(flat)
-    block, threads = kernel.packed(flat), min(items, threads_for(cost))
-    if threads == 1:
+    block = kernel.checked(flat)
+    if cost < THREAD_US or (threads := min(items, threads_for(cost))) == 1:
         finished = kernel.call(block, 0, items)
     else:
-        finished = parallel_for(kernel.address, ctypes.addressof(block), items, threads)
+        finished = parallel_for(kernel.address, block, items, threads)
     if not finished:
         raise MemoryError(f"the kernel {kernel.name} got no memory to work in; give it a smaller batch.")
     if (graph := capture.active()) is not None:
-        graph.nodes.append(capture.Node(kernel, items, flat, cost.us >= REPLAY_US))
+        graph.nodes.append(capture.Node(kernel, items, tuple(flat), cost >= REPLAY_US))

@@ -34,14 +34,19 @@ def _region(data: int) -> int:
 region = Function(_region)
 
 
-def parallel_for(function: int, arguments: int, items: int, threads: int) -> bool:
+def parallel_for(function: int, arguments: bytes, items: int, threads: int) -> bool:
     """Runs a kernel, by its address, on so many threads, a block of neighbouring items each; False if one failed."""
-    openmp = usable_openmp()
+    openmp, here = usable_openmp(), address_of_bytes(arguments)
     if openmp is None:
-        return pool(threads).run(function, arguments, items, threads)
-    data = (ctypes.c_int64 * 7)(function, arguments, items, threads, 0, *openmp.asked)
+        return pool(threads).run(function, here, items, threads)
+    data = (ctypes.c_int64 * 7)(function, here, items, threads, 0, *openmp.asked)
     openmp.run(ctypes.cast(region.call, REGION), ctypes.addressof(data), threads)
     return data[FAILED // 8] == 0
+
+
+def address_of_bytes(content: bytes) -> int:
+    """Where the content is, as long as the object lives."""
+    return ctypes.cast(ctypes.c_char_p(content), ctypes.c_void_p).value or 0
 
 
 class OpenMP:

@@ -19,7 +19,7 @@ from exlstm.ops.linear.numba.tiles import LANES, SPREAD, STEPS, tile
 from exlstm.runtime.cpu.bfloat16 import copy_number, read_number, write_number
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import BF16, F32, Addresses, Constants, Table, address, kernel
-from exlstm.runtime.cpu.launch import Cost, launch, threads_for
+from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import at, byte_at, clear, long_at, put
 
 NONE, FLOAT32, BFLOAT16, INT8, INT4 = range(5)
@@ -111,19 +111,20 @@ def tile_sums(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int,
 
 
 class Input(NamedTuple):
-    """x as the kernels read it: in float32, and spread out for int4."""
+    """x inside the kernel: addresses of it in float32, and spread out for int4."""
 
     M: int
     K: int
     S: int
-    x_MK: F32
-    spread_MS: F32
+    x: int
+    spread: int
 
 
 @kernel()
-def map_items(first: int, last: int, x: Input, num_maps: int, maps: Constants, results: Addresses) -> None:
+def map_items(first: int, last: int, M: int, K: int, S: int, x_MK: F32, spread_MS: F32, num_maps: int, maps: Constants,
+              results: Addresses) -> None:  # fmt: skip
     """Items of all maps: a block of rows of one W, with all rows of x."""
-    n = num_maps - 1
+    x, n = Input(M, K, S, x_MK, spread_MS), num_maps - 1
     for item in range(first, last):
         while n < num_maps - 1 and long_at(maps + MAP_BYTES * (n + 1) + 24) <= item:
             n += 1
@@ -135,7 +136,7 @@ def map_items(first: int, last: int, x: Input, num_maps: int, maps: Constants, r
 @helper()
 def map_item(x: Input, w: Map, item: int, y: int) -> None:
     """One item, to the result y."""
-    M, K, here = x.M, x.K, x.x_MK
+    M, K, here = x.M, x.K, x.x
     G, x_stride, w_stride, step = (K + GROUP - 1) // GROUP, 4 * K, K, STEP_INT8
     if w.kind == FLOAT32:
         step, w_stride = STEP_FLOAT32, 4 * K
@@ -143,7 +144,7 @@ def map_item(x: Input, w: Map, item: int, y: int) -> None:
         step, w_stride = STEP_BFLOAT16, 2 * K
     lines = K // step
     if w.kind == INT4:
-        here, x_stride, w_stride, lines = x.spread_MS, 4 * x.S, 64 * G, G
+        here, x_stride, w_stride, lines = x.spread, 4 * x.S, 64 * G, G
     begin = (item - w.first_item) * w.item_rows
     count = min(w.rows, begin + w.item_rows) - begin
     # four rows of W are read side by side, each from its own part of the item; those left over go one by one
@@ -264,14 +265,13 @@ class Plan:
         *outer, K = x.shape
         M, S = x.numel() // K, self.groups * SPREAD
         results = self.results(outer, M) if results is None else results
-        x_MK = x.view(M, K)
         if x.dtype is torch.bfloat16:
-            narrow_MK, x_MK = x_MK, torch.empty(M, K)
-            launch(widen, M, M, K, narrow_MK, x_MK, cost=Cost(bytes=6 * M * K))
+            x, narrow = torch.empty(M, K), x
+            launch(widen, M, M, K, narrow, x, cost=microseconds(bytes=6 * M * K))
         spread_MS = torch.empty(M, S) if S else None
         if S:
-            launch(spread, M, M, K, S, x_MK, spread_MS, cost=Cost(bytes=8 * M * K))
-        cost = Cost(bytes=self.bytes, flops=M * self.bytes // 8)
+            launch(spread, M, M, K, S, x, spread_MS, cost=microseconds(bytes=8 * M * K))
+        cost = microseconds(bytes=self.bytes, flops=M * self.bytes // 8)
         table, items = self.table(threads_for(cost))
-        launch(map_items, items, Input(M, K, S, x_MK, spread_MS), len(results), table, results, cost=cost)
+        launch(map_items, items, M, K, S, x, spread_MS, len(results), table, results, cost=cost)
         return results

@@ -39,7 +39,7 @@ from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 from exlstm.runtime import capture
 from exlstm.runtime.cpu.blas import product
 from exlstm.runtime.cpu.kernel import F32, F64, kernel
-from exlstm.runtime.cpu.launch import Cost, launch
+from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import LINE_NUMBERS, SIZE, copy, hold, line_of, rows_at, tensor_at
 
 START_DTYPES = (torch.float32, torch.float32, torch.float64)  # of C, n and m before a span
@@ -150,10 +150,10 @@ def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
     return Sizes(B, T, H, K, v_BTHV.shape[3], chunk_len)
 
 
-def cost_of(sizes: Sizes, products: int) -> Cost:
+def cost_of(sizes: Sizes, products: int) -> float:
     """Of so many products of a chunk with keys or values."""
     steps = sizes.B * sizes.T * sizes.H
-    return Cost(flops=products * steps * (sizes.K + sizes.V) * min(sizes.chunk_len, sizes.T))
+    return microseconds(flops=products * steps * (sizes.K + sizes.V) * min(sizes.chunk_len, sizes.T))
 
 
 def own(*tensors: Tensor) -> list[Tensor]:

@@ -19,7 +19,7 @@ from exlstm.ops.mlstm.reference import MLSTMState
 from exlstm.runtime.cpu.bfloat16 import read_numbers, write_numbers
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, Bools, Floats, kernel
-from exlstm.runtime.cpu.launch import Cost, launch
+from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import address_of, clear, tensor_at
 
 PARTIAL_SUM_ROWS = 16  # rows of C whose read-outs are summed before they join the others: short sums round less
@@ -163,6 +163,6 @@ def mlstm_numba_step(
     options = Options(INPUT_GATES.index(input_gate), forget_gate == "exp", normalize, eps)
     launch(
         step, B * H, Sizes(B, 1, H, K, V), inputs, before, after, h_BTHV, options, bf16,
-        cost=Cost(bytes=8 * B * H * K * V),
+        cost=microseconds(bytes=8 * B * H * K * V),
     )  # fmt: skip
     return h_BTHV if h_BTHV.dtype is dtype else h_BTHV.to(dtype), after

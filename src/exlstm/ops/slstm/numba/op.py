@@ -21,7 +21,7 @@ from exlstm.ops.slstm.numba.scan import Sizes, State, StateGradients, backward_s
 from exlstm.ops.slstm.numba.tile import PANEL
 from exlstm.ops.slstm.numba.variants import saved_size, variant_of
 from exlstm.ops.slstm.reference import SLSTMState
-from exlstm.runtime.cpu.launch import Cost, launch, threads_for
+from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import LINE, LINE_NUMBERS, SIZE
 from exlstm.runtime.internals import fills_memory_with_nan
 
@@ -34,13 +34,13 @@ class Plan(NamedTuple):
 
     items: int
     rows: int
-    cost: Cost
+    cost: float
     packed: bool
 
 
 def plan(B: int, T: int, H: int, V: int, r_nbytes: int) -> Plan:
     """Whole batches where the heads alone keep all threads busy; else tiles of them, of no fewer than four rows."""
-    cost = Cost(bytes=T * r_nbytes, flops=B * T * H * V * (120 + 3 * V))
+    cost = microseconds(bytes=T * r_nbytes, flops=B * T * H * V * (120 + 3 * V))
     threads, tiles = threads_for(cost), max(1, -(-B // 4))
     most = tiles
     for n in range(max(1, -(-B // MAX_ROWS)), most + 1):
