@@ -7,13 +7,9 @@ which is one shuffle within four lanes. LLVM does not find that by itself. The w
 M rows (batch and time)  D width  P parts of the weights' gradient  I inputs of a block (4)
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from exlstm.ops.block_linear.reference import block_linear_torch
@@ -21,84 +17,57 @@ from exlstm.ops.derivatives import twice
 from exlstm.runtime.cpu.kernel import F32, F32Rows, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import clear
+from exlstm.runtime.cpu.simd import SimdValue
+from exlstm.runtime.cpu.vectors import Vectors, inlined
 
-WORD, LONG = ir.IntType(32), ir.IntType(64)
-LANES, BLOCK = 16, 4  # channels at a time: a cache line; what is left of a row goes block by block
+WIDTH, BLOCK = 16, 4  # channels at a time: a cache line; what is left of a row goes block by block
 GRADIENT_PARTS = 16  # the weights' gradient is summed in as many parts, so that it does not depend on the threads
 
 
-class Channels:
-    """Some channels of rows that are given by their addresses; `step` bytes from one row to the next."""
-
-    def __init__(self, builder: Any, lanes: int, step: Any) -> None:
-        self.builder, self.step = builder, step
-        self.kind = ir.VectorType(ir.FloatType(), lanes)
-        self.inputs = [
-            ir.Constant(ir.VectorType(WORD, lanes), [n // BLOCK * BLOCK + i for n in range(lanes)])
-            for i in range(BLOCK)
-        ]
-
-    def place(self, address: Any, row: int) -> Any:
-        """Of the channels in a row."""
-        here = self.builder.add(address, self.builder.mul(self.step, LONG(row)))
-        return self.builder.inttoptr(here, self.kind.as_pointer())
-
-    def load(self, address: Any, row: int = 0) -> Any:
-        return self.builder.load(self.place(address, row), align=4)
-
-    def store(self, x: Any, address: Any, row: int = 0) -> None:
-        self.builder.store(x, self.place(address, row), align=4)
-
-    def input(self, x: Any, i: int) -> Any:
-        """Input i of each block, in all lanes of the block."""
-        return self.builder.shuffle_vector(x, x, self.inputs[i])
-
-    def add_product(self, x: Any, y: Any, total: Any) -> Any:
-        """x y + total, rounded once where the processor can."""
-        fused = ("contract",)
-        return self.builder.fadd(self.builder.fmul(x, y, flags=fused), total, flags=fused)
+def inputs(v: Vectors, x: SimdValue) -> list[SimdValue]:
+    """Of each block in x, input 0 in all places of the block, then input 1, ..."""
+    return [v.shuffle(x, [n // BLOCK * BLOCK + i for n in range(v.width)]) for i in range(BLOCK)]
 
 
-def map_channels(at: Channels, x: Any, w: Any, y: Any) -> None:
-    """y_j = sum_i w_ij x_i"""
-    numbers, total = at.load(x), ir.Constant(at.kind, [0.0] * at.kind.count)
-    for i in range(BLOCK):
-        total = at.add_product(at.input(numbers, i), at.load(w, i), total)
-    at.store(total, y)
+def map_channels(width: int) -> Any:
+    """A function (step, x, w, y): y_j = sum_i w_ij x_i. step: bytes from weights i to weights i + 1."""
+
+    @inlined(4)
+    def body(builder: Any, step: Any, x: Any, w: Any, y: Any) -> None:
+        v = Vectors(builder, width)
+        total = v.zeros()
+        for i, number in enumerate(inputs(v, v.load(x))):
+            total = v.fma(number, v.load(v.row(w, step, i)), total)
+        v.store(total, y)
+
+    return body
 
 
-def add_outer_products(at: Channels, x: Any, dy: Any, dw: Any) -> None:
-    """dw_ij += x_i dy_j"""
-    numbers, gradients = at.load(x), at.load(dy)
-    for i in range(BLOCK):
-        at.store(at.add_product(at.input(numbers, i), gradients, at.load(dw, i)), dw, i)
+def add_outer_products(width: int) -> Any:
+    """A function (step, x, dy, dw): dw_ij += x_i dy_j. step: bytes from weights i to weights i + 1."""
+
+    @inlined(4)
+    def body(builder: Any, step: Any, x: Any, dy: Any, dw: Any) -> None:
+        v = Vectors(builder, width)
+        gradients = v.load(dy)
+        for i, number in enumerate(inputs(v, v.load(x))):
+            here = v.row(dw, step, i)
+            v.store(v.fma(number, gradients, v.load(here)), here)
+
+    return body
 
 
-def channels_function(body: Callable[[Channels, Any, Any, Any], None], lanes: int) -> Any:
-    """A function for Numba: `body` with so many channels, (bytes from row to row of the third, three addresses)."""
-
-    def plain(_context: Any, _step: Any, _x: Any, _y: Any, _z: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            step, *addresses = arguments
-            body(Channels(builder, lanes, step), *addresses)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 4), generate
-
-    return intrinsic(plain)
-
-
-map_line, map_block = channels_function(map_channels, LANES), channels_function(map_channels, BLOCK)
-add_line, add_block = channels_function(add_outer_products, LANES), channels_function(add_outer_products, BLOCK)
+map_line, map_block = map_channels(WIDTH), map_channels(BLOCK)
+add_line, add_block = add_outer_products(WIDTH), add_outer_products(BLOCK)
 
 
 @kernel(I=BLOCK)
 def map_rows(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, w_ID: F32, y_MD: F32) -> None:
     """Rows of y. Rows of x are x_step bytes apart. w: weight (i, j) of output d, the j-th of its block, at [i, d]."""
-    lines = D // LANES * LANES
+    lines = D // WIDTH * WIDTH
     for m in range(first, last):
         from_row, to_row = x_MD + m * x_step, y_MD + 4 * m * D
-        for d in range(0, 4 * lines, 4 * LANES):
+        for d in range(0, 4 * lines, 4 * WIDTH):
             map_line(4 * D, from_row + d, w_ID + d, to_row + d)
         for d in range(4 * lines, 4 * D, 4 * BLOCK):
             map_block(4 * D, from_row + d, w_ID + d, to_row + d)
@@ -108,13 +77,13 @@ def map_rows(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, 
 def weight_gradients(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, dy_MD: F32Rows, dy_step: int,
                      dw_PID: F32) -> None:  # fmt: skip
     """Parts of the sum over rows, each [I, D] as w is."""
-    lines = D // LANES * LANES
+    lines = D // WIDTH * WIDTH
     for part in range(first, last):
         here = dw_PID + 4 * BLOCK * D * part
         clear(here, BLOCK * D)
         for m in range(M * part // GRADIENT_PARTS, M * (part + 1) // GRADIENT_PARTS):
             x_row, dy_row = x_MD + m * x_step, dy_MD + m * dy_step
-            for d in range(0, 4 * lines, 4 * LANES):
+            for d in range(0, 4 * lines, 4 * WIDTH):
                 add_line(4 * D, x_row + d, dy_row + d, here + d)
             for d in range(4 * lines, 4 * D, 4 * BLOCK):
                 add_block(4 * D, x_row + d, dy_row + d, here + d)

@@ -1,8 +1,8 @@
 """float32 arithmetic written straight in LLVM's instructions: for one number as for a vector of them.
 
 Numba would infer types for every operation of a formula, wherever the formula is used, and LLVM would have to find the
-vectors. Here Python's operators on `Lanes` write the instructions down. The functions are good to 3 units in the last
-place, and to half a unit on average; the tests measure it. Import this page only from a Numba kernel's page.
+vectors. Here Python's operators on `SimdValue` write the instructions down. The functions are good to 3 units in the
+last place, and to half a unit on average; the tests measure it.
 """
 
 from collections.abc import Callable
@@ -19,27 +19,27 @@ FASTMATH = {"contract", "nsz", "arcp"}
 FLAGS = tuple(sorted(FASTMATH))
 
 
-def operation(instruction: str, swapped: bool = False) -> "Callable[[Lanes, Any], Lanes]":
+def operation(instruction: str, swapped: bool = False) -> "Callable[[SimdValue, Any], SimdValue]":
     """A method for one of Python's operators."""
 
-    def write(self: "Lanes", other: Any) -> "Lanes":
+    def write(self: "SimdValue", other: Any) -> "SimdValue":
         x, y = self.value, self.constant(other)
         x, y = (y, x) if swapped else (x, y)
-        return Lanes(self.builder, getattr(self.builder, instruction)(x, y, flags=FLAGS))
+        return SimdValue(self.builder, getattr(self.builder, instruction)(x, y, flags=FLAGS))
 
     return write
 
 
-def comparison(sign: str) -> "Callable[[Lanes, Any], Lanes]":
+def comparison(sign: str) -> "Callable[[SimdValue, Any], SimdValue]":
     """The same for comparisons, which are false for NaN; `!=` is not one of them."""
 
-    def write(self: "Lanes", other: Any) -> "Lanes":
-        return Lanes(self.builder, self.builder.fcmp_ordered(sign, self.value, self.constant(other), flags=FLAGS))
+    def write(self: "SimdValue", other: Any) -> "SimdValue":
+        return SimdValue(self.builder, self.builder.fcmp_ordered(sign, self.value, self.constant(other), flags=FLAGS))
 
     return write
 
 
-class Lanes:
+class SimdValue:
     """One value of LLVM: a float32 or a vector of them, or what a comparison of such gives."""
 
     def __init__(self, builder: Any, value: Any) -> None:
@@ -47,7 +47,7 @@ class Lanes:
 
     def constant(self, x: Any) -> Any:
         """A Python number as a value of the same kind."""
-        if isinstance(x, Lanes):
+        if isinstance(x, SimdValue):
             return x.value
         kind = self.value.type
         return ir.Constant(kind, [x] * kind.count if isinstance(kind, ir.VectorType) else x)
@@ -58,49 +58,49 @@ class Lanes:
     __truediv__, __rtruediv__ = operation("fdiv"), operation("fdiv", swapped=True)
     __lt__, __gt__, __ge__ = comparison("<"), comparison(">"), comparison(">=")
 
-    def bits(self) -> "Lanes":
+    def bits(self) -> "SimdValue":
         """The bit patterns, as 32-bit words."""
         kind = self.value.type
         words = ir.VectorType(WORD, kind.count) if isinstance(kind, ir.VectorType) else WORD
-        return Lanes(self.builder, self.builder.bitcast(self.value, words))
+        return SimdValue(self.builder, self.builder.bitcast(self.value, words))
 
-    def with_bits(self, words: Any) -> "Lanes":
+    def with_bits(self, words: Any) -> "SimdValue":
         """What has these bit patterns."""
-        return Lanes(self.builder, self.builder.bitcast(words, self.value.type))
+        return SimdValue(self.builder, self.builder.bitcast(words, self.value.type))
 
-    def zero(self) -> "Lanes":
+    def zero(self) -> "SimdValue":
         """Where it is 0."""
-        return Lanes(self.builder, self.builder.fcmp_ordered("==", self.value, self.constant(0.0), flags=FLAGS))
+        return SimdValue(self.builder, self.builder.fcmp_ordered("==", self.value, self.constant(0.0), flags=FLAGS))
 
-    def __or__(self, other: "Lanes") -> "Lanes":
-        return Lanes(self.builder, self.builder.or_(self.value, other.value))
+    def __or__(self, other: "SimdValue") -> "SimdValue":
+        return SimdValue(self.builder, self.builder.or_(self.value, other.value))
 
-    def __neg__(self) -> "Lanes":
-        return Lanes(self.builder, self.builder.fneg(self.value, flags=FLAGS))
+    def __neg__(self) -> "SimdValue":
+        return SimdValue(self.builder, self.builder.fneg(self.value, flags=FLAGS))
 
-    def __abs__(self) -> "Lanes":
+    def __abs__(self) -> "SimdValue":
         bits = self.bits()
         return self.with_bits(self.builder.and_(bits.value, bits.constant(0x7FFFFFFF)))
 
 
-def where(condition: Lanes, x: Any, y: Any) -> Lanes:
+def where(condition: SimdValue, x: Any, y: Any) -> SimdValue:
     """x where the condition holds, else y; one of the two may be a Python number, and the condition one for all."""
-    kind = x if isinstance(x, Lanes) else y
-    return Lanes(condition.builder, condition.builder.select(condition.value, kind.constant(x), kind.constant(y)))
+    kind = x if isinstance(x, SimdValue) else y
+    return SimdValue(condition.builder, condition.builder.select(condition.value, kind.constant(x), kind.constant(y)))
 
 
-def power_of_two(shifted: Lanes) -> Lanes:
+def power_of_two(shifted: SimdValue) -> SimdValue:
     """2^n, where n are the lowest bits of `shifted`."""
     builder, bits = shifted.builder, shifted.bits()
     return shifted.with_bits(builder.shl(builder.add(bits.value, bits.constant(127)), bits.constant(23)))
 
 
-def exp(x: Lanes) -> Lanes:
+def exp(x: SimdValue) -> SimdValue:
     """e^x; 0 below -87, and never more than e^88."""
     return exp_below(where(x > 88.0, 88.0, x))
 
 
-def exp_below(x: Lanes) -> Lanes:
+def exp_below(x: SimdValue) -> SimdValue:
     """`exp` for arguments known to be at most 88. Comparisons are such that NaN stays NaN."""
     bounded = where(x < -87.0, -87.0, x)
     # x = n log 2 + rest, with log 2 in two parts so that the rest keeps its digits; e^rest by a Taylor polynomial.
@@ -115,13 +115,13 @@ def exp_below(x: Lanes) -> Lanes:
     return where(x < -87.0, 0.0, p * power_of_two(shifted))
 
 
-def sigmoid(x: Lanes) -> Lanes:
+def sigmoid(x: SimdValue) -> SimdValue:
     """1 / (1 + e^-x)."""
     e = exp_below(-abs(x))
     return where(x >= 0.0, 1.0, e) / (e + 1.0)
 
 
-def log_sigmoid(x: Lanes) -> Lanes:
+def log_sigmoid(x: SimdValue) -> SimdValue:
     """log(1 / (1 + e^-x)) = min(x, 0) - log(1 + e^-|x|); the logarithm as 2 artanh(e / (2 + e))."""
     e = exp_below(-abs(x))
     s = e / (e + 2.0)
@@ -132,7 +132,7 @@ def log_sigmoid(x: Lanes) -> Lanes:
     return where(x > 0.0, 0.0, x) - 2.0 * (s + s * s2 * p)
 
 
-def tanh(x: Lanes) -> Lanes:
+def tanh(x: SimdValue) -> SimdValue:
     """1 - 2 / (e^2|x| + 1) with x's sign; near zero a polynomial (Cephes), which loses no digits there."""
     e = exp_below(-2.0 * abs(x))
     far = 1.0 - (2.0 * e) / (1.0 + e)
@@ -144,12 +144,12 @@ def tanh(x: Lanes) -> Lanes:
     return where(abs(x) < 0.625, near, where(x >= 0.0, far, -far))
 
 
-def formula(function: Callable[[Lanes], Lanes]) -> Any:
+def formula(function: Callable[[SimdValue], SimdValue]) -> Any:
     """`function` for Numba: of a float32. In a loop LLVM makes vectors of it, which it cannot of calls to libm."""
 
     def typed(_context: Any, _x: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            return function(Lanes(builder, arguments[0])).value
+            return function(SimdValue(builder, arguments[0])).value
 
         return types.float32(types.float32), generate
 

@@ -15,7 +15,7 @@ from numpy import float32
 from torch import Tensor
 
 from exlstm.ops.linear.formats import GROUP, Int4Weight, Int8Weight, Weight
-from exlstm.ops.linear.numba.tiles import LANES, SPREAD, STEPS, tile
+from exlstm.ops.linear.numba.tiles import SPREAD, STEPS, WIDTH, tile
 from exlstm.runtime.cpu.bfloat16 import copy_number, read_number, write_number
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import BF16, F32, Addresses, Constants, Table, address, kernel
@@ -179,13 +179,13 @@ def spread(first: int, last: int, M: int, K: int, S: int, x_MK: F32, out_MS: F32
     for m in range(first, last):
         for g in range((K + GROUP - 1) // GROUP):
             here = out_MS + 4 * (m * S + g * SPREAD)
-            for lane in range(LANES):
+            for lane in range(WIDTH):
                 total, factor = float32(0.0), float32(1.0)
                 for j in range(8):
-                    k = GROUP * g + LANES * j + lane
+                    k = GROUP * g + WIDTH * j + lane
                     value = at(x_MK, m * K + k) if k < K else float32(0.0)
                     total += value
-                    put(here, LANES * j + lane, value * (factor if j < 7 else float32(1.0)))
+                    put(here, WIDTH * j + lane, value * (factor if j < 7 else float32(1.0)))
                     factor *= float32(0.0625)
                 put(here, GROUP + lane, float32(-8.0) * total)
 

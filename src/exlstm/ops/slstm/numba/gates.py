@@ -13,13 +13,10 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
-
 from exlstm.ops.slstm.numba.tile import PANEL
-from exlstm.runtime.cpu.memory import FLOAT, SIZE, place
-from exlstm.runtime.cpu.simd import Lanes, exp_below, log_sigmoid, sigmoid, tanh, where
+from exlstm.runtime.cpu.memory import SIZE
+from exlstm.runtime.cpu.simd import SimdValue, exp_below, log_sigmoid, sigmoid, tanh, where
+from exlstm.runtime.cpu.vectors import LONG, Vectors, inlined
 
 BLOCK, SAVED, SAVED_MORE, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 9 * PANEL, 4 * PANEL, 2 * PANEL
 
@@ -28,43 +25,32 @@ class Block:
     """The numbers of 16 units at an address: each part is read and written as one vector."""
 
     def __init__(self, builder: Any, address: Any) -> None:
-        self.builder = builder
-        self.pointer = builder.inttoptr(address, ir.VectorType(FLOAT, PANEL).as_pointer())
+        self.vectors, self.address = Vectors(builder, PANEL), address
 
     def part(self, n: int) -> Any:
         """Where part n is."""
-        return self.builder.gep(self.pointer, [ir.IntType(32)(n)])
+        return self.vectors.offset(self.address, SIZE * PANEL * n)
 
-    def __getitem__(self, n: int) -> Lanes:
-        return Lanes(self.builder, self.builder.load(self.part(n), align=SIZE))
+    def __getitem__(self, n: int) -> SimdValue:
+        return self.vectors.load(self.part(n))
 
-    def __setitem__(self, n: int, x: Lanes) -> None:
-        self.builder.store(x.value, self.part(n), align=SIZE)
-
-
-def sixteen(function: Callable[..., None]) -> Any:
-    """`function` for Numba's kernels, of the addresses of blocks, and of a flag perhaps."""
-
-    def typed(*given: Any) -> Any:
-        flags = [isinstance(x, types.Boolean) for x in given]
-
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            function(*((Lanes if flag else Block)(builder, x) for flag, x in zip(flags, arguments, strict=True)))
-            return context.get_dummy_value()
-
-        return types.void(*(x if flag else types.intp for flag, x in zip(flags, given, strict=True))), generate
-
-    # Numba wants to see how many arguments there are
-    of_count = {
-        2: lambda _context, a, b: typed(a, b),
-        3: lambda _context, a, b, c: typed(a, b, c),
-        4: lambda _context, a, b, c, d: typed(a, b, c, d),
-    }
-    return intrinsic(of_count[len(signature(function).parameters)])
+    def __setitem__(self, n: int, x: SimdValue) -> None:
+        self.vectors.store(x, self.part(n))
 
 
-@sixteen
-def gates(block: Block, h: Block, saved: Block, exp_forget: Lanes) -> None:
+def simd16(function: Callable[..., None]) -> Any:
+    """`function` for kernels, of the addresses of blocks, and of a flag perhaps, which is annotated as a SimdValue."""
+    kinds = [x.annotation for x in signature(function).parameters.values()]
+
+    @inlined(len(kinds))
+    def body(builder: Any, *values: Any) -> None:
+        function(*(kind(builder, x) for kind, x in zip(kinds, values, strict=True)))
+
+    return body
+
+
+@simd16
+def gates(block: Block, h: Block, saved: Block, exp_forget: SimdValue) -> None:
     """One step: from i, f, z, o and c, n, m before to c, n, m and h after, and what the backward needs."""
     # first what does not depend on the state: it waits for little else
     i, f, z, o = block[0], block[1], block[2], block[3]
@@ -84,7 +70,7 @@ def gates(block: Block, h: Block, saved: Block, exp_forget: Lanes) -> None:
     h[0] = gate * c / n
 
 
-@sixteen
+@simd16
 def gates_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
     """The gradients of i, f, z, o, and of c and n before the step, from those of h, c and n after it."""
     c0, n0, decay, write, cell, gate, slope = (saved[part] for part in range(7))
@@ -99,56 +85,30 @@ def gates_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
     carry[0], carry[1] = decay * dc, decay * dn
 
 
-def _add(_context: Any, _out: Any, _x: Any) -> Any:
+@simd16
+def add16(out: Block, x: Block) -> None:
     """out += x for 16 neighbours."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        out, x = (Block(builder, address) for address in arguments)
-        out[0] = out[0] + x[0]
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
+    out[0] = out[0] + x[0]
 
 
 def add_rows(rows: int, bf16: bool) -> Any:
-    """An intrinsic (out, x, r, apart): out += x R for 16 neighbours, x and R of so many rows, bfloat16 if `bf16`.
+    """A function (out, x, r, apart): out += x R for 16 neighbours, x and R of so many rows, R bfloat16 if `bf16`.
 
     apart: numbers from one row of R to the next.
     """
-    words = ir.VectorType(ir.IntType(32), PANEL)
-    kind, size = (ir.VectorType(ir.IntType(16), PANEL), 2) if bf16 else (ir.VectorType(FLOAT, PANEL), SIZE)
 
-    def read(builder: Any, address: Any) -> Lanes:
-        x = builder.load(builder.inttoptr(address, kind.as_pointer()), align=size)
-        if bf16:
-            x = builder.bitcast(builder.shl(builder.zext(x, words), ir.Constant(words, [16] * PANEL)),
-                                ir.VectorType(FLOAT, PANEL))  # fmt: skip
-        return Lanes(builder, x)
+    @inlined(4)
+    def body(builder: Any, out: Any, x: Any, r: Any, apart: Any) -> None:
+        v, total = Vectors(builder, PANEL), None
+        step = builder.mul(apart, LONG(2 if bf16 else SIZE))
+        for k in range(rows):
+            r_k = v.row(r, step, k)
+            r_row = v.load_bf16(r_k) if bf16 else v.load(r_k)
+            product = r_row * v.number(v.offset(x, SIZE * k))
+            total = product if total is None else product + total
+        v.store(v.load(out) + total, out)
 
-    def add(_context: Any, _out: Any, _x: Any, _r: Any, _apart: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            out, x, r, apart = arguments
-            total: Any = 0.0
-            for k in range(rows):
-                address = builder.add(r, builder.mul(apart, apart.type(size * k)))
-                number = builder.load(place(builder, x, apart.type(k)), align=SIZE)
-                total = read(builder, address) * every(builder, number) + total
-            block = Block(builder, out)
-            block[0] = block[0] + total
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 4), generate
-
-    return intrinsic(add)
-
-
-def every(builder: Any, number: Any) -> Lanes:
-    """The same number 16 times."""
-    kind = ir.VectorType(FLOAT, PANEL)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
-    where_from = ir.Constant(ir.VectorType(ir.IntType(32), PANEL), [0] * PANEL)
-    return Lanes(builder, builder.shuffle_vector(first, first, where_from))
+    return body
 
 
 eight_rows, eight_rows_bf16, one_row, one_row_bf16 = (add_rows(rows, bf16) for rows in (8, 1) for bf16 in (False, True))
-add_sixteen: Any = intrinsic(_add)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import float32
 
-from exlstm.ops.slstm.numba.gates import BLOCK, CARRY, DRAW, add_sixteen
+from exlstm.ops.slstm.numba.gates import BLOCK, CARRY, DRAW, add16
 from exlstm.ops.slstm.numba.recurrent import pack, pack_transposed, read_product, width
 from exlstm.ops.slstm.numba.tile import PANEL, product, rows_by_four
 from exlstm.ops.slstm.numba.variants import any_backward, any_step, saved_size_in_kernels
@@ -28,7 +28,7 @@ def add_input(block: int, x: int, V: int, u: int) -> None:
     """x to the sums of a block. They were summed on their own: x may be large and would round every partial sum."""
     for g in range(4):
         if width(V, u) == PANEL:
-            add_sixteen(block + SIZE * g * PANEL, x + SIZE * g * V)
+            add16(block + SIZE * g * PANEL, x + SIZE * g * V)
         else:
             for j in range(width(V, u)):
                 put(block, g * PANEL + j, at(block, g * PANEL + j) + at(x, g * V + j))

@@ -4,103 +4,69 @@ The matrix is packed once into panels of 16 columns: p[panel, k, column]. A tile
 panels: one pass over k, all sums in registers. LLVM's vectoriser does not find this form by itself, so the tile is
 written in its language; everything around it is plain Numba. Vectors are as long as the CPU has them.
 
-Matrices are addresses of float32 numbers; *_at and *_stride count these.
+Matrices are addresses of float32 numbers; *_stride count these.
 """
 
 from typing import Any
 
-from llvmlite import binding, ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
-
-from exlstm.runtime.cpu.internals import alloca, llvm_function, loop
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.memory import place
+from exlstm.runtime.cpu.simd import SimdValue
+from exlstm.runtime.cpu.vectors import LONG, Vectors, inlined, loop, register_width
 
 PANEL = 16  # columns
-TOGETHER = 128  # products that are summed before they join the others: short sums round less than a long one
+PARTIAL_SUM_STEPS = 128  # products that are summed before they join the others: short sums round less than a long one
+VECTOR_WIDTH = register_width()
+# panels that four rows take at once: sixteen sums of 16 numbers, eight of 8 or sixteen of 4, with room for the operands
+WIDE = 4 if VECTOR_WIDTH == 16 else 1
 
 
-def lanes() -> int:
-    """float32 numbers in a vector register of this CPU: 16 with AVX-512, 8 with AVX, else 4."""
-    features = binding.get_host_cpu_features()
-    return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
-
-
-LANES = lanes()
-# panels that four rows take at once: sixteen sums of 16 lanes, eight of 8 or sixteen of 4, with room for the operands
-WIDE = 4 if LANES == 16 else 1
-
-
-def add_to(builder: Any, at_first: Any, sums: list[list[Any]], begins: list[Any]) -> None:
-    """Writes sums, of vectors, to where each row begins; adds them to what is there unless this is the first time."""
-    targets = []
-    for row, begin in zip(sums, begins, strict=True):
-        for part, total in enumerate(row):
-            value = builder.load(total)
-            offset = ir.Constant(ir.IntType(64), part * LANES)
-            targets.append((builder.bitcast(builder.gep(begin, [offset]), value.type.as_pointer()), value))
-    with builder.if_else(at_first) as (then, otherwise):
+def add_to(v: Vectors, at_first: Any, sums: list[list[SimdValue]], begins: list[Any]) -> None:
+    """Writes sums to where each row begins; adds them to what is there unless this is the first time."""
+    targets = [
+        (v.offset(begin, 4 * VECTOR_WIDTH * part), total)
+        for row, begin in zip(sums, begins, strict=True)
+        for part, total in enumerate(row)
+    ]
+    with v.builder.if_else(at_first) as (then, otherwise):
         with then:
-            for target, value in targets:
-                builder.store(value, target, align=4)
+            for target, total in targets:
+                v.store(total, target)
         with otherwise:
-            for target, value in targets:
-                builder.store(builder.fadd(builder.load(target, align=4), value), target, align=4)
+            for target, total in targets:
+                v.store(v.load(target) + total, target)
 
 
 def tile(rows: int, panels: int) -> Any:
-    """An intrinsic (out, out_at, out_stride, x, x_at, x_stride, p, p_at, steps): out = x P for so many rows and panels.
+    """A function (out, out_step, x, x_step, p, steps): out = x P for so many rows and panels.
 
-    Row n of x begins at x_at + n x_stride and has `steps` numbers; row n of out at out_at + n out_stride.
+    Rows of x, of `steps` numbers, and of out begin *_step bytes after one another.
     """
-    parts = panels * PANEL // LANES  # vectors in a row of the tile
+    parts = panels * PANEL // VECTOR_WIDTH  # vectors in a row of the tile
 
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        out, out_at, out_stride, x, x_at, x_stride, p, p_at, steps = arguments
-        kind, number = ir.VectorType(ir.FloatType(), LANES), steps.type
-
-        def pointer(address: Any, first: Any, stride: Any, count: int) -> Any:
-            return place(builder, address, builder.add(first, builder.mul(stride, ir.Constant(number, count))))
-
-        x_rows = [pointer(x, x_at, x_stride, n) for n in range(rows)]
-        step = ir.Constant(number, PANEL)
-        p_panels = [pointer(p, p_at, builder.mul(steps, step), n) for n in range(panels)]
-        add = llvm_function(builder, f"llvm.fmuladd.v{LANES}f32", kind, [kind] * 3)
-        zero = ir.Constant(kind, [0.0] * LANES)
-        sums = [[alloca(builder, kind) for _ in range(parts)] for _ in range(rows)]
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        most = ir.Constant(number, TOGETHER)
-        with loop(builder, ir.Constant(number, 0), steps, most) as (begin, _):
-            end = builder.add(begin, most)
+    @inlined(6)
+    def product_tile(builder: Any, out: Any, out_step: Any, x: Any, x_step: Any, p: Any, steps: Any) -> None:
+        v = Vectors(builder, VECTOR_WIDTH)
+        panel_bytes = builder.mul(steps, LONG(4 * PANEL))
+        x_rows, outs = ([v.row(begin, step, n) for n in range(rows)] for begin, step in ((x, x_step), (out, out_step)))
+        sums = [[v.variable(v.zeros()) for _ in range(parts)] for _ in range(rows)]
+        with loop(builder, LONG(0), steps, LONG(PARTIAL_SUM_STEPS)) as (begin, _):
+            end = builder.add(begin, LONG(PARTIAL_SUM_STEPS))
             end = builder.select(builder.icmp_signed("<", end, steps), end, steps)
             for total in (total for row in sums for total in row):
-                builder.store(zero, total)
-            with loop(builder, begin, end, ir.Constant(number, 1)) as (index, _):
-                start = builder.mul(index, step)
+                total.set(v.zeros())
+            with loop(builder, begin, end, LONG(1)) as (k, _):
+                p_k = v.offset(p, builder.mul(k, LONG(4 * PANEL)))
                 vectors = []
                 for part in range(parts):
-                    panel, offset = divmod(part * LANES, PANEL)
-                    part_at = builder.gep(p_panels[panel], [builder.add(start, ir.Constant(number, offset))])
-                    vectors.append(builder.load(builder.bitcast(part_at, kind.as_pointer()), align=4))
-                for row in range(rows):
-                    value = builder.load(builder.gep(x_rows[row], [index]), align=4)
-                    first = builder.insert_element(
-                        ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
-                    )
-                    spread = builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
-                    for part in range(parts):
-                        old = builder.load(sums[row][part])
-                        builder.store(builder.call(add, [spread, vectors[part], old]), sums[row][part])
-            begins = [pointer(out, out_at, out_stride, n) for n in range(rows)]
-            add_to(builder, builder.icmp_signed("==", begin, ir.Constant(number, 0)), sums, begins)
-        return context.get_dummy_value()
+                    panel, column = divmod(part * VECTOR_WIDTH, PANEL)
+                    vectors.append(v.load(v.offset(v.row(p_k, panel_bytes, panel), 4 * column)))
+                for x_row, row in zip(x_rows, sums, strict=True):
+                    number = v.number(v.offset(x_row, builder.mul(k, LONG(4))))
+                    for vector, total in zip(vectors, row, strict=True):
+                        total.set(v.fma(number, vector, total.get()))
+            add_to(v, builder.icmp_signed("==", begin, LONG(0)), [[x.get() for x in row] for row in sums], outs)
 
-    def typed(_context: Any, _out: Any, _out_at: Any, _out_stride: Any, _x: Any, _x_at: Any, _x_stride: Any,
-              _p: Any, _p_at: Any, _steps: Any) -> Any:  # fmt: skip
-        return types.void(*[types.intp] * 9), generate
-
-    return intrinsic(typed)
+    return product_tile
 
 
 four_rows, four_rows_narrow, one_row, one_row_narrow = tile(4, WIDE), tile(4, 1), tile(1, 4), tile(1, 1)
@@ -126,17 +92,19 @@ def product(out: int, out_stride: int, out_block: int, x: int, x_stride: int, ro
         for row in range(0, fours, 4):
             if panels - panel < WIDE:
                 for n in range(panels - panel):
-                    four_rows_narrow(out, row * out_stride + column + n * PANEL, out_stride, x, row * x_stride,
-                                     x_stride, p, (panel + n) * steps * PANEL, steps)  # fmt: skip
+                    four_rows_narrow(out + 4 * (row * out_stride + column + n * PANEL), 4 * out_stride,
+                                     x + 4 * row * x_stride, 4 * x_stride, p + 4 * (panel + n) * steps * PANEL,
+                                     steps)  # fmt: skip
             else:
-                four_rows(out, row * out_stride + column, out_stride, x, row * x_stride, x_stride,
-                          p, panel * steps * PANEL, steps)  # fmt: skip
+                four_rows(out + 4 * (row * out_stride + column), 4 * out_stride, x + 4 * row * x_stride, 4 * x_stride,
+                          p + 4 * panel * steps * PANEL, steps)  # fmt: skip
     if rows > fours:
         for panel in range(0, panels, 4):
             column = fours * out_stride + panel // 4 * out_block
             if panels - panel < 4:
                 for n in range(panels - panel):
-                    one_row_narrow(out, column + n * PANEL, out_stride, x, fours * x_stride, x_stride,
-                                   p, (panel + n) * steps * PANEL, steps)  # fmt: skip
+                    one_row_narrow(out + 4 * (column + n * PANEL), 4 * out_stride, x + 4 * fours * x_stride,
+                                   4 * x_stride, p + 4 * (panel + n) * steps * PANEL, steps)  # fmt: skip
             else:
-                one_row(out, column, out_stride, x, fours * x_stride, x_stride, p, panel * steps * PANEL, steps)
+                one_row(out + 4 * column, 4 * out_stride, x + 4 * fours * x_stride, 4 * x_stride,
+                        p + 4 * panel * steps * PANEL, steps)  # fmt: skip

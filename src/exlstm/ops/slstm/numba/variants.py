@@ -6,10 +6,10 @@ The usual cell has none of this in its way: a kernel asks for it by a number tha
 from typing import Any
 
 from exlstm.ops.gates import INPUT_GATES, SMALL, InputGate
-from exlstm.ops.slstm.numba.gates import SAVED, SAVED_MORE, Block, gates, gates_backward, sixteen
+from exlstm.ops.slstm.numba.gates import SAVED, SAVED_MORE, Block, gates, gates_backward, simd16
 from exlstm.ops.slstm.reference import SHUT
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.simd import Lanes, exp, log_sigmoid, sigmoid, where
+from exlstm.runtime.cpu.simd import SimdValue, exp, log_sigmoid, sigmoid, where
 
 EXP, SIGMOID, SOFTPLUS, RELU = (INPUT_GATES.index(gate) for gate in ("exp", "sigmoid", "softplus", "relu"))
 
@@ -30,14 +30,14 @@ def saved_size(variant: int) -> int:
 saved_size_in_kernels: Any = helper()(saved_size)
 
 
-def log(x: Lanes) -> Lanes:
+def log(x: SimdValue) -> SimdValue:
     """log x of a normal positive number: x = 2^n y, y within a factor of sqrt 2, and 2 artanh((y - 1) / (y + 1))."""
     builder, bits = x.builder, x.bits()
     # as if 1 / sqrt 2, whose bits these are, were 1: then n is the exponent
     more = builder.add(bits.value, bits.constant(0x3F800000 - 0x3F3504F3))
     exponent = builder.sub(builder.ashr(more, bits.constant(23)), bits.constant(127))
     y = x.with_bits(builder.sub(bits.value, builder.shl(exponent, bits.constant(23))))
-    n = Lanes(builder, builder.sitofp(exponent, x.value.type))
+    n = SimdValue(builder, builder.sitofp(exponent, x.value.type))
     s = (y - 1.0) / (y + 1.0)
     s2 = s * s
     p = s2 * (1 / 11) + 1 / 9
@@ -47,14 +47,14 @@ def log(x: Lanes) -> Lanes:
     return (s + s * s2 * p) * 2.0 + n * -2.12194440e-4 + n * 0.693359375 + (x - x)
 
 
-@sixteen
+@simd16
 def sigmoid_gate(block: Block, saved: Block) -> None:
     """i becomes log i, and its slope is saved."""
     i = block[0]
     block[0], saved[7] = log_sigmoid(i), sigmoid(-i)
 
 
-@sixteen
+@simd16
 def softplus_gate(block: Block, saved: Block) -> None:
     """Far below zero log log(1 + e^i) is i to all digits of float32."""
     i = block[0]
@@ -64,8 +64,8 @@ def softplus_gate(block: Block, saved: Block) -> None:
     saved[7] = where(i < -15.0, 1.0, sigmoid(near) / softplus)
 
 
-@sixteen
-def relu_gate(block: Block, saved: Block, square: Lanes) -> None:
+@simd16
+def relu_gate(block: Block, saved: Block, square: SimdValue) -> None:
     """Shut at and below zero, and no gradient there."""
     i = block[0]
     opening, shut = where(i < SMALL, SMALL, i), -i >= 0.0
@@ -74,11 +74,11 @@ def relu_gate(block: Block, saved: Block, square: Lanes) -> None:
     saved[7] = where(shut, 0.0, where(square, 2.0 * slope, slope))
 
 
-@sixteen
+@simd16
 def exp_gate(block: Block, saved: Block) -> None:
     """i is log i."""
     i = block[0]
-    saved[7] = Lanes(i.builder, i.constant(1.0))
+    saved[7] = SimdValue(i.builder, i.constant(1.0))
 
 
 @helper()
@@ -95,7 +95,7 @@ def other_gate(block: int, saved: int, variant: int) -> None:
         relu_gate(block, saved, gate != RELU)
 
 
-@sixteen
+@simd16
 def without_norm(block: Block, h: Block, saved: Block) -> None:
     """h without the normaliser, after a usual step; e^m in two factors reaches twice as far."""
     root = exp(block[6] * 0.5)
@@ -123,13 +123,13 @@ def backward(draw: Block, carry: Block, dh: Block, saved: Block, normalize: bool
     carry[0], carry[1] = decay * dc, decay * dn
 
 
-@sixteen
+@simd16
 def with_norm_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
     """The usual cell but for the input gate."""
     backward(draw, carry, dh, saved, normalize=True)
 
 
-@sixteen
+@simd16
 def without_norm_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
     """Any input gate."""
     backward(draw, carry, dh, saved, normalize=False)

@@ -1,0 +1,140 @@
+"""Vectors of float32 numbers in memory, written straight in LLVM's instructions, for tiles that LLVM would not find.
+
+    @inlined(3)
+    def add_scaled(builder, out, x, factor):
+        v = Vectors(builder, 16)
+        v.store(v.fma(v.load(x), v.number(factor), v.load(out)), out)
+
+makes a function for kernels, of three addresses.
+"""
+
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
+from typing import Any
+
+from llvmlite import binding, ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+
+from exlstm.runtime.cpu.internals import alloca, loop
+from exlstm.runtime.cpu.simd import FLOAT, WORD, SimdValue
+
+__all__ = ["LONG", "Vectors", "inlined", "loop", "register_width"]
+LONG, SHORT = ir.IntType(64), ir.IntType(16)
+BYTES = 4  # of a number
+# Not the flags of `simd`: with those LLVM may fuse the other product of two, and a sum would depend on the code around.
+FUSED = ("contract",)
+
+
+def register_width() -> int:
+    """float32 numbers in a vector register of this CPU: 16 with AVX-512, 8 with AVX, else 4."""
+    features = binding.get_host_cpu_features()
+    return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
+
+
+def inlined(count: int) -> Callable[[Callable[..., None]], Any]:
+    """Decorates `body(builder, *values)`, which writes instructions: a function for kernels of so many values.
+
+    Each is an int64, or a flag where the kernel passes a bool.
+    """
+
+    def decorate(body: Callable[..., None]) -> Any:
+        def typed(_context: Any, *given: Any) -> Any:
+            def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+                body(builder, *arguments)
+                return context.get_dummy_value()
+
+            return types.void(*(x if isinstance(x, types.Boolean) else types.int64 for x in given)), generate
+
+        # Numba reads the number of arguments from the signature
+        names = ["context", *(f"x{n}" for n in range(count))]
+        vars(typed)["__signature__"] = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+        return intrinsic(typed)
+
+    return decorate
+
+
+class Vectors:
+    """Loads, stores and combines vectors of `width` numbers. Addresses are values of type LONG, of any alignment."""
+
+    def __init__(self, builder: Any, width: int) -> None:
+        self.builder, self.width, self.kind = builder, width, ir.VectorType(FLOAT, width)
+
+    def offset(self, address: Any, bytes_: Any) -> Any:
+        """An address so many bytes further, a number or a value."""
+        return self.builder.add(address, LONG(bytes_) if isinstance(bytes_, int) else bytes_)
+
+    def row(self, address: Any, step: Any, n: int) -> Any:
+        """The address of row n; step: the value of bytes between rows."""
+        return self.builder.add(address, self.builder.mul(step, LONG(n)))
+
+    def raw(self, address: Any, kind: Any) -> Any:
+        """A value of another kind at an address."""
+        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
+
+    def load(self, address: Any) -> SimdValue:
+        """The vector at an address."""
+        return SimdValue(self.builder, self.raw(address, self.kind))
+
+    def load_bf16(self, address: Any) -> SimdValue:
+        """The vector of bfloat16 at an address."""
+        words = ir.VectorType(WORD, self.width)
+        bits = self.builder.zext(self.raw(address, ir.VectorType(SHORT, self.width)), words)
+        shifted = self.builder.shl(bits, ir.Constant(words, [16] * self.width))
+        return SimdValue(self.builder, self.builder.bitcast(shifted, self.kind))
+
+    def store(self, x: SimdValue, address: Any) -> None:
+        """A vector to an address."""
+        self.builder.store(x.value, self.builder.inttoptr(address, self.kind.as_pointer()), align=BYTES)
+
+    def broadcast(self, number: Any) -> SimdValue:
+        """The same number in all places."""
+        first = self.builder.insert_element(ir.Constant(self.kind, ir.Undefined), number, WORD(0))
+        return self.shuffle(SimdValue(self.builder, first), [0] * self.width)
+
+    def number(self, address: Any) -> SimdValue:
+        """The number at an address in all places."""
+        return self.broadcast(self.raw(address, FLOAT))
+
+    def zeros(self) -> SimdValue:
+        """Zeros."""
+        return SimdValue(self.builder, ir.Constant(self.kind, [0.0] * self.width))
+
+    def shuffle(self, x: SimdValue, places: Sequence[int]) -> SimdValue:
+        """The numbers at these places."""
+        mask = ir.Constant(ir.VectorType(WORD, len(places)), list(places))
+        return SimdValue(self.builder, self.builder.shuffle_vector(x.value, x.value, mask))
+
+    def total(self, x: SimdValue) -> Any:
+        """The sum of all places, always in the same order."""
+        width = self.width
+        while width > 1:
+            width //= 2
+            low, high = (self.shuffle(x, range(n, n + width)) for n in (0, width))
+            x = SimdValue(self.builder, self.builder.fadd(low.value, high.value))
+        return self.builder.extract_element(x.value, WORD(0))
+
+    def fma(self, x: SimdValue, y: SimdValue, total: SimdValue) -> SimdValue:
+        """x y + total, rounded once where the processor can."""
+        product = self.builder.fmul(x.value, y.value, flags=FUSED)
+        return SimdValue(self.builder, self.builder.fadd(product, total.value, flags=FUSED))
+
+    def variable(self, x: SimdValue) -> "Variable":
+        """A vector that a loop changes."""
+        return Variable(self.builder, x)
+
+
+class Variable:
+    """A vector that a loop changes. LLVM holds it in a register."""
+
+    def __init__(self, builder: Any, x: SimdValue) -> None:
+        self.builder, self.place = builder, alloca(builder, x.value.type)
+        self.set(x)
+
+    def get(self) -> SimdValue:
+        """Its value here."""
+        return SimdValue(self.builder, self.builder.load(self.place))
+
+    def set(self, x: SimdValue) -> None:
+        """Its value from here on."""
+        self.builder.store(x.value, self.place)
