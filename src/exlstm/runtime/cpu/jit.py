@@ -28,15 +28,16 @@ OPS = Path(__file__).parents[2] / "ops"
 jit: Any = numba.njit  # its types do not know all of its options
 
 
-def helper(fastmath: Collection[str] = FASTMATH) -> Callable[[Callable[..., Any]], Any]:
+def helper(fastmath: Collection[str] = FASTMATH, *, inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Decorates a function that only kernels call, with the floating point of `simd`; division by zero is infinite.
 
     It is compiled once for whole numbers, not again for each constant that is passed, and has no way in from Python,
-    which would take longer to compile than the rest.
+    which would take longer to compile than the rest. inline: LLVM may not choose to call it.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         options = {"fastmath": set(fastmath), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        options |= {"forceinline": inline}
         made = jit(error_model="numpy", **options)(function)
         unliteral_arguments(made)
         return made

@@ -8,7 +8,8 @@
 makes a function for kernels, of three addresses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -19,7 +20,7 @@ from numba.extending import intrinsic
 from exlstm.runtime.cpu.internals import alloca, loop
 from exlstm.runtime.cpu.simd import FLOAT, WORD, SimdValue
 
-__all__ = ["LONG", "Vectors", "inlined", "loop", "register_width"]
+__all__ = ["LONG", "Vectors", "inlined", "loop", "register_width", "repeated"]
 LONG, SHORT = ir.IntType(64), ir.IntType(16)
 BYTES = 4  # of a number
 # Not the flags of `simd`: with those LLVM may fuse the other product of two, and a sum would depend on the code around.
@@ -52,6 +53,21 @@ def inlined(count: int) -> Callable[[Callable[..., None]], Any]:
         return intrinsic(typed)
 
     return decorate
+
+
+@contextmanager
+def repeated(builder: Any, count: Any) -> Iterator[Any]:
+    """A `with` block that is run `count` times, at least once; gives the index. It tests at its end, unlike `loop`."""
+    before, body, end = builder.block, builder.append_basic_block("body"), builder.append_basic_block("end")
+    builder.branch(body)
+    builder.position_at_end(body)
+    index = builder.phi(LONG)
+    index.add_incoming(LONG(0), before)
+    yield index
+    following = builder.add(index, LONG(1))
+    index.add_incoming(following, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), body, end)
+    builder.position_at_end(end)
 
 
 class Vectors:

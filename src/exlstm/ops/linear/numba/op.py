@@ -68,7 +68,7 @@ def sums_of(kind: str) -> Any:
     """A function that runs the tile of this kind, for rows of W and of x: 4 and 1, 2 and 2, 1 and 4, or 1 and 1."""
     four_rows, two_by_two, four_columns, single = (tile(kind, *s) for s in ((4, 1), (2, 2), (1, 4), (1, 1)))
 
-    @helper()
+    @helper(inline=True)
     def sums(rows: int, batch: int, w: int, w_stride: int, x: int, x_stride: int, scale: int, offset: int,
              group_stride: int, lines: int, out: int) -> None:  # fmt: skip
         if batch == 4:

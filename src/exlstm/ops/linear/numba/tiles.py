@@ -21,7 +21,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from exlstm.runtime.cpu.simd import WORD, SimdValue
-from exlstm.runtime.cpu.vectors import LONG, Vectors, inlined, loop
+from exlstm.runtime.cpu.vectors import LONG, Vectors, inlined, repeated
 
 WIDTH, LINE = 16, 64  # numbers that are summed side by side; bytes of a line
 SIZES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
@@ -67,7 +67,7 @@ def tile(kind: str, rows: int, batch: int) -> Any:
              lines: Any, out: Any) -> None:  # fmt: skip
         v = Vectors(builder, WIDTH)
         totals = {at: v.variable(v.zeros()) for at in grid}
-        with loop(builder, LONG(0), lines, LONG(1)) as (line, _):
+        with repeated(builder, lines) as line:
             w_line, x_line = builder.mul(line, LONG(LINE)), builder.mul(line, LONG(4 * (SPREAD if grouped else step)))
             w_rows = [v.offset(v.row(w, w_step, n), w_line) for n in range(rows)]
             x_rows = [v.offset(v.row(x, x_step, m), x_line) for m in range(batch)]
