@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from exlstm.mixers.contract import leaves
+from exlstm.mixers.state import leaves
 from exlstm.models.fingerprint import fingerprint, weights_of
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern

@@ -3,7 +3,7 @@
 PyTorch is imported inside the functions, so that help and complaints about options come at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from exlstm.train.recipes import RECIPES
 
 if TYPE_CHECKING:
     from exlstm.data.tokenizer import Tokenizer
-    from exlstm.mixers.contract import State
     from exlstm.models.lm import LM, LMConfig
 
 OnDisk = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -197,11 +196,13 @@ def tune(options: Tune) -> None:
     """`exlstm tune`: the kernels of every kind of mLSTM cell that the model has."""
     import torch
 
+    from exlstm.mixers.state import leaves
     from exlstm.models.memory import check_memory
+    from exlstm.ops.mlstm import MLSTMState
     from exlstm.train.evaluate import pick_device
 
     model = _without_weights(_architecture(options.model))
-    cells = sorted(set(_cells(model.zero_state(1))))
+    cells = sorted({tuple(cell.c_BHKV.shape[1:]) for cell in leaves(model.zero_state(1), MLSTMState)})
     if not cells:
         raise ValueError(f"{options.model!r} has no mLSTM, whose kernels are tuned; exlstm presets lists models.")
     device = pick_device(options.device)
@@ -330,17 +331,6 @@ GROUPS: dict[str, Group] = {
 FOREIGN: dict[str, Foreign] = {
     "lm-eval": Foreign(help="lm-evaluation-harness's own command line, with the model exlstm in it", run=lm_eval),
 }
-
-
-def _cells(state: "State") -> "Iterator[tuple[int, ...]]":
-    """(H, K, V) of every mLSTM cell in the state of a model."""
-    from exlstm.ops.mlstm import MLSTMState
-
-    if isinstance(state, MLSTMState):
-        yield tuple(state.c_BHKV.shape[1:])
-    elif isinstance(state, tuple):
-        for part in state:
-            yield from _cells(part)
 
 
 def _lengths(text: str) -> list[int]:

@@ -26,9 +26,10 @@ from exlstm.infer.progress import Progress, logprobs_of, prepare
 from exlstm.infer.requests import Event, FinishReason, Request
 from exlstm.infer.sampling import sample_rows
 from exlstm.infer.slots import slots_of
+from exlstm.mixers.state import LMState
 from exlstm.models.batching import grows, join_rows, take_rows
 from exlstm.models.fingerprint import weights_of
-from exlstm.models.lm import LM, LMState
+from exlstm.models.lm import LM
 from exlstm.models.snapshot import Snapshot, evaluating, read, read_tokens
 
 NOT_FINITE = "the model's logits are NaN or infinite, so no token can be chosen; check its weights."

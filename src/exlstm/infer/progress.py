@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.infer.requests import Request, TopLogprobs
 from exlstm.infer.stopping import TextStream
-from exlstm.models.lm import LM, LMState
+from exlstm.mixers.state import LMState
+from exlstm.models.lm import LM
 from exlstm.models.snapshot import Snapshot, check_owner, checked
 
 

@@ -14,17 +14,16 @@
 B batch  T time  D model width
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from exlstm.ops.arguments import checked_rows, exact_in
+from exlstm.mixers.state import State, state_nbytes
+from exlstm.ops.arguments import checked_rows
 from exlstm.ops.common import blank, inside, wide_dtype
-
-State = Any  # a NamedTuple of tensors or of states, batch first
 
 
 class Mixer(Protocol):
@@ -46,73 +45,6 @@ class MixerConfig(Protocol):
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer for model width `width`, as block `index` of `depth` (some initial values depend on these)."""
-
-
-def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
-    """`fn` applied to every tensor of a state, or of a tuple of states."""
-    if isinstance(state, Tensor):
-        return fn(state)
-    parts = [map_state(fn, x) for x in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-
-
-def leaves(state: State) -> list[Tensor]:
-    """The tensors of a state, in order."""
-    return [state] if isinstance(state, Tensor) else [leaf for x in state for leaf in leaves(x)]
-
-
-def rows(state: State, index: Tensor) -> State:
-    """The state of some rows of the batch, in the order of `index`; a row may be taken more than once."""
-    return map_state(lambda x: x[index], state)
-
-
-def join(parts: Sequence[State]) -> State:
-    """The states of several groups of rows as one: the inverse of taking rows apart, in order."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))
-    joined = [join(group) for group in zip(*parts, strict=True)]
-    return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
-
-
-def detach(state: State) -> State:
-    """The same values, cut off from the graph: for truncated backpropagation through time."""
-    return map_state(Tensor.detach, state)
-
-
-def state_nbytes(state: State) -> int:
-    """Bytes of all tensors of a state."""
-    return sum(x.numel() * x.element_size() for x in leaves(state))
-
-
-def check_state(state: State, expected: State, where: str) -> None:
-    """ValueError unless `state` has the structure and shapes of `expected`, and numbers that are no wider.
-
-    S (cached steps) may differ. Narrower numbers are widened by the ops, which also see where the tensors lie.
-    """
-    if type(state) is not type(expected):
-        raise ValueError(
-            f"the state of {where} is a {type(state).__name__}, not a {type(expected).__name__}; "
-            "pass the state that this model returned, or None."
-        )
-    for name, x, y in zip(expected._fields, state, expected, strict=True):
-        if not isinstance(y, Tensor):
-            check_state(x, y, where)
-            continue
-        if x.dtype is not y.dtype and not exact_in(x.dtype, y.dtype):
-            raise ValueError(
-                f"{name} in the state of {where} is {x.dtype}, and this model needs {y.dtype}; "
-                "convert the state with `map_state`, or pass None."
-            )
-        if x.shape == y.shape:
-            continue
-        letters = name.rsplit("_", 1)[1]
-        same = [a == b or (c == "S" and "past" not in name) for a, b, c in zip(x.shape, y.shape, letters, strict=True)]
-        if not all(same):
-            raise ValueError(
-                f"{name} in the state of {where} has shape {tuple(x.shape)}, and this model and batch need "
-                f"{tuple(y.shape)}; pass the state that this model returned for these rows, or None."
-            )
 
 
 def constant_state_bytes(mixer: Mixer) -> int:

@@ -4,14 +4,13 @@ S cached steps
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from exlstm.mixers.contract import State, map_state
-from exlstm.models.lm import LM, LMState
+from exlstm.mixers.state import LMState, State, join, map_state
+from exlstm.models.lm import LM
 from exlstm.ops.attention import AttentionState
 
 
@@ -21,33 +20,23 @@ def grows(model: LM) -> bool:
 
 
 def take_rows(state: LMState, index: Sequence[int]) -> LMState:
-    """The state of some rows, in that order, in memory of its own, without what none of them looks at."""
-    return cast("LMState", _taken(state, index))
+    """The state of some rows, in that order, in memory of its own, without the steps that none of them may see."""
+    taken: LMState = map_state(lambda x: x[torch.tensor(index, device=x.device)], state)
+    trimmed: LMState = map_state(_trimmed, taken, kind=AttentionState)
+    return trimmed
 
 
 def join_rows(parts: Sequence[LMState]) -> LMState:
     """The states of several groups of rows as one, in order."""
-    return cast("LMState", _joined(parts))
+    joined: LMState = map_state(_joined, *parts, kind=(AttentionState, Tensor))
+    return joined
 
 
-def _taken(state: State, index: Sequence[int]) -> State:
-    if isinstance(state, AttentionState):
-        return _trimmed(map_state(lambda x: x[torch.tensor(index, device=x.device)], state))
-    if isinstance(state, Tensor):
-        return state[torch.tensor(index, device=state.device)]
-    taken = [_taken(x, index) for x in state]
-    return type(state)(*taken) if hasattr(state, "_fields") else tuple(taken)
-
-
-def _joined(parts: Sequence[State]) -> State:
-    first = parts[0]
-    if isinstance(first, AttentionState):
-        size = max(part.position_BS.shape[1] for part in parts)
-        return AttentionState(*(torch.cat(group) for group in zip(*(_padded(x, size) for x in parts), strict=True)))
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))
-    joined = [_joined(group) for group in zip(*parts, strict=True)]
-    return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
+def _joined(*parts: State) -> State:
+    if not isinstance(parts[0], AttentionState):
+        return torch.cat(parts)
+    size = max(part.position_BS.shape[1] for part in parts)
+    return join([_padded(part, size) for part in parts])
 
 
 def _trimmed(state: AttentionState) -> AttentionState:

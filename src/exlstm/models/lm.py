@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from exlstm.mixers.contract import Mixer, MixerConfig, State, check_state, mask_tail
+from exlstm.mixers.contract import Mixer, MixerConfig, mask_tail
+from exlstm.mixers.state import LMState, State, check_state
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Share, Size, check_fields
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
@@ -25,8 +26,6 @@ from exlstm.runtime.tracing import tracer
 
 if TYPE_CHECKING:
     from exlstm.models.snapshot import Snapshot, Tokens
-
-LMState = tuple[State, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

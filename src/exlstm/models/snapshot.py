@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from exlstm.mixers.contract import state_nbytes
+from exlstm.mixers.state import LMState, state_nbytes
 from exlstm.models.batching import join_rows, take_rows
 from exlstm.models.fingerprint import Weights, weights_of
-from exlstm.models.lm import LM, LMState
+from exlstm.models.lm import LM
 
 Tokens = Sequence[int] | Tensor
 

@@ -6,15 +6,12 @@ A file is written beside its target and renamed, so that a reader sees a whole o
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
-from exlstm.mixers.contract import State, check_state
+from exlstm.mixers.state import check_state, named_leaves, with_leaves
 from exlstm.models.fingerprint import weights_of
 from exlstm.models.lm import LM
 from exlstm.models.snapshot import Snapshot
@@ -35,7 +32,10 @@ def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
     owner = snapshot.weights.fingerprint()
     if owner is None:
         raise ValueError("the model's weights have changed since the prompt was read; read it again and save that.")
-    tensors = dict(_named("state", snapshot.state)) | {"logits_BC": snapshot.logits_BC, "seen_BC": snapshot.seen_BC}
+    tensors = dict(named_leaves(snapshot.state, "state")) | {
+        "logits_BC": snapshot.logits_BC,
+        "seen_BC": snapshot.seen_BC,
+    }
     # copied, for tensors that share memory are not stored
     stored = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
     counts = json.dumps(snapshot.counts)
@@ -100,31 +100,10 @@ def load_state(file: str | os.PathLike[str], model: LM) -> Snapshot:
     try:
         counts = tuple(json_value(about["counts"]))
         expected = model.shapes(len(counts))
-        state = _rebuilt("state", expected, found)
+        state = with_leaves(expected, [found[name] for name, _ in named_leaves(expected, "state")])
         for index, (given, wanted) in enumerate(zip(state, expected, strict=True)):
             check_state(given, wanted, f"block {index}")
         rest = {name: found[name] for name in ("logits_BC", "seen_BC")}
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{file} does not hold the state that this model needs ({error}); save it again.") from error
     return Snapshot(state=state, counts=counts, weights=weights, **rest)
-
-
-def _named(name: str, state: State) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a state, named by its way there: state.0.cell.c_BHKV."""
-    if isinstance(state, Tensor):
-        yield name, state
-        return
-    for part, inner in zip(_parts(state), state, strict=True):
-        yield from _named(f"{name}.{part}", inner)
-
-
-def _rebuilt(name: str, like: State, found: dict[str, Tensor]) -> Any:
-    """The inverse, for a state of the structure of `like`."""
-    if isinstance(like, Tensor):
-        return found[name]
-    parts = [_rebuilt(f"{name}.{part}", inner, found) for part, inner in zip(_parts(like), like, strict=True)]
-    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
-
-
-def _parts(state: State) -> tuple[str, ...]:
-    return getattr(state, "_fields", None) or tuple(map(str, range(len(state))))
