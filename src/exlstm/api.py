@@ -21,8 +21,8 @@ from exlstm.models.explain import explain
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
-from exlstm.models.snapshot import Snapshot
-from exlstm.models.state_file import load_state, save_state
+from exlstm.models.states.file import load_state, save_state
+from exlstm.models.states.snapshot import Snapshot
 
 __all__ = [
     "LM",

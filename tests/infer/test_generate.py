@@ -14,8 +14,8 @@ from exlstm.infer.requests import Request
 from exlstm.infer.sampling import GREEDY, SamplingConfig, sample
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.models.snapshot import Snapshot
-from exlstm.models.state_file import load_state, save_state
+from exlstm.models.states.file import load_state, save_state
+from exlstm.models.states.snapshot import Snapshot
 
 VOCABULARY = 23
 LIVELY = SamplingConfig(temperature=1.2, top_k=15, top_p=0.95, repetition_penalty=1.4)

@@ -13,7 +13,7 @@ from exlstm.infer.requests import Request
 from exlstm.infer.sampling import SamplingConfig
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.models.snapshot import snapshot_bytes
+from exlstm.models.states.snapshot import snapshot_bytes
 
 VOCABULARY = 23
 LIVELY = SamplingConfig(temperature=1.2, repetition_penalty=1.4)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from exlstm.cli.generate import Voice
 
 if TYPE_CHECKING:
-    from exlstm.models.snapshot import Snapshot
+    from exlstm.models.states.snapshot import Snapshot
 
 HELP = """/undo        take the last line and its reply back
 /again       another reply to the last line
@@ -68,7 +68,7 @@ class Chat:
 
     def handled(self, line: str) -> bool:
         """Does what a line asks for; False for /quit."""
-        from exlstm.models.state_file import load_state
+        from exlstm.models.states.file import load_state
 
         command, _, argument = line.partition(" ")
         argument = argument.strip()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from exlstm.infer.requests import Request
     from exlstm.infer.sampling import SamplingConfig
     from exlstm.models.lm import LM
-    from exlstm.models.snapshot import Snapshot
+    from exlstm.models.states.snapshot import Snapshot
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
@@ -72,7 +72,7 @@ def generate(options: Generate) -> None:
     """Loads the model and does one of the three."""
     from exlstm.cli.chat import Chat
     from exlstm.infer.sampling import SamplingConfig
-    from exlstm.models.state_file import check_place
+    from exlstm.models.states.file import check_place
     from exlstm.train.evaluate import pick_device
     from exlstm.train.named import named
 
@@ -119,13 +119,13 @@ class Voice:
 
     def open_state(self) -> "Snapshot | None":
         """The one of --state."""
-        from exlstm.models.state_file import load_state
+        from exlstm.models.states.file import load_state
 
         return None if self.options.state is None else load_state(self.options.state, self.model)
 
     def keep(self, snapshot: "Snapshot", file: str | None = None) -> None:
         """To the file, or the one of --save-state, if there is one."""
-        from exlstm.models.state_file import save_state
+        from exlstm.models.states.file import save_state
 
         if target := file or self.options.save_state:
             save_state(snapshot, target)

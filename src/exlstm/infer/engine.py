@@ -27,10 +27,10 @@ from exlstm.infer.requests import Event, FinishReason, Request
 from exlstm.infer.sampling import sample_rows
 from exlstm.infer.slots import slots_of
 from exlstm.mixers.state import LMState
-from exlstm.models.batching import grows, join_rows, take_rows
-from exlstm.models.fingerprint import weights_of
 from exlstm.models.lm import LM
-from exlstm.models.snapshot import Snapshot, evaluating, read, read_tokens
+from exlstm.models.states.batching import grows, join_rows, take_rows
+from exlstm.models.states.fingerprint import weights_of
+from exlstm.models.states.snapshot import Snapshot, evaluating, read, read_tokens
 
 NOT_FINITE = "the model's logits are NaN or infinite, so no token can be chosen; check its weights."
 

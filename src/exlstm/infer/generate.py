@@ -18,7 +18,7 @@ from exlstm.infer.prefix_cache import PrefixCache
 from exlstm.infer.requests import Completion, Event, Request, completion_of
 from exlstm.infer.sampling import SamplingConfig
 from exlstm.models.lm import LM
-from exlstm.models.snapshot import Snapshot
+from exlstm.models.states.snapshot import Snapshot
 
 Prompt = str | Sequence[int] | Tensor | Snapshot | Request
 

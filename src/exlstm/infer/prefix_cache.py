@@ -9,9 +9,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from exlstm.models.fingerprint import Weights, weights_of
 from exlstm.models.lm import LM
-from exlstm.models.snapshot import Snapshot
+from exlstm.models.states.fingerprint import Weights, weights_of
+from exlstm.models.states.snapshot import Snapshot
 
 AT_ONCE = 512  # tokens compared at a time
 

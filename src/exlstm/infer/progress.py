@@ -13,7 +13,7 @@ from exlstm.infer.requests import Request, TopLogprobs
 from exlstm.infer.stopping import TextStream
 from exlstm.mixers.state import LMState
 from exlstm.models.lm import LM
-from exlstm.models.snapshot import Snapshot, check_owner, checked
+from exlstm.models.states.snapshot import Snapshot, check_owner, checked
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from exlstm.infer.sampling import SamplingConfig
-from exlstm.models.snapshot import Snapshot
+from exlstm.models.states.snapshot import Snapshot
 
 AS_IT_IS = SamplingConfig()
 FinishReason = Literal["stop", "length", "error"]

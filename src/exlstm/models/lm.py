@@ -8,7 +8,7 @@ B batch  T time  D model width  C classes (vocabulary)
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from exlstm.mixers.contract import Mixer, MixerConfig, mask_tail
 from exlstm.mixers.state import LMState, State, check_state
+from exlstm.models.states.snapshot import Snapshot, Tokens, read
+from exlstm.models.summary import summary
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Share, Size, check_fields
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
 from exlstm.ops.arguments import checked_rows
 from exlstm.runtime.tracing import tracer
-
-if TYPE_CHECKING:
-    from exlstm.models.snapshot import Snapshot, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,12 +273,8 @@ class LM(nn.Module):
         At most `chunk_len` tokens of a prompt are in flight, and logits are made of its last token only: memory does
         not grow with the prompt. Raises ValueError for prompts that cannot be read and for another model's snapshot.
         """
-        from exlstm.models.snapshot import read
-
         return read(self, prompts, after, chunk_len=chunk_len)
 
     def summary(self, length: int = 2048) -> str:
         """Blocks, parameters, FLOPs per token and state bytes as a table in plain text; `length` is the context."""
-        from exlstm.models.summary import summary
-
         return summary(self, length)

@@ -19,7 +19,7 @@ def weight_flops(module: nn.Module) -> float:
     return 2.0 * (sum(p.numel() for p in matrices) + quantized_weights(module))
 
 
-class Stack(Protocol):
+class MixerStack(Protocol):
     """What is counted of a model: blocks with their mixers, and a head."""
 
     head: Linear
@@ -30,7 +30,7 @@ class Stack(Protocol):
         """The mixer of every block, in order."""
 
 
-def flops_per_token(model: Stack, mode: str, length: int) -> float:
+def flops_per_token(model: MixerStack, mode: str, length: int) -> float:
     """FLOPs per token: "train" (forward and backward, 3 times the forward), "prefill" or "decode" at that context.
 
     Counts the embedding look-up as nothing and the head once per token, also in prefill.

@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
-from exlstm.models.lm import LM
+from exlstm.models.states.protocol import StatefulModel
 
 SAMPLES = 1024  # numbers of each tensor that are looked at: a 7B takes well under a second
 
 
-def fingerprint(model: LM) -> str:
+def fingerprint(model: StatefulModel) -> str:
     """64 hexadecimal digits that tell this architecture with these weights from others.
 
     Of every tensor: name, dtype, shape, and numbers at equal distances. A change that touches only numbers in between
@@ -31,7 +31,7 @@ def fingerprint(model: LM) -> str:
 class Weights:
     """The weights that a model has at this moment: can tell later whether some model has the same."""
 
-    def __init__(self, model: LM) -> None:
+    def __init__(self, model: StatefulModel) -> None:
         self._model = ref(model)
         self._marks = [(ref(x), x.data_ptr(), _version(x)) for x in _tensors(model)]
         self._known: str | None = None
@@ -54,17 +54,17 @@ class Weights:
             self._known = fingerprint(model)
         return self._known
 
-    def are_those_of(self, model: LM) -> bool:
+    def are_those_of(self, model: StatefulModel) -> bool:
         """Whether `model` has these weights now: the same tensors, or a copy of them."""
         if self._model() is model and self.unchanged():
             return True
         return self.fingerprint() is not None and self.fingerprint() == weights_of(model).fingerprint()
 
 
-_weights: WeakKeyDictionary[LM, Weights] = WeakKeyDictionary()
+_weights: WeakKeyDictionary[StatefulModel, Weights] = WeakKeyDictionary()
 
 
-def weights_of(model: LM) -> Weights:
+def weights_of(model: StatefulModel) -> Weights:
     """What the model has now; the same object as long as that does not change."""
     found = _weights.get(model)
     if found is None or not found.unchanged():
@@ -72,7 +72,7 @@ def weights_of(model: LM) -> Weights:
     return found
 
 
-def _tensors(model: LM) -> chain[Tensor]:
+def _tensors(model: StatefulModel) -> chain[Tensor]:
     return chain(model.parameters(), model.buffers())
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from exlstm.mixers.state import LMState, State, join, map_state
-from exlstm.models.lm import LM
+from exlstm.models.states.protocol import StatefulModel
 from exlstm.ops.attention import AttentionState
 
 
-def grows(model: LM) -> bool:
+def grows(model: StatefulModel) -> bool:
     """Whether a sequence's state grows with its length."""
     return model.state_bytes(1 << 20) != model.state_bytes(0)
 

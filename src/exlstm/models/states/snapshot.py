@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from exlstm.mixers.state import LMState, state_nbytes
-from exlstm.models.batching import join_rows, take_rows
-from exlstm.models.fingerprint import Weights, weights_of
-from exlstm.models.lm import LM
+from exlstm.models.states.batching import join_rows, take_rows
+from exlstm.models.states.fingerprint import Weights, weights_of
+from exlstm.models.states.protocol import StatefulModel
 
 Tokens = Sequence[int] | Tensor
 
@@ -77,7 +77,7 @@ class Snapshot:
         )  # fmt: skip
 
 
-def snapshot_bytes(model: LM, length: int = 0) -> int:
+def snapshot_bytes(model: StatefulModel, length: int = 0) -> int:
     """Bytes of one row of a snapshot after `length` tokens. Only attention makes it depend on the length."""
     dtype = model.embed.weight.dtype
     logit = max(4, dtype.itemsize) if model.config.logit_cap is not None else dtype.itemsize
@@ -87,7 +87,7 @@ def snapshot_bytes(model: LM, length: int = 0) -> int:
 @torch.inference_mode(False)
 @torch.no_grad()
 def read(
-    model: LM, prompts: Tokens | Sequence[Tokens], after: Snapshot | None = None, *, chunk_len: int = 512
+    model: StatefulModel, prompts: Tokens | Sequence[Tokens], after: Snapshot | None = None, *, chunk_len: int = 512
 ) -> Snapshot:
     """What `LM.read` does."""
     if chunk_len < 1:
@@ -113,7 +113,9 @@ def read(
     return Snapshot(state=state, logits_BC=logits_BC, seen_BC=seen_BC, counts=counts, weights=weights_of(model))
 
 
-def read_tokens(model: LM, prompts: Sequence[Tensor], state: LMState | None, chunk_len: int) -> tuple[Tensor, LMState]:
+def read_tokens(
+    model: StatefulModel, prompts: Sequence[Tensor], state: LMState | None, chunk_len: int
+) -> tuple[Tensor, LMState]:
     """What `read_out` makes the next token's logits of, last_BD, and the state after every prompt.
 
     At most `chunk_len` tokens of each prompt are in flight; a prompt that has ended leaves the batch.
@@ -145,7 +147,7 @@ def read_tokens(model: LM, prompts: Sequence[Tensor], state: LMState | None, chu
     return (last_BD, joined) if order == sorted(order) else (last_BD[order], take_rows(joined, order))
 
 
-def checked(model: LM, prompt: Tokens, name: str) -> Tensor:
+def checked(model: StatefulModel, prompt: Tokens, name: str) -> Tensor:
     """The tokens of a prompt as a tensor on the CPU. ValueError, in one sentence, for what the model cannot read."""
     try:
         tokens_T = torch.as_tensor(prompt).cpu()
@@ -167,7 +169,7 @@ def checked(model: LM, prompt: Tokens, name: str) -> Tensor:
     return tokens_T.long()
 
 
-def check_owner(model: LM, snapshot: Snapshot) -> None:
+def check_owner(model: StatefulModel, snapshot: Snapshot) -> None:
     """ValueError unless the snapshot belongs to the weights that the model has now."""
     if not snapshot.weights.are_those_of(model):
         raise ValueError(
@@ -176,11 +178,11 @@ def check_owner(model: LM, snapshot: Snapshot) -> None:
 
 
 @contextmanager
-def evaluating(model: LM) -> Iterator[None]:
+def evaluating(model: StatefulModel) -> Iterator[None]:
     """No dropout inside; the model is left as it was."""
     was_training = model.training
     if was_training:
-        model.eval()
+        model.train(False)
     try:
         yield
     finally:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from exlstm.mixers.state import check_state, named_leaves, with_leaves
-from exlstm.models.fingerprint import weights_of
 from exlstm.models.lm import LM
-from exlstm.models.snapshot import Snapshot
+from exlstm.models.states.fingerprint import weights_of
+from exlstm.models.states.snapshot import Snapshot
 from exlstm.nn.fields import json_value
 
 KIND, VERSION = "exlstm-state", "1"
