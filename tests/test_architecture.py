@@ -120,6 +120,55 @@ def test_kernels_get_addresses_from_one_place(path):
     assert "data_ptr" not in used or path.relative_to(PACKAGE).as_posix() in OWN_LOOK, "use runtime.addresses"
 
 
+def circle(edges):
+    """A circle of a graph as a list of its nodes, or None. edges: node -> the nodes that it points to."""
+    done, path = set(), []
+
+    def walk(node):
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return None
+        path.append(node)
+        found = next(filter(None, map(walk, sorted(edges[node]))), None)
+        path.pop()
+        done.add(node)
+        return found
+
+    return next(filter(None, map(walk, edges)), None)
+
+
+def import_graph():
+    """Module -> the modules of ours that it imports when it runs: inside functions, too, but not for types alone."""
+    names = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    edges = {}
+    for name, path in names.items():
+        tree = ast.parse(path.read_text())
+        for node in filter(is_type_checking, list(ast.walk(tree))):
+            node.body = []
+        # `from exlstm.ops import mlstm` means a module, `from exlstm.ops.mlstm import mlstm` a name inside of one
+        meant = {module if module in names else module.rpartition(".")[0] for module, _ in imports(tree)}
+        edges[name] = (meant & names.keys()) - {name}
+    return edges
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle(import_graph()) is None
+
+
+@pytest.mark.parametrize(
+    ("edges", "found"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, {"b", "c"}),
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, None),
+        ({"a": {"b", "c"}, "b": set(), "c": {"a"}}, {"a", "c"}),
+    ],
+)
+def test_planted_circles_are_found(edges, found):
+    got = circle(edges)
+    assert (got and set(got)) == found
+
+
 def test_every_folder_is_a_package():
     """Without its __init__ a folder works from a checkout and is missing from the wheel."""
     folders = {path.parent for path in FILES}

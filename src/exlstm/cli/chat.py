@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from exlstm.cli.generate import Voice
+from exlstm.cli.terminal import TerminalSession
 
 if TYPE_CHECKING:
     from exlstm.models.states.snapshot import Snapshot
@@ -20,30 +20,35 @@ HELP = """/undo        take the last line and its reply back
 /quit        end, as Ctrl-D does; Ctrl-C ends a reply only, never the conversation"""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Chat:
-    """The states of a conversation: `past` before every line of the user's, with that line, so that it can be taken
-    back."""
+    """A conversation: the state now, and those before every line, so that lines can be taken back.
 
-    voice: Voice
-    now: "Snapshot | None"
+    turn: what a line becomes in the text, {} being the line. save_to: file for the state at the end.
+    past: the snapshot before each of the user's lines, with the line.
+    """
+
+    session: TerminalSession
+    turn: str
+    save_to: str | None = None
+    now: "Snapshot | None" = None
     past: "list[tuple[Snapshot | None, str]]" = field(default_factory=list)
     replies: int = 0
 
     def run(self) -> None:
         """Until the end of input, /quit, or a terminal that closes. Ctrl-C ends what is going on, never the rest."""
-        self.voice.note("a conversation; /help lists commands, Ctrl-D ends it")
-        until_hangup(self.talk, then=self.keep)
+        self.session.note("a conversation; /help lists commands, Ctrl-D ends it")
+        until_hangup(self.talk, then=self.save)
 
     def talk(self) -> None:
         """Line after line."""
         while (line := self.typed()) is not None and self.answered(line.strip()):
             pass
 
-    def keep(self) -> None:
-        """In the file of --save-state, if there is one, and something to keep."""
-        if self.now is not None:
-            self.voice.keep(self.now)
+    def save(self) -> None:
+        """Writes the state to `save_to`, if that was asked for and anything was read."""
+        if self.now is not None and self.save_to is not None:
+            self.session.save(self.now, self.save_to)
 
     def typed(self) -> str | None:
         """What the user types; None at the end of input."""
@@ -90,9 +95,9 @@ class Chat:
         elif command == "/save":
             if self.now is None:
                 raise ValueError("there is nothing to keep yet; type a line first.")
-            self.voice.keep(self.now, argument)
+            self.session.save(self.now, argument)
         elif command == "/load":
-            self.now, self.past = load_state(argument, self.voice.model), []
+            self.now, self.past = load_state(argument, self.session.model), []
         elif command.startswith("/"):
             raise ValueError(f"there is no command {command}; /help lists them.")
         elif line:
@@ -102,13 +107,12 @@ class Chat:
 
     def reply(self, before: "Snapshot | None", line: str) -> "Snapshot":
         """Reads a line as a turn of the user's, and speaks until the model begins another one. The state after it."""
-        turn = self.voice.options.turn
-        text = turn.replace("{}", line)
-        started = self.voice.read(text if before is None else f"\n{text}", before)
-        opening = turn.partition("{}")[0].strip()
+        text = self.turn.replace("{}", line)
+        started = self.session.read(text if before is None else f"\n{text}", before)
+        opening = self.turn.partition("{}")[0].strip()
         stop = (f"\n{opening}",) if opening else ()
         # each reply has random numbers of its own
-        after = self.voice.speak(started, self.voice.options.seed + self.replies, stop)
+        after = self.session.continue_from(started, self.session.template.seed + self.replies, stop)
         self.replies += 1
         return after
 
