@@ -48,9 +48,10 @@ def generate(
     A sequence whose logits are NaN ends with the finish_reason "error". Raises ValueError, before anything is computed,
     for a prompt that cannot be read and settings that cannot be.
     """
-    requests = requests_of(
-        prompts, max_tokens, sampling, seeds, stop_tokens, stop, logprobs, keep_snapshots
-    )  # fmt: skip
+    template = Request(
+        max_tokens=max_tokens, stop_tokens=stop_tokens, stop=stop, logprobs=logprobs, keep_snapshot=keep_snapshots
+    )
+    requests = requests_of(prompts, template, sampling, seeds)
     engine, lengths = _submitted(model, requests, tokenizer, cache, slots)
     events: list[list[Event]] = [[] for _ in requests]
     for event in engine.run():
@@ -79,26 +80,23 @@ def stream(
     slots: int = 16,
 ) -> Iterator[Event]:
     """`generate` as it happens: the events of all prompts, whose `request` is the number of the prompt."""
-    requests = requests_of(
-        prompts, max_tokens, sampling, seeds, stop_tokens, stop, logprobs, keep_snapshots
-    )  # fmt: skip
+    template = Request(
+        max_tokens=max_tokens, stop_tokens=stop_tokens, stop=stop, logprobs=logprobs, keep_snapshot=keep_snapshots
+    )
+    requests = requests_of(prompts, template, sampling, seeds)
     return _submitted(model, requests, tokenizer, cache, slots)[0].run()
 
 
 def requests_of(
     prompts: Sequence[Prompt],
-    max_tokens: int,
+    template: Request,
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
     seeds: Sequence[int] | None,
-    stop_tokens: Collection[int],
-    stop: str | Sequence[str],
-    logprobs: int | None,
-    keep_snapshots: bool,
 ) -> list[Request]:
-    """One request for each prompt. ValueError for settings that are not one per prompt."""
+    """The template with each prompt, its sampling and its seed. ValueError for settings that are not one per prompt."""
     if isinstance(prompts, (str, Snapshot, Request)) or any(isinstance(prompt, int) for prompt in prompts):
         raise ValueError("prompts must be a list with one entry per prompt; put a single prompt into a list.")
-    configs = [sampling or SamplingConfig()] * len(prompts) if not isinstance(sampling, Sequence) else sampling
+    configs = sampling if isinstance(sampling, Sequence) else [sampling or SamplingConfig()] * len(prompts)
     seeds = range(len(prompts)) if seeds is None else seeds
     for what, given in (("seeds", seeds), ("sampling settings", configs)):
         if len(given) != len(prompts):
@@ -107,14 +105,10 @@ def requests_of(
     for prompt, config, seed in zip(prompts, configs, seeds, strict=True):
         if isinstance(prompt, Request):
             requests.append(prompt)
-            continue
-        request = Request(
-            max_tokens=max_tokens, sampling=config, seed=seed, stop_tokens=stop_tokens, stop=stop, logprobs=logprobs,
-            keep_snapshot=keep_snapshots,
-        )  # fmt: skip
-        requests.append(
-            replace(request, after=prompt) if isinstance(prompt, Snapshot) else replace(request, prompt=prompt)
-        )
+        elif isinstance(prompt, Snapshot):
+            requests.append(replace(template, after=prompt, sampling=config, seed=seed))
+        else:
+            requests.append(replace(template, prompt=prompt, sampling=config, seed=seed))
     return requests
 
 
