@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from exlstm.cli.convert import Convert, convert
-from exlstm.cli.generate import Generate, generate
-from exlstm.cli.parse import Weights, check_at_least, checkpoint_of, similar
+from exlstm.cli.generate import Generate, ModelPath, generate
+from exlstm.cli.parse import check_at_least, checkpoint_of, similar
 from exlstm.cli.runs import Runs, runs
 from exlstm.cli.study import (
     StudyCompare,
@@ -25,6 +25,7 @@ from exlstm.cli.study import (
     study_report,
     study_run,
 )
+from exlstm.models.weight_formats import WeightFormat
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES
 
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from exlstm.data.tokenizer import Tokenizer
     from exlstm.models.lm import LM, LMConfig
 
-OnDisk = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_MODEL")]
+PresetOrModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_MODEL")]
 
 SAMPLE_PROMPT = "def "
 SAMPLE_TOKENS = 200
@@ -43,7 +43,7 @@ SAMPLE_TOKENS = 200
 class Evaluate:
     """Options of `exlstm eval`."""
 
-    model: OnDisk  # folder of a run, or folder or file of a model in any layout
+    model: ModelPath  # folder of a run, or folder or file of a model in any layout
     data: str | None = None  # text file, folder, glob or .jsonl; left out: the run's own held-out text
     binary: bool = False  # with --data: take files that do not look like text, too
     tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
@@ -52,7 +52,7 @@ class Evaluate:
     tokens: int = 131_072  # how many tokens the context lengths are compared on
     minutes: float = 5.0  # longest time for the pass over the whole text
     checkpoint: str = "best"  # best, last, or the number of a step
-    weights: Weights = "as-saved"  # compare with the weights in another precision
+    weights: WeightFormat = "as-saved"  # compare with the weights in another precision
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
     def __post_init__(self) -> None:
@@ -68,14 +68,14 @@ class Presets:
 class Summary:
     """Options of `exlstm summary`."""
 
-    model: Model  # name of a preset, or a run or model on disk
+    model: PresetOrModel  # name of a preset, or a run or model on disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explain:
     """Options of `exlstm explain`."""
 
-    model: Model = "laptop-small"  # name of a preset, or a run or model on disk
+    model: PresetOrModel = "laptop-small"  # name of a preset, or a run or model on disk
     batch: int = 1  # sequences at a time
     length: int = 128  # tokens of each in training and in reading a prompt
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
@@ -88,7 +88,7 @@ class Explain:
 class Tune:
     """Options of `exlstm tune`."""
 
-    model: Model = "laptop-small"  # name of a preset, or a run or model on disk
+    model: PresetOrModel = "laptop-small"  # name of a preset, or a run or model on disk
     batch: int = 8  # sequences at a time
     length: int = 2048  # tokens of each
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of what the kernels multiply

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from exlstm.cli.parse import Weights, check_at_least, checkpoint_of
+from exlstm.cli.parse import check_at_least, checkpoint_of
 from exlstm.cli.terminal import TerminalSession
+from exlstm.models.weight_formats import WeightFormat
 
 if TYPE_CHECKING:
     from exlstm.models.states.snapshot import Snapshot
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+ModelPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     """Options of `exlstm generate`."""
 
-    model: Model  # folder of a run, or folder or file of a model in any layout
+    model: ModelPath  # folder of a run, or folder or file of a model in any layout
     prompt: str = ""  # text to continue; left out: the model begins a document
     file: str | None = None  # the prompt is the content of this file; - is standard input
     prompts: str | None = None  # every line of this file (- is standard input) is a prompt; prints JSON lines
@@ -42,7 +43,7 @@ class Generate:
     save_state: str | None = None  # keep the state after the last token in this file
     tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
     checkpoint: str = "best"  # of a run: best, last, or the number of a step
-    weights: Weights = "as-saved"  # in another precision; int8 and int4 decode faster on a CPU
+    weights: WeightFormat = "as-saved"  # in another precision; int8 and int4 decode faster on a CPU
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     quiet: bool = False  # no line about speed and state on standard error
 

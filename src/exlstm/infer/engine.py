@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from exlstm.data.tokenizer import Tokenizer
+from exlstm.infer.active_request import ActiveRequest, logprobs_of, prepare
 from exlstm.infer.prefix_cache import PrefixCache
-from exlstm.infer.progress import Progress, logprobs_of, prepare
 from exlstm.infer.requests import Event, FinishReason, Request
 from exlstm.infer.sampling import sample_rows
 from exlstm.infer.slots import slots_of
@@ -63,9 +63,9 @@ class Engine:
         with torch.inference_mode(False), torch.no_grad():
             self._slots = slots_of(model, slots)
         self._numbers = count()
-        self._waiting: deque[Progress] = deque()
-        self._reading: list[Progress] = []
-        self._running: list[Progress] = []  # in the order of their rows
+        self._waiting: deque[ActiveRequest] = deque()
+        self._reading: list[ActiveRequest] = []
+        self._running: list[ActiveRequest] = []  # in the order of their rows
 
     @property
     def busy(self) -> bool:
@@ -102,24 +102,24 @@ class Engine:
         """
         return self.accept(request, "the prompt").number
 
-    def accept(self, request: Request, name: str) -> Progress:
+    def accept(self, request: Request, name: str) -> ActiveRequest:
         """`submit`, of a prompt that errors call `name`."""
         if self.cache is not None:
             self.cache.belong_to(self.model)
-        progress = prepare(self.model, self.tokenizer, request, name)
-        progress.number = next(self._numbers)
-        self._waiting.append(progress)
-        return progress
+        active = prepare(self.model, self.tokenizer, request, name)
+        active.number = next(self._numbers)
+        self._waiting.append(active)
+        return active
 
     def cancel(self, number: int) -> bool:
         """Ends a request without another event; its slot is free. False if it is not there (any more)."""
-        for progress in self._waiting:
-            if progress.number == number:
-                self._waiting.remove(progress)
+        for active in self._waiting:
+            if active.number == number:
+                self._waiting.remove(active)
                 return True
         self._reading, before = [each for each in self._reading if each.number != number], self.running
-        for row, progress in enumerate(self._running):
-            if progress.number == number:
+        for row, active in enumerate(self._running):
+            if active.number == number:
                 self._free(row)
                 break
         return self.running < before
@@ -138,15 +138,15 @@ class Engine:
             ready = self._read() if self._reading else []
             logits = []
             if self._running:
-                logits.append(self._slots.step([progress.sampled[-1] for progress in self._running]))
-            for progress, snapshot in ready:
-                if progress.request.max_tokens == 0:
-                    kept = snapshot if progress.request.keep_snapshot else None
-                    events.append(_last(progress, "length", snapshot=kept))
+                logits.append(self._slots.step([active.sampled[-1] for active in self._running]))
+            for active, snapshot in ready:
+                if active.request.max_tokens == 0:
+                    kept = snapshot if active.request.keep_snapshot else None
+                    events.append(_last(active, "length", snapshot=kept))
                     continue
-                progress.watch(snapshot)
+                active.watch(snapshot)
                 self._slots.write(len(self._running), snapshot.state)
-                self._running.append(progress)
+                self._running.append(active)
                 logits.append(snapshot.logits_BC)
             if logits:
                 events += self._sample(logits[0] if len(logits) == 1 else torch.cat(logits))
@@ -156,78 +156,78 @@ class Engine:
         """Those that wait begin to be read, as far as there are slots."""
         ended = []
         while self._waiting and self.running < self.size:
-            progress = self._waiting.popleft()
-            request, size = progress.request, len(progress.tokens_T)
+            active = self._waiting.popleft()
+            request, size = active.request, len(active.tokens_T)
             if request.max_tokens == 0 and not request.keep_snapshot and self.cache is None:
-                ended.append(_last(progress, "length"))
+                ended.append(_last(active, "length"))
                 continue
-            progress.cuts = [size]
+            active.cuts = [size]
             if request.after is not None:
-                progress.state = request.after.state
-                progress.known = None if size else request.after
+                active.state = request.after.state
+                active.known = None if size else request.after
             elif self.cache is not None:
-                found, held, known = self.cache.find(self.model, progress.tokens_T.tolist())
-                progress.position = progress.cached = held
-                progress.state = None if found is None else found.state
-                progress.known = found if held == size else None
+                found, held, known = self.cache.find(self.model, active.tokens_T.tolist())
+                active.position = active.cached = held
+                active.state = None if found is None else found.state
+                active.known = found if held == size else None
                 parts = {known} if known - held >= self.cache.min_tokens else set()
-                progress.cuts = sorted({cut for cut in (*parts, *request.cache_at) if held < cut < size} | {size})
-            self._reading.append(progress)
+                active.cuts = sorted({cut for cut in (*parts, *request.cache_at) if held < cut < size} | {size})
+            self._reading.append(active)
         return ended
 
-    def _read(self) -> list[tuple[Progress, Snapshot]]:
+    def _read(self) -> list[tuple[ActiveRequest, Snapshot]]:
         """One chunk of some prompts; those that have ended, with what was read."""
-        done = [(progress, progress.known) for progress in self._reading if progress.known is not None]
-        self._reading = [progress for progress in self._reading if progress.known is None]
+        done = [(active, active.known) for active in self._reading if active.known is not None]
+        self._reading = [active for active in self._reading if active.known is None]
         group = self._group()
         if not group:
             return done
-        pieces = [progress.tokens_T[progress.position : self._end(progress)] for progress in group]
+        pieces = [active.tokens_T[active.position : self._end(active)] for active in group]
         x_MD, state = read_tokens(self.model, pieces, self._joined(group), self.prefill_tokens)
-        for row, (progress, piece) in enumerate(zip(group, pieces, strict=True)):
-            progress.position += len(piece)
-            progress.state = state if len(group) == 1 else take_rows(state, [row])
-            if progress.position != progress.cuts[0]:
+        for row, (active, piece) in enumerate(zip(group, pieces, strict=True)):
+            active.position += len(piece)
+            active.state = state if len(group) == 1 else take_rows(state, [row])
+            if active.position != active.cuts[0]:
                 continue
-            progress.cuts.pop(0)
-            snapshot = self._snapshot_of_prompt(progress, self.model.read_out(x_MD[row : row + 1]))
-            if self.cache is not None and progress.request.after is None:
-                self.cache.keep(progress.tokens_T[: progress.position].tolist(), snapshot)
-            if not progress.cuts:
-                done.append((progress, snapshot))
-                progress.state = None  # it goes on in a slot
-        self._reading = [progress for progress in self._reading if progress.cuts]
+            active.cuts.pop(0)
+            snapshot = self._snapshot_of_prompt(active, self.model.read_out(x_MD[row : row + 1]))
+            if self.cache is not None and active.request.after is None:
+                self.cache.keep(active.tokens_T[: active.position].tolist(), snapshot)
+            if not active.cuts:
+                done.append((active, snapshot))
+                active.state = None  # it goes on in a slot
+        self._reading = [active for active in self._reading if active.cuts]
         return done
 
-    def _group(self) -> list[Progress]:
+    def _group(self) -> list[ActiveRequest]:
         """The prompts of which a chunk is read now, in the order in which they came."""
-        group: list[Progress] = []
+        group: list[ActiveRequest] = []
         longest = 0
-        for progress in self._reading:
-            longest = max(longest, self._end(progress) - progress.position)
+        for active in self._reading:
+            longest = max(longest, self._end(active) - active.position)
             if group and self._running and longest * (len(group) + 1) > self.prefill_tokens:
                 break
-            group.append(progress)
+            group.append(active)
         return group
 
-    def _joined(self, group: list[Progress]) -> LMState | None:
+    def _joined(self, group: list[ActiveRequest]) -> LMState | None:
         """The states of some prompts as one; None if nothing of any of them was read."""
-        states = [progress.state for progress in group]
+        states = [active.state for active in group]
         if len(states) == 1 or all(state is None for state in states):
             return states[0]
         blank = self.model.zero_state(1)
         return join_rows([blank if state is None else state for state in states])
 
-    def _end(self, progress: Progress) -> int:
-        return min(progress.cuts[0], progress.position + self.prefill_tokens)
+    def _end(self, active: ActiveRequest) -> int:
+        return min(active.cuts[0], active.position + self.prefill_tokens)
 
-    def _snapshot_of_prompt(self, progress: Progress, logits_1C: Tensor) -> Snapshot:
-        after, state = progress.request.after, progress.state
+    def _snapshot_of_prompt(self, active: ActiveRequest, logits_1C: Tensor) -> Snapshot:
+        after, state = active.request.after, active.state
         assert state is not None
         seen_1C = torch.zeros_like(logits_1C, dtype=torch.bool) if after is None else after.seen_BC.clone()
-        seen_1C[0, progress.tokens_T[: progress.position].to(seen_1C.device)] = True
+        seen_1C[0, active.tokens_T[: active.position].to(seen_1C.device)] = True
         before = 0 if after is None else after.counts[0]
-        return self._snapshot(state, logits_1C, seen_1C, before + progress.position)
+        return self._snapshot(state, logits_1C, seen_1C, before + active.position)
 
     def _snapshot(self, state: LMState, logits_1C: Tensor, seen_1C: Tensor, tokens: int) -> Snapshot:
         return Snapshot(
@@ -239,52 +239,52 @@ class Engine:
         running = self._running
         tokens = sample_rows(
             logits_BC if self.vocab_size == logits_BC.shape[1] else logits_BC[:, : self.vocab_size],
-            [progress.request.sampling for progress in running],
-            [progress.generator for progress in running],
-            [None if progress.seen_C is None else progress.seen_C[: self.vocab_size] for progress in running],
+            [active.request.sampling for active in running],
+            [active.generator for active in running],
+            [None if active.seen_C is None else active.seen_C[: self.vocab_size] for active in running],
         )
         events = [
-            self._event(row, progress, token, logits_BC[row : row + 1])
-            for row, (progress, token) in enumerate(zip(running, tokens, strict=True))
+            self._event(row, active, token, logits_BC[row : row + 1])
+            for row, (active, token) in enumerate(zip(running, tokens, strict=True))
         ]
         for row in reversed(range(len(events))):
             if events[row].finish_reason is not None:
                 self._free(row)
         return events
 
-    def _event(self, row: int, progress: Progress, token: int | None, logits_1C: Tensor) -> Event:
-        request = progress.request
+    def _event(self, row: int, active: ActiveRequest, token: int | None, logits_1C: Tensor) -> Event:
+        request = active.request
         if token is None:
-            return replace(_last(progress, "error", text=progress.rest()), error=NOT_FINITE)
-        if token in progress.stop_tokens:
-            snapshot = self._completed(row, progress, logits_1C, None)
-            return replace(_last(progress, "stop", text=progress.rest(), snapshot=snapshot), stop=token)
-        text, met = progress.take(token)
+            return replace(_last(active, "error", text=active.rest()), error=NOT_FINITE)
+        if token in active.stop_tokens:
+            snapshot = self._completed(row, active, logits_1C, None)
+            return replace(_last(active, "stop", text=active.rest(), snapshot=snapshot), stop=token)
+        text, met = active.take(token)
         logprob, top = None, None
         if request.logprobs is not None:
             logprob, top = logprobs_of(logits_1C[0], token, request.logprobs, self.vocab_size)
-        if met is None and len(progress.sampled) < request.max_tokens:
-            return Event(request=progress.number, token=token, text=text, logprob=logprob, top_logprobs=top)
-        if met is None and progress.text is not None:
-            rest, met = progress.text.finish()
+        if met is None and len(active.sampled) < request.max_tokens:
+            return Event(request=active.number, token=token, text=text, logprob=logprob, top_logprobs=top)
+        if met is None and active.text is not None:
+            rest, met = active.text.finish()
             text += rest
-        snapshot = self._completed(row, progress, logits_1C, token)
-        last = _last(progress, "length" if met is None else "stop", text=text, snapshot=snapshot)
+        snapshot = self._completed(row, active, logits_1C, token)
+        last = _last(active, "length" if met is None else "stop", text=text, snapshot=snapshot)
         return replace(last, token=token, stop=met, logprob=logprob, top_logprobs=top)
 
-    def _completed(self, row: int, progress: Progress, logits_1C: Tensor, unread: int | None) -> Snapshot | None:
+    def _completed(self, row: int, active: ActiveRequest, logits_1C: Tensor, unread: int | None) -> Snapshot | None:
         """The snapshot after all tokens of the completion, the last of which may not have been read yet."""
-        if not progress.wants_snapshot:
+        if not active.wants_snapshot:
             return None
-        assert progress.seen_C is not None
-        tokens = progress.count + len(progress.sampled) - (unread is not None)
-        seen_1C = progress.seen_C[None].clone()
+        assert active.seen_C is not None
+        tokens = active.count + len(active.sampled) - (unread is not None)
+        seen_1C = active.seen_C[None].clone()
         snapshot = self._snapshot(self._slots.read(row), logits_1C.clone(), seen_1C, tokens)
         if unread is not None:
             snapshot = read(self.model, [unread], snapshot)
-        request = progress.request
+        request = active.request
         if self.cache is not None and request.cache_completion and request.after is None:
-            self.cache.keep([*progress.tokens_T.tolist(), *progress.sampled], snapshot)
+            self.cache.keep([*active.tokens_T.tolist(), *active.sampled], snapshot)
         return snapshot if request.keep_snapshot else None
 
     def _free(self, row: int) -> None:
@@ -297,8 +297,6 @@ class Engine:
         self._slots.free(last)
 
 
-def _last(progress: Progress, reason: FinishReason, *, text: str = "", snapshot: Snapshot | None = None) -> Event:
+def _last(active: ActiveRequest, reason: FinishReason, *, text: str = "", snapshot: Snapshot | None = None) -> Event:
     """The last event of a request."""
-    return Event(
-        request=progress.number, finish_reason=reason, text=text, snapshot=snapshot, cached_tokens=progress.cached
-    )
+    return Event(request=active.number, finish_reason=reason, text=text, snapshot=snapshot, cached_tokens=active.cached)

@@ -1,14 +1,13 @@
 """Models with weights of fewer bits: less to read per token, which is what decoding on a CPU waits for."""
 
 import copy
-from typing import Literal
 
 import torch
 
 from exlstm.models.lm import LM
-from exlstm.models.quantized import KINDS, Bits, quantised_layers, to_quantise
-
-Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]  # what the command line offers
+from exlstm.models.quantized import KINDS, layers_to_quantize
+from exlstm.models.summary import quantized_layers
+from exlstm.models.weight_formats import Bits, WeightFormat
 
 
 def quantize(model: LM, weights: Bits) -> LM:
@@ -22,14 +21,14 @@ def quantize(model: LM, weights: Bits) -> LM:
     """
     if weights not in KINDS:
         raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(KINDS)}.")
-    if quantised_layers(model):
+    if quantized_layers(model):
         raise ValueError("the model is quantised already; quantise the original.")
     # deepcopy takes these as the copies of their layers, so that there are never two of a large model
-    memo = {id(layer): KINDS[weights](layer) for layer in to_quantise(model).values()}
+    memo = {id(layer): KINDS[weights](layer) for layer in layers_to_quantize(model).values()}
     return copy.deepcopy(model, memo)
 
 
-def with_weights(model: LM, weights: Weights) -> LM:
+def with_weights(model: LM, weights: WeightFormat) -> LM:
     """`model` with its weights as they were saved, in another dtype (activations follow), or quantised."""
     if weights == "as-saved":
         return model

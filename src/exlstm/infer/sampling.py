@@ -1,6 +1,6 @@
 """From the logits of one position to the next token: pure functions, one row of the batch per sequence.
 
-    logits_BC -> penalise_repeats -> temperature -> keep_top_k -> keep_top_p -> keep_min_p -> one uniform draw per row
+    logits_BC -> penalize_repeats -> temperature -> keep_top_k -> keep_top_p -> keep_min_p -> one uniform draw per row
 
 Every filter sets what it drops to -inf and keeps at least the most likely token. A row takes exactly one number from
 its own generator per token, so a sequence samples the same tokens alone, in a batch, and after a pause.
@@ -58,10 +58,10 @@ NUCLEUS = 512  # tokens that hold nearly all the mass, mostly: to sort a large v
 GREEDY = SamplingConfig(temperature=0.0)
 
 
-def penalise_repeats(logits_BC: Tensor, seen_BC: Tensor, penalty: float) -> Tensor:
+def penalize_repeats(logits_BC: Tensor, seen_BC: Tensor, penalty: float) -> Tensor:
     """Make the tokens marked in `seen_BC` (bool) less likely: positive logits / penalty, negative logits * penalty."""
-    penalised_BC = torch.where(logits_BC > 0, logits_BC / penalty, logits_BC * penalty)
-    return torch.where(seen_BC, penalised_BC, logits_BC)
+    penalized_BC = torch.where(logits_BC > 0, logits_BC / penalty, logits_BC * penalty)
+    return torch.where(seen_BC, penalized_BC, logits_BC)
 
 
 def keep_top_k(logits_BC: Tensor, k: int) -> Tensor:
@@ -102,7 +102,7 @@ def keep_min_p(logits_BC: Tensor, p: float) -> Tensor:
 def filtered_logits(logits_BC: Tensor, config: SamplingConfig, seen_BC: Tensor | None = None) -> Tensor:
     """The logits that are sampled from: penalty, temperature (unless greedy), top-k, top-p, min-p; dropped is -inf."""
     if config.repetition_penalty != 1.0 and seen_BC is not None:
-        logits_BC = penalise_repeats(logits_BC, seen_BC, config.repetition_penalty)
+        logits_BC = penalize_repeats(logits_BC, seen_BC, config.repetition_penalty)
     if config.temperature > 0.0:
         # shifted first: a tiny temperature must not overflow
         logits_BC = (logits_BC - logits_BC.amax(dim=-1, keepdim=True)) / config.temperature

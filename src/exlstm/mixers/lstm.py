@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
-from exlstm.nn.fields import Number, Size, check_fields
-from exlstm.nn.recurrence import in_blocks
+from exlstm.nn.fields import Finite, Size, check_fields
+from exlstm.nn.recurrence import block_diagonal
 from exlstm.ops.lstm import LSTMState, lstm
 
 
@@ -26,7 +26,7 @@ class LSTMConfig:
     """
 
     heads: Size = 1
-    forget_bias: Number | Literal["power_law"] = 1.0
+    forget_bias: Finite | Literal["power_law"] = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,9 +78,9 @@ class LSTM(nn.Module):
     def adjacency(self) -> Tensor:
         """Who hears whom, bool [D, D] on the CPU: True where U has weights from the first unit to the second."""
         H, V = self.config.heads, self.width // self.config.heads
-        return in_blocks(torch.ones(H, V, V, dtype=torch.bool))
+        return block_diagonal(torch.ones(H, V, V, dtype=torch.bool))
 
-    def nonzeros(self) -> int:
+    def num_recurrent_weights(self) -> int:
         """How many weights of U are not zero by its structure: four per connection."""
         return self.u_GV.numel()
 

@@ -17,7 +17,7 @@ from exlstm.mixers.contract import check_width, checked, constant_state_bytes, m
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm
-from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, in_blocks
+from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, block_diagonal
 from exlstm.ops.common import wide_dtype
 from exlstm.ops.conv import ConvState
 from exlstm.ops.linear.headwise import headwise
@@ -163,11 +163,11 @@ class SLSTM(nn.Module):
         Of a learned graph, the connections that are open in evaluation.
         """
         if self.recurrence is not None:
-            return in_blocks(self.recurrence.links())
+            return block_diagonal(self.recurrence.connections())
         V = self.width // self.blocks
-        return in_blocks(torch.full((self.blocks, V, V), self.r_HKGV is not None))
+        return block_diagonal(torch.full((self.blocks, V, V), self.r_HKGV is not None))
 
-    def nonzeros(self) -> int:
+    def num_recurrent_weights(self) -> int:
         """How many weights of the effective R are not zero by its structure: four per connection."""
         return 4 * int(self.adjacency().sum())
 

@@ -143,7 +143,7 @@ class LM(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
-        self.shapes_kept: tuple[tuple[int, torch.dtype], LMState] | None = None
+        self.shapes_cache: tuple[tuple[int, torch.dtype], LMState] | None = None
         self.gradient_checkpointing = False
         self.embed = Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
@@ -244,11 +244,11 @@ class LM(nn.Module):
         """States of the right structure, shapes and dtypes, without numbers; those asked for last are kept, for
         decoding."""  # fmt: skip
         key = batch, self.embed.weight.dtype
-        if self.shapes_kept is not None and self.shapes_kept[0] == key:
-            return self.shapes_kept[1]
+        if self.shapes_cache is not None and self.shapes_cache[0] == key:
+            return self.shapes_cache[1]
         shapes = tuple(mixer.zero_state(batch, torch.device("meta")) for mixer in self.mixers)
         if tracer() is None:
-            self.shapes_kept = key, shapes
+            self.shapes_cache = key, shapes
         return shapes
 
     @property

@@ -2,15 +2,15 @@
 
 import copy
 from collections.abc import Container
-from typing import Literal
 
 from torch import Tensor
 
 from exlstm.models.lm import LM
+from exlstm.models.summary import quantized_layers
+from exlstm.models.weight_formats import Bits
 from exlstm.nn.linear import Int4Linear, Int8Linear, Linear, QuantizedLinear
 from exlstm.ops.linear import to_int4, to_int8
 
-Bits = Literal["int8", "int4"]
 KINDS: dict[Bits, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
 GATES = ("i", "f")  # decide what is remembered for how long, and are small
 # the buffers of each kind, first the one that no other kind has
@@ -20,15 +20,10 @@ PARTS: dict[Bits, tuple[str, ...]] = {
 }
 
 
-def quantised_layers(model: LM) -> dict[str, QuantizedLinear]:
-    """Every quantised layer by its name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
-
-
 def bits_of(model: LM) -> Bits | None:
     """How the quantised layers keep their weights; None where there are none. ValueError unless all are of one kind."""
     names = {cls: bits for bits, cls in KINDS.items()}
-    found = {type(layer) for layer in quantised_layers(model).values()}
+    found = {type(layer) for layer in quantized_layers(model).values()}
     known = [bits for cls, bits in names.items() if cls in found]
     if len(found) > 1 or len(found) != len(known):
         kinds = " and ".join(sorted(cls.__name__ for cls in found))
@@ -36,7 +31,7 @@ def bits_of(model: LM) -> Bits | None:
     return known[0] if known else None
 
 
-def to_quantise(model: LM) -> dict[str, Linear]:
+def layers_to_quantize(model: LM) -> dict[str, Linear]:
     """The layers that quantising changes, by name: projections, MLPs and the head, not the gates."""
     return {
         name: layer
@@ -45,7 +40,7 @@ def to_quantise(model: LM) -> dict[str, Linear]:
     }
 
 
-def quantised(w_NK: Tensor, bits: Bits) -> dict[str, Tensor]:
+def quantize_weight(w_NK: Tensor, bits: Bits) -> dict[str, Tensor]:
     """The weights of a layer as the buffers of a quantised one, by name."""
     parts = to_int8(w_NK) if bits == "int8" else to_int4(w_NK)[:3]
     return dict(zip(PARTS[bits], parts, strict=True))
@@ -82,7 +77,7 @@ def exact_tensors(model: LM) -> set[str]:
     """Names of the weights, scales and offsets of quantised layers, which no change of dtype may round."""
     return {
         f"{layer_name}.{name}"
-        for layer_name, layer in quantised_layers(model).items()
+        for layer_name, layer in quantized_layers(model).items()
         for name, _ in layer.named_buffers()
         if name not in ("bias", "like")
     }

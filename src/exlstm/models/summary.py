@@ -41,26 +41,26 @@ def flops_per_token(model: MixerStack, mode: str, length: int) -> float:
     return 3 * forward if mode == "train" else forward
 
 
-def quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
-    """The layers whose weights are in buffers, which torch does not count as parameters."""
-    return [layer for layer in module.modules() if isinstance(layer, QuantizedLinear)]
+def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear]:
+    """The layers by name whose weights are in buffers, which torch does not count as parameters."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, QuantizedLinear)}
 
 
 def quantized_weights(module: nn.Module) -> int:
-    """How many weights are quantised, in however many bits."""
-    return sum(layer.in_features * layer.out_features for layer in quantized_layers(module))
+    """How many weights are quantized, in however many bits."""
+    return sum(layer.in_features * layer.out_features for layer in quantized_layers(module).values())
 
 
 def parameters(module: nn.Module) -> int:
     """Number of parameters, quantised ones included, shared ones once."""
-    biases = (layer.bias for layer in quantized_layers(module))
-    apart = quantized_weights(module) + sum(bias.numel() for bias in biases if bias is not None)
-    return sum(p.numel() for p in module.parameters()) + apart
+    biases = (layer.bias for layer in quantized_layers(module).values())
+    in_buffers = quantized_weights(module) + sum(bias.numel() for bias in biases if bias is not None)
+    return sum(p.numel() for p in module.parameters()) + in_buffers
 
 
 def storage(module: nn.Module) -> str:
     """How the weights are stored, and in how many bytes: "int4 and float32, 1,234 bytes"."""
-    quantized = quantized_layers(module)
+    quantized = quantized_layers(module).values()
     tensors = [*module.parameters(), *(x for layer in quantized for x in layer.buffers())]
     kinds = {type(layer).__name__.removesuffix("Linear").lower() for layer in quantized}
     dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}

@@ -62,7 +62,7 @@ LARGEST = 2**31 - 1
 Size = Annotated[int, Range(least=1, most=LARGEST)]
 SizeOrZero = Annotated[int, Range(least=0, most=LARGEST)]
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
-Number = Annotated[float, Range()]
+Finite = Annotated[float, Range()]
 Factor = Annotated[float, Range(above=0, most=2**16)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(least=0, below=1)]

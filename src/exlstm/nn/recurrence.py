@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from exlstm.nn import init
 from exlstm.ops.common import exactly, wide
 
-Start = Literal["zeros", "uniform"]
+RecurrentInit = Literal["zeros", "uniform"]
 # The hard concrete distribution (Louizos, Welling & Kingma 2018, arXiv:1712.01312): temperature, and the interval that
 # its numbers are stretched to before they are cut to [0, 1]; the paper's values.
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
@@ -33,11 +33,11 @@ class Recurrence(nn.Module):
         """The effective R, [H, K, 4, V], in the dtype of the parameters."""
         raise NotImplementedError
 
-    def table(self, start: Start, bound: float) -> dict[str, init.Fill]:
+    def table(self, start: RecurrentInit, bound: float) -> dict[str, init.Fill]:
         """Initial values by parameter. start: of R, "zeros" or "uniform"; bound: of a uniform dense R."""
         raise NotImplementedError
 
-    def links(self) -> Tensor:
+    def connections(self) -> Tensor:
         """Who hears whom, bool [H, K, V]: True where R has weights from unit K to the gates of unit V."""
         return torch.ones(self.blocks, self.size, self.size, dtype=torch.bool)
 
@@ -53,11 +53,11 @@ class Diagonal(Recurrence):
         """Zeros beside the diagonal."""
         return torch.diag_embed(self.r_HGV, dim1=1, dim2=3)
 
-    def table(self, start: Start, bound: float) -> dict[str, init.Fill]:
+    def table(self, start: RecurrentInit, bound: float) -> dict[str, init.Fill]:
         """A unit hears one unit: +-1."""
         return {"r_HGV": init.zeros if start == "zeros" else init.uniform(1)}
 
-    def links(self) -> Tensor:
+    def connections(self) -> Tensor:
         """The identity."""
         return torch.eye(self.size, dtype=torch.bool).expand(self.blocks, -1, -1)
 
@@ -79,7 +79,7 @@ class LowRank(Recurrence):
             r_HKM = r_in_HKJ @ r_out_HJM
         return r_HKM.view(self.blocks, self.size, 4, self.size).to(self.r_in_HKJ.dtype)
 
-    def table(self, start: Start, bound: float) -> dict[str, init.Fill]:
+    def table(self, start: RecurrentInit, bound: float) -> dict[str, init.Fill]:
         """Elements of the product have the variance of a dense R, or are zero because the second factor is."""
         rank = self.r_in_HKJ.shape[2]
         return {
@@ -108,13 +108,13 @@ class Sparse(Recurrence):
         zeros_HKGV = self.r_HJGV.new_zeros(self.blocks, self.size, 4, self.size)
         return zeros_HKGV.scatter(1, self.sources_HJV[:, :, None].expand_as(self.r_HJGV), self.r_HJGV)
 
-    def table(self, start: Start, bound: float) -> dict[str, init.Fill]:
+    def table(self, start: RecurrentInit, bound: float) -> dict[str, init.Fill]:
         """+-1 / sqrt(units heard)."""
         return {"r_HJGV": init.zeros if start == "zeros" else init.uniform(self.r_HJGV.shape[1] ** -0.5)}
 
-    def links(self) -> Tensor:
+    def connections(self) -> Tensor:
         """The graph."""
-        return super().links().logical_not().scatter(1, self.sources_HJV.cpu(), value=True)
+        return super().connections().logical_not().scatter(1, self.sources_HJV.cpu(), value=True)
 
 
 def random_graph(blocks: int, size: int, degree: int, seed: int) -> Tensor:
@@ -155,7 +155,7 @@ class Learned(Recurrence):
         """The number of gates that are expected to be open (not zero) in training; differentiable."""
         return torch.sigmoid(wide(self.graph_HKV) - TEMPERATURE * math.log(-LOW / HIGH)).sum()
 
-    def table(self, start: Start, bound: float) -> dict[str, init.Fill]:
+    def table(self, start: RecurrentInit, bound: float) -> dict[str, init.Fill]:
         """Gates as the paper's code has them for a drop rate of 0.5: log alpha 0, with deviation 0.01 to be unlike.
 
         In training a gate is then not zero with probability 0.83, and half open on average.
@@ -163,7 +163,7 @@ class Learned(Recurrence):
         return {"r_HKGV": init.zeros if start == "zeros" else init.uniform(bound), "graph_HKV": init.normal(0.01)}
 
     @torch.no_grad()
-    def links(self) -> Tensor:
+    def connections(self) -> Tensor:
         """The gates that are not zero in evaluation."""
         return torch.sigmoid(wide(self.graph_HKV)).cpu() > -LOW / (HIGH - LOW)
 
@@ -175,19 +175,19 @@ class Recurrent(Protocol):
     def adjacency(self) -> Tensor:
         """Who hears whom, bool [D, D] on the CPU: True where there are weights from the first unit to the second."""
 
-    def nonzeros(self) -> int:
+    def num_recurrent_weights(self) -> int:
         """Recurrent weights that are not zero by structure: four per connection."""
 
 
-def nonzeros(model: nn.Module) -> int:
+def num_recurrent_weights(model: nn.Module) -> int:
     """Recurrent weights of the whole model that are not zero by structure; of learned graphs, in evaluation."""
-    return sum(module.nonzeros() for module in model.modules() if isinstance(module, Recurrent))
+    return sum(module.num_recurrent_weights() for module in model.modules() if isinstance(module, Recurrent))
 
 
-def in_blocks(links_HKV: Tensor) -> Tensor:
+def block_diagonal(open_HKV: Tensor) -> Tensor:
     """Who hears whom among all units, from who does within each block: bool [D, D]."""
-    H, K, _ = links_HKV.shape
-    return torch.diag_embed(links_HKV.permute(1, 2, 0), dim1=0, dim2=2).reshape(H * K, H * K)
+    H, K, _ = open_HKV.shape
+    return torch.diag_embed(open_HKV.permute(1, 2, 0), dim1=0, dim2=2).reshape(H * K, H * K)
 
 
 def graph_penalty(model: nn.Module) -> Tensor:

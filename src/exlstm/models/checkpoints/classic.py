@@ -26,7 +26,7 @@ from exlstm.mixers.mlstm import MLSTM, MLSTMConfig
 from exlstm.mixers.slstm import SLSTM, SLSTMConfig
 from exlstm.models.checkpoints.layout import (
     Layout,
-    Settings,
+    SavedSettings,
     Shapes,
     ceil_to,
     depth,
@@ -35,7 +35,7 @@ from exlstm.models.checkpoints.layout import (
     shape,
     tied,
 )
-from exlstm.models.checkpoints.rules import Rule, absent, gain, one, same, twice
+from exlstm.models.checkpoints.rules import Rule, absent, gain, one, repeated, same
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.nn.layers import Activation
 
@@ -55,7 +55,7 @@ NORM_EPS = 1e-5
 LENGTH = 2048  # what is written for context_length, which that package needs and we do not have
 
 
-def read(shapes: Shapes, settings: Settings) -> LMConfig:
+def read(shapes: Shapes, settings: SavedSettings) -> LMConfig:
     """The config of weights with these shapes."""
     vocab_size, width = shape(shapes, EMBED, 2)
     return LMConfig(
@@ -73,7 +73,7 @@ def read(shapes: Shapes, settings: Settings) -> LMConfig:
     )
 
 
-def read_block(shapes: Shapes, place: str, width: int, settings: Settings) -> BlockConfig:
+def read_block(shapes: Shapes, place: str, width: int, settings: SavedSettings) -> BlockConfig:
     """One block of either kind."""
     mlp = None
     if f"{place}ffn.proj_down.weight" in shapes:
@@ -102,7 +102,7 @@ def read_mlstm(shapes: Shapes, layer: str, width: int) -> MLSTMConfig:
     )
 
 
-def read_slstm(shapes: Shapes, layer: str, settings: Settings) -> SLSTMConfig:
+def read_slstm(shapes: Shapes, layer: str, settings: SavedSettings) -> SLSTMConfig:
     """Heads and window are in the shapes; how it was initialised is taken over for whoever trains another one."""
     if (function := settings.get("function", "slstm")) != "slstm":
         raise ValueError(f"{settings.source} has an sLSTM with the function {function!r}; this version reads 'slstm'.")
@@ -121,7 +121,7 @@ def rules(model: LM, shapes: Shapes | None) -> list[Rule]:
     config, names = model.config, shapes or {}
     # the package itself stores a tied head twice
     if config.tie_embeddings and (shapes is None or HEAD in names):
-        found = [twice("embed.weight", (EMBED, HEAD))]
+        found = [repeated("embed.weight", (EMBED, HEAD))]
     else:
         found = [same("embed.weight", EMBED)]
     if not config.tie_embeddings:

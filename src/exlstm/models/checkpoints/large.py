@@ -19,7 +19,7 @@ from typing import Any
 from exlstm.mixers.mlstm_large import MLSTMLarge, MLSTMLargeConfig
 from exlstm.models.checkpoints.layout import (
     Layout,
-    Settings,
+    SavedSettings,
     Shapes,
     depth,
     factor,
@@ -28,7 +28,7 @@ from exlstm.models.checkpoints.layout import (
     shape,
     tied,
 )
-from exlstm.models.checkpoints.rules import Rule, absent, joined, parts, same, twice
+from exlstm.models.checkpoints.rules import Rule, absent, concatenated, repeated, same, split
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 
 BLOCKS = "backbone.blocks."
@@ -37,7 +37,7 @@ LARGE_EMBED, HUGGINGFACE_EMBED = "embedding.weight", "backbone.embeddings.weight
 CELL_EPS = 1e-6
 
 
-def read(shapes: Shapes, settings: Settings, *, embed: str, tie: str | None) -> LMConfig:
+def read(shapes: Shapes, settings: SavedSettings, *, embed: str, tie: str | None) -> LMConfig:
     """The config of weights with these shapes. tie: the setting that says whether the head is the embedding.
 
     transformers takes no notice of that setting for this model: a head that is there is one of its own.
@@ -90,7 +90,7 @@ def rules(model: LM, shapes: Shapes | None, *, embed: str, last_norm_bias: bool)
     """Of the whole model. last_norm_bias: whether the layout has one, where the other norms do."""
     config, names = model.config, shapes or {}
     stored_twice = config.tie_embeddings and shapes is None
-    found = [twice("embed.weight", (embed, HEAD)) if stored_twice else same("embed.weight", embed)]
+    found = [repeated("embed.weight", (embed, HEAD)) if stored_twice else same("embed.weight", embed)]
     if not config.tie_embeddings:
         found.append(same("head.weight", HEAD))
     for index in range(len(config.blocks)):
@@ -127,7 +127,7 @@ def block_rules(model: LM, index: int, *, fused: bool) -> list[Rule]:
         for kind in which:
             if fused:
                 found.append(
-                    parts([f"{ours}mixer.{x}.{kind}" for x in group], f"{theirs}mlstm_layer.{joint}.{kind}", sizes)
+                    split([f"{ours}mixer.{x}.{kind}" for x in group], f"{theirs}mlstm_layer.{joint}.{kind}", sizes)
                 )
             else:
                 found += [
@@ -136,7 +136,7 @@ def block_rules(model: LM, index: int, *, fused: bool) -> list[Rule]:
     for kind in kinds(mlp.bias):
         ups = [f"{theirs}ffn.{name}.{kind}" for name in ("proj_up_gate", "proj_up")]
         up = f"{ours}mlp.up.{kind}"
-        found.append(same(up, f"{theirs}ffn.proj_up_gate_z.{kind}") if fused else joined(up, ups, hidden))
+        found.append(same(up, f"{theirs}ffn.proj_up_gate_z.{kind}") if fused else concatenated(up, ups, hidden))
         found.append(same(f"{ours}mlp.down.{kind}", f"{theirs}ffn.proj_down.{kind}"))
     return found
 

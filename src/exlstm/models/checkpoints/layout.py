@@ -25,7 +25,7 @@ class Layout:
     name: str
     has: str
     config_file: str
-    read: "Callable[[Shapes, Settings], LMConfig]"
+    read: "Callable[[Shapes, SavedSettings], LMConfig]"
     rules: Callable[[LM, Shapes | None], list[Rule]]
     write: Callable[[LMConfig], dict[str, Any]]
     shard: Callable[[int, int], str]
@@ -33,7 +33,7 @@ class Layout:
 
 
 @dataclass
-class Settings:
+class SavedSettings:
     """Saved settings; `get` notes what they leave to the defaults of the layout."""
 
     data: Mapping[str, Any]
@@ -64,21 +64,21 @@ class Settings:
             raise ValueError(f"{self.source} has {name} {value!r}, which is not true or false; correct it.")
         return value
 
-    def part(self, *names: str) -> "Settings":
+    def part(self, *names: str) -> "SavedSettings":
         """The settings inside of settings; none where there are none."""
         data: Any = self.data
         for name in names:
             data = data.get(name) if isinstance(data, Mapping) else None
-        return Settings(data if isinstance(data, Mapping) else {}, self.source, self.assumed)
+        return SavedSettings(data if isinstance(data, Mapping) else {}, self.source, self.assumed)
 
 
-def same_eps(settings: Settings, name: str, here: float) -> None:
+def same_eps(settings: SavedSettings, name: str, here: float) -> None:
     """ValueError for a constant of the cell that we do not compute with."""
     if (found := settings.number(name, here)) != here:
         raise ValueError(f"{settings.source} has {name} {found:g}; this version computes with {here:g} only.")
 
 
-def tied(names: Shapes, head: str, settings: Settings, key: str) -> bool:
+def tied(names: Shapes, head: str, settings: SavedSettings, key: str) -> bool:
     """Whether the head is the embedding: as the settings say, or where the head was not stored."""
     if key in settings.data:
         return settings.flag(key)

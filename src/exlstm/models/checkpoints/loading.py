@@ -15,21 +15,21 @@ from torch import Tensor
 from exlstm.models.checkpoints.classic import CLASSIC
 from exlstm.models.checkpoints.files import Tensors, configs_beside, open_tensors
 from exlstm.models.checkpoints.large import HUGGINGFACE, LARGE
-from exlstm.models.checkpoints.layout import Layout, Settings
+from exlstm.models.checkpoints.layout import Layout, SavedSettings
 from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import (
     KINDS,
     PARTS,
-    Bits,
     exact_tensors,
     head_is_embedding,
+    layers_to_quantize,
     make_room,
-    quantised,
-    quantised_layers,
-    to_quantise,
+    quantize_weight,
 )
+from exlstm.models.summary import quantized_layers
+from exlstm.models.weight_formats import Bits
 
 WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # what weights can be kept in
 LAYOUTS = {layout.name: layout for layout in (OWN, HUGGINGFACE, LARGE, CLASSIC)}
@@ -144,7 +144,7 @@ def build(found: Checkpoint, dtype: torch.dtype | None, device: torch.device, we
     model.load_state_dict(tensors, assign=True)
     if head_is_embedding(model):
         model.head.weight = model.embed.weight
-    for layer in quantised_layers(model).values():
+    for layer in quantized_layers(model).values():
         layer.like = model.embed.weight.detach().new_empty(0)
     # what the architecture tells, such as a fixed graph, is no part of a checkpoint and was made on the CPU
     return model.requires_grad_(True).to(device)
@@ -160,20 +160,20 @@ class Change:
 
     dtypes: Mapping[str, torch.dtype]
     layers: Mapping[str, str]
-    kept: frozenset[str]
+    unchanged: frozenset[str]
     bits: Bits | None
 
     def __call__(self, name: str, x: Tensor) -> dict[str, Tensor]:
         """What becomes of the tensor of this name."""
-        as_it_is = {name: x.to(self.dtypes[name])} if name not in self.layers or name in self.kept else {}
+        as_it_is = {name: x.to(self.dtypes[name])} if name not in self.layers or name in self.unchanged else {}
         if self.bits is None or name not in self.layers:
             return as_it_is
-        parts = quantised(x, self.bits)  # from what was saved: rounded once
+        parts = quantize_weight(x, self.bits)  # from what was saved: rounded once
         return as_it_is | {f"{self.layers[name]}.{part}": y for part, y in parts.items()}
 
     def become(self, name: str) -> list[str]:
         """The names of what it becomes."""
-        names = [name] if name not in self.layers or name in self.kept else []
+        names = [name] if name not in self.layers or name in self.unchanged else []
         if self.bits is not None and name in self.layers:
             names += [f"{self.layers[name]}.{part}" for part in PARTS[self.bits]]
         return names
@@ -202,7 +202,7 @@ def changes(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) 
     }
     if weights is None or found.bits:
         return Change(dtypes, {}, frozenset(), None)
-    layers = {f"{name}.weight": name for name in to_quantise(model)}
+    layers = {f"{name}.weight": name for name in layers_to_quantize(model)}
     if head_is_embedding(model):
         layers["embed.weight"] = layers.pop("head.weight")
     return Change(dtypes, layers, frozenset({"embed.weight"}), weights)
@@ -233,17 +233,17 @@ def layout_of(files: Tensors) -> Layout:
     return LAYOUTS[next(iter(keys))]
 
 
-def settings_of(path: Path, layout: Layout) -> Settings:
+def settings_of(path: Path, layout: Layout) -> SavedSettings:
     """The settings beside the weights: in the layout's own file, or else in another. Our own layout needs its file."""
     configs = {file.name: (file, data) for file, data in configs_beside(path)}
     for name in (layout.config_file, *configs):
         if name in configs:
             file, data = configs[name]
-            return Settings(data, str(file))
+            return SavedSettings(data, str(file))
     folder = path if path.is_dir() else path.parent
     if layout is OWN:
         raise ValueError(f"{folder} has no {OWN.config_file}, which says what the weights are; save the model again.")
-    return Settings({}, str(folder / layout.config_file))
+    return SavedSettings({}, str(folder / layout.config_file))
 
 
 def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:

@@ -8,7 +8,7 @@ from typing import Any
 
 from exlstm.mixers import MIXERS
 from exlstm.models.checkpoints.large import HUGGINGFACE
-from exlstm.models.checkpoints.layout import Layout, Settings, Shapes
+from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes
 from exlstm.models.checkpoints.rules import Rule, same
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.quantized import stored_once
@@ -60,7 +60,7 @@ def config_from_json(data: dict[str, Any]) -> LMConfig:
         raise ValueError(f"the config does not fit format {FORMAT} ({error}); write it with exlstm.save.") from error
 
 
-def read(shapes: Shapes, settings: Settings) -> LMConfig:
+def read(shapes: Shapes, settings: SavedSettings) -> LMConfig:
     """All of it is in config.json."""
     return config_from_json({name: value for name, value in settings.data.items() if name != "weights"})
 

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-Map = Callable[[Sequence[Tensor]], list[Tensor]]
+TensorMap = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Rule:
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    to_ours: Map
-    to_theirs: Map
+    to_ours: TensorMap
+    to_theirs: TensorMap
 
 
 def one(ours: str, theirs: str, to_ours: Callable[[Tensor], Tensor], to_theirs: Callable[[Tensor], Tensor]) -> Rule:
@@ -41,17 +41,17 @@ def gain(ours: str, theirs: str) -> Rule:
     return one(ours, theirs, lambda w_D: wide(w_D) + 1, lambda w_D: (wide(w_D) - 1).to(w_D.dtype))
 
 
-def joined(ours: str, theirs: Sequence[str], sizes: Sequence[int]) -> Rule:
+def concatenated(ours: str, theirs: Sequence[str], sizes: Sequence[int]) -> Rule:
     """One of ours is several of theirs, one below the other, `sizes` rows each."""
-    return Rule((ours,), tuple(theirs), lambda xs: [torch.cat(list(xs))], partial(cut, sizes=sizes))
+    return Rule((ours,), tuple(theirs), lambda xs: [torch.cat(list(xs))], partial(split_rows, sizes=sizes))
 
 
-def parts(ours: Sequence[str], theirs: str, sizes: Sequence[int]) -> Rule:
+def split(ours: Sequence[str], theirs: str, sizes: Sequence[int]) -> Rule:
     """Several of ours are one of theirs, cut into `sizes` rows each."""
-    return Rule(tuple(ours), (theirs,), partial(cut, sizes=sizes), lambda xs: [torch.cat(list(xs))])
+    return Rule(tuple(ours), (theirs,), partial(split_rows, sizes=sizes), lambda xs: [torch.cat(list(xs))])
 
 
-def cut(xs: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+def split_rows(xs: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     """Pieces of so many rows. What does not add up is left to the check of shapes."""
     (x,) = xs
     if x.shape[0] != sum(sizes):
@@ -59,7 +59,7 @@ def cut(xs: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     return list(torch.split(x, list(sizes)))
 
 
-def twice(ours: str, theirs: Sequence[str]) -> Rule:
+def repeated(ours: str, theirs: Sequence[str]) -> Rule:
     """One of ours is stored under several names, all with the same numbers."""
 
     def to_ours(xs: Sequence[Tensor]) -> list[Tensor]:

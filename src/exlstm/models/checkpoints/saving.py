@@ -33,7 +33,9 @@ from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
 from exlstm.models.checkpoints.target import WEIGHTS, check_target
 from exlstm.models.lm import LM
-from exlstm.models.quantized import Bits, bits_of, quantised_layers, stored_once
+from exlstm.models.quantized import bits_of, stored_once
+from exlstm.models.summary import quantized_layers
+from exlstm.models.weight_formats import Bits
 
 SHARD_BYTES = 2 << 30
 CPU = torch.device("cpu")
@@ -229,7 +231,7 @@ def check_savable(model: LM, bits: Bits | None) -> None:
             f"the config needs {expected.get(wrong[0])}; save an LM of that config."
         )
     dtype = model.embed.weight.dtype
-    for name, layer in quantised_layers(model).items():
+    for name, layer in quantized_layers(model).items():
         if layer.like.dtype != dtype:
             raise ValueError(
                 f"{name} stands for {layer.like.dtype} and the embedding is {dtype}; "

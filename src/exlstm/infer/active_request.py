@@ -17,7 +17,7 @@ from exlstm.models.states.snapshot import Snapshot, check_owner, checked
 
 
 @dataclass(eq=False)
-class Progress:
+class ActiveRequest:
     """number: of the request. tokens_T: of its prompt, none only if it goes on from a snapshot.
 
     position: how many of them have been read, to `state`. cuts: where reading stops to make a snapshot, the prompt's
@@ -71,7 +71,7 @@ class Progress:
         return "" if self.text is None else self.text.finish()[0]
 
 
-def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> Progress:
+def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> ActiveRequest:
     """What the engine works on. ValueError, in one sentence about `name`, for a request that cannot be done."""
     check_numbers(request, name)
     after = request.after
@@ -93,7 +93,7 @@ def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str)
     text = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
     if wrong := [length for length in request.cache_at if not 1 <= length <= len(tokens_T)]:
         raise ValueError(f"{name} has {len(tokens_T)} tokens; its beginning of {wrong[0]} cannot be cached.")
-    return Progress(request, tokens_T, frozenset(request.stop_tokens) | boundary, generator, text)
+    return ActiveRequest(request, tokens_T, frozenset(request.stop_tokens) | boundary, generator, text)
 
 
 def check_numbers(request: Request, name: str) -> None:
