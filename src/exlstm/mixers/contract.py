@@ -1,15 +1,16 @@
-"""What every sequence mixer promises. Training, prefill and decoding are the same call.
+"""The contract of sequence mixers. Training, prefill and decoding are the same call.
 
     y_BTD, state = mixer(x_BTD, state, reset_BT=..., lengths_B=...)
 
 * causal; any T >= 1; cutting time anywhere and passing the state on changes nothing
-* state=None means nothing seen yet; a state is a NamedTuple of tensors (or of such), batch first; it is a value:
-  returned, never changed in place
-* reset_BT (bool) clears a row's state before that step, all of it: what follows cannot tell what came before
-* lengths_B (int): steps at or beyond a row's length change nothing in its state, nor in any gradient, and give y = 0,
-  whatever is there
-* a batch of no rows gives empty results; narrower numbers in a state are widened; what does not fit is a ValueError
-* the numbers do not depend on the backend that ran, beyond rounding
+* state=None is the state before the first step; a state is a NamedTuple of tensors (or of such), batch first; it is a
+  value: returned, never changed in place
+* reset_BT (bool) clears a row's whole state before that step: later outputs do not depend on earlier steps
+* lengths_B (int): steps at or beyond a row's length are padding, whatever they hold: y is 0 there, and the row's state
+  and all gradients are as without them
+* a batch of no rows gives empty results; narrower dtypes in a state are widened; input that does not fit raises
+  ValueError
+* backends give the same numbers up to rounding
 
 B batch  T time  D model width
 """
@@ -27,10 +28,10 @@ from exlstm.ops.common import blank, inside, wide_dtype
 
 
 class Mixer(Protocol):
-    """The call above, and what it costs."""
+    """A module with the call above, the state before its first step, and its costs."""
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> State:
-        """Nothing seen yet, for `batch` rows; on the device of the weights, or on another."""
+        """State before the first step for `batch` rows, on the device of the weights or on another."""
 
     def state_bytes(self, length: int = 0, /) -> int:
         """Bytes of one sequence's state after `length` steps."""
@@ -41,7 +42,7 @@ class Mixer(Protocol):
 
 @runtime_checkable
 class MixerConfig(Protocol):
-    """A frozen dataclass of plain values that builds its mixer."""
+    """Frozen dataclass of plain values that builds a mixer."""
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer for model width `width`, as block `index` of `depth` (some initial values depend on these)."""
@@ -53,15 +54,15 @@ def constant_state_bytes(mixer: Mixer) -> int:
 
 
 def wide_zeros(weight: Tensor, device: torch.device | None) -> Callable[..., Tensor]:
-    """`zeros(*shape)` in float32 or wider, on `device` or where the weight is: what states start as."""
+    """`zeros(*shape)` in float32 or wider, for states; on `device`, or on that of the weight."""
     return partial(torch.zeros, dtype=wide_dtype(weight.dtype), device=device or weight.device)
 
 
 def checked(x_BTD: Tensor, width: int, reset_BT: Tensor | None, lengths_B: Tensor | None
             ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """What a mixer is called with: x with zeros in its padding, reset_BT, and lengths_B in int64.
+    """Checked input of a mixer: x with zeros in its padding, reset_BT, and lengths_B in int64.
 
-    Whatever the padding holds, perhaps NaN, then meets nothing in a product, forward or backward.
+    NaN in the padding would reach other steps through products, forward and backward; zeros do not.
     Raises ValueError for an x that is not [B, T >= 1, width], and for reset_BT and lengths_B that do not fit it.
     """
     if x_BTD.ndim != 3 or x_BTD.shape[2] != width:
@@ -71,11 +72,11 @@ def checked(x_BTD: Tensor, width: int, reset_BT: Tensor | None, lengths_B: Tenso
 
 
 def check_width(width: int) -> None:
-    """ValueError for a model width that no mixer can have."""
+    """ValueError for a model width below 1."""
     if width < 1:
         raise ValueError(f"width is {width}; a mixer needs at least 1.")
 
 
 def mask_tail(y_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:
-    """Zero at and beyond each row's length."""
+    """y with zeros at and beyond each row's length."""
     return y_BTD if lengths_B is None else blank(y_BTD, inside(lengths_B, y_BTD.shape[1]))
