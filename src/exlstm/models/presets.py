@@ -1,4 +1,4 @@
-"""Named models: those of the papers, exactly, and small ones for a laptop."""
+"""Presets: the architectures of the papers, and small ones for a laptop."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,7 +55,7 @@ PRESETS: dict[str, Callable[[], LMConfig]] = {
 
 
 def preset(name: str, *, vocab_size: int | None = None) -> LMConfig:
-    """The preset of this name, with another vocabulary if asked for. ValueError lists the names."""
+    """The architecture of this name, perhaps with another vocabulary size. ValueError for an unknown name."""
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
     config = PRESETS[name]()

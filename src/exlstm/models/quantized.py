@@ -1,4 +1,4 @@
-"""Quantised layers inside a model: of which kind they are, and how to make room for them."""
+"""Quantized layers of a model: their kind, their buffers, and models on the meta device that have them."""
 
 import copy
 from collections.abc import Container
@@ -12,8 +12,8 @@ from exlstm.nn.linear import Int4Linear, Int8Linear, Linear, QuantizedLinear
 from exlstm.ops.linear import to_int4, to_int8
 
 KINDS: dict[Bits, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
-GATES = ("i", "f")  # decide what is remembered for how long, and are small
-# the buffers of each kind, first the one that no other kind has
+GATES = ("i", "f")  # stay as they are: small, and the memory's length is sensitive to them
+# the buffers of each kind; the first tells the kind
 PARTS: dict[Bits, tuple[str, ...]] = {
     "int8": ("weight_NK", "scale_N"),
     "int4": ("weight_NGP", "scale_NG", "offset_NG"),
@@ -21,7 +21,7 @@ PARTS: dict[Bits, tuple[str, ...]] = {
 
 
 def bits_of(model: LM) -> Bits | None:
-    """How the quantised layers keep their weights; None where there are none. ValueError unless all are of one kind."""
+    """Format of the quantized layers, None without any. ValueError unless all have the same."""
     names = {cls: bits for bits, cls in KINDS.items()}
     found = {type(layer) for layer in quantized_layers(model).values()}
     known = [bits for cls, bits in names.items() if cls in found]
@@ -32,7 +32,7 @@ def bits_of(model: LM) -> Bits | None:
 
 
 def layers_to_quantize(model: LM) -> dict[str, Linear]:
-    """The layers that quantising changes, by name: projections, MLPs and the head, not the gates."""
+    """Layers by name that are to be quantized: projections, MLPs and the head, not the gates."""
     return {
         name: layer
         for name, layer in model.named_modules()
@@ -41,18 +41,18 @@ def layers_to_quantize(model: LM) -> dict[str, Linear]:
 
 
 def quantize_weight(w_NK: Tensor, bits: Bits) -> dict[str, Tensor]:
-    """The weights of a layer as the buffers of a quantised one, by name."""
+    """Buffers by name of the quantized layer with these weights."""
     parts = to_int8(w_NK) if bits == "int8" else to_int4(w_NK)[:3]
     return dict(zip(PARTS[bits], parts, strict=True))
 
 
 def head_is_embedding(model: LM) -> bool:
-    """A quantised head is not: the embedding stays as it was."""
+    """True if head and embedding share their weight; a quantized head has its own."""
     return model.config.tie_embeddings and not isinstance(model.head, QuantizedLinear)
 
 
 def stored_once(model: LM) -> dict[str, Tensor]:
-    """The state dict without a head that is the embedding."""
+    """The state dict without a tied head."""
     tensors: dict[str, Tensor] = model.state_dict()
     if head_is_embedding(model):
         del tensors["head.weight"]
@@ -60,11 +60,11 @@ def stored_once(model: LM) -> dict[str, Tensor]:
 
 
 def make_room(model: LM, bits: Bits, tensors: Container[str]) -> None:
-    """Puts a quantised layer in the place of every linear one whose weights among the named `tensors` are quantised.
+    """Replaces linear layers by quantized ones where the names in `tensors` are those of quantized weights.
 
-    For a model on the meta device, where it takes no memory: its numbers are to be loaded.
+    The model is on the meta device, and its numbers are loaded later.
     """
-    made: dict[tuple[int, int, bool], QuantizedLinear] = {}  # copies are made a hundred times faster
+    made: dict[tuple[int, int, bool], QuantizedLinear] = {}  # copying a layer is a hundred times faster than making one
     for name, layer in list(model.named_modules()):
         if type(layer) is Linear and f"{name}.{PARTS[bits][0]}" in tensors:
             kind = (layer.in_features, layer.out_features, layer.bias is not None)
@@ -74,7 +74,7 @@ def make_room(model: LM, bits: Bits, tensors: Container[str]) -> None:
 
 
 def exact_tensors(model: LM) -> set[str]:
-    """Names of the weights, scales and offsets of quantised layers, which no change of dtype may round."""
+    """Names of the weights, scales and offsets of quantized layers, which a change of dtype may not round."""
     return {
         f"{layer_name}.{name}"
         for layer_name, layer in quantized_layers(model).items()

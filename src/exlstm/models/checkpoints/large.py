@@ -1,6 +1,6 @@
-"""xLSTM-7B's two layouts: `xlstm_large` of the official package, and transformers' `xlstm`. They differ in one name.
+"""Two layouts of xLSTM-7B that differ in one name: `xlstm_large` of the official package, and transformers' `xlstm`.
 
-Its linear layers may be stored one by one ("single") or joined ("fused"). For every block b:
+Linear layers are stored one by one ("single") or concatenated ("fused"). For every block b:
 
     backbone.blocks.b.norm_mlstm                     mixer_norm
     backbone.blocks.b.mlstm_layer.q, k, v            mixer.q, k, v
@@ -40,7 +40,7 @@ CELL_EPS = 1e-6
 def read(shapes: Shapes, settings: SavedSettings, *, embed: str, tie: str | None) -> LMConfig:
     """The config of weights with these shapes. tie: the setting that says whether the head is the embedding.
 
-    transformers takes no notice of that setting for this model: a head that is there is one of its own.
+    transformers ignores that setting for this model: a stored head is not tied.
     """
     vocab_size, width = shape(shapes, embed, 2)
     norm_eps = settings.number("norm_eps", 1e-6)
@@ -87,7 +87,7 @@ def read_block(shapes: Shapes, place: str, width: int, config: MLSTMLargeConfig)
 
 
 def rules(model: LM, shapes: Shapes | None, *, embed: str, last_norm_bias: bool) -> list[Rule]:
-    """Of the whole model. last_norm_bias: whether the layout has one, where the other norms do."""
+    """Rules of the model. last_norm_bias: True if the last norm has a bias where the other norms do."""
     config, names = model.config, shapes or {}
     stored_twice = config.tie_embeddings and shapes is None
     found = [repeated("embed.weight", (embed, HEAD)) if stored_twice else same("embed.weight", embed)]
@@ -105,7 +105,7 @@ def rules(model: LM, shapes: Shapes | None, *, embed: str, last_norm_bias: bool)
 
 
 def block_rules(model: LM, index: int, *, fused: bool) -> list[Rule]:
-    """Of one block."""
+    """Rules of one block."""
     config, mixer = model.config, model.blocks[index].mixer
     assert isinstance(mixer, MLSTMLarge)
     mlp = config.blocks[index].mlp

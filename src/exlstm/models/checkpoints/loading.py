@@ -1,4 +1,4 @@
-"""Reading a model from any layout, tensor by tensor: in memory are the weights and one tensor more."""
+"""Loading a model from any layout, tensor by tensor: memory holds the weights and one tensor more."""
 
 import os
 import re
@@ -31,15 +31,15 @@ from exlstm.models.quantized import (
 from exlstm.models.summary import quantized_layers
 from exlstm.models.weight_formats import Bits
 
-WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # what weights can be kept in
+WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes of weights on disk
 LAYOUTS = {layout.name: layout for layout in (OWN, HUGGINGFACE, LARGE, CLASSIC)}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk: what it is, known from names, shapes and the config; its numbers are read by `tensors`.
+    """Model on disk: its architecture, from names, shapes and the config, and its tensors, read by `tensors`.
 
-    bits: of its quantised weights. assumed: settings that neither shapes nor config tell, with the layout's defaults.
+    bits: format of quantized weights. assumed: settings in neither shapes nor config, with the layout's defaults.
     """
 
     files: Tensors
@@ -50,22 +50,22 @@ class Checkpoint:
     assumed: Mapping[str, Any]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of ours by name, as it was saved. It may be memory of a mapped file: copy what is kept."""
+        """Our tensors by name, as they were saved. They may lie in a mapped file: clone those that outlive it."""
         for rule in self.rules:
             yield from self.apply(rule)
 
     def apply(self, rule: Rule) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of one rule."""
+        """Our tensors by name that a rule makes."""
         yield from zip(rule.ours, rule.to_ours([self.files.read(name) for name in rule.theirs]), strict=True)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the embedding."""
+        """Dtype of the embedding."""
         rule = next(rule for rule in self.rules if "embed.weight" in rule.ours)
         return self.files.dtypes[rule.theirs[0]]
 
     def notes(self) -> str:
-        """One sentence on what was assumed, or nothing."""
+        """A sentence on the assumed settings; empty without any."""
         if not self.assumed:
             return ""
         settings = ", ".join(f"{name} {value}" for name, value in self.assumed.items())
@@ -76,8 +76,7 @@ class Checkpoint:
 
 @contextmanager
 def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
-    """The model at `path`, which has been checked as far as names and shapes go. ValueError, in one sentence, if it
-    cannot be a model of ours."""  # fmt: skip
+    """The checkpoint at `path`, with names and shapes checked. ValueError, in one sentence, if they do not fit."""
     place = Path(path)
     with open_tensors(place) as files:
         layout = layout_of(files)
@@ -119,7 +118,7 @@ def load(
 
 
 def outline(path: str | os.PathLike[str]) -> LM:
-    """What `load` gives, with its shapes and dtypes, without memory for its numbers. ValueError as there."""
+    """The model that `load` gives, on the meta device. ValueError as there."""
     with open_checkpoint(path) as found:
         dtypes = changes(found, None, None).dtypes
         model = blank(found.config, found.bits, found.files.shapes)
@@ -146,16 +145,16 @@ def build(found: Checkpoint, dtype: torch.dtype | None, device: torch.device, we
         model.head.weight = model.embed.weight
     for layer in quantized_layers(model).values():
         layer.like = model.embed.weight.detach().new_empty(0)
-    # what the architecture tells, such as a fixed graph, is no part of a checkpoint and was made on the CPU
+    # buffers that the architecture determines, such as a fixed graph, are in no checkpoint and were made on the CPU
     return model.requires_grad_(True).to(device)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of tensors on their way: another dtype, or fewer bits.
+    """Conversion of tensors to another dtype, or to fewer bits.
 
-    dtypes: of every tensor that is not quantised. layers: from the name of a weight that is to that of its layer, and
-    kept: those of them that stay as they are too.
+    dtypes: by name, of tensors that are not quantized. layers: from names of weights that are quantized to their
+    layers. unchanged: those of them that stay, too, as a tied embedding does.
     """
 
     dtypes: Mapping[str, torch.dtype]
@@ -164,27 +163,27 @@ class Change:
     bits: Bits | None
 
     def __call__(self, name: str, x: Tensor) -> dict[str, Tensor]:
-        """What becomes of the tensor of this name."""
+        """Converted tensors by name of the tensor of this name."""
         as_it_is = {name: x.to(self.dtypes[name])} if name not in self.layers or name in self.unchanged else {}
         if self.bits is None or name not in self.layers:
             return as_it_is
-        parts = quantize_weight(x, self.bits)  # from what was saved: rounded once
+        parts = quantize_weight(x, self.bits)  # from the saved numbers, so that they are rounded once
         return as_it_is | {f"{self.layers[name]}.{part}": y for part, y in parts.items()}
 
     def become(self, name: str) -> list[str]:
-        """The names of what it becomes."""
+        """Names of the converted tensors of the tensor of this name."""
         names = [name] if name not in self.layers or name in self.unchanged else []
         if self.bits is not None and name in self.layers:
             names += [f"{self.layers[name]}.{part}" for part in PARTS[self.bits]]
         return names
 
     def names(self) -> list[str]:
-        """All there are afterwards."""
+        """Names of all converted tensors."""
         return [new for name in self.dtypes for new in self.become(name)]
 
 
 def changes(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) -> Change:
-    """What turns the tensors of a checkpoint into those of a model in `dtype` with quantised `weights`."""
+    """Conversion of a checkpoint's tensors to `dtype` and quantized `weights`."""
     if weights not in (None, *KINDS):
         raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(KINDS)}.")
     if weights is not None and found.bits not in (None, weights):
@@ -209,15 +208,14 @@ def changes(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) 
 
 
 def placed(x: Tensor, source: Tensor, device: torch.device) -> Tensor:
-    """On its device, contiguous, and in memory of its own: a mapped file is not aligned as new memory is, and other
-    alignment gives other last bits."""  # fmt: skip
+    """x on the device, contiguous, and not in a mapped file, whose alignment can change last bits."""
     mapped = x.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
     x = x.detach().contiguous()
     return x.to(device, copy=mapped)
 
 
 def layout_of(files: Tensors) -> Layout:
-    """The layout that names of tensors show. ValueError for none, and for two at once."""
+    """The layout by names of tensors. ValueError for none, and for two at once."""
     found = {
         name: next((key for key in files.shapes if re.match(layout.has, key)), None) for name, layout in LAYOUTS.items()
     }
@@ -234,7 +232,7 @@ def layout_of(files: Tensors) -> Layout:
 
 
 def settings_of(path: Path, layout: Layout) -> SavedSettings:
-    """The settings beside the weights: in the layout's own file, or else in another. Our own layout needs its file."""
+    """Settings beside the weights, in the layout's own file or another. ValueError if our own layout has no file."""
     configs = {file.name: (file, data) for file, data in configs_beside(path)}
     for name in (layout.config_file, *configs):
         if name in configs:
@@ -247,9 +245,9 @@ def settings_of(path: Path, layout: Layout) -> SavedSettings:
 
 
 def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
-    """The model without memory for its numbers; its quantised layers are those that have their weights in `tensors`.
+    """The model on the meta device, with quantized layers where `tensors` names their weights.
 
-    ValueError for sizes whose product no tensor can have.
+    ValueError for sizes that no tensor can have.
     """
     with torch.device("meta"):
         try:
@@ -263,12 +261,12 @@ def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
 
 
 def after(found: Checkpoint, change: Change) -> LM:
-    """The changed model, without memory for its numbers."""
+    """The converted model on the meta device."""
     return blank(found.config, found.bits or change.bits, found.files.shapes if change.bits is None else change.names())
 
 
 def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
-    """ValueError that names a tensor that is missing, unknown, or of another shape or kind than the config needs."""
+    """ValueError for a tensor that is missing, unknown, or of another shape or dtype than the config needs."""
     ours = model.state_dict()
     expected: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, torch.dtype] = {}

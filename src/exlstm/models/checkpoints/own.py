@@ -1,6 +1,6 @@
-"""Our own layout: config.json (plain, versioned) and the state dict as it is, in one file of safetensors or several.
+"""Our own layout: config.json (plain, versioned) and the state dict in one file of safetensors or several.
 
-A head that is the embedding is stored once. Quantised layers are stored as they are; config.json says of which kind.
+A tied head is stored once. Quantized layers are stored as they are, and config.json has their format.
 """
 
 from dataclasses import asdict, fields
@@ -14,7 +14,7 @@ from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.quantized import stored_once
 
 FORMAT = 1
-# what transformers writes into a config that it saves: nothing that changes a number here
+# fields that transformers adds to a config that it saves; none changes a number here
 NOT_OURS = frozenset({
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
     "id2label", "is_encoder_decoder", "label2id", "max_position_embeddings", "num_labels", "output_attentions",

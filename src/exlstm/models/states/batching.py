@@ -1,4 +1,4 @@
-"""States taken apart into rows and put together again, also those that grow: rows may have seen more or less.
+"""Rows of states, taken and joined; rows of attention may hold different numbers of cached steps.
 
 S cached steps
 """
@@ -15,7 +15,7 @@ from exlstm.ops.attention import AttentionState
 
 
 def grows(model: StatefulModel) -> bool:
-    """Whether a sequence's state grows with its length."""
+    """True if a sequence's state grows with its length, as with attention."""
     return model.state_bytes(1 << 20) != model.state_bytes(0)
 
 
@@ -40,13 +40,14 @@ def _joined(*parts: State) -> State:
 
 
 def _trimmed(state: AttentionState) -> AttentionState:
-    """Without the entries that no row may see."""
-    kept_S = (state.position_BS >= 0).any(dim=0)
-    return AttentionState(state.k_BSGK[:, kept_S], state.v_BSGK[:, kept_S], state.position_BS[:, kept_S], state.next_B)
+    """The state without cached steps that are masked in every row."""
+    visible_S = (state.position_BS >= 0).any(dim=0)
+    k_BSGK, v_BSGK = state.k_BSGK[:, visible_S], state.v_BSGK[:, visible_S]
+    return AttentionState(k_BSGK, v_BSGK, state.position_BS[:, visible_S], state.next_B)
 
 
 def _padded(state: AttentionState, size: int) -> AttentionState:
-    """With entries that no row may see in front, `size` in all."""
+    """The state with masked steps in front, `size` in all."""
     more = size - state.position_BS.shape[1]
     k_BSGK, v_BSGK = (pad(x, (0, 0, 0, 0, more, 0)) for x in (state.k_BSGK, state.v_BSGK))
     return AttentionState(k_BSGK, v_BSGK, pad(state.position_BS, (more, 0), value=-1), state.next_B)
