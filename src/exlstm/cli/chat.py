@@ -1,4 +1,4 @@
-"""A conversation on a terminal. Its memory is a state of constant size, which can be kept, reloaded, and taken back."""
+"""Chat on a terminal. Its memory is a state of constant size, which can be saved, loaded and undone."""
 
 import signal
 from collections.abc import Callable
@@ -36,12 +36,12 @@ class Chat:
     replies: int = 0
 
     def run(self) -> None:
-        """Until the end of input, /quit, or a terminal that closes. Ctrl-C ends what is going on, never the rest."""
+        """Runs until the end of input, /quit, or a terminal that closes. Ctrl-C ends a reply or a command only."""
         self.session.note("a conversation; /help lists commands, Ctrl-D ends it")
         until_hangup(self.talk, then=self.save)
 
     def talk(self) -> None:
-        """Line after line."""
+        """Answers lines until the end of input or /quit."""
         while (line := self.typed()) is not None and self.answered(line.strip()):
             pass
 
@@ -51,7 +51,7 @@ class Chat:
             self.session.save(self.now, self.save_to)
 
     def typed(self) -> str | None:
-        """What the user types; None at the end of input."""
+        """The next line of input; None at its end."""
         while True:
             try:
                 return input("> ")
@@ -61,7 +61,7 @@ class Chat:
                 print("\n(Ctrl-D or /quit ends the conversation)")
 
     def answered(self, line: str) -> bool:
-        """Does what a line asks for, or says why not; False for /quit."""
+        """Handles a line and prints errors; False for /quit."""
         try:
             return self.handled(line)
         except KeyboardInterrupt:
@@ -72,7 +72,7 @@ class Chat:
         return True
 
     def handled(self, line: str) -> bool:
-        """Does what a line asks for; False for /quit."""
+        """Runs a command, or replies to a line; False for /quit."""
         from exlstm.models.states.file import load_state
 
         command, _, argument = line.partition(" ")
@@ -106,7 +106,7 @@ class Chat:
         return True
 
     def reply(self, before: "Snapshot | None", line: str) -> "Snapshot":
-        """Reads a line as a turn of the user's, and speaks until the model begins another one. The state after it."""
+        """Snapshot after a line as the user's turn and the printed reply, which ends where the next turn begins."""
         text = self.turn.replace("{}", line)
         started = self.session.read(text if before is None else f"\n{text}", before)
         opening = self.turn.partition("{}")[0].strip()
@@ -118,11 +118,11 @@ class Chat:
 
 
 class Hangup(BaseException):
-    """The terminal has closed, or `kill` was called."""
+    """Raised by SIGHUP and SIGTERM: the terminal has closed, or `kill` was called."""
 
 
 def until_hangup(work: Callable[[], None], then: Callable[[], None]) -> None:
-    """Calls both. SIGHUP and SIGTERM end `work` only; what else comes of them while `then` runs is ignored."""
+    """Calls `work`, then `then`. SIGHUP and SIGTERM end `work`; during `then` they are ignored."""
 
     def end(*_: object) -> None:
         raise Hangup

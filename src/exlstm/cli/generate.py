@@ -1,4 +1,4 @@
-"""`exlstm generate`: continue a text, many texts, or a conversation; the state can be kept in a file."""
+"""`exlstm generate`: continue a text, many texts, or a conversation; the state can be saved in a file."""
 
 import json
 import sys
@@ -115,7 +115,7 @@ def generate(options: Generate) -> None:
 
 
 def several(session: TerminalSession, start: "Snapshot", text: str, samples: int) -> None:
-    """Continuations of one prompt, which is read once."""
+    """Prints several continuations of one prompt, which is read once."""
     from exlstm.infer.generate import generate as run
 
     seeds = range(session.template.seed, session.template.seed + samples)
@@ -134,7 +134,7 @@ def several(session: TerminalSession, start: "Snapshot", text: str, samples: int
 
 
 def many(session: TerminalSession, lines: list[str]) -> None:
-    """Continues every line; prints a JSON object for each, in order, as soon as it and those before it are done."""
+    """Prints a JSON object with the completion of every line, in their order."""
     from exlstm.infer.generate import generate as run
 
     template = session.template
@@ -159,7 +159,7 @@ def many(session: TerminalSession, lines: list[str]) -> None:
     session.note(f"{len(lines):,} prompts, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
 
 
-GROUP = 64  # prompts or samples that are answered before the next ones are begun
+GROUP = 64  # prompts or samples that are completed before the next ones start
 
 
 def read_text(file: str) -> str:

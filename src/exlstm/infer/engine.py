@@ -1,13 +1,13 @@
-"""Decoding for many sequences at once: what a server, a batch job and `generate` sit on.
+"""The engine decodes many sequences at once, for servers, batch jobs and `generate`.
 
     engine = Engine(model, slots=8, tokenizer=tokenizer)
     number = engine.submit(Request(prompt="Once"))
     while engine.busy:
         for event in engine.step(): ...
 
-A step reads some of the prompts that wait, so that a long one does not hold up the others for long, and adds a token to
-every sequence that is being decoded. Sequences come and go between steps; which others there are, and when, changes no
-sequence's tokens (beyond rounding). An engine is for one thread.
+A step reads a chunk of waiting prompts, so that a long prompt delays others little, and adds a token to every sequence
+that is being decoded. Sequences start and end between steps; the tokens of a sequence do not depend on the others
+(beyond rounding). An engine is for one thread.
 
 M prompts read together  B sequences being decoded  C classes (vocabulary)
 """
@@ -36,11 +36,11 @@ NOT_FINITE = "the model's logits are NaN or infinite, so no token can be chosen;
 
 
 class Engine:
-    """Sequences of one model, `slots` of them decoded at a time; more wait for their turn, first come, first served.
+    """Decoder of one model for `slots` sequences at a time; other requests wait in order of submission.
 
-    cache: where states of prompts are looked up and kept. tokenizer: for texts and stop strings; ids that it does not
-    have are never sampled. prefill_tokens: at most so many tokens of prompts are read in a step while others are
-    decoded, and so many of each prompt otherwise.
+    cache: where states of prompts are looked up and stored. tokenizer: for texts and stop strings; ids that it does not
+    have are never sampled. prefill_tokens: bound of the prompt tokens read in a step while sequences are decoded, and
+    of those of each prompt otherwise.
     Raises ValueError for a tokenizer with more ids than the model, and for another model's cache.
     """
 
@@ -69,41 +69,41 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """True while requests are waiting or running."""
         return bool(self._waiting or self._reading or self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests that have not begun."""
+        """Number of requests that have not started."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Requests that have: prompts being read and sequences being decoded."""
+        """Number of requests that have started: prompts being read and sequences being decoded."""
         return len(self._reading) + len(self._running)
 
     @property
     def bytes_per_sequence(self) -> int | None:
-        """Bytes of one sequence's state, however long it gets; None if it grows: see `LM.state_bytes` for a length."""
+        """Bytes of one sequence's state at any length; None if it grows, see `LM.state_bytes`."""
         return None if grows(self.model) else self.model.state_bytes()
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the memory for all slots: set aside from the start, or what is there now if states grow.
+        """Bytes of the states of all slots: allocated at the start, or those of now if states grow.
 
-        On a CPU that plays its steps it is two sets. A prompt that is being read has one more state, until it is in.
+        A CPU that replays its steps has two sets of buffers. A prompt being read has a state of its own.
         """
         return self._slots.nbytes
 
     def submit(self, request: Request) -> int:
-        """Takes a request and returns its number, from 0 on.
+        """Queues a request and returns its number, from 0 on.
 
-        Raises ValueError for a request that cannot be done, and leaves all others alone.
+        Raises ValueError for a request that cannot be done; others are not affected.
         """
         return self.accept(request, "the prompt").number
 
     def accept(self, request: Request, name: str) -> ActiveRequest:
-        """`submit`, of a prompt that errors call `name`."""
+        """`submit` of a prompt that error messages call `name`."""
         if self.cache is not None:
             self.cache.belong_to(self.model)
         active = prepare(self.model, self.tokenizer, request, name)
@@ -112,7 +112,7 @@ class Engine:
         return active
 
     def cancel(self, number: int) -> bool:
-        """Ends a request without another event; its slot is free. False if it is not there (any more)."""
+        """Ends a request without an event and frees its slot. False if it is unknown or has ended."""
         for active in self._waiting:
             if active.number == number:
                 self._waiting.remove(active)
@@ -125,14 +125,14 @@ class Engine:
         return self.running < before
 
     def run(self) -> Iterator[Event]:
-        """Steps until there is nothing left to do."""
+        """Events of all steps until no request is left."""
         while self.busy:
             yield from self.step()
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """Some more of the prompts read, and one more token for every sequence being decoded."""
+        """Events of one step: a chunk of prompts is read, and every decoded sequence gets a token."""
         with evaluating(self.model):
             events = self._admit()
             ready = self._read() if self._reading else []
@@ -141,8 +141,8 @@ class Engine:
                 logits.append(self._slots.step([active.sampled[-1] for active in self._running]))
             for active, snapshot in ready:
                 if active.request.max_tokens == 0:
-                    kept = snapshot if active.request.keep_snapshot else None
-                    events.append(_last(active, "length", snapshot=kept))
+                    asked = snapshot if active.request.keep_snapshot else None
+                    events.append(_last(active, "length", snapshot=asked))
                     continue
                 active.watch(snapshot)
                 self._slots.write(len(self._running), snapshot.state)
@@ -153,7 +153,7 @@ class Engine:
             return events
 
     def _admit(self) -> list[Event]:
-        """Those that wait begin to be read, as far as there are slots."""
+        """Starts waiting requests while slots are free; events of those that end at once."""
         ended = []
         while self._waiting and self.running < self.size:
             active = self._waiting.popleft()
@@ -176,14 +176,14 @@ class Engine:
         return ended
 
     def _read(self) -> list[tuple[ActiveRequest, Snapshot]]:
-        """One chunk of some prompts; those that have ended, with what was read."""
+        """Reads a chunk of some prompts; those that are complete, with their snapshots."""
         done = [(active, active.known) for active in self._reading if active.known is not None]
         self._reading = [active for active in self._reading if active.known is None]
         group = self._group()
         if not group:
             return done
         pieces = [active.tokens_T[active.position : self._end(active)] for active in group]
-        x_MD, state = read_tokens(self.model, pieces, self._joined(group), self.prefill_tokens)
+        x_MD, state = read_tokens(self.model, pieces, self._joined_state(group), self.prefill_tokens)
         for row, (active, piece) in enumerate(zip(group, pieces, strict=True)):
             active.position += len(piece)
             active.state = state if len(group) == 1 else take_rows(state, [row])
@@ -195,12 +195,12 @@ class Engine:
                 self.cache.keep(active.tokens_T[: active.position].tolist(), snapshot)
             if not active.cuts:
                 done.append((active, snapshot))
-                active.state = None  # it goes on in a slot
+                active.state = None  # from now on in a slot
         self._reading = [active for active in self._reading if active.cuts]
         return done
 
     def _group(self) -> list[ActiveRequest]:
-        """The prompts of which a chunk is read now, in the order in which they came."""
+        """Prompts of which a chunk is read now, in order of submission."""
         group: list[ActiveRequest] = []
         longest = 0
         for active in self._reading:
@@ -210,8 +210,8 @@ class Engine:
             group.append(active)
         return group
 
-    def _joined(self, group: list[ActiveRequest]) -> LMState | None:
-        """The states of some prompts as one; None if nothing of any of them was read."""
+    def _joined_state(self, group: list[ActiveRequest]) -> LMState | None:
+        """The states of some prompts as one; None if none has been read yet."""
         states = [active.state for active in group]
         if len(states) == 1 or all(state is None for state in states):
             return states[0]
@@ -235,7 +235,7 @@ class Engine:
         )
 
     def _sample(self, logits_BC: Tensor) -> list[Event]:
-        """The next token of every sequence being decoded; those that end make room."""
+        """Samples the next token of every decoded sequence; frees the slots of those that end."""
         running = self._running
         tokens = sample_rows(
             logits_BC if self.vocab_size == logits_BC.shape[1] else logits_BC[:, : self.vocab_size],
@@ -273,7 +273,7 @@ class Engine:
         return replace(last, token=token, stop=met, logprob=logprob, top_logprobs=top)
 
     def _completed(self, row: int, active: ActiveRequest, logits_1C: Tensor, unread: int | None) -> Snapshot | None:
-        """The snapshot after all tokens of the completion, the last of which may not have been read yet."""
+        """Snapshot after the completion, if it was asked for. unread: its last token, if the model has not read it."""
         if not active.wants_snapshot:
             return None
         assert active.seen_C is not None
@@ -288,7 +288,7 @@ class Engine:
         return snapshot if request.keep_snapshot else None
 
     def _free(self, row: int) -> None:
-        """The last row takes the place of this one."""
+        """Frees a row; the last row moves to its place."""
         last = len(self._running) - 1
         if row < last:
             self._slots.move(last, row)

@@ -2,9 +2,9 @@
 
     for completion in generate(model, ["Once", "Twice"], tokenizer=tokenizer, max_tokens=50): print(completion.text)
 
-Prompts are read in chunks, then one token is added at a time; the state is all that is carried. Memory depends on how
-many sequences are decoded at a time, not on how long they are (as far as the model's own state does not grow). Prompts
-of different lengths share a batch: each gets the tokens it would get alone. It is all done by an `Engine`.
+Prompts are read in chunks, then an `Engine` adds a token at a time. Memory depends on how many sequences are decoded
+at a time, not on their lengths (as far as the model's state does not grow). Prompts of different lengths share a batch,
+and each gets the tokens that it would get alone.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -38,13 +38,13 @@ def generate(
     cache: PrefixCache | None = None,
     slots: int = 16,
 ) -> list[Completion]:
-    """The completion of every prompt, in their order.
+    """Completions of the prompts, in their order.
 
-    prompts: each a text (needs the tokenizer), ids, the snapshot of one row to go on from, or a `Request`, which brings
-        its own settings: the arguments from max_tokens to keep_snapshots are for the others.
-    sampling: one for all, or one for each prompt; None samples from the model's distribution as it is.
-    seeds: one for each prompt, 0, 1, 2, ... if None. A prompt with its seed gets the same tokens in any batch.
-    The other settings are those of a `Request`. slots: how many sequences are decoded at a time.
+    prompts: each a text (needs the tokenizer), ids, the snapshot of one row to go on from, or a `Request` with its own
+        settings: the arguments from max_tokens to keep_snapshots are for the others.
+    sampling: one for all, or one per prompt; None samples from the model's own distribution.
+    seeds: one per prompt; None: 0, 1, 2, ... A prompt with its seed gets the same tokens in any batch.
+    slots: sequences decoded at a time. The other settings are those of a `Request`.
     A sequence whose logits are NaN ends with the finish_reason "error". Raises ValueError, before anything is computed,
     for a prompt that cannot be read and settings that cannot be.
     """
@@ -79,7 +79,7 @@ def stream(
     cache: PrefixCache | None = None,
     slots: int = 16,
 ) -> Iterator[Event]:
-    """`generate` as it happens: the events of all prompts, whose `request` is the number of the prompt."""
+    """Events of `generate` as they happen; their `request` is the number of the prompt."""
     template = Request(
         max_tokens=max_tokens, stop_tokens=stop_tokens, stop=stop, logprobs=logprobs, keep_snapshot=keep_snapshots
     )
@@ -115,7 +115,7 @@ def requests_of(
 def _submitted(
     model: LM, requests: Sequence[Request], tokenizer: Tokenizer | None, cache: PrefixCache | None, slots: int
 ) -> tuple[Engine, list[int]]:
-    """An engine with these requests, and how many tokens each prompt has."""
+    """An engine with these requests, and the number of tokens of each prompt."""
     if slots < 1:
         raise ValueError(f"slots is {slots}; at least 1 sequence must be decoded at a time.")
     engine = Engine(model, slots=min(slots, max(1, len(requests))), cache=cache, tokenizer=tokenizer)

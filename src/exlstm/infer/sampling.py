@@ -1,11 +1,11 @@
-"""From the logits of one position to the next token: pure functions, one row of the batch per sequence.
+"""Sampling of the next token from logits: pure functions, one row of the batch per sequence.
 
     logits_BC -> penalize_repeats -> temperature -> keep_top_k -> keep_top_p -> keep_min_p -> one uniform draw per row
 
-Every filter sets what it drops to -inf and keeps at least the most likely token. A row takes exactly one number from
-its own generator per token, so a sequence samples the same tokens alone, in a batch, and after a pause.
+Filters set dropped logits to -inf and keep at least the most likely token. A row draws exactly one number of its own
+generator per token, so a sequence samples the same tokens alone, in a batch, and after a pause.
 
-B batch (sequences)  M those with the same settings  C classes (vocabulary)
+B batch (sequences)  M rows with the same settings  C classes (vocabulary)
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from exlstm.nn.fields import check_fields
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen; the defaults sample from the model's distribution as it is.
+    """Settings of sampling; the defaults sample from the model's own distribution.
 
     temperature: divides the logits; 0 always takes the most likely token (greedy).
     top_k: keep only the k most likely tokens; None keeps all.
@@ -54,7 +54,7 @@ class SamplingConfig:
             )
 
 
-NUCLEUS = 512  # tokens that hold nearly all the mass, mostly: to sort a large vocabulary for it takes milliseconds
+NUCLEUS = 512  # most likely tokens that are tried before a full sort, which takes milliseconds for a large vocabulary
 GREEDY = SamplingConfig(temperature=0.0)
 
 
@@ -89,7 +89,7 @@ def keep_top_p(logits_BC: Tensor, p: float) -> Tensor:
 
 
 def short_of(probability_BK: Tensor, p: float) -> Tensor:
-    """Where the mass of the tokens before, the most likely first, is still short of p: always for the first."""
+    """True where tokens before, sorted from the most likely, have a mass below p: always for the first."""
     return probability_BK.cumsum(dim=-1) - probability_BK < p
 
 
@@ -100,7 +100,7 @@ def keep_min_p(logits_BC: Tensor, p: float) -> Tensor:
 
 
 def filtered_logits(logits_BC: Tensor, config: SamplingConfig, seen_BC: Tensor | None = None) -> Tensor:
-    """The logits that are sampled from: penalty, temperature (unless greedy), top-k, top-p, min-p; dropped is -inf."""
+    """Logits after penalty, temperature (unless greedy), top-k, top-p and min-p; -inf for dropped tokens."""
     if config.repetition_penalty != 1.0 and seen_BC is not None:
         logits_BC = penalize_repeats(logits_BC, seen_BC, config.repetition_penalty)
     if config.temperature > 0.0:
@@ -120,8 +120,8 @@ def sample(
 ) -> Tensor:
     """The next token of every sequence: tokens_B int64, on the device of the logits.
 
-    generators: one CPU generator per row; each gives one number (none if the temperature is 0).
-    seen_BC: boolean, the tokens each sequence holds so far; needed for the repetition penalty only.
+    generators: one CPU generator per row, of which one number is drawn (none if the temperature is 0).
+    seen_BC: bool, tokens that occurred in each sequence; for the repetition penalty only.
     Raises ValueError if the logits of a row are NaN or infinite.
     """
     if not logits_BC.amax(dim=-1).isfinite().all():
@@ -130,7 +130,7 @@ def sample(
 
 
 def drawn(logits_BC: Tensor, config: SamplingConfig, generators: Sequence[Generator], seen_BC: Tensor | None) -> Tensor:
-    """`sample` of logits that are known to be numbers."""
+    """`sample` of finite logits."""
     logits_BC = filtered_logits(logits_BC.float(), config, seen_BC)
     if config.temperature == 0.0:
         return logits_BC.argmax(dim=-1)
@@ -146,7 +146,7 @@ def sample_rows(
 ) -> list[int | None]:
     """`sample` of every row by its own settings; None for a row whose logits are NaN or infinite.
 
-    seen: for each row the tokens that occurred, [C] bool, or None where there is no repetition penalty.
+    seen: per row the tokens that occurred, [C] bool, or None without a repetition penalty.
     """
     most_B, likely_B = logits_BC.max(dim=-1)
     tokens: list[int | None] = [
@@ -154,7 +154,7 @@ def sample_rows(
     ]
     groups: dict[SamplingConfig, list[int]] = {}
     for row, config in enumerate(configs):
-        # whatever else is set, the most likely token stays the most likely one, unless it is penalised
+        # greedy rows without a penalty are done: filters keep the most likely token
         if tokens[row] is not None and (config.temperature > 0.0 or config.repetition_penalty != 1.0):
             groups.setdefault(config, []).append(row)
     for config, rows in groups.items():
@@ -168,8 +168,8 @@ def sample_rows(
 
 
 def draw_from(probability_BC: Tensor, draw_B: Tensor) -> Tensor:
-    """Inverse of the cumulative distribution at `draw_B` in [0, 1); never returns a token of probability zero."""
+    """Inverse of the cumulative distribution at `draw_B` in [0, 1); never a token of probability zero."""
     cumulative_BC = probability_BC.cumsum(dim=-1)
-    # the product stays below the total even for the largest draw, 1 - 2^-53, so that there is always a token above it
+    # below the total even for the largest draw, 1 - 2^-53, so that a token is always found
     target_B1 = draw_B[:, None] * cumulative_BC[:, -1:]
     return torch.searchsorted(cumulative_BC, target_B1, right=True)[:, 0]
