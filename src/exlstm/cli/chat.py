@@ -42,7 +42,7 @@ class Chat:
 
     def talk(self) -> None:
         """Answers lines until the end of input or /quit."""
-        while (line := self.typed()) is not None and self.answered(line.strip()):
+        while (line := self.next_line()) is not None and self.answer(line.strip()):
             pass
 
     def save(self) -> None:
@@ -50,7 +50,7 @@ class Chat:
         if self.now is not None and self.save_to is not None:
             self.session.save(self.now, self.save_to)
 
-    def typed(self) -> str | None:
+    def next_line(self) -> str | None:
         """The next line of input; None at its end."""
         while True:
             try:
@@ -60,10 +60,10 @@ class Chat:
             except KeyboardInterrupt:
                 print("\n(Ctrl-D or /quit ends the conversation)")
 
-    def answered(self, line: str) -> bool:
+    def answer(self, line: str) -> bool:
         """Handles a line and prints errors; False for /quit."""
         try:
-            return self.handled(line)
+            return self.handle(line)
         except KeyboardInterrupt:
             # before the first piece of the reply, or in a command: nothing of the conversation has changed
             print(" [stopped; the line is as if it had not been typed]")
@@ -71,7 +71,7 @@ class Chat:
             print(error)
         return True
 
-    def handled(self, line: str) -> bool:
+    def handle(self, line: str) -> bool:
         """Runs a command, or replies to a line; False for /quit."""
         from exlstm.models.states.file import load_state
 

@@ -98,7 +98,7 @@ def generate(options: Generate) -> None:
     )
     session = TerminalSession(model=model, tokenizer=tokenizer, template=template, quiet=options.quiet)
     if options.prompts is not None:
-        many(session, lines)
+        generate_lines(session, lines)
         return
     start = None if options.state is None else load_state(options.state, model)
     if options.chat:
@@ -107,14 +107,14 @@ def generate(options: Generate) -> None:
     session.write(text)
     start = session.read(text, start)
     if options.samples > 1:
-        several(session, start, text, options.samples)
+        generate_samples(session, start, text, options.samples)
         return
     end = session.continue_from(start, options.seed)
     if options.save_state is not None:
         session.save(end, options.save_state)
 
 
-def several(session: TerminalSession, start: "Snapshot", text: str, samples: int) -> None:
+def generate_samples(session: TerminalSession, start: "Snapshot", text: str, samples: int) -> None:
     """Prints several continuations of one prompt, which is read once."""
     from exlstm.infer.generate import generate as run
 
@@ -133,7 +133,7 @@ def several(session: TerminalSession, start: "Snapshot", text: str, samples: int
     session.note(f"{samples:,} samples, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
 
 
-def many(session: TerminalSession, lines: list[str]) -> None:
+def generate_lines(session: TerminalSession, lines: list[str]) -> None:
     """Prints a JSON object with the completion of every line, in their order."""
     from exlstm.infer.generate import generate as run
 

@@ -13,7 +13,7 @@ from exlstm.infer.requests import Request, TopLogprobs
 from exlstm.infer.stopping import TextStream
 from exlstm.mixers.state import LMState
 from exlstm.models.lm import LM
-from exlstm.models.states.snapshot import Snapshot, check_owner, checked
+from exlstm.models.states.snapshot import Snapshot, check_owner, check_prompt
 
 
 @dataclass(eq=False)
@@ -113,7 +113,7 @@ def prompt_tokens(model: LM, tokenizer: Tokenizer | None, request: Request, name
         prompt = [*([tokenizer.boundary] if after is None else []), *tokenizer.encode(prompt.encode())]
     if after is not None and len(prompt) == 0:
         return torch.zeros(0, dtype=torch.long)
-    return checked(model, prompt, name)
+    return check_prompt(model, prompt, name)
 
 
 def logprobs_of(logits_C: Tensor, token: int, n: int, vocab_size: int) -> tuple[float, TopLogprobs]:

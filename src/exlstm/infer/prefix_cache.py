@@ -13,7 +13,7 @@ from exlstm.models.lm import LM
 from exlstm.models.states.fingerprint import Weights, weights_of
 from exlstm.models.states.snapshot import Snapshot
 
-AT_ONCE = 512  # tokens compared at a time
+SPAN = 512  # tokens compared at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +160,8 @@ def in_common(edge: "array[int]", tokens: "array[int]", start: int) -> int:
     """Number of tokens of an edge that agree with `tokens` from `start` on."""
     size = min(len(edge), len(tokens) - start)
     same = 0
-    while same < size and edge[same : same + AT_ONCE] == tokens[start + same : start + min(same + AT_ONCE, size)]:
-        same = min(same + AT_ONCE, size)
+    while same < size and edge[same : same + SPAN] == tokens[start + same : start + min(same + SPAN, size)]:
+        same = min(same + SPAN, size)
     while same < size and edge[same] == tokens[start + same]:
         same += 1
     return same

@@ -5,7 +5,7 @@ import copy
 import torch
 
 from exlstm.models.lm import LM
-from exlstm.models.quantized import KINDS, layers_to_quantize
+from exlstm.models.quantized import LAYER_TYPES, layers_to_quantize
 from exlstm.models.summary import quantized_layers
 from exlstm.models.weight_formats import Bits, WeightFormat
 
@@ -19,12 +19,12 @@ def quantize(model: LM, weights: Bits) -> LM:
     copy is saved and loaded as any model. Raises ValueError for anything but "int8" and "int4", and for a model that is
     quantized already.
     """
-    if weights not in KINDS:
-        raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(KINDS)}.")
+    if weights not in LAYER_TYPES:
+        raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(LAYER_TYPES)}.")
     if quantized_layers(model):
         raise ValueError("the model is quantised already; quantise the original.")
     # in the memo of deepcopy, quantized layers stand for the copies of theirs, which are never made
-    memo = {id(layer): KINDS[weights](layer) for layer in layers_to_quantize(model).values()}
+    memo = {id(layer): LAYER_TYPES[weights](layer) for layer in layers_to_quantize(model).values()}
     return copy.deepcopy(model, memo)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from exlstm.infer.sampling import SamplingConfig
 from exlstm.models.states.snapshot import Snapshot
 
-AS_IT_IS = SamplingConfig()
+DEFAULT_SAMPLING = SamplingConfig()
 FinishReason = Literal["stop", "length", "error"]
 TopLogprobs = tuple[tuple[int, float], ...]  # the most likely tokens, the most likely first
 
@@ -35,7 +35,7 @@ class Request:
     prompt: str | Sequence[int] | Tensor = ()
     after: Snapshot | None = None
     max_tokens: int = 256
-    sampling: SamplingConfig = AS_IT_IS
+    sampling: SamplingConfig = DEFAULT_SAMPLING
     seed: int = 0
     stop_tokens: Collection[int] = ()
     stop: str | Sequence[str] = ()

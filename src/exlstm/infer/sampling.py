@@ -76,7 +76,7 @@ def keep_top_p(logits_BC: Tensor, p: float) -> Tensor:
     if C > 8 * NUCLEUS:
         total_B1 = logits_BC.double().logsumexp(dim=-1, keepdim=True)
         top_BK = logits_BC.topk(NUCLEUS, dim=-1).values
-        kept_BK = short_of((top_BK.double() - total_B1).exp(), p)
+        kept_BK = below_mass((top_BK.double() - total_B1).exp(), p)
         if not kept_BK[:, -1].any():
             least_B1 = top_BK.masked_fill(~kept_BK, torch.inf).amin(dim=-1, keepdim=True)
             left_B1 = (kept_BK & (top_BK == least_B1)).sum(dim=-1, keepdim=True)
@@ -84,11 +84,11 @@ def keep_top_p(logits_BC: Tensor, p: float) -> Tensor:
             kept_BC = (logits_BC > least_B1) | (equal_BC & (equal_BC.cumsum(dim=-1) <= left_B1))
             return logits_BC.masked_fill(~kept_BC, -torch.inf)
     sorted_BC, index_BC = logits_BC.sort(dim=-1, descending=True, stable=True)
-    kept_BC = short_of(sorted_BC.double().softmax(dim=-1), p)
+    kept_BC = below_mass(sorted_BC.double().softmax(dim=-1), p)
     return torch.empty_like(logits_BC).scatter(-1, index_BC, sorted_BC.masked_fill(~kept_BC, -torch.inf))
 
 
-def short_of(probability_BK: Tensor, p: float) -> Tensor:
+def below_mass(probability_BK: Tensor, p: float) -> Tensor:
     """True where tokens before, sorted from the most likely, have a mass below p: always for the first."""
     return probability_BK.cumsum(dim=-1) - probability_BK < p
 
@@ -126,10 +126,12 @@ def sample(
     """
     if not logits_BC.amax(dim=-1).isfinite().all():
         raise ValueError("the model's logits are NaN or infinite, so no token can be chosen; check its weights.")
-    return drawn(logits_BC, config, generators, seen_BC)
+    return sample_finite(logits_BC, config, generators, seen_BC)
 
 
-def drawn(logits_BC: Tensor, config: SamplingConfig, generators: Sequence[Generator], seen_BC: Tensor | None) -> Tensor:
+def sample_finite(
+    logits_BC: Tensor, config: SamplingConfig, generators: Sequence[Generator], seen_BC: Tensor | None
+) -> Tensor:
     """`sample` of finite logits."""
     logits_BC = filtered_logits(logits_BC.float(), config, seen_BC)
     if config.temperature == 0.0:
@@ -161,7 +163,7 @@ def sample_rows(
         chosen_MC = logits_BC if len(rows) == len(logits_BC) else logits_BC[rows]
         marked = [mark for row in rows if (mark := seen[row]) is not None]
         seen_MC = torch.stack(marked) if len(marked) == len(rows) else None
-        drawn_M = drawn(chosen_MC, config, [generators[row] for row in rows], seen_MC)
+        drawn_M = sample_finite(chosen_MC, config, [generators[row] for row in rows], seen_MC)
         for row, token in zip(rows, drawn_M.tolist(), strict=True):
             tokens[row] = token
     return tokens

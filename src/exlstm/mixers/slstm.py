@@ -94,7 +94,7 @@ class SLSTM(nn.Module):
         self.conv = CausalConv(width, config.conv_width) if config.conv_width > 0 else None
         self.w_HGVK = nn.Parameter(torch.empty(H, 4, V, V))
         self.r_HKGV = nn.Parameter(torch.empty(blocks, size, 4, size)) if config.recurrence == "block" else None
-        self.recurrence = structured(config, blocks, size)
+        self.recurrence = build_recurrence(config, blocks, size)
         self.b_HGV = nn.Parameter(torch.empty(H, 4, V))
         self.norm = HeadNorm(H, V, config.norm_eps)
         forget = {
@@ -192,7 +192,7 @@ class SLSTM(nn.Module):
         return 30.0 * self.width + 8.0 * self.width * self.width / self.blocks - 2.0 * counted
 
 
-def structured(config: SLSTMConfig, blocks: int, size: int) -> Recurrence | None:
+def build_recurrence(config: SLSTMConfig, blocks: int, size: int) -> Recurrence | None:
     """The structure of R; None without R, and for dense blocks."""
     match config.recurrence:
         case "block" | "none":

@@ -11,10 +11,10 @@ from exlstm.models.weight_formats import Bits
 from exlstm.nn.linear import Int4Linear, Int8Linear, Linear, QuantizedLinear
 from exlstm.ops.linear import to_int4, to_int8
 
-KINDS: dict[Bits, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
+LAYER_TYPES: dict[Bits, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
 GATES = ("i", "f")  # stay as they are: small, and the memory's length is sensitive to them
 # the buffers of each kind; the first tells the kind
-PARTS: dict[Bits, tuple[str, ...]] = {
+BUFFERS: dict[Bits, tuple[str, ...]] = {
     "int8": ("weight_NK", "scale_N"),
     "int4": ("weight_NGP", "scale_NG", "offset_NG"),
 }
@@ -22,12 +22,12 @@ PARTS: dict[Bits, tuple[str, ...]] = {
 
 def bits_of(model: LM) -> Bits | None:
     """Format of the quantized layers, None without any. ValueError unless all have the same."""
-    names = {cls: bits for bits, cls in KINDS.items()}
+    names = {cls: bits for bits, cls in LAYER_TYPES.items()}
     found = {type(layer) for layer in quantized_layers(model).values()}
     known = [bits for cls, bits in names.items() if cls in found]
     if len(found) > 1 or len(found) != len(known):
         kinds = " and ".join(sorted(cls.__name__ for cls in found))
-        raise ValueError(f"the model has layers of kind {kinds}; all must be of one of {', '.join(KINDS)}.")
+        raise ValueError(f"the model has layers of kind {kinds}; all must be of one of {', '.join(LAYER_TYPES)}.")
     return known[0] if known else None
 
 
@@ -43,7 +43,7 @@ def layers_to_quantize(model: LM) -> dict[str, Linear]:
 def quantize_weight(w_NK: Tensor, bits: Bits) -> dict[str, Tensor]:
     """Buffers by name of the quantized layer with these weights."""
     parts = to_int8(w_NK) if bits == "int8" else to_int4(w_NK)[:3]
-    return dict(zip(PARTS[bits], parts, strict=True))
+    return dict(zip(BUFFERS[bits], parts, strict=True))
 
 
 def head_is_embedding(model: LM) -> bool:
@@ -66,10 +66,10 @@ def make_room(model: LM, bits: Bits, tensors: Container[str]) -> None:
     """
     made: dict[tuple[int, int, bool], QuantizedLinear] = {}  # copying a layer is a hundred times faster than making one
     for name, layer in list(model.named_modules()):
-        if type(layer) is Linear and f"{name}.{PARTS[bits][0]}" in tensors:
+        if type(layer) is Linear and f"{name}.{BUFFERS[bits][0]}" in tensors:
             kind = (layer.in_features, layer.out_features, layer.bias is not None)
             if kind not in made:
-                made[kind] = KINDS[bits](layer)
+                made[kind] = LAYER_TYPES[bits](layer)
             model.set_submodule(name, copy.deepcopy(made[kind]))
 
 

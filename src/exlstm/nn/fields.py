@@ -58,9 +58,9 @@ class Range:
         return " and ".join(f"{word} {x}" for word, x in ends.items() if not math.isinf(x))
 
 
-LARGEST = 2**31 - 1
-Size = Annotated[int, Range(least=1, most=LARGEST)]
-SizeOrZero = Annotated[int, Range(least=0, most=LARGEST)]
+MAX_SIZE = 2**31 - 1
+Size = Annotated[int, Range(least=1, most=MAX_SIZE)]
+SizeOrZero = Annotated[int, Range(least=0, most=MAX_SIZE)]
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
 Finite = Annotated[float, Range()]
 Factor = Annotated[float, Range(above=0, most=2**16)]
@@ -78,7 +78,7 @@ def check_fields(config: Any) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if not fits(value, kinds[field.name]):
-            raise ValueError(f"{field.name} is {reprlib.repr(value)}; it must be {described(kinds[field.name])}.")
+            raise ValueError(f"{field.name} is {reprlib.repr(value)}; it must be {in_words(kinds[field.name])}.")
 
 
 @cache
@@ -104,16 +104,16 @@ def fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, type)
 
 
-def described(kind: Any) -> str:
+def in_words(kind: Any) -> str:
     """The type and range in words, for "it must be ..."."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return f"{described(arguments[0])} {arguments[1]}".rstrip()
+        return f"{in_words(arguments[0])} {arguments[1]}".rstrip()
     if origin in (Union, types.UnionType):
-        return " or ".join(described(one) for one in arguments)
+        return " or ".join(in_words(one) for one in arguments)
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
-        return f"a tuple, each of it {described(arguments[0])}"
+        return f"a tuple, each of it {in_words(arguments[0])}"
     words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
     return words.get(kind) or f"a {kind.__name__}"

@@ -25,8 +25,8 @@ DTYPES = {
 # a mapped file counts as memory of the process until it is closed, so it is closed whenever this much has been read
 OPEN_BYTES = 1 << 25
 # keys under which a pickle may hold the state dict, and prefixes that training tools put before every name
-INSIDE = ("state_dict", "model_state_dict", "model", "module")
-WRAPPERS = ("module.", "_orig_mod.", "model.", "lm.")
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
+TOOL_PREFIXES = ("module.", "_orig_mod.", "model.", "lm.")
 
 
 @dataclass
@@ -52,12 +52,12 @@ class Tensors:
         path = self.shards[name]
         if self.open_ is None or self.open_[0] != path or self.open_[2] > OPEN_BYTES:
             self.close()
-            self.open_ = path, self.stack.enter_context(opened(path)), 0
+            self.open_ = path, self.stack.enter_context(open_safetensors(path)), 0
         _, handle, done = self.open_
         try:
             x: Tensor = handle.get_tensor(self.prefix + name)
         except SafetensorError as error:
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
         self.open_ = path, handle, done + x.nbytes
         return x
 
@@ -75,7 +75,7 @@ class Tensors:
 
     def unwrapped(self) -> Self:
         """The tensors with names without the prefix of a training tool."""
-        for prefix in WRAPPERS:
+        for prefix in TOOL_PREFIXES:
             if self.shapes and all(name.startswith(prefix) for name in self.shapes):
                 self.prefix += prefix
                 for table in (self.shapes, self.dtypes, self.shards, self.loaded):
@@ -86,15 +86,15 @@ class Tensors:
         return self
 
 
-def opened(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
     """An open file of safetensors, for `with`. ValueError if it is not one."""
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> ValueError:
+def unreadable_error(path: Path, error: Exception) -> ValueError:
     """The error for a file that cannot be read."""
     reason = " ".join(str(error).split())
     return ValueError(f"{path} cannot be read ({reason}); it may be cut off: save or download it again.")
@@ -109,10 +109,10 @@ def open_tensors(path: Path) -> Tensors:
     else:
         raise ValueError(f"there is no {path}; {remedy(str(path))}.")
     if files[0].suffix in PICKLES:
-        return of_pickle(files[0]).unwrapped()
+        return read_pickle(files[0]).unwrapped()
     found = Tensors(path)
     for file in files:
-        with opened(file) as handle:
+        with open_safetensors(file) as handle:
             for name in handle.keys():  # noqa: SIM118 - no dict
                 if name in found.shapes:
                     raise ValueError(
@@ -141,10 +141,10 @@ def shards_of(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if (folder / INDEX).is_file():
-        return [present(folder / name) for name in names_in(folder / INDEX)]
+        return [existing(folder / name) for name in names_in(folder / INDEX)]
     counted = sorted(folder.glob("model_*.safetensors"), key=lambda file: (len(file.name), file.name))
     if counted:
-        return [present(folder / f"model_{number}.safetensors") for number in range(number_of(counted[-1]) + 1)]
+        return [existing(folder / f"model_{number}.safetensors") for number in range(shard_number(counted[-1]) + 1)]
     others = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", *PICKLES))
     if len(others) == 1:
         return others
@@ -172,7 +172,7 @@ def names_in(index: Path) -> list[str]:
     return sorted(set(table.values()))
 
 
-def number_of(shard: Path) -> int:
+def shard_number(shard: Path) -> int:
     """Number of a shard: 3 of model_3.safetensors. ValueError for another name."""
     digits = shard.stem.removeprefix("model_")
     if not digits.isdecimal():
@@ -180,14 +180,14 @@ def number_of(shard: Path) -> int:
     return int(digits)
 
 
-def present(file: Path) -> Path:
+def existing(file: Path) -> Path:
     """The file. ValueError if it does not exist."""
     if not file.is_file():
         raise ValueError(f"{file} is missing, which holds a part of the weights; copy or download it again.")
     return file
 
 
-def of_pickle(path: Path) -> Tensors:
+def read_pickle(path: Path) -> Tensors:
     """Tensors of a state dict that torch.save wrote; no other objects are read. ValueError for anything else."""
     try:
         # torch's old format is no zip file, and cannot be mapped
@@ -197,9 +197,9 @@ def of_pickle(path: Path) -> Tensors:
             f"{path} holds more than tensors, and to read it could run its code; save the state_dict() alone."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     while isinstance(data, Mapping) and not any(isinstance(x, Tensor) for x in data.values()):
-        inner = next((data[key] for key in INSIDE if isinstance(data.get(key), Mapping)), None)
+        inner = next((data[key] for key in STATE_DICT_KEYS if isinstance(data.get(key), Mapping)), None)
         if inner is None:
             break
         data = inner

@@ -20,8 +20,8 @@ from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import (
-    KINDS,
-    PARTS,
+    BUFFERS,
+    LAYER_TYPES,
     exact_tensors,
     head_is_embedding,
     layers_to_quantize,
@@ -31,7 +31,7 @@ from exlstm.models.quantized import (
 from exlstm.models.summary import quantized_layers
 from exlstm.models.weight_formats import Bits
 
-WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes of weights on disk
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes of weights on disk
 LAYOUTS = {layout.name: layout for layout in (OWN, HUGGINGFACE, LARGE, CLASSIC)}
 
 
@@ -83,9 +83,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
         settings = settings_of(place, layout)
         config = layout.read(files.shapes, settings)
         bits = settings.data.get("weights") if layout is OWN else None
-        if bits not in (None, *KINDS):
-            raise ValueError(f"the config has weights {bits!r}; known are {', '.join(KINDS)}.")
-        model = blank(config, bits, files.shapes)
+        if bits not in (None, *LAYER_TYPES):
+            raise ValueError(f"the config has weights {bits!r}; known are {', '.join(LAYER_TYPES)}.")
+        model = meta_model(config, bits, files.shapes)
         rules = layout.rules(model, files.shapes)
         check(files, rules, model, layout)
         yield Checkpoint(files, layout, config, bits, rules, settings.assumed)
@@ -101,8 +101,8 @@ def load(
     """The model at `path`, a folder or a file with weights, in the layout "exlstm", "huggingface" (transformers' own
     xlstm), "xlstm-large" (single or fused) or "classic" (the paper's package, `vanilla` or `cuda`).
 
-    The layout is told by the names of the tensors, the architecture by their shapes, and the rest by the config.json or
-    config.yaml beside them; for what neither tells, the layout's default is taken and said on stderr. Kernels that a
+    The layout follows from the names of the tensors, the architecture from their shapes, the rest from the config.json
+    or config.yaml beside them; missing settings take the layout's defaults, which are listed on stderr. Kernels that a
     config names are ignored. A .pt or .pth file is read as tensors only, so that no code in it can run.
 
     dtype: of weights and activations; None keeps what was saved (in a foreign layout: that of the embedding). weights:
@@ -120,8 +120,8 @@ def load(
 def outline(path: str | os.PathLike[str]) -> LM:
     """The model that `load` gives, on the meta device. ValueError as there."""
     with open_checkpoint(path) as found:
-        dtypes = changes(found, None, None).dtypes
-        model = blank(found.config, found.bits, found.files.shapes)
+        dtypes = conversion_of(found, None, None).dtypes
+        model = meta_model(found.config, found.bits, found.files.shapes)
         tensors = {name: x.to(dtypes[name]) for name, x in model.state_dict().items() if name in dtypes}
         if head_is_embedding(model):
             tensors["head.weight"] = tensors["embed.weight"]
@@ -133,10 +133,10 @@ def outline(path: str | os.PathLike[str]) -> LM:
 
 def build(found: Checkpoint, dtype: torch.dtype | None, device: torch.device, weights: Bits | None) -> LM:
     """The model of a checkpoint."""
-    change = changes(found, dtype, weights)
-    model = after(found, change)
+    change = conversion_of(found, dtype, weights)
+    model = converted_model(found, change)
     tensors = {
-        new_name: placed(new, x, device) for name, x in found.tensors() for new_name, new in change(name, x).items()
+        new_name: to_device(new, x, device) for name, x in found.tensors() for new_name, new in change(name, x).items()
     }
     if head_is_embedding(model):
         tensors["head.weight"] = tensors["embed.weight"]
@@ -150,7 +150,7 @@ def build(found: Checkpoint, dtype: torch.dtype | None, device: torch.device, we
 
 
 @dataclass(frozen=True)
-class Change:
+class Conversion:
     """Conversion of tensors to another dtype, or to fewer bits.
 
     dtypes: by name, of tensors that are not quantized. layers: from names of weights that are quantized to their
@@ -170,27 +170,27 @@ class Change:
         parts = quantize_weight(x, self.bits)  # from the saved numbers, so that they are rounded once
         return as_it_is | {f"{self.layers[name]}.{part}": y for part, y in parts.items()}
 
-    def become(self, name: str) -> list[str]:
+    def names_after(self, name: str) -> list[str]:
         """Names of the converted tensors of the tensor of this name."""
         names = [name] if name not in self.layers or name in self.unchanged else []
         if self.bits is not None and name in self.layers:
-            names += [f"{self.layers[name]}.{part}" for part in PARTS[self.bits]]
+            names += [f"{self.layers[name]}.{part}" for part in BUFFERS[self.bits]]
         return names
 
     def names(self) -> list[str]:
         """Names of all converted tensors."""
-        return [new for name in self.dtypes for new in self.become(name)]
+        return [new for name in self.dtypes for new in self.names_after(name)]
 
 
-def changes(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) -> Change:
+def conversion_of(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) -> Conversion:
     """Conversion of a checkpoint's tensors to `dtype` and quantized `weights`."""
-    if weights not in (None, *KINDS):
-        raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(KINDS)}.")
+    if weights not in (None, *LAYER_TYPES):
+        raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(LAYER_TYPES)}.")
     if weights is not None and found.bits not in (None, weights):
         raise ValueError(f"{found.files.place} is quantised already ({found.bits}); use the original for {weights}.")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; it has to be one of floating numbers, and weights='int8' quantises.")
-    model = blank(found.config, found.bits, found.files.shapes)
+    model = meta_model(found.config, found.bits, found.files.shapes)
     exact, saved = exact_tensors(model), found.files.dtypes
     # foreign checkpoints may have norms and gates in another dtype than the rest, for kernels of their own
     usual = dtype or (None if found.layout is OWN else found.dtype)
@@ -200,14 +200,14 @@ def changes(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) 
         for name in rule.ours
     }
     if weights is None or found.bits:
-        return Change(dtypes, {}, frozenset(), None)
+        return Conversion(dtypes, {}, frozenset(), None)
     layers = {f"{name}.weight": name for name in layers_to_quantize(model)}
     if head_is_embedding(model):
         layers["embed.weight"] = layers.pop("head.weight")
-    return Change(dtypes, layers, frozenset({"embed.weight"}), weights)
+    return Conversion(dtypes, layers, frozenset({"embed.weight"}), weights)
 
 
-def placed(x: Tensor, source: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, source: Tensor, device: torch.device) -> Tensor:
     """x on the device, contiguous, and not in a mapped file, whose alignment can change last bits."""
     mapped = x.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
     x = x.detach().contiguous()
@@ -244,7 +244,7 @@ def settings_of(path: Path, layout: Layout) -> SavedSettings:
     return SavedSettings({}, str(folder / layout.config_file))
 
 
-def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
+def meta_model(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
     """The model on the meta device, with quantized layers where `tensors` names their weights.
 
     ValueError for sizes that no tensor can have.
@@ -260,9 +260,11 @@ def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
     return model
 
 
-def after(found: Checkpoint, change: Change) -> LM:
+def converted_model(found: Checkpoint, change: Conversion) -> LM:
     """The converted model on the meta device."""
-    return blank(found.config, found.bits or change.bits, found.files.shapes if change.bits is None else change.names())
+    return meta_model(
+        found.config, found.bits or change.bits, found.files.shapes if change.bits is None else change.names()
+    )
 
 
 def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
@@ -276,7 +278,7 @@ def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
         kinds |= {name: x.dtype for name, x in zip(rule.theirs, theirs, strict=True)}
     for name in sorted(expected.keys() | files.shapes.keys()):
         found, needed = files.shapes.get(name), expected.get(name)
-        allowed = WEIGHTS if kinds.get(name) in WEIGHTS else (kinds.get(name),)
+        allowed = WEIGHT_DTYPES if kinds.get(name) in WEIGHT_DTYPES else (kinds.get(name),)
         if found == needed and files.dtypes[name] in allowed:
             continue
         if found is None:

@@ -15,7 +15,7 @@ from exlstm.models.quantized import stored_once
 
 FORMAT = 1
 # fields that transformers adds to a config that it saves; none changes a number here
-NOT_OURS = frozenset({
+TRANSFORMERS_FIELDS = frozenset({
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
     "id2label", "is_encoder_decoder", "label2id", "max_position_embeddings", "num_labels", "output_attentions",
     "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "tokenizer_class", "torch_dtype",
@@ -53,7 +53,7 @@ def config_from_json(data: dict[str, Any]) -> LMConfig:
                 raise ValueError(f"the config has a mixer of kind {kind!r}; known are {', '.join(MIXERS)}.")
             mlp = None if block["mlp"] is None else MLPConfig(**block["mlp"])
             blocks.append(BlockConfig(mixer=MIXERS[kind](**mixer), mlp=mlp))
-        skipped = {"format", "model_type", "blocks"} | NOT_OURS
+        skipped = {"format", "model_type", "blocks"} | TRANSFORMERS_FIELDS
         top = {name: value for name, value in data.items() if name not in skipped}
         return LMConfig(blocks=tuple(blocks), **top)
     except (KeyError, TypeError) as error:

@@ -20,17 +20,17 @@ from exlstm.models.checkpoints.files import CONFIGS, INDEX
 from exlstm.models.checkpoints.layout import Layout
 from exlstm.models.checkpoints.loading import (
     LAYOUTS,
-    Change,
     Checkpoint,
-    after,
-    blank,
-    changes,
+    Conversion,
+    conversion_of,
+    converted_model,
+    meta_model,
     open_checkpoint,
-    placed,
+    to_device,
 )
 from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
-from exlstm.models.checkpoints.target import WEIGHTS, check_target
+from exlstm.models.checkpoints.target import WEIGHT_FILES, check_target
 from exlstm.models.lm import LM
 from exlstm.models.quantized import bits_of, stored_once
 from exlstm.models.summary import quantized_layers
@@ -55,7 +55,7 @@ def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm", o
     check_target(Path(folder), overwrite=overwrite)
     check_savable(model, bits)
     tensors = stored_once(model)
-    data = description(target, model, bits)
+    data = saved_settings(target, model, bits)
     write(Path(folder), target, data, target.rules(model, None), tensors, tensors.__getitem__)
 
 
@@ -78,27 +78,28 @@ def convert(
     target = layout_named(layout)
     check_target(Path(folder), overwrite=overwrite, sources=[Path(source)])
     with open_checkpoint(source) as found:
-        change = changes(found, dtype, weights)
-        model = after(found, change)
-        data = description(target, model, found.bits or weights)
+        change = conversion_of(found, dtype, weights)
+        model = converted_model(found, change)
+        data = saved_settings(target, model, found.bits or weights)
         shapes = {name: x.to(change.dtypes.get(name, x.dtype)) for name, x in stored_once(model).items()}
-        write(Path(folder), target, data, target.rules(model, None), shapes, Stream(found, change).take, shard_bytes)
+        rules, tensors = target.rules(model, None), ConvertedTensors(found, change)
+        write(Path(folder), target, data, rules, shapes, tensors.take, shard_bytes)
     return found
 
 
-class Stream:
+class ConvertedTensors:
     """Converted tensors of a checkpoint, read when they are taken, and then released."""
 
-    def __init__(self, found: Checkpoint, change: Change) -> None:
+    def __init__(self, found: Checkpoint, change: Conversion) -> None:
         self.found, self.change = found, change
-        self.sources = {new: rule for rule in found.rules for name in rule.ours for new in change.become(name)}
+        self.sources = {new: rule for rule in found.rules for name in rule.ours for new in change.names_after(name)}
         self.waiting: dict[str, Tensor] = {}  # of the same rule as one that was taken
 
     def take(self, name: str) -> Tensor:
         """Our tensor of this name; each may be taken once."""
         if name not in self.waiting:
             for old, x in self.found.apply(self.sources[name]):
-                self.waiting |= {new: placed(y, x, CPU) for new, y in self.change(old, x).items()}
+                self.waiting |= {new: to_device(y, x, CPU) for new, y in self.change(old, x).items()}
         return self.waiting.pop(name)
 
 
@@ -109,7 +110,7 @@ def layout_named(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def description(layout: Layout, model: LM, bits: Bits | None) -> dict[str, Any]:
+def saved_settings(layout: Layout, model: LM, bits: Bits | None) -> dict[str, Any]:
     """Settings to be saved. ValueError for those that the layout cannot express."""
     if bits is None:
         return layout.write(model.config)
@@ -130,13 +131,13 @@ def write(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a model. like: shapes and dtypes of its tensors by name. take: gives the tensors themselves."""
-    shards = planned(rules, like, shard_bytes)
+    shards = plan_shards(rules, like, shard_bytes)
     index: dict[str, str] = {}
     total = 0
     with scratch_in(folder) as scratch:
         for number, shard in enumerate(shards):
             file = scratch / layout.shard(number, len(shards))
-            tensors = made(shard, take)
+            tensors = shard_tensors(shard, take)
             index |= dict.fromkeys(tensors, file.name)
             total += sum(x.nbytes for x in tensors.values())
             try:
@@ -170,7 +171,7 @@ def scratch_in(folder: Path) -> Iterator[Path]:
         raise
 
 
-def planned(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int) -> list[list[Rule]]:
+def plan_shards(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int) -> list[list[Rule]]:
     """Rules by file, so that files stay below `shard_bytes`; tensors of one rule are in one file."""
     shards: list[list[Rule]] = [[]]
     size = 0
@@ -184,7 +185,7 @@ def planned(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int)
     return shards
 
 
-def made(rules: Sequence[Rule], take: Callable[[str], Tensor]) -> dict[str, Tensor]:
+def shard_tensors(rules: Sequence[Rule], take: Callable[[str], Tensor]) -> dict[str, Tensor]:
     """Tensors of one file by name; safetensors wants none to share memory."""
     tensors: dict[str, Tensor] = {}
     for rule in rules:
@@ -214,7 +215,7 @@ def put_in_place(folder: Path, files: Sequence[Path]) -> None:
     (folder / INDEX).unlink(missing_ok=True)
     names = {file.name for file in files}
     for old in folder.iterdir():
-        if old.name not in names and (old.name in CONFIGS or WEIGHTS.fullmatch(old.name)):
+        if old.name not in names and (old.name in CONFIGS or WEIGHT_FILES.fullmatch(old.name)):
             old.unlink()
     for file in files:
         file.replace(folder / file.name)
@@ -223,7 +224,7 @@ def put_in_place(folder: Path, files: Sequence[Path]) -> None:
 def check_savable(model: LM, bits: Bits | None) -> None:
     """ValueError unless config and format of the weights determine the model."""
     shapes = {name: tuple(x.shape) for name, x in stored_once(model).items()}
-    expected = {name: tuple(x.shape) for name, x in stored_once(blank(model.config, bits, shapes)).items()}
+    expected = {name: tuple(x.shape) for name, x in stored_once(meta_model(model.config, bits, shapes)).items()}
     if wrong := sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)):
         raise ValueError(
             f"the model is not what its config says: {wrong[0]} has shape {shapes.get(wrong[0])}, "

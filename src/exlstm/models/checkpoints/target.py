@@ -6,7 +6,7 @@ from pathlib import Path
 
 from exlstm.models.checkpoints.files import CONFIGS, INDEX
 
-WEIGHTS = re.compile(r"model(_\d+|-\d{5}-of-\d{5})?\.safetensors")  # as any layout names them
+WEIGHT_FILES = re.compile(r"model(_\d+|-\d{5}-of-\d{5})?\.safetensors")  # as any layout names them
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -45,4 +45,4 @@ def check_no_run(folder: Path) -> None:
 def of_a_model(file: Path) -> bool:
     """True for a file name that saving a model, or its tokenizer, writes."""
     known = (*CONFIGS, INDEX, *TOKENIZER_FILES)
-    return file.is_file() and (file.name in known or WEIGHTS.fullmatch(file.name) is not None)
+    return file.is_file() and (file.name in known or WEIGHT_FILES.fullmatch(file.name) is not None)

@@ -92,7 +92,7 @@ def read(
     """`LM.read`."""
     if chunk_len < 1:
         raise ValueError(f"chunk_len is {chunk_len}; read at least 1 token at a time.")
-    tokens = [checked(model, prompt, name) for name, prompt in _with_names(prompts)]
+    tokens = [check_prompt(model, prompt, name) for name, prompt in _with_names(prompts)]
     if not tokens:
         raise ValueError("there are no prompts to read; pass at least one.")
     if after is not None:
@@ -147,7 +147,7 @@ def read_tokens(
     return (last_BD, joined) if order == sorted(order) else (last_BD[order], take_rows(joined, order))
 
 
-def checked(model: StatefulModel, prompt: Tokens, name: str) -> Tensor:
+def check_prompt(model: StatefulModel, prompt: Tokens, name: str) -> Tensor:
     """Tokens of a prompt as a tensor on the CPU. ValueError, in one sentence, for prompts that cannot be read."""
     try:
         tokens_T = torch.as_tensor(prompt).cpu()
