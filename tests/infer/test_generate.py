@@ -186,7 +186,7 @@ class Scripted(LM):
     def __init__(self, script, vocabulary):
         super().__init__(lm_from_pattern("m", vocab_size=vocabulary, width=16))
         self.script, self.vocabulary, self.lengths = script, vocabulary, []
-        self.register_forward_hook(lambda *_: None)  # so that nobody plays its steps
+        self.register_forward_hook(lambda *_: None)  # so that steps are not replayed
 
     def shapes(self, batch):
         return (Position(torch.zeros(batch)),)

@@ -1,4 +1,4 @@
-"""Structures of R: the effective matrix, who hears whom, hard concrete gates, the penalty."""
+"""Structures of R: the effective matrix, connectivity, hard concrete gates, the penalty."""
 
 import copy
 import math

@@ -142,12 +142,12 @@ def block_rules(model: LM, index: int, *, fused: bool) -> list[Rule]:
 
 
 def kinds(bias: bool) -> list[str]:
-    """Of a layer's parameters."""
+    """Kinds of a layer's parameters: weight, and perhaps bias."""
     return ["weight", "bias"] if bias else ["weight"]
 
 
 def write(config: LMConfig) -> dict[str, Any]:
-    """What the two layouts' settings share. ValueError that names the block, or the setting, that they cannot hold."""
+    """Settings that the two layouts share. ValueError that names the block, or the setting, that they cannot hold."""
     first = config.blocks[0]
     for index, block in enumerate(config.blocks):
         if not isinstance(block.mixer, MLSTMLargeConfig) or block.mlp is None:

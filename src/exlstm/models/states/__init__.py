@@ -1,1 +1,1 @@
-"""What a model has read, as a value: snapshots, rows of states, fingerprints of weights, files."""
+"""States of models as values: snapshots, their rows and files, and fingerprints of the weights that made them."""

@@ -41,9 +41,8 @@ def _joined(*parts: State) -> State:
 
 def _trimmed(state: AttentionState) -> AttentionState:
     """The state without cached steps that are masked in every row."""
-    visible_S = (state.position_BS >= 0).any(dim=0)
-    k_BSGK, v_BSGK = state.k_BSGK[:, visible_S], state.v_BSGK[:, visible_S]
-    return AttentionState(k_BSGK, v_BSGK, state.position_BS[:, visible_S], state.next_B)
+    seen_S = (state.position_BS >= 0).any(dim=0)
+    return AttentionState(state.k_BSGK[:, seen_S], state.v_BSGK[:, seen_S], state.position_BS[:, seen_S], state.next_B)
 
 
 def _padded(state: AttentionState, size: int) -> AttentionState:

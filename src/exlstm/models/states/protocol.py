@@ -1,4 +1,4 @@
-"""What snapshots need of a language model: `exlstm.LM` has it, and imports this folder, not the other way round.
+"""Protocol of the models whose states this folder reads and stores; `exlstm.LM` follows it, and imports the folder.
 
 B batch  T time  D model width  C classes (vocabulary)
 """
@@ -12,7 +12,7 @@ from exlstm.mixers.state import LMState
 
 
 class VocabularyConfig(Protocol):
-    """The fields of an architecture that decide what logits look like."""
+    """Fields of an architecture that decide shape and dtype of the logits."""
 
     @property
     def vocab_size(self) -> int:
@@ -24,7 +24,7 @@ class VocabularyConfig(Protocol):
 
 
 class StatefulModel(Protocol):
-    """A module that reads tokens into a state, and makes logits of hidden states."""
+    """Module that reads tokens into a state, and makes logits of hidden states."""
 
     training: bool
 
@@ -48,13 +48,13 @@ class StatefulModel(Protocol):
         """Bytes of one sequence's state after `length` tokens."""
 
     def parameters(self) -> Iterator[Tensor]:
-        """As of any module."""
+        """The parameters of the module."""
 
     def buffers(self) -> Iterator[Tensor]:
-        """As of any module."""
+        """The buffers of the module."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As of any module."""
+        """Parameters and buffers by name."""
 
     def train(self, mode: bool = True) -> Any:
-        """As of any module."""
+        """Sets training mode, or evaluation mode."""
