@@ -6,7 +6,7 @@ python examples/01_forward_and_state.py
 import torch
 
 import exlstm
-from exlstm.mixers.contract import leaves
+from exlstm.mixers.state import leaves
 
 torch.manual_seed(0)
 model = exlstm.LM(exlstm.preset("laptop-tiny")).eval()

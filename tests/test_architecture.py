@@ -97,7 +97,7 @@ def problems_inside(here, parts, there, at_top):
         return
     if here and (FLOORS[there[0]] > FLOORS[here] or (here, there[0]) in APART):
         yield f"{here} may not import {there[0]}"
-    if here == there[0] == "mixers" and parts[1] != "__init__" and there[1] not in {"contract", parts[1]}:
+    if here == there[0] == "mixers" and parts[1] != "__init__" and there[1] not in {"contract", "state", parts[1]}:
         yield f"mixers.{parts[1]} may not import its sibling mixers.{there[1]}"
     if at_top and is_kernel_page(there) and not is_kernel_page(parts):
         yield f"import {'.'.join(there)} inside the function that needs it"
@@ -118,6 +118,55 @@ def test_kernels_get_addresses_from_one_place(path):
     """`runtime.addresses` checks dtype, device, order and length."""
     used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     assert "data_ptr" not in used or path.relative_to(PACKAGE).as_posix() in OWN_LOOK, "use runtime.addresses"
+
+
+def circle(edges):
+    """A circle of a graph as a list of its nodes, or None. edges: node -> the nodes that it points to."""
+    done, path = set(), []
+
+    def walk(node):
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return None
+        path.append(node)
+        found = next(filter(None, map(walk, sorted(edges[node]))), None)
+        path.pop()
+        done.add(node)
+        return found
+
+    return next(filter(None, map(walk, edges)), None)
+
+
+def import_graph():
+    """Module -> the modules of ours that it imports when it runs: inside functions, too, but not for types alone."""
+    names = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    edges = {}
+    for name, path in names.items():
+        tree = ast.parse(path.read_text())
+        for node in filter(is_type_checking, list(ast.walk(tree))):
+            node.body = []
+        # `from exlstm.ops import mlstm` means a module, `from exlstm.ops.mlstm import mlstm` a name inside of one
+        meant = {module if module in names else module.rpartition(".")[0] for module, _ in imports(tree)}
+        edges[name] = (meant & names.keys()) - {name}
+    return edges
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle(import_graph()) is None
+
+
+@pytest.mark.parametrize(
+    ("edges", "found"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, {"b", "c"}),
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, None),
+        ({"a": {"b", "c"}, "b": set(), "c": {"a"}}, {"a", "c"}),
+    ],
+)
+def test_planted_circles_are_found(edges, found):
+    got = circle(edges)
+    assert (got and set(got)) == found
 
 
 def test_every_folder_is_a_package():
@@ -165,7 +214,7 @@ def test_planted_imports_are_found(place, line, problem):
 @pytest.mark.parametrize(
     ("place", "line"),
     [
-        ("mixers/lstm.py", "from exlstm.mixers.contract import rows\nfrom exlstm.ops.conv import causal_conv"),
+        ("mixers/lstm.py", "from exlstm.mixers.state import rows\nfrom exlstm.ops.conv import causal_conv"),
         ("mixers/__init__.py", "from exlstm.mixers.lstm import LSTMConfig"),
         ("ops/slstm/numba.py", "import numba\nfrom exlstm.runtime.cpu.math import exp"),
         ("ops/slstm/__init__.py", "def f():\n    from exlstm.ops.slstm.numba.op import scan"),

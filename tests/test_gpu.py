@@ -5,7 +5,7 @@ import torch
 
 import exlstm
 from exlstm.mixers import MIXERS
-from exlstm.mixers.contract import leaves
+from exlstm.mixers.state import leaves
 
 pytestmark = pytest.mark.gpu
 

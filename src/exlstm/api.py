@@ -10,19 +10,19 @@ from exlstm.infer.sampling import SamplingConfig
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.mixers.contract import detach, rows
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.mixers.state import detach, rows
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.saving import convert, save
 from exlstm.models.explain import explain
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
-from exlstm.models.snapshot import Snapshot
-from exlstm.models.state_file import load_state, save_state
+from exlstm.models.states.file import load_state, save_state
+from exlstm.models.states.snapshot import Snapshot
 
 __all__ = [
     "LM",

@@ -1,4 +1,4 @@
-"""The engine: who else is there, and when, changes nobody's tokens; requests come, go, fail and are cancelled."""
+"""The engine: tokens do not depend on the other sequences; requests start, end, fail and are cancelled."""
 
 from dataclasses import replace
 

@@ -14,8 +14,8 @@ from exlstm.infer.requests import Request
 from exlstm.infer.sampling import GREEDY, SamplingConfig, sample
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.models.snapshot import Snapshot
-from exlstm.models.state_file import load_state, save_state
+from exlstm.models.states.file import load_state, save_state
+from exlstm.models.states.snapshot import Snapshot
 
 VOCABULARY = 23
 LIVELY = SamplingConfig(temperature=1.2, top_k=15, top_p=0.95, repetition_penalty=1.4)
@@ -186,7 +186,7 @@ class Scripted(LM):
     def __init__(self, script, vocabulary):
         super().__init__(lm_from_pattern("m", vocab_size=vocabulary, width=16))
         self.script, self.vocabulary, self.lengths = script, vocabulary, []
-        self.register_forward_hook(lambda *_: None)  # so that nobody plays its steps
+        self.register_forward_hook(lambda *_: None)  # so that steps are not replayed
 
     def shapes(self, batch):
         return (Position(torch.zeros(batch)),)

@@ -13,7 +13,7 @@ from exlstm.infer.requests import Request
 from exlstm.infer.sampling import SamplingConfig
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.models.snapshot import snapshot_bytes
+from exlstm.models.states.snapshot import snapshot_bytes
 
 VOCABULARY = 23
 LIVELY = SamplingConfig(temperature=1.2, repetition_penalty=1.4)
@@ -87,7 +87,7 @@ def test_no_state_is_kept_for_a_few_tokens_in_common(counted):
 
 
 def test_a_conversation_goes_on_from_the_end_of_its_last_prompt(counted):
-    """What `after` brings has tokens that nobody knows: nothing is looked up or kept for it."""
+    """The tokens of a snapshot in `after` are unknown: nothing is looked up or stored for it."""
     model, cache = build("ms"), PrefixCache(1 << 24)
     cost(counted, model, prompt_of(20), cache)
     assert cost(counted, model, [*prompt_of(20), 1, 2], cache)[0] == 2

@@ -195,7 +195,7 @@ def test_a_loaded_model_has_no_gradients_for_what_is_quantised(tmp_path, weights
 
 
 class Int3Linear(Int8Linear):
-    """Somebody else's."""
+    """A layer of another class."""
 
 
 def two_kinds(model):

@@ -16,7 +16,7 @@ from exlstm.infer.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    penalise_repeats,
+    penalize_repeats,
     sample,
     sample_rows,
 )
@@ -110,7 +110,7 @@ def test_min_p_is_relative_to_the_most_likely(logits_BC, p):
 
 def test_penalty_lowers_seen_tokens_only_whatever_their_sign():
     logits_BC = torch.tensor([[2.0, -2.0, 0.5, -0.5]])
-    out_BC = penalise_repeats(logits_BC, torch.tensor([[True, True, False, False]]), 2.0)
+    out_BC = penalize_repeats(logits_BC, torch.tensor([[True, True, False, False]]), 2.0)
     assert out_BC.tolist() == [[1.0, -4.0, 0.5, -0.5]]
     config = SamplingConfig(temperature=0, repetition_penalty=8.0)
     assert sample(logits_BC, config, [], torch.tensor([[True, False, False, False]])).tolist() == [2]

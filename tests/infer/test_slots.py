@@ -11,7 +11,7 @@ from exlstm.infer.captured import CapturedSteps
 from exlstm.infer.cuda_graph import GraphSteps
 from exlstm.infer.slots import FixedSlots, GrowingSlots, sizes_up_to, slots_of
 from exlstm.infer.token_loop import TokenLoop
-from exlstm.mixers.contract import leaves, map_state, rows, state_nbytes
+from exlstm.mixers.state import leaves, map_state, rows, state_nbytes
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.runtime.cpu.graph import CapturedGraph

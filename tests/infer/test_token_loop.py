@@ -12,11 +12,11 @@ from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.mixers.contract import leaves, map_state
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.mixers.state import leaves, map_state
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 
 VOCABULARY = 40

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.mixers.contract import detach, leaves, map_state, rows, state_nbytes
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
 
 WIDTH = 32
 CONFIGS = {name: config() for name, config in MIXERS.items()} | {
@@ -509,16 +509,6 @@ def test_costs_are_counted(name):
     grows = name.startswith("attention") and CONFIGS[name].window is None
     assert (mixer.cell_flops("decode", 5000) > mixer.cell_flops("decode", 1000)) == grows
     assert (mixer.state_bytes(5000) > mixer.state_bytes(1000)) == grows
-
-
-def test_map_state_keeps_the_structure():
-    state = build("mlstm").zero_state(2)
-    doubled = map_state(lambda t: t + 2, (state, state))
-    assert type(doubled) is tuple
-    assert type(doubled[0]) is type(state)
-    assert type(doubled[0].conv) is type(state.conv)
-    assert all((t == 2).all() for t in leaves(doubled))
-    assert len(leaves(doubled)) == 2 * len(leaves(state)) == 8
 
 
 @pytest.mark.parametrize(

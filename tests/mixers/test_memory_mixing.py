@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from exlstm.mixers.contract import leaves
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.mixers.state import leaves
 from exlstm.ops.lstm import LSTMState, lstm, placed_in_blocks
 from exlstm.ops.norm import head_norm
 from exlstm.ops.slstm import slstm

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from exlstm.mixers.contract import detach, leaves, map_state, rows, state_nbytes
+from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.pattern import lm_from_pattern
 

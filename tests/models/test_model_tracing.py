@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exlstm.mixers import MIXERS
-from exlstm.mixers.contract import leaves
+from exlstm.mixers.state import leaves
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.runtime.backend import recorded
 

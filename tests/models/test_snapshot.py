@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from exlstm.mixers.contract import leaves
-from exlstm.models.fingerprint import fingerprint, weights_of
+from exlstm.mixers.state import leaves
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.models.snapshot import Snapshot, snapshot_bytes
-from exlstm.models.state_file import load_state, save_state
+from exlstm.models.states.file import load_state, save_state
+from exlstm.models.states.fingerprint import fingerprint, weights_of
+from exlstm.models.states.snapshot import Snapshot, snapshot_bytes
 
 VOCABULARY = 23
 LENGTHS = (1, 14, 7, 21)
@@ -167,7 +167,7 @@ def test_rows_that_are_not_there():
         snapshot.rows([])
 
 
-# -------------------------------------------------------------------------------------------------------- whose it is
+# ------------------------------------------------------------------------------------------------------ fingerprints
 
 
 def test_a_snapshot_belongs_to_weights():

@@ -1,4 +1,4 @@
-"""Structures of R: the effective matrix, who hears whom, hard concrete gates, the penalty."""
+"""Structures of R: the effective matrix, connectivity, hard concrete gates, the penalty."""
 
 import copy
 import math
@@ -9,7 +9,16 @@ from torch import nn
 
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
-from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Sparse, graph_penalty, in_blocks, nonzeros, random_graph
+from exlstm.nn.recurrence import (
+    Diagonal,
+    Learned,
+    LowRank,
+    Sparse,
+    block_diagonal,
+    graph_penalty,
+    num_recurrent_weights,
+    random_graph,
+)
 
 H, V = 3, 5
 MAKERS = {
@@ -55,8 +64,8 @@ def test_the_effective_matrix(name):
 def test_numbers_are_not_zero_where_there_are_links(name):
     """And the links of a structure are the same for four gates."""
     made = build(name)
-    assert torch.equal((made() != 0).all(2), made.links())
-    assert torch.equal((made() != 0).any(2), made.links())
+    assert torch.equal((made() != 0).all(2), made.connections())
+    assert torch.equal((made() != 0).any(2), made.connections())
 
 
 @every
@@ -173,7 +182,7 @@ def test_a_penalty_closes_gates():
         (missing + 0.1 * made.penalty()).backward()
         optimizer.step()
     made.eval()
-    assert torch.equal(made.links(), wanted)
+    assert torch.equal(made.connections(), wanted)
     assert made()[0][0, :, 1:].count_nonzero() == 0
 
 
@@ -211,8 +220,8 @@ def test_adjacency_and_count(config, links):
     assert adjacency.dtype == torch.bool
     assert adjacency.shape == (32, 32)
     assert adjacency.sum() == links
-    assert mixer.nonzeros() == 4 * links
-    assert nonzeros(nn.Sequential(mixer, nn.Linear(2, 2), config.build(32))) == 8 * links
+    assert mixer.num_recurrent_weights() == 4 * links
+    assert num_recurrent_weights(nn.Sequential(mixer, nn.Linear(2, 2), config.build(32))) == 8 * links
     blocks = getattr(mixer, "blocks", config.heads)
     inside = torch.block_diag(*[torch.ones(32 // blocks, 32 // blocks)] * blocks).bool()
     assert not (adjacency & ~inside).any()
@@ -223,9 +232,9 @@ def test_closed_gates_are_no_links():
     nn.init.constant_(mixer.recurrence.graph_HKV, -3)
     mixer.recurrence.graph_HKV.data[1, 0, 2] = 0
     assert mixer.adjacency().nonzero().tolist() == [[4, 6]]
-    assert mixer.nonzeros() == 4
+    assert mixer.num_recurrent_weights() == 4
 
 
 def test_blocks_lie_on_the_diagonal():
     links = torch.tensor([[[1, 0], [1, 1]], [[0, 1], [0, 0]]], dtype=torch.bool)
-    assert in_blocks(links).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+    assert block_diagonal(links).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]

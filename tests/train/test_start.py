@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tiny_runs import Settings, numbers, optimizer, weights
 
 import exlstm
-from exlstm.models.fingerprint import fingerprint
 from exlstm.models.lm import LMConfig
+from exlstm.models.states.fingerprint import fingerprint
 from exlstm.train.config import TrainConfig
 from exlstm.train.run import train
 from exlstm.train.run_folder import open_run

@@ -1,4 +1,4 @@
-"""A conversation on a terminal. Its memory is a state of constant size, which can be kept, reloaded, and taken back."""
+"""Chat on a terminal. Its memory is a state of constant size, which can be saved, loaded and undone."""
 
 import signal
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from exlstm.cli.generate import Voice
+from exlstm.cli.terminal import TerminalSession
 
 if TYPE_CHECKING:
-    from exlstm.models.snapshot import Snapshot
+    from exlstm.models.states.snapshot import Snapshot
 
 HELP = """/undo        take the last line and its reply back
 /again       another reply to the last line
@@ -20,33 +20,38 @@ HELP = """/undo        take the last line and its reply back
 /quit        end, as Ctrl-D does; Ctrl-C ends a reply only, never the conversation"""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Chat:
-    """The states of a conversation: `past` before every line of the user's, with that line, so that it can be taken
-    back."""
+    """A conversation: the state now, and those before every line, so that lines can be taken back.
 
-    voice: Voice
-    now: "Snapshot | None"
+    turn: what a line becomes in the text, {} being the line. save_to: file for the state at the end.
+    past: the snapshot before each of the user's lines, with the line.
+    """
+
+    session: TerminalSession
+    turn: str
+    save_to: str | None = None
+    now: "Snapshot | None" = None
     past: "list[tuple[Snapshot | None, str]]" = field(default_factory=list)
     replies: int = 0
 
     def run(self) -> None:
-        """Until the end of input, /quit, or a terminal that closes. Ctrl-C ends what is going on, never the rest."""
-        self.voice.note("a conversation; /help lists commands, Ctrl-D ends it")
-        until_hangup(self.talk, then=self.keep)
+        """Runs until the end of input, /quit, or a terminal that closes. Ctrl-C ends a reply or a command only."""
+        self.session.note("a conversation; /help lists commands, Ctrl-D ends it")
+        until_hangup(self.talk, then=self.save)
 
     def talk(self) -> None:
-        """Line after line."""
-        while (line := self.typed()) is not None and self.answered(line.strip()):
+        """Answers lines until the end of input or /quit."""
+        while (line := self.next_line()) is not None and self.answer(line.strip()):
             pass
 
-    def keep(self) -> None:
-        """In the file of --save-state, if there is one, and something to keep."""
-        if self.now is not None:
-            self.voice.keep(self.now)
+    def save(self) -> None:
+        """Writes the state to `save_to`, if that was asked for and anything was read."""
+        if self.now is not None and self.save_to is not None:
+            self.session.save(self.now, self.save_to)
 
-    def typed(self) -> str | None:
-        """What the user types; None at the end of input."""
+    def next_line(self) -> str | None:
+        """The next line of input; None at its end."""
         while True:
             try:
                 return input("> ")
@@ -55,10 +60,10 @@ class Chat:
             except KeyboardInterrupt:
                 print("\n(Ctrl-D or /quit ends the conversation)")
 
-    def answered(self, line: str) -> bool:
-        """Does what a line asks for, or says why not; False for /quit."""
+    def answer(self, line: str) -> bool:
+        """Handles a line and prints errors; False for /quit."""
         try:
-            return self.handled(line)
+            return self.handle(line)
         except KeyboardInterrupt:
             # before the first piece of the reply, or in a command: nothing of the conversation has changed
             print(" [stopped; the line is as if it had not been typed]")
@@ -66,9 +71,9 @@ class Chat:
             print(error)
         return True
 
-    def handled(self, line: str) -> bool:
-        """Does what a line asks for; False for /quit."""
-        from exlstm.models.state_file import load_state
+    def handle(self, line: str) -> bool:
+        """Runs a command, or replies to a line; False for /quit."""
+        from exlstm.models.states.file import load_state
 
         command, _, argument = line.partition(" ")
         argument = argument.strip()
@@ -90,9 +95,9 @@ class Chat:
         elif command == "/save":
             if self.now is None:
                 raise ValueError("there is nothing to keep yet; type a line first.")
-            self.voice.keep(self.now, argument)
+            self.session.save(self.now, argument)
         elif command == "/load":
-            self.now, self.past = load_state(argument, self.voice.model), []
+            self.now, self.past = load_state(argument, self.session.model), []
         elif command.startswith("/"):
             raise ValueError(f"there is no command {command}; /help lists them.")
         elif line:
@@ -101,24 +106,23 @@ class Chat:
         return True
 
     def reply(self, before: "Snapshot | None", line: str) -> "Snapshot":
-        """Reads a line as a turn of the user's, and speaks until the model begins another one. The state after it."""
-        turn = self.voice.options.turn
-        text = turn.replace("{}", line)
-        started = self.voice.read(text if before is None else f"\n{text}", before)
-        opening = turn.partition("{}")[0].strip()
+        """Snapshot after a line as the user's turn and the printed reply, which ends where the next turn begins."""
+        text = self.turn.replace("{}", line)
+        started = self.session.read(text if before is None else f"\n{text}", before)
+        opening = self.turn.partition("{}")[0].strip()
         stop = (f"\n{opening}",) if opening else ()
         # each reply has random numbers of its own
-        after = self.voice.speak(started, self.voice.options.seed + self.replies, stop)
+        after = self.session.continue_from(started, self.session.template.seed + self.replies, stop)
         self.replies += 1
         return after
 
 
 class Hangup(BaseException):
-    """The terminal has closed, or `kill` was called."""
+    """Raised by SIGHUP and SIGTERM: the terminal has closed, or `kill` was called."""
 
 
 def until_hangup(work: Callable[[], None], then: Callable[[], None]) -> None:
-    """Calls both. SIGHUP and SIGTERM end `work` only; what else comes of them while `then` runs is ignored."""
+    """Calls `work`, then `then`. SIGHUP and SIGTERM end `work`; during `then` they are ignored."""
 
     def end(*_: object) -> None:
         raise Hangup

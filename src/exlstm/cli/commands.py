@@ -3,7 +3,7 @@
 PyTorch is imported inside the functions, so that help and complaints about options come at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from exlstm.cli.convert import Convert, convert
-from exlstm.cli.generate import Generate, generate
-from exlstm.cli.parse import Weights, check_at_least, checkpoint_of, similar
+from exlstm.cli.generate import Generate, ModelPath, generate
+from exlstm.cli.parse import check_at_least, checkpoint_of, similar
 from exlstm.cli.runs import Runs, runs
 from exlstm.cli.study import (
     StudyCompare,
@@ -25,16 +25,15 @@ from exlstm.cli.study import (
     study_report,
     study_run,
 )
+from exlstm.models.weight_formats import WeightFormat
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES
 
 if TYPE_CHECKING:
     from exlstm.data.tokenizer import Tokenizer
-    from exlstm.mixers.contract import State
     from exlstm.models.lm import LM, LMConfig
 
-OnDisk = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_MODEL")]
+PresetOrModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET_OR_MODEL")]
 
 SAMPLE_PROMPT = "def "
 SAMPLE_TOKENS = 200
@@ -44,7 +43,7 @@ SAMPLE_TOKENS = 200
 class Evaluate:
     """Options of `exlstm eval`."""
 
-    model: OnDisk  # folder of a run, or folder or file of a model in any layout
+    model: ModelPath  # folder of a run, or folder or file of a model in any layout
     data: str | None = None  # text file, folder, glob or .jsonl; left out: the run's own held-out text
     binary: bool = False  # with --data: take files that do not look like text, too
     tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
@@ -53,7 +52,7 @@ class Evaluate:
     tokens: int = 131_072  # how many tokens the context lengths are compared on
     minutes: float = 5.0  # longest time for the pass over the whole text
     checkpoint: str = "best"  # best, last, or the number of a step
-    weights: Weights = "as-saved"  # compare with the weights in another precision
+    weights: WeightFormat = "as-saved"  # compare with the weights in another precision
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
     def __post_init__(self) -> None:
@@ -69,14 +68,14 @@ class Presets:
 class Summary:
     """Options of `exlstm summary`."""
 
-    model: Model  # name of a preset, or a run or model on disk
+    model: PresetOrModel  # name of a preset, or a run or model on disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explain:
     """Options of `exlstm explain`."""
 
-    model: Model = "laptop-small"  # name of a preset, or a run or model on disk
+    model: PresetOrModel = "laptop-small"  # name of a preset, or a run or model on disk
     batch: int = 1  # sequences at a time
     length: int = 128  # tokens of each in training and in reading a prompt
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
@@ -89,7 +88,7 @@ class Explain:
 class Tune:
     """Options of `exlstm tune`."""
 
-    model: Model = "laptop-small"  # name of a preset, or a run or model on disk
+    model: PresetOrModel = "laptop-small"  # name of a preset, or a run or model on disk
     batch: int = 8  # sequences at a time
     length: int = 2048  # tokens of each
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of what the kernels multiply
@@ -197,11 +196,13 @@ def tune(options: Tune) -> None:
     """`exlstm tune`: the kernels of every kind of mLSTM cell that the model has."""
     import torch
 
+    from exlstm.mixers.state import leaves
     from exlstm.models.memory import check_memory
+    from exlstm.ops.mlstm import MLSTMState
     from exlstm.train.evaluate import pick_device
 
     model = _without_weights(_architecture(options.model))
-    cells = sorted(set(_cells(model.zero_state(1))))
+    cells = sorted({tuple(cell.c_BHKV.shape[1:]) for cell in leaves(model.zero_state(1), MLSTMState)})
     if not cells:
         raise ValueError(f"{options.model!r} has no mLSTM, whose kernels are tuned; exlstm presets lists models.")
     device = pick_device(options.device)
@@ -330,17 +331,6 @@ GROUPS: dict[str, Group] = {
 FOREIGN: dict[str, Foreign] = {
     "lm-eval": Foreign(help="lm-evaluation-harness's own command line, with the model exlstm in it", run=lm_eval),
 }
-
-
-def _cells(state: "State") -> "Iterator[tuple[int, ...]]":
-    """(H, K, V) of every mLSTM cell in the state of a model."""
-    from exlstm.ops.mlstm import MLSTMState
-
-    if isinstance(state, MLSTMState):
-        yield tuple(state.c_BHKV.shape[1:])
-    elif isinstance(state, tuple):
-        for part in state:
-            yield from _cells(part)
 
 
 def _lengths(text: str) -> list[int]:

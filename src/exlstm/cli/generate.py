@@ -1,31 +1,29 @@
-"""`exlstm generate`: continue a text, many texts, or a conversation; the state can be kept in a file."""
+"""`exlstm generate`: continue a text, many texts, or a conversation; the state can be saved in a file."""
 
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from exlstm.cli.parse import Weights, check_at_least, checkpoint_of
+from exlstm.cli.parse import check_at_least, checkpoint_of
+from exlstm.cli.terminal import TerminalSession
+from exlstm.models.weight_formats import WeightFormat
 
 if TYPE_CHECKING:
-    from exlstm.data.tokenizer import Tokenizer
-    from exlstm.infer.requests import Request
-    from exlstm.infer.sampling import SamplingConfig
-    from exlstm.models.lm import LM
-    from exlstm.models.snapshot import Snapshot
+    from exlstm.models.states.snapshot import Snapshot
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+ModelPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     """Options of `exlstm generate`."""
 
-    model: Model  # folder of a run, or folder or file of a model in any layout
+    model: ModelPath  # folder of a run, or folder or file of a model in any layout
     prompt: str = ""  # text to continue; left out: the model begins a document
     file: str | None = None  # the prompt is the content of this file; - is standard input
     prompts: str | None = None  # every line of this file (- is standard input) is a prompt; prints JSON lines
@@ -45,7 +43,7 @@ class Generate:
     save_state: str | None = None  # keep the state after the last token in this file
     tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
     checkpoint: str = "best"  # of a run: best, last, or the number of a step
-    weights: Weights = "as-saved"  # in another precision; int8 and int4 decode faster on a CPU
+    weights: WeightFormat = "as-saved"  # in another precision; int8 and int4 decode faster on a CPU
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     quiet: bool = False  # no line about speed and state on standard error
 
@@ -69,10 +67,11 @@ class Generate:
 
 
 def generate(options: Generate) -> None:
-    """Loads the model and does one of the three."""
+    """`exlstm generate`: one prompt, several samples of it, many prompts, or a conversation."""
     from exlstm.cli.chat import Chat
+    from exlstm.infer.requests import Request
     from exlstm.infer.sampling import SamplingConfig
-    from exlstm.models.state_file import check_place
+    from exlstm.models.states.file import check_place, load_state
     from exlstm.train.evaluate import pick_device
     from exlstm.train.named import named
 
@@ -90,147 +89,62 @@ def generate(options: Generate) -> None:
     text = options.prompt if options.file is None else read_text(options.file)
     lines = [] if options.prompts is None else read_text(options.prompts).splitlines()
     model = source.load(options.weights, device)
-    voice = Voice(model, tokenizer, sampling, options)
+    template = Request(
+        max_tokens=options.max_tokens,
+        sampling=sampling,
+        seed=options.seed,
+        stop=options.stop,
+        logprobs=options.logprobs,
+    )
+    session = TerminalSession(model=model, tokenizer=tokenizer, template=template, quiet=options.quiet)
     if options.prompts is not None:
-        many(voice, lines)
+        generate_lines(session, lines)
         return
-    start = voice.open_state()
+    start = None if options.state is None else load_state(options.state, model)
     if options.chat:
-        Chat(voice, start).run()
+        Chat(session=session, turn=options.turn, save_to=options.save_state, now=start).run()
         return
-    voice.say(text)
-    start = voice.read(text, start)
-    if options.samples == 1:
-        voice.keep(voice.speak(start, options.seed))
+    session.write(text)
+    start = session.read(text, start)
+    if options.samples > 1:
+        generate_samples(session, start, text, options.samples)
         return
-    several(voice, start, text)
+    end = session.continue_from(start, options.seed)
+    if options.save_state is not None:
+        session.save(end, options.save_state)
 
 
-@dataclass
-class Voice:
-    """A model that speaks on a terminal: pieces of text as they come, then a line about them."""
-
-    model: "LM"
-    tokenizer: "Tokenizer"
-    sampling: "SamplingConfig"
-    options: Generate
-    read_seconds: float = field(default=0.0, init=False)
-    read_tokens: int = field(default=0, init=False)
-
-    def open_state(self) -> "Snapshot | None":
-        """The one of --state."""
-        from exlstm.models.state_file import load_state
-
-        return None if self.options.state is None else load_state(self.options.state, self.model)
-
-    def keep(self, snapshot: "Snapshot", file: str | None = None) -> None:
-        """To the file, or the one of --save-state, if there is one."""
-        from exlstm.models.state_file import save_state
-
-        if target := file or self.options.save_state:
-            save_state(snapshot, target)
-            self.note(f"state of {snapshot.counts[0]:,} tokens in {target} ({Path(target).stat().st_size:,} bytes)")
-
-    def read(self, text: str, after: "Snapshot | None") -> "Snapshot":
-        """The state after a text; a text at the very beginning begins a document."""
-        tokens = self.tokenizer.encode(text.encode(errors="surrogateescape"))
-        if after is None:
-            tokens = [self.tokenizer.boundary, *tokens]
-        began = time.perf_counter()
-        snapshot = after if after is not None and not tokens else self.model.read(tokens, after)
-        self.read_seconds, self.read_tokens = time.perf_counter() - began, len(tokens)
-        return snapshot
-
-    def request(self, after: "Snapshot", seed: int, stop: tuple[str, ...] = ()) -> "Request":
-        """What is asked of the engine."""
-        from exlstm.infer.requests import Request
-
-        options = self.options
-        return Request(
-            after=after, max_tokens=options.max_tokens, sampling=self.sampling, seed=seed,
-            stop=(*options.stop, *stop), keep_snapshot=True,
-        )  # fmt: skip
-
-    def speak(self, start: "Snapshot", seed: int, stop: tuple[str, ...] = ()) -> "Snapshot":
-        """Says a continuation, piece by piece, and returns the state after it. Ctrl-C ends the continuation only."""
-        from exlstm.infer.generate import stream
-
-        times: list[float] = []
-        spoken, end = "", None
-        try:
-            for event in stream(self.model, [self.request(start, seed, stop)], tokenizer=self.tokenizer):
-                times += [] if event.token is None else [time.perf_counter()]
-                spoken += event.text
-                self.say(event.text)
-                end = event
-        except KeyboardInterrupt:
-            self.say(" [stopped]")
-        self.say("\n")
-        if end is not None and end.error is not None:
-            raise ValueError(end.error)
-        self.about(times)
-        if end is not None and end.snapshot is not None and not isinstance(end.stop, str):
-            return end.snapshot
-        # stopped before its end, or it went on to a stop string: the state is that after what was said
-        said = self.tokenizer.encode(spoken.encode(errors="replace"))
-        return self.model.read(said, start) if said else start
-
-    def say(self, text: str) -> None:
-        """At once."""
-        print(text, end="", flush=True)
-
-    def note(self, text: str) -> None:
-        """Beside the text, unless --quiet."""
-        if not self.options.quiet:
-            print(f"[{text}]", file=sys.stderr, flush=True)
-
-    def about(self, times: list[float]) -> None:
-        """How fast it went, and what a sequence costs in memory. times: when each token came."""
-        reading = f"{self.read_tokens:,} tokens read in {self.read_seconds:.2f} s"
-        # the first comes of the prompt, and for the second the step is recorded, which is done once
-        later = times[1:]
-        speed = f" at {(len(later) - 1) / (later[-1] - later[0]):,.1f} tokens/s" if len(later) > 1 else ""
-        state = self.model.state_bytes(self.read_tokens + len(times))
-        self.note(f"{reading}, {len(times):,} generated{speed}, state {state:,} bytes")
-
-
-def several(voice: Voice, start: "Snapshot", text: str) -> None:
-    """Continuations of one prompt, which is read once."""
+def generate_samples(session: TerminalSession, start: "Snapshot", text: str, samples: int) -> None:
+    """Prints several continuations of one prompt, which is read once."""
     from exlstm.infer.generate import generate as run
 
-    samples = voice.options.samples
-    seeds = range(voice.options.seed, voice.options.seed + samples)
+    seeds = range(session.template.seed, session.template.seed + samples)
     began, total = time.perf_counter(), 0
-    voice.say("\n")
+    session.write("\n")
     for first in range(0, samples, GROUP):
         group = seeds[first : first + GROUP]
-        found = run(voice.model, [voice.request(start, seed) for seed in group], tokenizer=voice.tokenizer)
+        found = run(session.model, [session.request(start, seed) for seed in group], tokenizer=session.tokenizer)
         for seed, completion in zip(group, found, strict=True):
             if completion.error is not None:
                 raise ValueError(completion.error)
             print(f"--- seed {seed} ({completion.finish_reason})\n{text}{completion.text}", flush=True)
             total += len(completion.tokens)
     seconds = time.perf_counter() - began
-    voice.note(f"{samples:,} samples, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
+    session.note(f"{samples:,} samples, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
 
 
-def many(voice: Voice, lines: list[str]) -> None:
-    """Continues every line; prints a JSON object for each, in order, as soon as it and those before it are done."""
+def generate_lines(session: TerminalSession, lines: list[str]) -> None:
+    """Prints a JSON object with the completion of every line, in their order."""
     from exlstm.infer.generate import generate as run
-    from exlstm.infer.requests import Request
 
-    options = voice.options
+    template = session.template
     began, total = time.perf_counter(), 0
     for start in range(0, len(lines), GROUP):
         group = lines[start : start + GROUP]
         requests = [
-            Request(
-                prompt=line, max_tokens=options.max_tokens, sampling=voice.sampling, seed=options.seed + start + index,
-                stop=options.stop, logprobs=options.logprobs,
-            )
-            for index, line in enumerate(group)
-        ]  # fmt: skip
-        for line, completion in zip(group, run(voice.model, requests, tokenizer=voice.tokenizer), strict=True):
+            replace(template, prompt=line, seed=template.seed + start + index) for index, line in enumerate(group)
+        ]
+        for line, completion in zip(group, run(session.model, requests, tokenizer=session.tokenizer), strict=True):
             print(json.dumps({
                 "prompt": line,
                 "completion": completion.text,
@@ -238,14 +152,14 @@ def many(voice: Voice, lines: list[str]) -> None:
                 "finish_reason": completion.finish_reason,
                 **({} if completion.error is None else {"error": completion.error}),
                 **({} if completion.logprobs is None else {"logprobs": completion.logprobs}),
-                **({} if not options.logprobs else {"top_logprobs": completion.top_logprobs}),
+                **({} if not template.logprobs else {"top_logprobs": completion.top_logprobs}),
             }, ensure_ascii=False), flush=True)  # fmt: skip
             total += len(completion.tokens)
     seconds = time.perf_counter() - began
-    voice.note(f"{len(lines):,} prompts, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
+    session.note(f"{len(lines):,} prompts, {total:,} tokens generated at {total / max(seconds, 1e-9):,.1f} tokens/s")
 
 
-GROUP = 64  # prompts or samples that are answered before the next ones are begun
+GROUP = 64  # prompts or samples that are completed before the next ones start
 
 
 def read_text(file: str) -> str:

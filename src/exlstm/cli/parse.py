@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from exlstm.train.run_folder import Which
 
 Options = TypeVar("Options")
-Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]
 
 METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 

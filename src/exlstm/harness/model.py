@@ -18,8 +18,9 @@ from exlstm.infer.generate import stream
 from exlstm.infer.requests import Request
 from exlstm.infer.sampling import GREEDY, SamplingConfig
 from exlstm.models.lm import LM
+from exlstm.models.weight_formats import WeightFormat
 from exlstm.train.evaluate import pick_device
-from exlstm.train.named import Weights, named
+from exlstm.train.named import named
 from exlstm.train.run_folder import Which
 
 Scored = tuple[float, bool]
@@ -44,8 +45,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def __init__(
         self, pretrained: str, *, tokenizer: str | None = None, checkpoint: Which | int = "best",
-        weights: Weights = "as-saved", window: int | None = None, add_bos_token: bool = True, max_gen_toks: int = 256,
-        seed: int = 0, batch_size: int | str = 16, max_batch_size: int | None = None, device: str | None = None,
+        weights: WeightFormat = "as-saved", window: int | None = None, add_bos_token: bool = True,
+        max_gen_toks: int = 256, seed: int = 0, batch_size: int | str = 16, max_batch_size: int | None = None,
+        device: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if window is not None and window < 1:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from exlstm.mixers.contract import rows
-from exlstm.models.lm import LM, LMState
+from exlstm.mixers.state import LMState, rows
+from exlstm.models.lm import LM
 
 Tokens = Sequence[int]
 # what is read at a time: memory does not grow with a text

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from exlstm.mixers.contract import leaves, rows
-from exlstm.models.lm import LMState
+from exlstm.mixers.state import LMState, leaves, rows
 
 
 class ExlstmCache(Cache):  # type: ignore[misc]

@@ -19,7 +19,8 @@ from exlstm.hf.cache import ExlstmCache
 from exlstm.hf.config import ExlstmConfig
 from exlstm.hf.padding import Packing, next_tokens, own_targets, packing
 from exlstm.mixers.contract import mask_tail
-from exlstm.models.lm import LM, LMState
+from exlstm.mixers.state import LMState
+from exlstm.models.lm import LM
 from exlstm.train.loss import model_cross_entropy
 
 _PARTS = ("embed", "blocks", "norm", "head")

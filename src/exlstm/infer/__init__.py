@@ -1,1 +1,1 @@
-"""Floor 4c: sampling and generation."""
+"""Floor 5c: sampling, generation, the engine, and decoding steps that are replayed."""

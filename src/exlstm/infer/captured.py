@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from exlstm.infer.steps import Memory, Steps
-from exlstm.mixers.contract import leaves
+from exlstm.mixers.state import leaves
 from exlstm.models.lm import LM
 from exlstm.runtime.availability import no_numba
 

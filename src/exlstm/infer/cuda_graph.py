@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exlstm.infer.steps import Memory, Steps, holders
-from exlstm.mixers.contract import leaves, map_state
+from exlstm.mixers.state import leaves, map_state
 from exlstm.models.lm import LM
 from exlstm.runtime.capture import NotCapturable
 

@@ -2,9 +2,9 @@
 
     for completion in generate(model, ["Once", "Twice"], tokenizer=tokenizer, max_tokens=50): print(completion.text)
 
-Prompts are read in chunks, then one token is added at a time; the state is all that is carried. Memory depends on how
-many sequences are decoded at a time, not on how long they are (as far as the model's own state does not grow). Prompts
-of different lengths share a batch: each gets the tokens it would get alone. It is all done by an `Engine`.
+Prompts are read in chunks, then an `Engine` adds a token at a time. Memory depends on how many sequences are decoded
+at a time, not on their lengths (as far as the model's state does not grow). Prompts of different lengths share a batch,
+and each gets the tokens that it would get alone.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +18,7 @@ from exlstm.infer.prefix_cache import PrefixCache
 from exlstm.infer.requests import Completion, Event, Request, completion_of
 from exlstm.infer.sampling import SamplingConfig
 from exlstm.models.lm import LM
-from exlstm.models.snapshot import Snapshot
+from exlstm.models.states.snapshot import Snapshot
 
 Prompt = str | Sequence[int] | Tensor | Snapshot | Request
 
@@ -38,19 +38,20 @@ def generate(
     cache: PrefixCache | None = None,
     slots: int = 16,
 ) -> list[Completion]:
-    """The completion of every prompt, in their order.
+    """Completions of the prompts, in their order.
 
-    prompts: each a text (needs the tokenizer), ids, the snapshot of one row to go on from, or a `Request`, which brings
-        its own settings: the arguments from max_tokens to keep_snapshots are for the others.
-    sampling: one for all, or one for each prompt; None samples from the model's distribution as it is.
-    seeds: one for each prompt, 0, 1, 2, ... if None. A prompt with its seed gets the same tokens in any batch.
-    The other settings are those of a `Request`. slots: how many sequences are decoded at a time.
+    prompts: each a text (needs the tokenizer), ids, the snapshot of one row to go on from, or a `Request` with its own
+        settings: the arguments from max_tokens to keep_snapshots are for the others.
+    sampling: one for all, or one per prompt; None samples from the model's own distribution.
+    seeds: one per prompt; None: 0, 1, 2, ... A prompt with its seed gets the same tokens in any batch.
+    slots: sequences decoded at a time. The other settings are those of a `Request`.
     A sequence whose logits are NaN ends with the finish_reason "error". Raises ValueError, before anything is computed,
     for a prompt that cannot be read and settings that cannot be.
     """
-    requests = requests_of(
-        prompts, max_tokens, sampling, seeds, stop_tokens, stop, logprobs, keep_snapshots
-    )  # fmt: skip
+    template = Request(
+        max_tokens=max_tokens, stop_tokens=stop_tokens, stop=stop, logprobs=logprobs, keep_snapshot=keep_snapshots
+    )
+    requests = requests_of(prompts, template, sampling, seeds)
     engine, lengths = _submitted(model, requests, tokenizer, cache, slots)
     events: list[list[Event]] = [[] for _ in requests]
     for event in engine.run():
@@ -78,27 +79,24 @@ def stream(
     cache: PrefixCache | None = None,
     slots: int = 16,
 ) -> Iterator[Event]:
-    """`generate` as it happens: the events of all prompts, whose `request` is the number of the prompt."""
-    requests = requests_of(
-        prompts, max_tokens, sampling, seeds, stop_tokens, stop, logprobs, keep_snapshots
-    )  # fmt: skip
+    """Events of `generate` as they happen; their `request` is the number of the prompt."""
+    template = Request(
+        max_tokens=max_tokens, stop_tokens=stop_tokens, stop=stop, logprobs=logprobs, keep_snapshot=keep_snapshots
+    )
+    requests = requests_of(prompts, template, sampling, seeds)
     return _submitted(model, requests, tokenizer, cache, slots)[0].run()
 
 
 def requests_of(
     prompts: Sequence[Prompt],
-    max_tokens: int,
+    template: Request,
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
     seeds: Sequence[int] | None,
-    stop_tokens: Collection[int],
-    stop: str | Sequence[str],
-    logprobs: int | None,
-    keep_snapshots: bool,
 ) -> list[Request]:
-    """One request for each prompt. ValueError for settings that are not one per prompt."""
+    """The template with each prompt, its sampling and its seed. ValueError for settings that are not one per prompt."""
     if isinstance(prompts, (str, Snapshot, Request)) or any(isinstance(prompt, int) for prompt in prompts):
         raise ValueError("prompts must be a list with one entry per prompt; put a single prompt into a list.")
-    configs = [sampling or SamplingConfig()] * len(prompts) if not isinstance(sampling, Sequence) else sampling
+    configs = sampling if isinstance(sampling, Sequence) else [sampling or SamplingConfig()] * len(prompts)
     seeds = range(len(prompts)) if seeds is None else seeds
     for what, given in (("seeds", seeds), ("sampling settings", configs)):
         if len(given) != len(prompts):
@@ -107,21 +105,17 @@ def requests_of(
     for prompt, config, seed in zip(prompts, configs, seeds, strict=True):
         if isinstance(prompt, Request):
             requests.append(prompt)
-            continue
-        request = Request(
-            max_tokens=max_tokens, sampling=config, seed=seed, stop_tokens=stop_tokens, stop=stop, logprobs=logprobs,
-            keep_snapshot=keep_snapshots,
-        )  # fmt: skip
-        requests.append(
-            replace(request, after=prompt) if isinstance(prompt, Snapshot) else replace(request, prompt=prompt)
-        )
+        elif isinstance(prompt, Snapshot):
+            requests.append(replace(template, after=prompt, sampling=config, seed=seed))
+        else:
+            requests.append(replace(template, prompt=prompt, sampling=config, seed=seed))
     return requests
 
 
 def _submitted(
     model: LM, requests: Sequence[Request], tokenizer: Tokenizer | None, cache: PrefixCache | None, slots: int
 ) -> tuple[Engine, list[int]]:
-    """An engine with these requests, and how many tokens each prompt has."""
+    """An engine with these requests, and the number of tokens of each prompt."""
     if slots < 1:
         raise ValueError(f"slots is {slots}; at least 1 sequence must be decoded at a time.")
     engine = Engine(model, slots=min(slots, max(1, len(requests))), cache=cache, tokenizer=tokenizer)

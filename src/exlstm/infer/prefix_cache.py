@@ -1,7 +1,7 @@
-"""States of prompts' beginnings that were read before, so that a repeated system prompt costs nothing.
+"""Prefix cache: snapshots of beginnings of prompts, so that a repeated system prompt is read once.
 
-A radix tree over tokens: an edge holds the tokens in which a prompt goes on, a node perhaps the snapshot after them.
-Bounded in bytes, the least recently used out. Not for several threads at once.
+A radix tree over tokens: an edge holds a run of tokens, a node perhaps the snapshot after them. Bounded in bytes; the
+least recently used snapshots are evicted. For one thread.
 """
 
 from array import array
@@ -9,18 +9,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from exlstm.models.fingerprint import Weights, weights_of
 from exlstm.models.lm import LM
-from exlstm.models.snapshot import Snapshot
+from exlstm.models.states.fingerprint import Weights, weights_of
+from exlstm.models.states.snapshot import Snapshot
 
-AT_ONCE = 512  # tokens compared at a time
+SPAN = 512  # tokens compared at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStats:
-    """entries: states held. bytes: of these and of the tokens. hits, misses: prompts that found a state or none.
+    """Statistics of a prefix cache.
 
-    hit_tokens: tokens that did not have to be read; read_tokens: those that had to. evictions: states given up.
+    entries: snapshots held. bytes: of these and of the tokens. hits, misses: prompts with and without a snapshot.
+    hit_tokens, read_tokens: tokens of prompts that were found, and those that were not. evictions: snapshots evicted.
     """
 
     entries: int
@@ -34,7 +35,7 @@ class CacheStats:
 
 @dataclass(eq=False)
 class Node:
-    """The tokens from its parent to here, and perhaps the snapshot after them."""
+    """Node of the radix tree: the tokens from its parent to it, and perhaps the snapshot after them."""
 
     tokens: "array[int]"
     parent: "Node | None" = None
@@ -43,15 +44,16 @@ class Node:
 
     @property
     def nbytes(self) -> int:
-        """Of its snapshot and its tokens."""
+        """Bytes of its snapshot and its tokens."""
         return (0 if self.snapshot is None else self.snapshot.nbytes) + len(self.tokens) * self.tokens.itemsize
 
 
 class PrefixCache:
-    """Snapshots of one model by the exact tokens they have read, `max_bytes` at most; see `snapshot_bytes` for one.
+    """Snapshots of one model by the tokens they have read, at most `max_bytes`; see `snapshot_bytes` for one.
 
-    A snapshot larger than that is not kept. min_tokens: where two prompts part, the state is kept only if it saves at
-    least so many tokens more than the one before it. A cache belongs to the weights that it met first, until `clear`.
+    min_tokens: where two prompts diverge, a snapshot is stored only if it saves at least so many tokens more than the
+    one before it. A snapshot larger than max_bytes is not stored. A cache belongs to the first weights it is used with,
+    until `clear`.
     """
 
     def __init__(self, max_bytes: int, *, min_tokens: int = 16) -> None:
@@ -63,32 +65,32 @@ class PrefixCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets everything, the model included."""
+        """Removes all snapshots and statistics, and forgets the weights."""
         self._root, self._recent = Node(array("i")), OrderedDict[Node, None]()
         self._weights: Weights | None = None
         self._bytes = self._hits = self._misses = self._hit_tokens = self._read_tokens = self._evictions = 0
 
     def stats(self) -> CacheStats:
-        """What it holds, and what it was good for."""
+        """Size, hits and misses since the cache was made or cleared."""
         return CacheStats(
             entries=len(self._recent), bytes=self._bytes, hits=self._hits, misses=self._misses,
             hit_tokens=self._hit_tokens, read_tokens=self._read_tokens, evictions=self._evictions,
         )  # fmt: skip
 
     def belong_to(self, model: LM) -> None:
-        """ValueError if what it holds is of other weights than those that the model has now."""
+        """ValueError if its snapshots are of other weights than those that the model has now."""
         if self._weights is None:
             self._weights = weights_of(model)
-        elif not self._weights.are_those_of(model):
+        elif not self._weights.match(model):
             raise ValueError(
                 "the prefix cache holds states of another model, or of weights that this one had before; "
                 "make one cache for each model, or clear() it."
             )
 
     def find(self, model: LM, tokens: Sequence[int]) -> tuple[Snapshot | None, int, int]:
-        """(the longest known beginning's snapshot, its number of tokens, how many tokens are known at all).
+        """(snapshot of the longest stored beginning, its number of tokens, number of tokens in the tree).
 
-        Tokens that are known without a state are those of earlier prompts; there this prompt parts from them, or ends.
+        Tokens in the tree beyond the snapshot are those of earlier prompts, from which this prompt then diverges.
         """
         self.belong_to(model)
         wanted = array("i", tokens)
@@ -108,7 +110,7 @@ class PrefixCache:
         return None if best is None else best.snapshot, held, known
 
     def keep(self, tokens: Sequence[int], snapshot: Snapshot) -> bool:
-        """Remembers the snapshot of one row after exactly these tokens. False if it is too large to be kept."""
+        """Stores the snapshot of one row after exactly these tokens. False if it is too large."""
         if len(snapshot) != 1 or snapshot.counts != (len(tokens),) or not tokens:
             raise ValueError(
                 f"a snapshot of {snapshot.counts} tokens cannot be kept for {len(tokens)}; pass one row and its tokens."
@@ -130,7 +132,7 @@ class PrefixCache:
         return True
 
     def _node_at(self, tokens: "array[int]") -> Node:
-        """The node after these tokens, made if there is none."""
+        """Node after these tokens, new if there is none."""
         node, known = self._root, 0
         while known < len(tokens):
             child = node.children.get(tokens[known])
@@ -155,18 +157,18 @@ class PrefixCache:
 
 
 def in_common(edge: "array[int]", tokens: "array[int]", start: int) -> int:
-    """How many tokens of an edge agree with `tokens` from `start` on."""
+    """Number of tokens of an edge that agree with `tokens` from `start` on."""
     size = min(len(edge), len(tokens) - start)
     same = 0
-    while same < size and edge[same : same + AT_ONCE] == tokens[start + same : start + min(same + AT_ONCE, size)]:
-        same = min(same + AT_ONCE, size)
+    while same < size and edge[same : same + SPAN] == tokens[start + same : start + min(same + SPAN, size)]:
+        same = min(same + SPAN, size)
     while same < size and edge[same] == tokens[start + same]:
         same += 1
     return same
 
 
 def split(node: Node, size: int) -> Node:
-    """A new node after the first tokens of an edge; the rest of it goes on from there."""
+    """A new node after the first `size` tokens of an edge, with the rest of the edge below it."""
     assert node.parent is not None
     middle = Node(node.tokens[:size], node.parent, {node.tokens[size]: node})
     node.parent.children[node.tokens[0]] = middle

@@ -1,4 +1,4 @@
-"""What is asked of generation, and what comes of it."""
+"""Requests of generation, and the events and completions they give."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,35 +7,35 @@ from typing import Literal
 from torch import Tensor
 
 from exlstm.infer.sampling import SamplingConfig
-from exlstm.models.snapshot import Snapshot
+from exlstm.models.states.snapshot import Snapshot
 
-AS_IT_IS = SamplingConfig()
+DEFAULT_SAMPLING = SamplingConfig()
 FinishReason = Literal["stop", "length", "error"]
 TopLogprobs = tuple[tuple[int, float], ...]  # the most likely tokens, the most likely first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """One sequence to continue, with its own settings.
+    """A sequence to continue, with its settings.
 
     prompt: ids, or a text, which needs a tokenizer and gets its boundary in front unless it goes on from `after`.
-    after: one row to go on from; the prompt may then be empty.
+    after: a snapshot of one row to go on from; the prompt may then be empty.
     max_tokens: most tokens to sample; 0 samples none.
-    seed: a prompt with its seed gets the same tokens in any company.
-    stop_tokens: sampling one ends the sequence; it is not part of the completion. The tokenizer's boundary is one too,
+    seed: a prompt with its seed gets the same tokens in any batch.
+    stop_tokens: ids that end the sequence and are not part of the completion. The tokenizer's boundary is one too,
         unless stop_at_boundary is False.
-    stop: texts that end the sequence; need a tokenizer. The text ends before the first of them.
-    logprobs: None for none; n for those of the tokens taken and of the n most likely, of the model's own distribution:
-        before penalty, temperature and filters.
-    keep_snapshot: the last event brings the snapshot after prompt and completion.
-    cache_at: lengths of the prompt's beginnings whose states a `PrefixCache` shall keep, besides those it keeps by
+    stop: texts that end the sequence, for which a tokenizer is needed. The text ends before the first of them.
+    logprobs: n for log-probabilities of the sampled and of the n most likely tokens; None for none. They are of the
+        model's own distribution, before penalty, temperature and filters.
+    keep_snapshot: the last event has the snapshot after prompt and completion.
+    cache_at: lengths of beginnings of the prompt whose states a `PrefixCache` stores, besides those it stores by
         itself. cache_completion: also the state after prompt and completion.
     """
 
     prompt: str | Sequence[int] | Tensor = ()
     after: Snapshot | None = None
     max_tokens: int = 256
-    sampling: SamplingConfig = AS_IT_IS
+    sampling: SamplingConfig = DEFAULT_SAMPLING
     seed: int = 0
     stop_tokens: Collection[int] = ()
     stop: str | Sequence[str] = ()
@@ -53,12 +53,12 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Event:
-    """What a step has brought for one sequence: a token, its end, or both.
+    """The result of a step for one sequence: a token, its end, or both.
 
-    request: its number. token: None where the sequence ended without another one. text: what has become certain of
-    the text; always empty without a tokenizer. logprob, top_logprobs: natural logarithms, see `Request`.
-    finish_reason: None while it goes on; "stop" for a stop token or string (`stop` says which), "length" for
-    max_tokens, "error" for what `error` says. With it come cached_tokens, how much of the prompt was in the cache, and
+    request: its number. token: None where the sequence ended without one. text: the part of the text that later tokens
+    cannot change; empty without a tokenizer. logprob, top_logprobs: natural logarithms, see `Request`.
+    finish_reason: None before the end; "stop" for the stop token or string in `stop`, "length" for max_tokens, "error"
+    for the error in `error`. The last event also has cached_tokens, the tokens of the prompt found in the cache, and
     the snapshot, if it was asked for.
     """
 
@@ -76,7 +76,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Completion:
-    """All events of one sequence. text: None without a tokenizer. prompt_tokens: those that this request added."""
+    """The events of one sequence put together. text: None without a tokenizer. prompt_tokens: of this request alone."""
 
     tokens: tuple[int, ...]
     text: str | None
@@ -91,7 +91,7 @@ class Completion:
 
 
 def completion_of(events: Sequence[Event], *, prompt_tokens: int, has_text: bool, logprobs: bool) -> Completion:
-    """The completion that these events of one sequence are."""
+    """The completion of these events of one sequence."""
     sampled, last = [event for event in events if event.token is not None], events[-1]
     assert last.finish_reason is not None
     return Completion(

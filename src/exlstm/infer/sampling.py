@@ -1,11 +1,11 @@
-"""From the logits of one position to the next token: pure functions, one row of the batch per sequence.
+"""Sampling of the next token from logits: pure functions, one row of the batch per sequence.
 
-    logits_BC -> penalise_repeats -> temperature -> keep_top_k -> keep_top_p -> keep_min_p -> one uniform draw per row
+    logits_BC -> penalize_repeats -> temperature -> keep_top_k -> keep_top_p -> keep_min_p -> one uniform draw per row
 
-Every filter sets what it drops to -inf and keeps at least the most likely token. A row takes exactly one number from
-its own generator per token, so a sequence samples the same tokens alone, in a batch, and after a pause.
+Filters set dropped logits to -inf and keep at least the most likely token. A row draws exactly one number of its own
+generator per token, so a sequence samples the same tokens alone, in a batch, and after a pause.
 
-B batch (sequences)  M those with the same settings  C classes (vocabulary)
+B batch (sequences)  M rows with the same settings  C classes (vocabulary)
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from exlstm.nn.fields import check_fields
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen; the defaults sample from the model's distribution as it is.
+    """Settings of sampling; the defaults sample from the model's own distribution.
 
     temperature: divides the logits; 0 always takes the most likely token (greedy).
     top_k: keep only the k most likely tokens; None keeps all.
@@ -54,14 +54,14 @@ class SamplingConfig:
             )
 
 
-NUCLEUS = 512  # tokens that hold nearly all the mass, mostly: to sort a large vocabulary for it takes milliseconds
+NUCLEUS = 512  # most likely tokens that are tried before a full sort, which takes milliseconds for a large vocabulary
 GREEDY = SamplingConfig(temperature=0.0)
 
 
-def penalise_repeats(logits_BC: Tensor, seen_BC: Tensor, penalty: float) -> Tensor:
+def penalize_repeats(logits_BC: Tensor, seen_BC: Tensor, penalty: float) -> Tensor:
     """Make the tokens marked in `seen_BC` (bool) less likely: positive logits / penalty, negative logits * penalty."""
-    penalised_BC = torch.where(logits_BC > 0, logits_BC / penalty, logits_BC * penalty)
-    return torch.where(seen_BC, penalised_BC, logits_BC)
+    penalized_BC = torch.where(logits_BC > 0, logits_BC / penalty, logits_BC * penalty)
+    return torch.where(seen_BC, penalized_BC, logits_BC)
 
 
 def keep_top_k(logits_BC: Tensor, k: int) -> Tensor:
@@ -76,7 +76,7 @@ def keep_top_p(logits_BC: Tensor, p: float) -> Tensor:
     if C > 8 * NUCLEUS:
         total_B1 = logits_BC.double().logsumexp(dim=-1, keepdim=True)
         top_BK = logits_BC.topk(NUCLEUS, dim=-1).values
-        kept_BK = short_of((top_BK.double() - total_B1).exp(), p)
+        kept_BK = below_mass((top_BK.double() - total_B1).exp(), p)
         if not kept_BK[:, -1].any():
             least_B1 = top_BK.masked_fill(~kept_BK, torch.inf).amin(dim=-1, keepdim=True)
             left_B1 = (kept_BK & (top_BK == least_B1)).sum(dim=-1, keepdim=True)
@@ -84,12 +84,12 @@ def keep_top_p(logits_BC: Tensor, p: float) -> Tensor:
             kept_BC = (logits_BC > least_B1) | (equal_BC & (equal_BC.cumsum(dim=-1) <= left_B1))
             return logits_BC.masked_fill(~kept_BC, -torch.inf)
     sorted_BC, index_BC = logits_BC.sort(dim=-1, descending=True, stable=True)
-    kept_BC = short_of(sorted_BC.double().softmax(dim=-1), p)
+    kept_BC = below_mass(sorted_BC.double().softmax(dim=-1), p)
     return torch.empty_like(logits_BC).scatter(-1, index_BC, sorted_BC.masked_fill(~kept_BC, -torch.inf))
 
 
-def short_of(probability_BK: Tensor, p: float) -> Tensor:
-    """Where the mass of the tokens before, the most likely first, is still short of p: always for the first."""
+def below_mass(probability_BK: Tensor, p: float) -> Tensor:
+    """True where tokens before, sorted from the most likely, have a mass below p: always for the first."""
     return probability_BK.cumsum(dim=-1) - probability_BK < p
 
 
@@ -100,9 +100,9 @@ def keep_min_p(logits_BC: Tensor, p: float) -> Tensor:
 
 
 def filtered_logits(logits_BC: Tensor, config: SamplingConfig, seen_BC: Tensor | None = None) -> Tensor:
-    """The logits that are sampled from: penalty, temperature (unless greedy), top-k, top-p, min-p; dropped is -inf."""
+    """Logits after penalty, temperature (unless greedy), top-k, top-p and min-p; -inf for dropped tokens."""
     if config.repetition_penalty != 1.0 and seen_BC is not None:
-        logits_BC = penalise_repeats(logits_BC, seen_BC, config.repetition_penalty)
+        logits_BC = penalize_repeats(logits_BC, seen_BC, config.repetition_penalty)
     if config.temperature > 0.0:
         # shifted first: a tiny temperature must not overflow
         logits_BC = (logits_BC - logits_BC.amax(dim=-1, keepdim=True)) / config.temperature
@@ -120,17 +120,19 @@ def sample(
 ) -> Tensor:
     """The next token of every sequence: tokens_B int64, on the device of the logits.
 
-    generators: one CPU generator per row; each gives one number (none if the temperature is 0).
-    seen_BC: boolean, the tokens each sequence holds so far; needed for the repetition penalty only.
+    generators: one CPU generator per row, of which one number is drawn (none if the temperature is 0).
+    seen_BC: bool, tokens that occurred in each sequence; for the repetition penalty only.
     Raises ValueError if the logits of a row are NaN or infinite.
     """
     if not logits_BC.amax(dim=-1).isfinite().all():
         raise ValueError("the model's logits are NaN or infinite, so no token can be chosen; check its weights.")
-    return drawn(logits_BC, config, generators, seen_BC)
+    return sample_finite(logits_BC, config, generators, seen_BC)
 
 
-def drawn(logits_BC: Tensor, config: SamplingConfig, generators: Sequence[Generator], seen_BC: Tensor | None) -> Tensor:
-    """`sample` of logits that are known to be numbers."""
+def sample_finite(
+    logits_BC: Tensor, config: SamplingConfig, generators: Sequence[Generator], seen_BC: Tensor | None
+) -> Tensor:
+    """`sample` of finite logits."""
     logits_BC = filtered_logits(logits_BC.float(), config, seen_BC)
     if config.temperature == 0.0:
         return logits_BC.argmax(dim=-1)
@@ -146,7 +148,7 @@ def sample_rows(
 ) -> list[int | None]:
     """`sample` of every row by its own settings; None for a row whose logits are NaN or infinite.
 
-    seen: for each row the tokens that occurred, [C] bool, or None where there is no repetition penalty.
+    seen: per row the tokens that occurred, [C] bool, or None without a repetition penalty.
     """
     most_B, likely_B = logits_BC.max(dim=-1)
     tokens: list[int | None] = [
@@ -154,22 +156,22 @@ def sample_rows(
     ]
     groups: dict[SamplingConfig, list[int]] = {}
     for row, config in enumerate(configs):
-        # whatever else is set, the most likely token stays the most likely one, unless it is penalised
+        # greedy rows without a penalty are done: filters keep the most likely token
         if tokens[row] is not None and (config.temperature > 0.0 or config.repetition_penalty != 1.0):
             groups.setdefault(config, []).append(row)
     for config, rows in groups.items():
         chosen_MC = logits_BC if len(rows) == len(logits_BC) else logits_BC[rows]
         marked = [mark for row in rows if (mark := seen[row]) is not None]
         seen_MC = torch.stack(marked) if len(marked) == len(rows) else None
-        drawn_M = drawn(chosen_MC, config, [generators[row] for row in rows], seen_MC)
+        drawn_M = sample_finite(chosen_MC, config, [generators[row] for row in rows], seen_MC)
         for row, token in zip(rows, drawn_M.tolist(), strict=True):
             tokens[row] = token
     return tokens
 
 
 def draw_from(probability_BC: Tensor, draw_B: Tensor) -> Tensor:
-    """Inverse of the cumulative distribution at `draw_B` in [0, 1); never returns a token of probability zero."""
+    """Inverse of the cumulative distribution at `draw_B` in [0, 1); never a token of probability zero."""
     cumulative_BC = probability_BC.cumsum(dim=-1)
-    # the product stays below the total even for the largest draw, 1 - 2^-53, so that there is always a token above it
+    # below the total even for the largest draw, 1 - 2^-53, so that a token is always found
     target_B1 = draw_B[:, None] * cumulative_BC[:, -1:]
     return torch.searchsorted(cumulative_BC, target_B1, right=True)[:, 0]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from exlstm.infer.steps import Memory, Steps
 from exlstm.infer.token_loop import KINDS, kind_of_steps, obstacle
-from exlstm.mixers.contract import leaves, map_state, state_nbytes
-from exlstm.models.batching import grows, join_rows, take_rows
-from exlstm.models.lm import LM, LMState
+from exlstm.mixers.state import LMState, leaves, map_state, state_nbytes
+from exlstm.models.lm import LM
+from exlstm.models.states.batching import grows, join_rows, take_rows
 from exlstm.runtime.capture import NotCapturable
 
 # Where a step of all rows cannot be recorded, so many recorded groups of them are played. Up to 4 took 0.2 to 1.07

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from exlstm.mixers.contract import leaves, map_state
-from exlstm.models.lm import LM, LMState
+from exlstm.mixers.state import LMState, leaves, map_state
+from exlstm.models.lm import LM
 
 
 class Memory:

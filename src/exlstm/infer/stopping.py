@@ -1,4 +1,4 @@
-"""Text from sampled tokens, up to a stop string: what might be the beginning of one is held back until it is not."""
+"""Text of sampled tokens up to a stop string; a possible beginning of one is held back until it is decided."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from exlstm.data.tokenizer import Decoder, Tokenizer
 
 
 class TextStream:
-    """The text of one completion, piece by piece; it never contains a stop string, nor the beginning of the one met."""
+    """Text of one completion in pieces, without stop strings and without the beginning of the one that ends it."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.decoder, self.stop, self.held = Decoder(tokenizer), tuple(stop), ""
@@ -14,16 +14,16 @@ class TextStream:
         self.longest = max(map(len, self.beginnings), default=0)
 
     def feed(self, token: int) -> tuple[str, str | None]:
-        """What this token makes certain of the text, and the stop string that it completes."""
+        """(text that is final with this token, stop string that it completes)."""
         piece = self.decoder.feed(token)
-        return self._certain(piece) if piece else ("", None)
+        return self._final(piece) if piece else ("", None)
 
     def finish(self) -> tuple[str, str | None]:
-        """What was held back, where the completion ends; characters that are not complete are U+FFFD."""
-        piece, met = self._certain(self.decoder.finish())
+        """(text that was held back, stop string in it) at the end; incomplete characters are U+FFFD."""
+        piece, met = self._final(self.decoder.finish())
         return (piece, met) if met is not None else (piece + self.held, None)
 
-    def _certain(self, piece: str) -> tuple[str, str | None]:
+    def _final(self, piece: str) -> tuple[str, str | None]:
         text = self.held + piece
         found = [(place, met) for met in self.stop if (place := text.find(met)) >= 0]
         if found:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from exlstm.infer.captured import CapturedSteps
 from exlstm.infer.cuda_graph import GraphSteps
 from exlstm.infer.steps import Memory, Steps, draws
-from exlstm.mixers.contract import leaves
-from exlstm.models.batching import join_rows, take_rows
-from exlstm.models.lm import LM, LMState
+from exlstm.mixers.state import LMState, leaves
+from exlstm.models.lm import LM
+from exlstm.models.states.batching import join_rows, take_rows
 from exlstm.runtime.capture import NotCapturable
 
 KINDS: dict[str, type[Steps]] = {"cpu": CapturedSteps, "cuda": GraphSteps}  # by type of device

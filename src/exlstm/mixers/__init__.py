@@ -1,4 +1,4 @@
-"""Floor 2: one file per sequence mixer. The names here are for saved configs; code imports the classes."""
+"""Floor 3: one file per sequence mixer. The names in MIXERS are for saved configs; code imports the classes."""
 
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig

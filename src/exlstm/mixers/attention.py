@@ -18,7 +18,10 @@ from exlstm.ops.attention import AttentionState, attention
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """kv_heads: fewer heads for keys and values (None: as many). window: how many steps a step may see (None: all)."""
+    """Causal attention with rotary positions.
+
+    kv_heads: heads of keys and values, None: as many as of queries. window: steps that a step may see, None: all.
+    """
 
     heads: Size = 4
     kv_heads: Size | None = None
@@ -29,12 +32,12 @@ class AttentionConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer. ValueError where the width cannot be cut into heads of even width."""
+        """The mixer. ValueError where the width cannot be divided into heads of even width."""
         return Attention(width, self, depth)
 
 
 class Attention(nn.Module):
-    """Built by `AttentionConfig.build`; keeps the contract of `mixers.contract`."""
+    """Causal attention as a mixer: see `mixers.contract`, and `AttentionConfig` for its options."""
 
     def __init__(self, width: int, config: AttentionConfig, depth: int) -> None:
         super().__init__()
@@ -63,7 +66,7 @@ class Attention(nn.Module):
         self, x_BTD: Tensor, state: AttentionState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:  # fmt: skip
-        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         q_BTHK, k_BTGK, v_BTGK = (
             x_BTM.view(*x_BTM.shape[:2], x_BTM.shape[2] // self.head_width, self.head_width)
@@ -76,18 +79,18 @@ class Attention(nn.Module):
         return mask_tail(self.out(h_BTHK.flatten(2)), lengths_B), state
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> AttentionState:
-        """Nothing seen yet, on the device of the weights or on another."""
+        """State before the first step, on the device of the weights or on another."""
         device = device or self.k.like.device
         empty_BSGK = torch.zeros(batch, 0, self.kv_heads, self.head_width, dtype=self.k.like.dtype, device=device)
         counts = partial(torch.zeros, dtype=torch.long, device=device)
         return AttentionState(empty_BSGK, empty_BSGK, counts(batch, 0), counts(batch))
 
     def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state: a key, a value and a position per step that can still be seen."""
-        kept = length if self.config.window is None else min(length, self.config.window - 1)
-        return kept * (2 * self.kv_heads * self.head_width * self.k.like.element_size() + 8) + 8
+        """Bytes of one sequence's state: a key, a value and a position per step within the window."""
+        cached = length if self.config.window is None else min(length, self.config.window - 1)
+        return cached * (2 * self.kv_heads * self.head_width * self.k.like.element_size() + 8) + 8
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """Products with every key and value seen: `length` of them in decoding, half that on average in prefill."""
+        """FLOPs of products with keys and values: of `length` steps in decoding, half as many on average in prefill."""
         seen = min(length if mode == "decode" else length / 2, self.config.window or length)
         return 4.0 * seen * self.config.heads * self.head_width

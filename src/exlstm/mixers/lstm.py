@@ -1,4 +1,4 @@
-"""The vanilla LSTM as a mixer: what xLSTM renews, behind the same contract.
+"""The vanilla LSTM as a mixer, the baseline of xLSTM.
 
 B batch  T time  D model width (that of the hidden state too)  V width of a head  G the four gates' rows (4 D)
 """
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
-from exlstm.nn.fields import Number, Size, check_fields
-from exlstm.nn.recurrence import in_blocks
+from exlstm.nn.fields import Finite, Size, check_fields
+from exlstm.nn.recurrence import block_diagonal
 from exlstm.ops.lstm import LSTMState, lstm
 
 
@@ -20,24 +20,24 @@ from exlstm.ops.lstm import LSTMState, lstm
 class LSTMConfig:
     """One LSTM layer at the model width.
 
-    forget_bias: added to the forget gate at the start; "power_law" is that of the sLSTM (5 down to -7 within a head, by
-      depth), so that units begin with all time scales.
-    heads: recurrent weights are block-diagonal, one block per head (the paper's "LSTM (Block)"); 1: dense.
+    forget_bias: initial bias of the forget gate; "power_law" is that of the sLSTM (5 down to -7 within a head, by
+      depth), which gives units all time scales.
+    heads: blocks of the block-diagonal recurrent weights (the paper's "LSTM (Block)"); 1: dense.
     """
 
     heads: Size = 1
-    forget_bias: Number | Literal["power_law"] = 1.0
+    forget_bias: Finite | Literal["power_law"] = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer. ValueError where the width cannot be cut into heads."""
+        """The mixer. ValueError where the width cannot be divided into heads."""
         return LSTM(width, self, depth, index)
 
 
 class LSTM(nn.Module):
-    """Built by `LSTMConfig.build`; keeps the contract of `mixers.contract`."""
+    """LSTM as a mixer: see `mixers.contract`, and `LSTMConfig` for its options."""
 
     def __init__(self, width: int, config: LSTMConfig, depth: int, index: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class LSTM(nn.Module):
             raise ValueError(f"heads is {H}; it must divide the width {width}.")
         self.config, self.width, self.backend = config, width, "auto"
         self.w_GD = nn.Parameter(torch.empty(4 * width, width))
-        # rows in torch's order (gate, head, unit); the only columns that are not zero are those of the row's own head
+        # rows in torch's order (gate, head, unit); columns are those of the row's own head, all others are zero
         self.u_GV = nn.Parameter(torch.empty(4 * width, width // H))
         self.b_G = nn.Parameter(torch.empty(4 * width))
         bound = width**-0.5  # as torch's LSTM
@@ -66,7 +66,7 @@ class LSTM(nn.Module):
         self, x_BTD: Tensor, state: LSTMState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, LSTMState]:  # fmt: skip
-        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         y_BTD, state = lstm(
@@ -76,21 +76,21 @@ class LSTM(nn.Module):
         return mask_tail(y_BTD, lengths_B), state
 
     def adjacency(self) -> Tensor:
-        """Who hears whom, bool [D, D] on the CPU: True where U has weights from the first unit to the second."""
+        """Connectivity, bool [D, D] on the CPU: True where U has weights from the first unit to the second."""
         H, V = self.config.heads, self.width // self.config.heads
-        return in_blocks(torch.ones(H, V, V, dtype=torch.bool))
+        return block_diagonal(torch.ones(H, V, V, dtype=torch.bool))
 
-    def nonzeros(self) -> int:
+    def num_recurrent_weights(self) -> int:
         """How many weights of U are not zero by its structure: four per connection."""
         return self.u_GV.numel()
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> LSTMState:
-        """Nothing seen yet, on the device of the weights or on another."""
+        """State before the first step, on the device of the weights or on another."""
         zeros = wide_zeros(self.b_G, device)
         return LSTMState(zeros(batch, self.width), zeros(batch, self.width))
 
     def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state: the same at any length."""
+        """Bytes of one sequence's state, the same at any length."""
         return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:

@@ -5,7 +5,7 @@
     i, f = W [q; k; v] + b              h = head_norm(mLSTM(q, k, v, i, f))
     y = W_down ((h + skip * c) * silu(z))
 
-With `bias`, one is added by up, q, k, v and down.
+With `bias`, up, q, k, v and down have one.
 
 B batch  T time  D model width  E inner width  J all of q, k, v  H heads  V head width (also of keys)
 """
@@ -27,7 +27,7 @@ from exlstm.ops.mlstm import ForgetGate, InputGate, MLSTMState, mlstm
 
 
 class MLSTMLayerState(NamedTuple):
-    """The convolution's window and the cell's memory."""
+    """State of the layer: the convolution's window and the cell's memory."""
 
     conv: ConvState
     cell: MLSTMState
@@ -37,9 +37,9 @@ class MLSTMLayerState(NamedTuple):
 class MLSTMConfig:
     """mLSTM with up-projection. The inner width is up_factor * width, rounded up to a multiple of up_multiple.
 
-    bias: of the projections up and down and of q, k, v; the gates and the convolution always have theirs.
-    input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2"; the last two start open, with a bias around one: a
-      ReLU that is shut for every input never learns. forget_gate: "sigmoid" or "exp", which starts as strong as that.
+    bias: of the projections up and down and of q, k, v; gates and convolution always have one.
+    input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2"; the last two start with a bias around one: a ReLU that
+      is zero for every input has no gradient. forget_gate: "sigmoid", or "exp", which starts as open as that.
     """
 
     heads: Size = 4
@@ -57,12 +57,12 @@ class MLSTMConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer. ValueError where the inner width cannot be cut into heads and blocks."""
+        """The mixer. ValueError where the inner width cannot be divided into heads and blocks."""
         return MLSTM(width, self, depth)
 
 
 class MLSTM(nn.Module):
-    """Built by `MLSTMConfig.build`; keeps the contract of `mixers.contract`."""
+    """mLSTM of the xLSTM paper as a mixer: see `mixers.contract`, and `MLSTMConfig` for its options."""
 
     def __init__(self, width: int, config: MLSTMConfig, depth: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class MLSTM(nn.Module):
         self, x_BTD: Tensor, state: MLSTMLayerState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, MLSTMLayerState]:  # fmt: skip
-        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         H = self.config.heads
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
@@ -129,7 +129,7 @@ class MLSTM(nn.Module):
         return mask_tail(y_BTD, lengths_B), MLSTMLayerState(conv, cell)
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMLayerState:
-        """Nothing seen yet, on the device of the weights or on another."""
+        """State before the first step, on the device of the weights or on another."""
         H, V = self.config.heads, self.inner // self.config.heads
         zeros = wide_zeros(self.skip, device)
         past_BSD = zeros(batch, self.config.conv_width - 1, self.inner)
@@ -138,10 +138,10 @@ class MLSTM(nn.Module):
         )
 
     def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state: the same at any length."""
+        """Bytes of one sequence's state, the same at any length."""
         return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """Products with the memory, and with the chunk so far (64 steps) when many tokens come at once."""
+        """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""
         H, V = self.config.heads, self.inner // self.config.heads
         return H * (6 * V * V if mode == "decode" else 4 * V * V + 4 * min(64, length) * V)

@@ -3,7 +3,7 @@
     q, k, v, o = W x                    i, f = cap * tanh((W x + b) / cap)
     y = W_out (sigmoid(o) * head_norm(mLSTM(q, k, v, i, f)))
 
-With `bias`, one is added by each of these W, and by the norm after its gain.
+With `bias`, each of these W has one, and the norm has one after its gain.
 
 B batch  T time  D model width  H heads  K key width  V value width
 """
@@ -26,7 +26,7 @@ from exlstm.ops.mlstm import InputGate, MLSTMState, mlstm
 class MLSTMLargeConfig:
     """mLSTM at the model width. Widths of keys and values are factors of the model width, over all heads.
 
-    bias: of q, k, v, o, out and the head norm; the gates always have theirs.
+    bias: of q, k, v, o, out and the head norm; gates always have one.
     """
 
     heads: Size = 4
@@ -42,12 +42,12 @@ class MLSTMLargeConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer. ValueError where a width cannot be cut into heads."""
+        """The mixer. ValueError where a width cannot be divided into heads."""
         return MLSTMLarge(width, self, depth)
 
 
 class MLSTMLarge(nn.Module):
-    """Built by `MLSTMLargeConfig.build`; keeps the contract of `mixers.contract`."""
+    """mLSTM of xLSTM-7B as a mixer: see `mixers.contract`, and `MLSTMLargeConfig` for its options."""
 
     def __init__(self, width: int, config: MLSTMLargeConfig, depth: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class MLSTMLarge(nn.Module):
                 "v.weight": init.small(width),
                 "o.weight": init.zeros,
                 "i.weight": init.zeros,
-                "i.bias": init.constant(-10),  # the fix of loss spikes in training the 7B
+                "i.bias": init.constant(-10),  # prevented loss spikes in training the 7B
                 "f.weight": init.zeros,
                 "f.bias": init.linspace(3, 6),
                 "norm.weight": init.ones,
@@ -88,7 +88,7 @@ class MLSTMLarge(nn.Module):
         self, x_BTD: Tensor, state: MLSTMState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
-        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         H, cap = self.config.heads, self.config.gate_cap
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
@@ -106,16 +106,16 @@ class MLSTMLarge(nn.Module):
         return mask_tail(y_BTD, lengths_B), state
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMState:
-        """Nothing seen yet, on the device of the weights or on another."""
+        """State before the first step, on the device of the weights or on another."""
         H, K, V = self.config.heads, self.key_width, self.value_width
         zeros = wide_zeros(self.i.bias, device)
         return MLSTMState(zeros(batch, H, K, V), zeros(batch, H, K), zeros(batch, H))
 
     def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state: the same at any length."""
+        """Bytes of one sequence's state, the same at any length."""
         return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """Products with the memory, and with the chunk so far (64 steps) when many tokens come at once."""
+        """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""
         H, K, V = self.config.heads, self.key_width, self.value_width
         return H * (6 * K * V if mode == "decode" else 4 * K * V + 2 * min(64, length) * (K + V))

@@ -17,7 +17,7 @@ from exlstm.mixers.contract import check_width, checked, constant_state_bytes, m
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm
-from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, in_blocks
+from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, block_diagonal
 from exlstm.ops.common import wide_dtype
 from exlstm.ops.conv import ConvState
 from exlstm.ops.linear.headwise import headwise
@@ -27,7 +27,7 @@ Structure = Literal["block", "none", "diagonal", "low_rank", "sparse", "learned"
 
 
 class SLSTMLayerState(NamedTuple):
-    """The convolution's window (of no steps where there is none) and the cell's memory."""
+    """State of the layer: the convolution's window (of no steps without one) and the cell's memory."""
 
     conv: ConvState
     cell: SLSTMState
@@ -37,19 +37,19 @@ class SLSTMLayerState(NamedTuple):
 class SLSTMConfig:
     """sLSTM at the model width.
 
-    conv_width 0: no convolution. recurrence: which units of a block of R hear which.
-      "block" all (one block: dense), "none" none: no R, "diagonal" each itself;
-      "low_rank" all, through `recurrence_rank` sums over the block;
-      "sparse" each itself and recurrence_degree - 1 others, a random graph that `recurrence_seed` draws (blocks of a
-        model with the same seed have the same graph);
-      "learned" a graph that is learned, see `exlstm.nn.recurrence.Learned` and `graph_penalty`.
-    recurrence_blocks: blocks of R, whatever the heads of the projections and of the norm; None: one per head.
-    recurrent_init: "zeros" (the published default) or "uniform", +-1/sqrt(width), as in the formal-language runs; where
-      a unit hears fewer units, +-1/sqrt(their number).
+    conv_width 0: no convolution. recurrence: connectivity of the units within a block of R.
+      "block" all to all (one block: dense), "none" no R, "diagonal" each unit to itself;
+      "low_rank" all to all by a product of two factors of rank `recurrence_rank`;
+      "sparse" each unit has itself and recurrence_degree - 1 others as sources, a random graph of `recurrence_seed`
+        (blocks of a model with the same seed have the same graph);
+      "learned" a learned graph, see `exlstm.nn.recurrence.Learned` and `graph_penalty`.
+    recurrence_blocks: blocks of R, independent of the heads of the projections and of the norm; None: one per head.
+    recurrent_init: "zeros" (the published default) or "uniform", +-1/sqrt(width), as in the formal-language runs; of
+      structures with fewer sources per unit, +-1/sqrt(sources).
     forget_bias: "power_law" (5 down to -7 within a head, by depth), "linspace" (3 to 6) or "zeros"; an exponential
       forget gate starts as open as the sigmoid one would be.
     input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2". normalize: divide c by n; without it h has no bound,
-      and gates without one that hear it through R can leave float32's range.
+      and unbounded gates, which get h through R, can leave the range of float32.
     """
 
     heads: Size = 4
@@ -71,12 +71,12 @@ class SLSTMConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer. ValueError where the width cannot be cut into heads, or R cannot have that structure."""
+        """The mixer. ValueError where the width cannot be divided into heads, and for structures that do not fit R."""
         return SLSTM(width, self, depth, index)
 
 
 class SLSTM(nn.Module):
-    """Built by `SLSTMConfig.build`; keeps the contract of `mixers.contract`."""
+    """sLSTM of the xLSTM paper as a mixer: see `mixers.contract`, and `SLSTMConfig` for its options."""
 
     def __init__(self, width: int, config: SLSTMConfig, depth: int, index: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class SLSTM(nn.Module):
         self.conv = CausalConv(width, config.conv_width) if config.conv_width > 0 else None
         self.w_HGVK = nn.Parameter(torch.empty(H, 4, V, V))
         self.r_HKGV = nn.Parameter(torch.empty(blocks, size, 4, size)) if config.recurrence == "block" else None
-        self.recurrence = structured(config, blocks, size)
+        self.recurrence = build_recurrence(config, blocks, size)
         self.b_HGV = nn.Parameter(torch.empty(H, 4, V))
         self.norm = HeadNorm(H, V, config.norm_eps)
         forget = {
@@ -123,7 +123,7 @@ class SLSTM(nn.Module):
         self, x_BTD: Tensor, state: SLSTMLayerState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, SLSTMLayerState]:  # fmt: skip
-        """[B, T, width] -> [B, T, width] and the state after; see `mixers.contract`."""
+        """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         c_BTD, conv = x_BTD, state.conv
@@ -143,7 +143,7 @@ class SLSTM(nn.Module):
         return mask_tail(y_BTD, lengths_B), SLSTMLayerState(conv, cell)
 
     def project(self, x_BTD: Tensor, gates: slice) -> Tensor:
-        """The head-wise linear map to some of the gates: [B, T, H, G, V]."""
+        """Head-wise linear map to some of the gates: [B, T, H, G, V]."""
         B, T, _ = x_BTD.shape
         H, _, V, _ = self.w_HGVK.shape
         x_HMK = x_BTD.reshape(B * T, H, V).transpose(0, 1)
@@ -151,47 +151,49 @@ class SLSTM(nn.Module):
         return headwise(x_HMK, w_HJK).transpose(0, 1).reshape(B, T, H, w_HJK.shape[1] // V, V)
 
     def by_block(self, raw_BTHGV: Tensor) -> Tensor:
-        """The same pre-activations with the blocks of R in the place of the heads."""
+        """Pre-activations with the units divided into the blocks of R instead of heads."""
         if self.blocks == self.config.heads:
             return raw_BTHGV
         B, T, _, G, _ = raw_BTHGV.shape
         return raw_BTHGV.transpose(2, 3).reshape(B, T, G, self.blocks, self.width // self.blocks).transpose(2, 3)
 
     def adjacency(self) -> Tensor:
-        """Who hears whom, bool [D, D] on the CPU: True where R has weights from the first unit to the second.
+        """Connectivity, bool [D, D] on the CPU: True where R has weights from the first unit to the second.
 
-        Of a learned graph, the connections that are open in evaluation.
+        Of a learned graph, as in evaluation.
         """
         if self.recurrence is not None:
-            return in_blocks(self.recurrence.links())
+            return block_diagonal(self.recurrence.connections())
         V = self.width // self.blocks
-        return in_blocks(torch.full((self.blocks, V, V), self.r_HKGV is not None))
+        return block_diagonal(torch.full((self.blocks, V, V), self.r_HKGV is not None))
 
-    def nonzeros(self) -> int:
-        """How many weights of the effective R are not zero by its structure: four per connection."""
+    def num_recurrent_weights(self) -> int:
+        """Number of weights of the effective R that are not zero by structure: four per connection."""
         return 4 * int(self.adjacency().sum())
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> SLSTMLayerState:
-        """Nothing seen yet, on the device of the weights or on another."""
+        """State before the first step, on the device of the weights or on another."""
         zeros, V = wide_zeros(self.b_HGV, device), self.width // self.blocks
         past_BSD = zeros(batch, max(self.config.conv_width - 1, 0), self.width)
         return SLSTMLayerState(ConvState(past_BSD), SLSTMState(*(zeros(batch, self.blocks, V) for _ in range(4))))
 
     def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state: the same at any length."""
+        """Bytes of one sequence's state, the same at any length."""
         return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """About 30 pointwise operations per channel. Products with R are counted with its weights, as far as these
-        are all of R: a structured one is multiplied as a dense one, zeros included."""  # fmt: skip
+        """FLOPs of about 30 pointwise operations per channel, and of R beyond 2 per stored weight.
+
+        A structured R is multiplied as a dense one, zeros included.
+        """
         if self.recurrence is None:
             return 30.0 * self.width
         counted = sum(x.numel() for name, x in self.recurrence.named_parameters() if not name.startswith("graph"))
         return 30.0 * self.width + 8.0 * self.width * self.width / self.blocks - 2.0 * counted
 
 
-def structured(config: SLSTMConfig, blocks: int, size: int) -> Recurrence | None:
-    """The structure of R; None where R is none, or as dense as its blocks."""
+def build_recurrence(config: SLSTMConfig, blocks: int, size: int) -> Recurrence | None:
+    """The structure of R; None without R, and for dense blocks."""
     match config.recurrence:
         case "block" | "none":
             return None

@@ -1,1 +1,1 @@
-"""Floor 3: models as tuples of blocks, presets, and how they are saved."""
+"""Floor 4: language models as tuples of blocks, presets, checkpoints, and snapshots of what a model has read."""

@@ -1,4 +1,4 @@
-"""Which backend each op of a model runs on, found by running it."""
+"""Backends of the ops of a model, recorded while it runs."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ HEADINGS = ("pass", "op", "calls", "backend", "why")
 
 
 def explain(model: nn.Module, batch: int = 1, length: int = 128) -> Table:
-    """Which backend each op takes, and why: in training, in reading a prompt, and in decoding the next token.
+    """Table of the backend of each op, and why: in training, in prefill, and in decoding.
 
     Runs the model forward three times: on `batch` sequences of `length` tokens with gradients and without, and on one
-    more token without. Nothing is changed. Raises ValueError for less than one sequence or token, and for more than the
-    device can hold; TypeError for anything but an LM.
+    more token without. The model stays as it is. Raises ValueError for less than one sequence or token, and for more
+    than the device can hold; TypeError for anything but an LM.
     """
     if not isinstance(model, LM):
         raise TypeError(f"explain takes an LM, not a {type(model).__name__}; build one with exlstm.LM(config).")
@@ -29,9 +29,9 @@ def explain(model: nn.Module, batch: int = 1, length: int = 128) -> Table:
 
 
 def explain_config(config: LMConfig, batch: int, length: int, device: torch.device) -> Table:
-    """What `explain` says of the model of `config`, at a small part of its memory and work.
+    """`explain` of the model of `config` at a fraction of its memory and work.
 
-    Choices depend on shapes, not on numbers: equal blocks run once, and all weights are one piece of memory.
+    Backends depend on shapes, not on values: equal blocks run once, and all weights share one uninitialized buffer.
     """
     repeats = Counter(config.blocks)
     model = _without_numbers(replace(config, blocks=tuple(repeats)), device)
@@ -39,7 +39,7 @@ def explain_config(config: LMConfig, batch: int, length: int, device: torch.devi
 
 
 def _without_numbers(config: LMConfig, device: torch.device) -> LM:
-    """A model whose weights all begin at the same place in memory, where nothing was ever written."""
+    """A model whose weights are views of one uninitialized buffer."""
     with torch.device("meta"):
         model = LM(config)
     memory = torch.empty(max(x.numel() for x in model.parameters()), device=device)
@@ -58,7 +58,7 @@ def _explain(model: LM, batch: int, length: int, repeats: Sequence[int]) -> Tabl
     tokens_BT = torch.zeros(batch, length, dtype=torch.long, device=weight.device)
     devices = [weight.device] if weight.device.type == "cuda" else []
     rows: list[tuple[str, ...]] = [HEADINGS]
-    # dropout may draw numbers, and whoever trains this model should not miss them
+    # dropout draws random numbers; a training run goes on with its own
     with torch.random.fork_rng(devices):
         with torch.enable_grad(), _choices(model, repeats) as choices:
             model(tokens_BT)
@@ -75,7 +75,7 @@ def _explain(model: LM, batch: int, length: int, repeats: Sequence[int]) -> Tabl
 
 @contextmanager
 def _choices(model: LM, repeats: Sequence[int]) -> Iterator[list[Choice]]:
-    """Collects the choices made inside the `with` block, those of each block as often as it is repeated."""
+    """Choices of backends inside the `with` block, those of each model block as often as it is repeated."""
     begun: list[int] = []
     with recorded() as choices:
 
@@ -96,7 +96,7 @@ def _choices(model: LM, repeats: Sequence[int]) -> Iterator[list[Choice]]:
 
 
 def table_rows(where: str, choices: list[Choice]) -> list[tuple[str, ...]]:
-    """One row for every different choice, in the order of their first calls; the pass is named in the first."""
+    """Rows of the different choices in the order of first calls; the first row names the pass."""
     counted = Counter(choices)
     names = [where, *[""] * (len(counted) - 1)]
     return [
@@ -106,6 +106,6 @@ def table_rows(where: str, choices: list[Choice]) -> list[tuple[str, ...]]:
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines with every column as wide as its widest entry."""
+    """Lines of the rows, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -8,25 +8,23 @@ B batch  T time  D model width  C classes (vocabulary)
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from exlstm.mixers.contract import Mixer, MixerConfig, State, check_state, mask_tail
+from exlstm.mixers.contract import Mixer, MixerConfig, mask_tail
+from exlstm.mixers.state import LMState, State, check_state
+from exlstm.models.states.snapshot import Snapshot, Tokens, read
+from exlstm.models.summary import summary
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Share, Size, check_fields
 from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
 from exlstm.ops.arguments import checked_rows
 from exlstm.runtime.tracing import tracer
-
-if TYPE_CHECKING:
-    from exlstm.models.snapshot import Snapshot, Tokens
-
-LMState = tuple[State, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +57,9 @@ class BlockConfig:
 class LMConfig:
     """The whole architecture. blocks lists every block in order.
 
-    logit_cap: logits are held within (-cap, cap) by cap * tanh(x / cap). dropout: on the embedding and on what every
-    mixer and MLP adds to the residual stream, in training only. norm_bias: every norm over the width adds a bias after
-    its gain. out_norm: False for none between the last block and the head.
+    logit_cap: bound of the logits, by cap * tanh(x / cap). dropout: of the embedding and of the outputs of mixers and
+    MLPs, in training only. norm_bias: norms over the width have a bias. out_norm: a norm between the last block and the
+    head.
     """
 
     vocab_size: Size
@@ -82,17 +80,17 @@ class LMConfig:
 
     @property
     def draws(self) -> bool:
-        """Whether the model draws random numbers in training: for dropout, or for the graph of an sLSTM."""
+        """True if training draws random numbers: for dropout, or for the learned graph of an sLSTM."""
         return self.dropout > 0 or any(getattr(block.mixer, "recurrence", None) == "learned" for block in self.blocks)
 
 
 def width_norm(config: LMConfig) -> WidthNorm:
-    """A new norm of this model."""
+    """A norm over the width, as this architecture has them."""
     return WidthNorm(config.width, config.norm, config.norm_eps, config.norm_bias)
 
 
 class Block(nn.Module):
-    """One block of the stack."""
+    """Residual block: norm, mixer, and perhaps norm and MLP."""
 
     def __init__(self, config: LMConfig, index: int) -> None:
         super().__init__()
@@ -111,7 +109,7 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, state: State = None, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """[B, T, D] -> [B, T, D] and the mixer's state."""
+        """[B, T, D] -> [B, T, D] and the mixer's state after the last step."""
         y_BTD, state = self.mixer(self.mixer_norm(x_BTD), state, reset_BT=reset_BT, lengths_B=lengths_B)
         x_BTD = x_BTD + self.drop(y_BTD)
         if self.mlp is not None and self.mlp_norm is not None:
@@ -119,33 +117,33 @@ class Block(nn.Module):
         return x_BTD, state
 
     def drop(self, y_BTD: Tensor) -> Tensor:
-        """Dropout, where there is any to do."""
+        """Dropout, in training."""
         return functional.dropout(y_BTD, self.dropout) if self.dropout and self.training else y_BTD
 
 
 class Embedding(nn.Embedding):
-    """torch's, without its draw on the meta device, for which torch imports its compiler: seconds, for no values."""
+    """torch's Embedding without a draw on the meta device, for which torch would import its compiler for seconds."""
 
     def reset_parameters(self) -> None:
-        """Drawn as ever where there is memory: what a seed gives the layers behind it hangs on that."""
+        """torch's draw on real devices, although LM overwrites it: the random numbers of later layers depend on it."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
 
 class LM(nn.Module):
-    """The model of an `LMConfig`.
+    """Language model of an `LMConfig`.
 
         logits_BTC, state = model(tokens_BT)                  # train, prefill
         logits_BTC, state = model(next_token_B1, state)       # decode: the same call
 
     The state is a tuple with one entry per block; it is a value, never changed in place.
-    gradient_checkpointing: set to True, the backward computes every block once more instead of keeping what is inside.
+    gradient_checkpointing: set to True, the backward recomputes the activations inside of every block.
     """
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
-        self.shapes_kept: tuple[tuple[int, torch.dtype], LMState] | None = None
+        self.shapes_cache: tuple[tuple[int, torch.dtype], LMState] | None = None
         self.gradient_checkpointing = False
         self.embed = Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
@@ -163,8 +161,8 @@ class LM(nn.Module):
         """Logits for the token after each position, and the state after the last one.
 
         tokens: [B, T] integers below vocab_size, T >= 1. state: what an earlier call returned for these rows, or None.
-        reset_BT (bool): everything before that step is forgotten, as at the start of a document.
-        lengths_B (int): tokens at or beyond a row's length are padding: they change nothing, their logits are noise.
+        reset_BT (bool): clears the state before that step, as at the start of a document.
+        lengths_B (int): tokens at or beyond a row's length are padding: they change no state, their logits are noise.
         A batch of no rows gives empty results.
         Returns logits [B, T, C], float32 or wider if there is a cap. Raises ValueError for input that does not fit.
         """
@@ -175,7 +173,7 @@ class LM(nn.Module):
         self, tokens_BT: Tensor, state: LMState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, LMState]:  # fmt: skip
-        """`forward` of input that is known to fit."""
+        """`forward` of checked input."""
         x_BTD, after = self.stack(tokens_BT, state, reset_BT=reset_BT, lengths_B=lengths_B)
         return self.read_out(x_BTD), after
 
@@ -183,8 +181,10 @@ class LM(nn.Module):
         self, tokens_BT: Tensor, state: LMState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, LMState]:  # fmt: skip
-        """`forward` without its last step: what `read_out` makes logits of, [B, T, D]. For losses that need no more
-        logits at a time than those of a few tokens."""  # fmt: skip
+        """Hidden states [B, T, D], of which `read_out` makes logits, and the state: `forward` without its last layer.
+
+        For losses that make logits of a few tokens at a time.
+        """
         self.check(tokens_BT, state, reset_BT, lengths_B)
         return self.stack(tokens_BT, state, reset_BT=reset_BT, lengths_B=lengths_B)
 
@@ -192,7 +192,7 @@ class LM(nn.Module):
         self, tokens_BT: Tensor, state: LMState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, LMState]:  # fmt: skip
-        """`hidden` of input that is known to fit."""
+        """`hidden` of checked input."""
         x_BTD = functional.dropout(mask_tail(self.embed(tokens_BT), lengths_B), self.config.dropout, self.training)
         after = []
         for index, block in enumerate(self.blocks):
@@ -203,7 +203,7 @@ class LM(nn.Module):
         return x_BTD if self.norm is None else self.norm(x_BTD), tuple(after)
 
     def checkpointed(self, block: nn.Module) -> Callable[..., tuple[Tensor, State]]:
-        """The block, of which a backward keeps the inputs alone. It draws the same random numbers again."""
+        """The block with activations that the backward recomputes, with the same random numbers."""
         return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=self.config.draws)
 
     def read_out(self, x: Tensor) -> Tensor:
@@ -222,8 +222,8 @@ class LM(nn.Module):
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; pass [batch, time], with a time of at least 1.")
         (batch, steps), vocab = tokens.shape, self.config.vocab_size
         checked_rows(tokens, reset, lengths)
-        # on other devices this look would wait for the device; there the embedding itself reports it. What is traced or
-        # transformed has no numbers to look at
+        # values are checked on CPUs only: reading them would wait for a GPU, where the embedding reports them;
+        # traced and transformed tensors have no values
         if tokens.device.type == "cpu" and batch and tracer() is None:
             if wrong := [int(n) for n in tokens.aminmax() if not 0 <= n < vocab]:
                 raise ValueError(
@@ -243,14 +243,13 @@ class LM(nn.Module):
                 check_state(given, expected, f"block {index}")
 
     def shapes(self, batch: int) -> LMState:
-        """States of the right structure, shapes and dtypes, without numbers; those asked for last are kept, for
-        decoding."""  # fmt: skip
+        """The expected state on the meta device: structure, shapes and dtypes. The last one is cached, for decoding."""
         key = batch, self.embed.weight.dtype
-        if self.shapes_kept is not None and self.shapes_kept[0] == key:
-            return self.shapes_kept[1]
+        if self.shapes_cache is not None and self.shapes_cache[0] == key:
+            return self.shapes_cache[1]
         shapes = tuple(mixer.zero_state(batch, torch.device("meta")) for mixer in self.mixers)
         if tracer() is None:
-            self.shapes_kept = key, shapes
+            self.shapes_cache = key, shapes
         return shapes
 
     @property
@@ -259,7 +258,7 @@ class LM(nn.Module):
         return [cast("Mixer", block.mixer) for block in self.blocks]
 
     def zero_state(self, batch: int) -> LMState:
-        """Nothing seen yet, for `batch` rows: what state=None means."""
+        """State before the first token for `batch` rows, the same as state=None."""
         return tuple(mixer.zero_state(batch) for mixer in self.mixers)
 
     def state_bytes(self, length: int = 0) -> int:
@@ -269,18 +268,14 @@ class LM(nn.Module):
     def read(
         self, prompts: "Tokens | Sequence[Tokens]", after: "Snapshot | None" = None, *, chunk_len: int = 512
     ) -> "Snapshot":
-        """Read one prompt, or several of any lengths, without gradients and dropout: what to go on from, as a value.
+        """Snapshot after one prompt, or after several of any lengths, read without gradients and dropout.
 
-        prompts: ids, at least one each. after: what was read before, one row per prompt; None for nothing.
+        prompts: ids, at least one each. after: a snapshot to go on from, one row per prompt.
         At most `chunk_len` tokens of a prompt are in flight, and logits are made of its last token only: memory does
         not grow with the prompt. Raises ValueError for prompts that cannot be read and for another model's snapshot.
         """
-        from exlstm.models.snapshot import read
-
         return read(self, prompts, after, chunk_len=chunk_len)
 
     def summary(self, length: int = 2048) -> str:
         """Blocks, parameters, FLOPs per token and state bytes as a table in plain text; `length` is the context."""
-        from exlstm.models.summary import summary
-
         return summary(self, length)

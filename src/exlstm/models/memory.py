@@ -1,4 +1,4 @@
-"""Memory that a model needs at the very least, so that what a device can never hold is refused at once."""
+"""Lower bound of the memory that a model needs, to refuse at once what a device cannot hold."""
 
 import os
 
@@ -10,8 +10,8 @@ from exlstm.models.lm import LMConfig
 def check_memory(config: LMConfig, batch: int, length: int, device: torch.device, *, parameters: int = 0) -> None:
     """ValueError where `batch` rows of `length` tokens cannot fit into the memory of the device.
 
-    parameters: how many are trained. The bound is low: the tokens, the input of every block in float32, and of a
-    trained parameter its weight, its gradient and AdamW's two averages.
+    parameters: number of trained ones. Counted are the tokens, the input of every block in float32, and of trained
+    parameters weights, gradients and AdamW's two averages.
     """
     needed = batch * length * (8 + 4 * config.width * len(config.blocks)) + 16 * parameters
     there = memory_of(device)
@@ -24,7 +24,7 @@ def check_memory(config: LMConfig, batch: int, length: int, device: torch.device
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes that the device has in all, used or not; None where the system does not say."""
+    """Total bytes of the device's memory, used or not; None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):

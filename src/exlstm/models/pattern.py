@@ -1,4 +1,4 @@
-"""Models from short patterns: one letter per block.
+"""Patterns of blocks, one letter each, and the models they describe.
 
 m  mLSTM of the paper (its own up-projection)      s  sLSTM of the paper + gated GELU MLP
 M  mLSTM of xLSTM-7B + SwiGLU MLP                  a  attention as in Llama + SwiGLU MLP
@@ -60,8 +60,8 @@ def lm_from_pattern(pattern: str, *, vocab_size: int, width: int, heads: int = 4
 def xlstm_pattern(ratio: str, depth: int, *, slstm_at: tuple[int, ...] | None = None) -> str:
     """The letters of xLSTM[a:b] with `depth` blocks, "m" for mLSTM and "s" for sLSTM.
 
-    ratio "a:b" repeats a mLSTM blocks and b sLSTM blocks. slstm_at gives the sLSTM's places instead, for models whose
-    ratio is only approximate, as the paper's are; with it the ratio is the name and no more.
+    ratio: "a:b" repeats a mLSTM blocks and b sLSTM blocks. slstm_at: indices of the sLSTM blocks in place of the ratio,
+    for models whose ratio is approximate, as the paper's are.
     """
     try:
         a, b = (int(x) for x in ratio.split(":"))

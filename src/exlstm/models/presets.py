@@ -1,4 +1,4 @@
-"""Named models: those of the papers, exactly, and small ones for a laptop."""
+"""Presets: the architectures of the papers, and small ones for a laptop."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,16 +30,16 @@ def synthetic(ratio: str) -> LMConfig:
     return lm_from_pattern(xlstm_pattern(ratio, 2), vocab_size=3, width=64, heads=1)
 
 
-FEW = (3, 5, 7, 40, 42, 44)  # where the paper's xLSTM[7:1] of 48 blocks has its sLSTM
+SLSTM_OF_48 = (3, 5, 7, 40, 42, 44)  # where the paper's xLSTM[7:1] of 48 blocks has its sLSTM
 PRESETS: dict[str, Callable[[], LMConfig]] = {
     "xlstm-125m-1:0": partial(paper, "1:0", 24, 768, ()),
     "xlstm-125m-7:1": partial(paper, "7:1", 24, 768, (3, 20)),
     "xlstm-350m-1:0": partial(paper, "1:0", 48, 1024, ()),
-    "xlstm-350m-7:1": partial(paper, "7:1", 48, 1024, FEW),
+    "xlstm-350m-7:1": partial(paper, "7:1", 48, 1024, SLSTM_OF_48),
     "xlstm-760m-1:0": partial(paper, "1:0", 48, 1536, ()),
-    "xlstm-760m-7:1": partial(paper, "7:1", 48, 1536, FEW),
+    "xlstm-760m-7:1": partial(paper, "7:1", 48, 1536, SLSTM_OF_48),
     "xlstm-1.3b-1:0": partial(paper, "1:0", 48, 2048, ()),
-    "xlstm-1.3b-7:1": partial(paper, "7:1", 48, 2048, FEW),
+    "xlstm-1.3b-7:1": partial(paper, "7:1", 48, 2048, SLSTM_OF_48),
     "xlstm-2.7b-1:0": partial(paper, "1:0", 64, 2560, ()),
     # the paper does not say where its 2.7B [7:1] has the sLSTM: here, one at the end of every eight blocks
     "xlstm-2.7b-7:1": partial(paper, "7:1", 64, 2560, tuple(range(7, 64, 8))),
@@ -55,7 +55,7 @@ PRESETS: dict[str, Callable[[], LMConfig]] = {
 
 
 def preset(name: str, *, vocab_size: int | None = None) -> LMConfig:
-    """The preset of this name, with another vocabulary if asked for. ValueError lists the names."""
+    """The architecture of this name, perhaps with another vocabulary size. ValueError for an unknown name."""
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
     config = PRESETS[name]()

@@ -1,4 +1,4 @@
-"""What a model is and costs, counted, not timed."""
+"""Parameters, FLOPs and state bytes of a model, counted, and the table of them."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,15 +12,14 @@ if TYPE_CHECKING:
 
 
 def weight_flops(module: nn.Module) -> float:
-    """2 per weight of every matrix: a multiplication and an addition per token. Vectors, biases and the gates of a
-    learned graph, which meet weights and not tokens, are not counted."""  # fmt: skip
+    """FLOPs per token of all matrices: 2 per weight. Vectors, biases and gates of learned graphs are not counted."""
     left_out = "b_HGV", "graph_HKV"
     matrices = (p for name, p in module.named_parameters() if p.ndim >= 2 and not name.endswith(left_out))
     return 2.0 * (sum(p.numel() for p in matrices) + quantized_weights(module))
 
 
-class Stack(Protocol):
-    """What is counted of a model: blocks with their mixers, and a head."""
+class MixerStack(Protocol):
+    """A model whose FLOPs are counted: blocks with mixers, and a head."""
 
     head: Linear
     blocks: nn.ModuleList
@@ -30,10 +29,10 @@ class Stack(Protocol):
         """The mixer of every block, in order."""
 
 
-def flops_per_token(model: Stack, mode: str, length: int) -> float:
+def flops_per_token(model: MixerStack, mode: str, length: int) -> float:
     """FLOPs per token: "train" (forward and backward, 3 times the forward), "prefill" or "decode" at that context.
 
-    Counts the embedding look-up as nothing and the head once per token, also in prefill.
+    The embedding counts nothing, the head counts once per token, also in prefill.
     """
     forward = 2.0 * model.head.in_features * model.head.out_features
     for block, mixer in zip(model.blocks, model.mixers, strict=True):
@@ -41,26 +40,26 @@ def flops_per_token(model: Stack, mode: str, length: int) -> float:
     return 3 * forward if mode == "train" else forward
 
 
-def quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
-    """The layers whose weights are in buffers, which torch does not count as parameters."""
-    return [layer for layer in module.modules() if isinstance(layer, QuantizedLinear)]
+def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear]:
+    """The layers by name whose weights are in buffers, which torch does not count as parameters."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, QuantizedLinear)}
 
 
 def quantized_weights(module: nn.Module) -> int:
-    """How many weights are quantised, in however many bits."""
-    return sum(layer.in_features * layer.out_features for layer in quantized_layers(module))
+    """Number of quantized weights."""
+    return sum(layer.in_features * layer.out_features for layer in quantized_layers(module).values())
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of parameters, quantised ones included, shared ones once."""
-    biases = (layer.bias for layer in quantized_layers(module))
-    apart = quantized_weights(module) + sum(bias.numel() for bias in biases if bias is not None)
-    return sum(p.numel() for p in module.parameters()) + apart
+    """Number of parameters, quantized ones included, shared ones once."""
+    biases = (layer.bias for layer in quantized_layers(module).values())
+    in_buffers = quantized_weights(module) + sum(bias.numel() for bias in biases if bias is not None)
+    return sum(p.numel() for p in module.parameters()) + in_buffers
 
 
 def storage(module: nn.Module) -> str:
-    """How the weights are stored, and in how many bytes: "int4 and float32, 1,234 bytes"."""
-    quantized = quantized_layers(module)
+    """Formats and bytes of the weights: "int4 and float32, 1,234 bytes"."""
+    quantized = quantized_layers(module).values()
     tensors = [*module.parameters(), *(x for layer in quantized for x in layer.buffers())]
     kinds = {type(layer).__name__.removesuffix("Linear").lower() for layer in quantized}
     dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
@@ -69,7 +68,7 @@ def storage(module: nn.Module) -> str:
 
 
 def readable(count: float) -> str:
-    """1234567 as 1.23 M."""
+    """A count with a unit: 1234567 is "1.23 M"."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -77,7 +76,7 @@ def readable(count: float) -> str:
 
 
 def block_line(model: "LM", index: int) -> str:
-    """One row of the table."""
+    """Row of the table for a block."""
     config, block = model.config.blocks[index], model.blocks[index]
     kind = type(config.mixer).__name__.removesuffix("Config")
     mlp = "" if config.mlp is None else f" + MLP {config.mlp.hidden} {config.mlp.activation}"
@@ -86,14 +85,14 @@ def block_line(model: "LM", index: int) -> str:
 
 
 class Table(str):
-    """Text that a prompt or a notebook shows as it is, without quotes and escapes."""
+    """Text whose repr is itself, so that a prompt or a notebook shows its lines."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def summary(model: "LM", length: int) -> Table:
-    """The table behind `LM.summary`; runs of equal blocks are folded into one line."""
+    """Table of `LM.summary`; equal blocks in a row are one line."""
     config = model.config
     lines = [f"{'block':>5}  {'mixer':<34} {'parameters':>14} {'state bytes':>14}"]
     index = 0

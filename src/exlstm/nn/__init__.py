@@ -1,1 +1,1 @@
-"""Floor 1: thin parameter holders: norms, linears, gated MLPs, initialisers."""
+"""Floor 2: modules that hold parameters and call one op each: norms, linears, gated MLPs; their initial values."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 
 def json_value(text: str | bytes) -> Any:
-    """What a text in JSON says. ValueError for any other text, brackets too deep to follow included."""
+    """The value of a JSON text. ValueError for any other text, and for brackets nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -29,9 +29,9 @@ def json_value(text: str | bytes) -> Any:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Range:
-    """Where a number must lie, ends that are not given left open; infinity and NaN lie nowhere.
+    """An interval of numbers, without bounds unless given; never infinity or NaN.
 
-    least, most: the ends belong to it. above, below: they do not.
+    least, most: bounds that belong to it. above, below: bounds that do not.
     """
 
     least: float = -math.inf
@@ -40,14 +40,14 @@ class Range:
     below: float = math.inf
 
     def holds(self, x: float) -> bool:
-        """Whether the number lies in it."""
-        # an int of any size is compared as it is: made a float it could overflow
+        """True if the number lies in the range."""
+        # an int is compared as it is: converted to float it could overflow
         return (isinstance(x, int) or math.isfinite(x)) and (
             self.least <= x <= self.most and (x > self.above) and (x < self.below)
         )
 
     def __repr__(self) -> str:
-        """As it was written: signatures show it."""
+        """The call that made it, for signatures."""
         ends = ", ".join(f"{name}={x}" for name, x in vars(self).items() if math.isfinite(x))
         return f"Range({ends})"
 
@@ -58,11 +58,11 @@ class Range:
         return " and ".join(f"{word} {x}" for word, x in ends.items() if not math.isinf(x))
 
 
-LARGEST = 2**31 - 1
-Size = Annotated[int, Range(least=1, most=LARGEST)]
-SizeOrZero = Annotated[int, Range(least=0, most=LARGEST)]
+MAX_SIZE = 2**31 - 1
+Size = Annotated[int, Range(least=1, most=MAX_SIZE)]
+SizeOrZero = Annotated[int, Range(least=0, most=MAX_SIZE)]
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
-Number = Annotated[float, Range()]
+Finite = Annotated[float, Range()]
 Factor = Annotated[float, Range(above=0, most=2**16)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(least=0, below=1)]
@@ -71,24 +71,24 @@ Share = Annotated[float, Range(least=0, below=1)]
 def check_fields(config: Any) -> None:
     """ValueError, in one sentence, for the first field whose value its annotation does not allow.
 
-    config: a dataclass. Known are bool, int, float (an int will do), str, None, Literal, unions, tuples of any length,
-    other classes, and Annotated with a `Range`.
+    config: a dataclass. Annotations may be bool, int, float (ints pass), str, None, Literal, unions, tuples of any
+    length, other classes, and Annotated with a `Range`.
     """
     kinds = annotations(type(config))  # type: ignore[arg-type]
     for field in fields(config):
         value = getattr(config, field.name)
         if not fits(value, kinds[field.name]):
-            raise ValueError(f"{field.name} is {reprlib.repr(value)}; it must be {described(kinds[field.name])}.")
+            raise ValueError(f"{field.name} is {reprlib.repr(value)}; it must be {in_words(kinds[field.name])}.")
 
 
 @cache
 def annotations(cls: type) -> dict[str, Any]:
-    """The types of the fields, with their ranges."""
+    """Annotations of a dataclass by field, with their ranges; computed once per class."""
     return get_type_hints(cls, include_extras=True)
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether the value is of this type, and in its range."""
+    """True if the value is of this type, and in its range."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         inner, *limits = arguments
@@ -104,16 +104,16 @@ def fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, type)
 
 
-def described(kind: Any) -> str:
-    """The type and range in words, to stand behind "it must be"."""
+def in_words(kind: Any) -> str:
+    """The type and range in words, for "it must be ..."."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return f"{described(arguments[0])} {arguments[1]}".rstrip()
+        return f"{in_words(arguments[0])} {arguments[1]}".rstrip()
     if origin in (Union, types.UnionType):
-        return " or ".join(described(one) for one in arguments)
+        return " or ".join(in_words(one) for one in arguments)
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
-        return f"a tuple, each of it {described(arguments[0])}"
-    named = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
-    return named.get(kind) or f"a {kind.__name__}"
+        return f"a tuple, each of it {in_words(arguments[0])}"
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+    return words.get(kind) or f"a {kind.__name__}"

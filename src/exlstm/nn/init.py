@@ -1,6 +1,6 @@
-"""Initialisers, and how a table of them fills a module.
+"""Initial values: fills of tensors, and tables of them that fill a module.
 
-A table maps a parameter's name to what fills it; a parameter without a row is an error, so nothing is left to chance.
+A table maps every parameter's name to its fill; a parameter without a row is an error.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,17 +12,17 @@ Fill = Callable[[Tensor], object]
 
 
 def zeros(x: Tensor) -> None:
-    """All zero."""
+    """Fills with 0."""
     x.zero_()
 
 
 def ones(x: Tensor) -> None:
-    """All one."""
+    """Fills with 1."""
     x.fill_(1)
 
 
 def constant(value: float) -> Fill:
-    """All `value`."""
+    """Fills with `value`."""
     return lambda x: x.fill_(value)
 
 
@@ -47,12 +47,12 @@ def uniform(bound: float) -> Fill:
 
 
 def linspace(first: float, last: float) -> Fill:
-    """Evenly spaced along the last axis."""
+    """Evenly spaced numbers along the last axis."""
     return lambda x: x.copy_(torch.linspace(first, last, x.shape[-1], device=x.device, dtype=x.dtype).expand_as(x))
 
 
 def log_sigmoids(of: Fill) -> Fill:
-    """log sigmoid of what `of` gives: an exponential forget gate then starts as the sigmoid one."""
+    """log sigmoid of the values of `of`: an exponential forget gate then starts as open as a sigmoid one."""
     return lambda x: (of(x), x.copy_(torch.nn.functional.logsigmoid(x)))
 
 
@@ -68,10 +68,10 @@ def power_law(index: int, depth: int) -> Fill:
 
 
 def fill(module: nn.Module, table: Mapping[str, Fill]) -> None:
-    """Fills every parameter of `module` from its row. An assertion fails if the two do not match."""
+    """Fills every parameter of `module` from its row of the table. AssertionError unless the names are the same."""
     parameters = dict(module.named_parameters())
     assert parameters.keys() == table.keys(), f"rows and parameters differ: {sorted(parameters.keys() ^ table.keys())}"
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if not parameter.is_meta:  # no values there, and drawing none takes longer than all the rest of a model
+            if not parameter.is_meta:  # on the meta device draws give no values, and cost more than building the model
                 table[name](parameter)

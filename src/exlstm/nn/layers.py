@@ -1,4 +1,4 @@
-"""Thin holders of parameters: each keeps its weights and calls one op.
+"""Modules that hold parameters and call one op each.
 
 B batch  T time  D width  H blocks or heads  K input and V output width of each  W window  F hidden width of an MLP
 """
@@ -25,7 +25,7 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,  # the exact one, with erf
+    "gelu": functional.gelu,  # exact, with erf
     "silu": functional.silu,
     "relu": functional.relu,
     "relu2": squared_relu,
@@ -35,10 +35,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class WidthNorm(nn.Module):
-    """Layer norm or RMS norm over the model width, then a gain and perhaps a bias.
-
-    Both are stored as they are applied: 1 and 0 at first.
-    """
+    """Layer norm or RMS norm over the model width, then a gain (at first 1) and perhaps a bias (at first 0)."""
 
     def __init__(self, width: int, kind: Norm, eps: float, bias: bool = False) -> None:
         super().__init__()
@@ -47,12 +44,12 @@ class WidthNorm(nn.Module):
         self.kind, self.eps = kind, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., D]."""
+        """[..., D] -> [..., D]."""
         return (layer_norm if self.kind == "layer" else rms_norm)(x, self.weight, self.eps, self.bias)
 
 
 class HeadNorm(nn.Module):
-    """Layer norm of every head on its own, with one gain per channel, and perhaps one bias."""
+    """Layer norm within each head, with a gain per channel and perhaps a bias."""
 
     def __init__(self, heads: int, head_width: int, eps: float, bias: bool = False) -> None:
         super().__init__()
@@ -61,13 +58,13 @@ class HeadNorm(nn.Module):
         self.heads, self.eps = heads, eps
 
     def forward(self, x_BTHV: Tensor) -> Tensor:
-        """Heads in, heads merged out: [B, T, H, V] -> [B, T, H V]."""
+        """[B, T, H, V] -> [B, T, H V]."""
         b_HV = None if self.bias is None else self.bias.view(self.heads, -1)
         return head_norm(x_BTHV, self.weight.view(self.heads, -1), self.eps, b_HV).flatten(2)
 
 
 class BlockLinear(nn.Module):
-    """A block-diagonal linear map: `blocks` small matrices side by side, and perhaps a bias."""
+    """Block-diagonal linear map of `blocks` equal matrices, and perhaps a bias."""
 
     backend = "auto"
 
@@ -84,7 +81,7 @@ class BlockLinear(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """Causal depthwise convolution over time."""
+    """Causal depthwise convolution over time, with a bias."""
 
     def __init__(self, width: int, window: int) -> None:
         super().__init__()
@@ -101,7 +98,7 @@ class CausalConv(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)), gate and up in one matrix (gate first), perhaps with biases (Shazeer 2020).
+    """Gated MLP, down(act(gate(x)) * up(x)), perhaps with biases (Shazeer 2020). Gate and up: one matrix, gate first.
 
     ValueError for an activation that is not one of ACTIVATIONS.
     """
@@ -122,13 +119,13 @@ class GatedMLP(nn.Module):
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """cap * tanh(x / cap): x, held within (-cap, cap). None: x."""
+    """Soft clipping to (-cap, cap): cap * tanh(x / cap). None: x."""
     if cap is None:
         return x
-    # without a graph there is nobody who needs what lies between
+    # in place without gradients: autograd alone would read the intermediate
     return torch.tanh(x / cap) * cap if torch.is_grad_enabled() else (x / cap).tanh_().mul_(cap)
 
 
 def round_up(x: float, multiple: int) -> int:
-    """The smallest multiple that is at least x (as the paper's models were trained: never rounded down)."""
+    """The smallest multiple that is at least x; widths of the paper's models are rounded so."""
     return -int(-x // multiple) * multiple

@@ -1,4 +1,4 @@
-"""Linear layers whose products with few rows run on our own kernels, and their quantised forms.
+"""Linear layers whose products with few rows run on our own kernels, and their quantized forms.
 
 K inputs  N outputs  G groups of 128 inputs  P bytes of a group
 """
@@ -17,7 +17,7 @@ from exlstm.runtime.tracing import tracer
 
 
 class Linear(nn.Linear):
-    """torch's Linear: the same parameters, initial values and numbers. Without gradients, few rows are faster.
+    """torch's Linear with faster products of few rows in inference; parameters and initial values are the same.
 
     backend: see `exlstm.ops.linear.linear`; not saved.
     """
@@ -26,7 +26,7 @@ class Linear(nn.Linear):
 
     @property
     def like(self) -> Tensor:
-        """Has the dtype and the device of results."""
+        """A tensor with the dtype and the device of results."""
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,31 +34,31 @@ class Linear(nn.Linear):
         weight, bias = self.weight, self.bias
         fits = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
         if not fits or x.shape[-1:] != weight.shape[1:]:
-            return functional.linear(x, weight, bias)  # which says what is wrong
+            return functional.linear(x, weight, bias)  # torch raises the error
         if x.dtype == weight.dtype and self.backend == "auto" and decoding():
             return without_gradients(x, (self,))[0]
         return op.linear(x, weight, bias, backend=self.backend)
 
     def stored(self) -> tuple[Tensor | None, ...]:
-        """What the layer consists of."""
+        """The tensors of the layer, bias included, by which a plan tells whether they changed."""
         held = self._parameters
         if "weight" in held and "bias" in held:
-            return held["weight"], held["bias"]  # faster than asking for attributes
-        return self.weight, self.bias  # some tools of torch put another tensor in a parameter's place
+            return held["weight"], held["bias"]  # faster than attributes of a module
+        return self.weight, self.bias  # parametrizations and pruning replace the parameter by an attribute
 
     def packed(self) -> op.Weight:
-        """The weights as the op takes them."""
+        """The weights in the form of the op."""
         return self.weight
 
 
 class QuantizedLinear(nn.Module):
-    """A linear map with weights of fewer bits, in buffers. Made from a Linear; there are no gradients for it.
+    """Linear map with weights of fewer bits in buffers, made from a Linear, without gradients.
 
-    The bias stays as it was. Many rows, and other devices, expand the weights to x's dtype for torch's product.
+    The bias stays as it was. With many rows, and on other devices than CPUs, weights are expanded to x's dtype.
     """
 
     bias: Tensor | None
-    like: Tensor  # has the dtype and the device of what the layer was
+    like: Tensor  # empty, with the dtype and the device of the original weight
     backend = "auto"
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -68,7 +68,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("like", layer.weight.detach().new_empty(0), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`to`, `half` and their like move scales, and never round them."""
+        """Moves scales by `to`, `half` and the like without rounding them."""
         kept = {name: x for name, x in self.named_buffers(recurse=False) if name not in ("bias", "like")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, x in kept.items():
@@ -77,11 +77,11 @@ class QuantizedLinear(nn.Module):
         return self
 
     def packed(self) -> op.Weight:
-        """The weights as the op takes them."""
+        """The weights in the form of the op."""
         raise NotImplementedError
 
     def stored(self) -> tuple[Tensor | None, ...]:
-        """What the layer consists of."""
+        """The tensors of the layer, bias included, by which a plan tells whether they changed."""
         return tuple(self._buffers.values())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,12 +91,12 @@ class QuantizedLinear(nn.Module):
         return op.linear(x, self.packed(), self.bias, backend=self.backend)
 
     def extra_repr(self) -> str:
-        """Shown by print(model)."""
+        """Sizes, for print(model)."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 class Int8Linear(QuantizedLinear):
-    """One byte per weight, one scale per output."""
+    """int8 weights: one byte each, one scale per output."""
 
     weight_NK: Tensor
     scale_N: Tensor
@@ -108,12 +108,12 @@ class Int8Linear(QuantizedLinear):
         self.register_buffer("scale_N", scale_N)
 
     def packed(self) -> op.Weight:
-        """[N, K]."""
+        """The weights [N, K] in the form of the op."""
         return op.Int8Weight(self.weight_NK, self.scale_N)
 
 
 class Int4Linear(QuantizedLinear):
-    """Half a byte per weight, a scale and an offset per group of 128 inputs."""
+    """int4 weights: half a byte each, a scale and an offset per group of 128 inputs."""
 
     weight_NGP: Tensor
     scale_NG: Tensor
@@ -127,20 +127,20 @@ class Int4Linear(QuantizedLinear):
         self.register_buffer("offset_NG", offset_NG)
 
     def packed(self) -> op.Weight:
-        """[N, K]."""
+        """The weights [N, K] in the form of the op."""
         return op.Int4Weight(self.weight_NGP, self.scale_NG, self.offset_NG, self.in_features)
 
 
 AnyLinear = Linear | QuantizedLinear
 KNOWN = (Linear, Int8Linear, Int4Linear)
-# what is worked out once for layers without gradients, under the first of them
+# plans for groups of layers in inference, keyed by the group's first layer
 prepared: WeakKeyDictionary[nn.Module, op.Prepared] = WeakKeyDictionary()
 
 
 def linears(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = ()) -> list[Tensor]:
-    """[layer(x) for every layer], then `wide_linear` of x for every layer in `wide`; in decoding all of it as one job.
+    """[layer(x) for every layer], then `wide_linear` of x for every layer in `wide`.
 
-    Several projections of one x, such as q, k, v and the gates, are then as fast as one large matrix.
+    In decoding they are one launch: projections of one x, such as q, k, v and gates, cost what one large matrix does.
     """
     if not decoding() or not all(map(unwatched, (*layers, *wide))):
         return [*(layer(x) for layer in layers), *wide_linears(wide, x)]
@@ -148,12 +148,12 @@ def linears(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = 
 
 
 def decoding() -> bool:
-    """Whether this may be a decoding step, for which things are prepared: there is no graph to be made, of any kind."""
+    """True without autograd and tracing: then plans of earlier calls may be used."""
     return not torch.is_grad_enabled() and tracer() is None
 
 
 def without_gradients(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[AnyLinear] = ()) -> list[Tensor]:
-    """`linears`, prepared at the first call and whenever something is not what it was."""
+    """`linears` by a plan, which is made at the first call and again when tensors, addresses or dtypes change."""
     every = (*layers, *wide)
     tensors = [tensor for layer in every for tensor in layer.stored()]
     found = prepared.get(every[0])
@@ -167,18 +167,17 @@ def without_gradients(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[Any
 
 
 def unwatched(layer: nn.Module) -> bool:
-    """Whether nobody would notice that the layer's own forward is passed by."""
+    """True if `layer.forward` may be bypassed: known class, default backend, no hooks."""
     return type(layer) in KNOWN and layer.backend == "auto" and not hooked(layer)
 
 
 def hooked(layer: nn.Module) -> bool:
-    """Whether somebody watches the calls of this layer."""
+    """True if the layer has forward hooks."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def wide_linears(layers: Sequence[AnyLinear], x: Tensor) -> list[Tensor]:
-    """`wide_linear` of x for every layer. Gates have few outputs: as one product x is read once, and so is its gradient
-    written."""  # fmt: skip
+    """`wide_linear` of x for every layer, as one product: x is read once, and its gradient is written once."""
     weights = [layer.weight for layer in layers if isinstance(layer, Linear) and not hooked(layer)]
     biases = [layer.bias for layer in layers if layer.bias is not None]
     if len(layers) < 2 or not len(weights) == len(biases) == len(layers):
@@ -190,7 +189,7 @@ def wide_linears(layers: Sequence[AnyLinear], x: Tensor) -> list[Tensor]:
 
 
 def wide_linear(layer: AnyLinear, x: Tensor) -> Tensor:
-    """`layer(x)` in float32 or wider, also under autocast: for the pre-activations of gates."""
+    """`layer(x)` in float32 or wider, also under autocast, for pre-activations of gates."""
     weight = layer.packed()
     stored = weight if isinstance(weight, Tensor) else weight[1]
     dtype = torch.promote_types(torch.promote_types(x.dtype, stored.dtype), torch.float32)

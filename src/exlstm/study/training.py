@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from exlstm.models.lm import LMConfig
 from exlstm.models.summary import flops_per_token, parameters
-from exlstm.nn.recurrence import graph_penalty, nonzeros
+from exlstm.nn.recurrence import graph_penalty, num_recurrent_weights
 from exlstm.study.pool import Report
 from exlstm.study.problems import Lesson, Model, Problem, problem_of, ranges
 from exlstm.train.config import TrainConfig
@@ -84,7 +84,7 @@ class Training:
         longest = max(high for lesson in self.lessons for _, high in lesson.test)
         return {
             "parameters": parameters(model),
-            "recurrent_nonzeros": nonzeros(model),
+            "recurrent_nonzeros": num_recurrent_weights(model),
             "state_bytes": sum(mixer.state_bytes(longest) for mixer in model.mixers),
             "flops": course.tokens * flops_per_token(model, "train", max(lesson.train[1] for lesson in self.lessons)),
             "seconds": round(seconds, 2),

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from exlstm.mixers.contract import leaves, map_state
+from exlstm.mixers.state import leaves, map_state
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.saving import save
 from exlstm.models.lm import LM

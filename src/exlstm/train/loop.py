@@ -18,7 +18,7 @@ import torch
 
 from exlstm.data.packing import Batch, TokenStream, batch_at, windows_of
 from exlstm.data.tokenizer import Tokenizer
-from exlstm.mixers.contract import detach, join, map_state
+from exlstm.mixers.state import detach, join, map_state
 from exlstm.models.lm import LM
 from exlstm.train.checkpoint import Position, load_checkpoint, save_checkpoint, tidy
 from exlstm.train.config import TrainConfig

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -10,10 +9,9 @@ from exlstm.data.tokenizer import Tokenizer, tokenizer_from_spec
 from exlstm.models.checkpoints.files import remedy, shards_of
 from exlstm.models.checkpoints.loading import load, open_checkpoint, outline
 from exlstm.models.lm import LM, LMConfig
-from exlstm.models.quantized import Bits
+from exlstm.models.weight_formats import Bits, WeightFormat
 from exlstm.train.run_folder import RunFolder, Which, open_run
 
-Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]
 TOKENIZER = "tokenizer.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BITS: dict[str, Bits] = {"int8": "int8", "int4": "int4"}
@@ -28,7 +26,7 @@ class Named:
     run: RunFolder | None = None
     step: int | None = None
 
-    def load(self, weights: Weights = "as-saved", device: str | torch.device = "cpu") -> LM:
+    def load(self, weights: WeightFormat = "as-saved", device: str | torch.device = "cpu") -> LM:
         """For use, in evaluation mode. ValueError for what cannot be loaded, or be quantised twice."""
         if weights != "as-saved" and weights not in {*DTYPES, *BITS}:
             raise ValueError(f"weights are {weights!r}; they can be one of as-saved, {', '.join((*DTYPES, *BITS))}.")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from exlstm.data.tokenizer import Tokenizer
-from exlstm.models.fingerprint import fingerprint
 from exlstm.models.lm import LM, LMConfig
+from exlstm.models.states.fingerprint import fingerprint
 from exlstm.train.config import ARCHITECTURE, TrainConfig
 from exlstm.train.named import named
 from exlstm.train.run_folder import RunFolder

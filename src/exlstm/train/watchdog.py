@@ -1,11 +1,12 @@
 """When a number goes bad, find out where: the step is run again with a look at every tensor on the way."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from exlstm.mixers.state import named_leaves
 from exlstm.models.lm import LM
 
 
@@ -73,13 +74,10 @@ def _bad_state(leaf: Tensor) -> bool:
     return leaf.is_floating_point() and bool((leaf.isnan() | leaf.isposinf()).any())
 
 
-def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Sequence):
-        fields = getattr(value, "_fields", None) or range(len(value))
-        for field, item in zip(fields, value, strict=True):
-            yield from _tensors(item, f"{path} {field}" if isinstance(field, str) else path)
+def _tensors(value: Any) -> list[tuple[str, Tensor]]:
+    """Every tensor of a module's output or a state with the names of its fields: " cell c_BHKV"."""
+    paths = ((path.split(".")[1:], x) for path, x in named_leaves(value))
+    return [("".join(f" {field}" for field in fields if not field.isdecimal()), x) for fields, x in paths]
 
 
 def _with_block(model: LM, name: str) -> str:

@@ -1,1 +1,1 @@
-"""Models on disk, in our own layout and in those of others."""
+"""Checkpoints: models on disk, in our own layout and in those of other packages."""

@@ -26,7 +26,7 @@ from exlstm.mixers.mlstm import MLSTM, MLSTMConfig
 from exlstm.mixers.slstm import SLSTM, SLSTMConfig
 from exlstm.models.checkpoints.layout import (
     Layout,
-    Settings,
+    SavedSettings,
     Shapes,
     ceil_to,
     depth,
@@ -35,7 +35,7 @@ from exlstm.models.checkpoints.layout import (
     shape,
     tied,
 )
-from exlstm.models.checkpoints.rules import Rule, absent, gain, one, same, twice
+from exlstm.models.checkpoints.rules import Rule, absent, gain, one, repeated, same
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.nn.layers import Activation
 
@@ -52,10 +52,10 @@ FORGET_BIASES: dict[str, Literal["linspace", "zeros"]] = {
     "zeros": "zeros",
 }  # others: "power_law"
 NORM_EPS = 1e-5
-LENGTH = 2048  # what is written for context_length, which that package needs and we do not have
+LENGTH = 2048  # written as context_length, which that package needs and ours does not have
 
 
-def read(shapes: Shapes, settings: Settings) -> LMConfig:
+def read(shapes: Shapes, settings: SavedSettings) -> LMConfig:
     """The config of weights with these shapes."""
     vocab_size, width = shape(shapes, EMBED, 2)
     return LMConfig(
@@ -67,14 +67,14 @@ def read(shapes: Shapes, settings: Settings) -> LMConfig:
         norm="layer",
         norm_eps=NORM_EPS,
         tie_embeddings=tied(shapes, HEAD, settings, "tie_weights"),
-        # without one there is nothing to say: it changes no number outside of training
+        # a missing dropout is not reported as assumed: it changes no number outside of training
         dropout=settings.number("dropout", 0.0) if "dropout" in settings.data else 0.0,
         out_norm=LAST_NORM in shapes,
     )
 
 
-def read_block(shapes: Shapes, place: str, width: int, settings: Settings) -> BlockConfig:
-    """One block of either kind."""
+def read_block(shapes: Shapes, place: str, width: int, settings: SavedSettings) -> BlockConfig:
+    """Config of one block, mLSTM or sLSTM."""
     mlp = None
     if f"{place}ffn.proj_down.weight" in shapes:
         asked = settings.part("slstm_block", "feedforward").get("act_fn", "gelu")
@@ -88,7 +88,7 @@ def read_block(shapes: Shapes, place: str, width: int, settings: Settings) -> Bl
 
 
 def read_mlstm(shapes: Shapes, layer: str, width: int) -> MLSTMConfig:
-    """All of it is in the shapes."""
+    """Config of an mLSTM layer, from shapes alone."""
     inner, usual = shape(shapes, layer + "proj_down.weight", 2)[1], MLSTMConfig()
     multiple = multiple_of(inner)
     return MLSTMConfig(
@@ -102,8 +102,8 @@ def read_mlstm(shapes: Shapes, layer: str, width: int) -> MLSTMConfig:
     )
 
 
-def read_slstm(shapes: Shapes, layer: str, settings: Settings) -> SLSTMConfig:
-    """Heads and window are in the shapes; how it was initialised is taken over for whoever trains another one."""
+def read_slstm(shapes: Shapes, layer: str, settings: SavedSettings) -> SLSTMConfig:
+    """Config of an sLSTM layer: heads and window from shapes, initial values from the settings."""
     if (function := settings.get("function", "slstm")) != "slstm":
         raise ValueError(f"{settings.source} has an sLSTM with the function {function!r}; this version reads 'slstm'.")
     convolution = f"{layer}conv1d.conv.weight"
@@ -117,11 +117,11 @@ def read_slstm(shapes: Shapes, layer: str, settings: Settings) -> SLSTMConfig:
 
 
 def rules(model: LM, shapes: Shapes | None) -> list[Rule]:
-    """Of the whole model; written with the layout of `vanilla`."""
+    """Rules of the model; written as the `vanilla` cell stores it."""
     config, names = model.config, shapes or {}
     # the package itself stores a tied head twice
     if config.tie_embeddings and (shapes is None or HEAD in names):
-        found = [twice("embed.weight", (EMBED, HEAD))]
+        found = [repeated("embed.weight", (EMBED, HEAD))]
     else:
         found = [same("embed.weight", EMBED)]
     if not config.tie_embeddings:
@@ -145,7 +145,7 @@ def rules(model: LM, shapes: Shapes | None) -> list[Rule]:
 
 
 def mlstm_rules(mixer: MLSTM, ours: str, theirs: str) -> list[Rule]:
-    """Of the paper's mLSTM layer."""
+    """Rules of the paper's mLSTM layer."""
     found = [same(f"{ours}{x}.weight", f"{theirs}proj_{x}.weight") for x in ("up", "down")]
     found += [same(f"{ours}{x}.weight_HVK", f"{theirs}{x}_proj.weight") for x in "qkv"]
     found += [
@@ -162,7 +162,7 @@ def mlstm_rules(mixer: MLSTM, ours: str, theirs: str) -> list[Rule]:
 
 
 def conv_rules(ours: str, theirs: str) -> list[Rule]:
-    """Of the convolution, whose weights have an axis for the input channels there."""
+    """Rules of the convolution, whose weights have an axis for the input channels there."""
     return [
         one(f"{ours}conv.weight_DW", f"{theirs}conv1d.conv.weight", lambda w: w.flatten(1), lambda w_DW: w_DW[:, None]),
         same(f"{ours}conv.bias_D", f"{theirs}conv1d.conv.bias"),
@@ -170,7 +170,7 @@ def conv_rules(ours: str, theirs: str) -> list[Rule]:
 
 
 def slstm_rules(mixer: SLSTM, ours: str, theirs: str, shapes: Shapes | None) -> list[Rule]:
-    """Of the sLSTM layer, in either of the package's two arrangements."""
+    """Rules of the sLSTM layer, as the `vanilla` or the `cuda` cell stores it."""
     H, _, V, _ = mixer.w_HGVK.shape
     kernel, norm = f"{theirs}slstm_cell._recurrent_kernel_", f"{theirs}group_norm.weight"
     cuda = shapes is not None and shapes.get(kernel) == (H, V, 4 * V)
@@ -205,7 +205,7 @@ def slstm_rules(mixer: SLSTM, ours: str, theirs: str, shapes: Shapes | None) -> 
 
 
 def write(config: LMConfig) -> dict[str, Any]:
-    """The settings of an xLSTMLMModelConfig. ValueError that names the block, or the setting, that it cannot hold."""
+    """Settings of an xLSTMLMModelConfig. ValueError for a block or a setting that it cannot hold."""
     needed = {"norm": "layer", "norm_eps": NORM_EPS, "norm_bias": False, "logit_cap": None}
     for name, only in needed.items():
         if (value := getattr(config, name)) != only:
@@ -258,7 +258,7 @@ def check_block(config: LMConfig, index: int) -> None:
             heads=mixer.heads, conv_width=mixer.conv_width,
             recurrent_init=mixer.recurrent_init, forget_bias=mixer.forget_bias,
             recurrence_blocks=mixer.heads if mixer.recurrence_blocks == mixer.heads else None,
-            # these tell about other structures
+            # fields of other structures
             recurrence_rank=mixer.recurrence_rank, recurrence_degree=mixer.recurrence_degree,
             recurrence_seed=mixer.recurrence_seed,
         )  # fmt: skip
@@ -270,7 +270,7 @@ def check_block(config: LMConfig, index: int) -> None:
 
 
 def write_mlstm(mixer: MLSTMConfig) -> dict[str, Any]:
-    """Of an mLSTM layer."""
+    """Settings of an mLSTM layer."""
     return {
         "num_heads": mixer.heads,
         "proj_factor": mixer.up_factor,
@@ -281,7 +281,7 @@ def write_mlstm(mixer: MLSTMConfig) -> dict[str, Any]:
 
 
 def write_slstm(mixer: SLSTMConfig) -> dict[str, Any]:
-    """Of an sLSTM layer; `vanilla` runs everywhere, and in float32."""
+    """Settings of an sLSTM layer; `vanilla` runs everywhere, in float32."""
     return {
         "num_heads": mixer.heads,
         "conv1d_kernel_size": mixer.conv_width,
@@ -294,7 +294,7 @@ def write_slstm(mixer: SLSTMConfig) -> dict[str, Any]:
 
 
 def write_mlp(mlp: MLPConfig, width: int) -> dict[str, Any]:
-    """Of the MLP after an sLSTM."""
+    """Settings of the MLP after an sLSTM."""
     multiple = multiple_of(mlp.hidden)
     return {
         "proj_factor": factor(width, mlp.hidden, ceil_to(multiple), 1.3),

@@ -1,4 +1,4 @@
-"""The files of a checkpoint, whatever its layout: tensors by name, read one at a time, and the config beside them."""
+"""Files of a checkpoint of any layout: tensors by name, read one at a time, and the config beside them."""
 
 import pickle
 import re
@@ -22,18 +22,18 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-# a mapped file counts as memory of the process until it is closed: it is, whenever so much of it has been read
+# a mapped file counts as memory of the process until it is closed, so it is closed whenever this much has been read
 OPEN_BYTES = 1 << 25
-# where a pickle may hold the state dict, and what training tools put before every name
-INSIDE = ("state_dict", "model_state_dict", "model", "module")
-WRAPPERS = ("module.", "_orig_mod.", "model.", "lm.")
+# keys under which a pickle may hold the state dict, and prefixes that training tools put before every name
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
+TOOL_PREFIXES = ("module.", "_orig_mod.", "model.", "lm.")
 
 
 @dataclass
 class Tensors:
-    """Names, shapes and dtypes of all tensors of a checkpoint; `read` one, and `close` at the end.
+    """Names, shapes and dtypes of the tensors of a checkpoint; `read` gives one, `close` ends the mapping of files.
 
-    A tensor that was read may be memory of a mapped file, which is not aligned as new memory is: copy what is kept.
+    A tensor may lie in a mapped file, with another alignment than new memory: clone those that outlive the mapping.
     """
 
     place: Path  # for messages
@@ -46,23 +46,23 @@ class Tensors:
     stack: ExitStack = field(default_factory=ExitStack)
 
     def read(self, name: str) -> Tensor:
-        """The numbers, on the CPU. ValueError if the file cannot be read."""
+        """The tensor of this name, on the CPU. ValueError if the file cannot be read."""
         if name in self.loaded:
             return self.loaded[name]
         path = self.shards[name]
         if self.open_ is None or self.open_[0] != path or self.open_[2] > OPEN_BYTES:
             self.close()
-            self.open_ = path, self.stack.enter_context(opened(path)), 0
+            self.open_ = path, self.stack.enter_context(open_safetensors(path)), 0
         _, handle, done = self.open_
         try:
             x: Tensor = handle.get_tensor(self.prefix + name)
         except SafetensorError as error:
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
         self.open_ = path, handle, done + x.nbytes
         return x
 
     def close(self) -> None:
-        """Ends the mapping of what is open."""
+        """Closes the open file."""
         self.stack.close()
         self.open_ = None
 
@@ -74,8 +74,8 @@ class Tensors:
         self.loaded.clear()
 
     def unwrapped(self) -> Self:
-        """Without the prefix that a training tool has put before every name."""
-        for prefix in WRAPPERS:
+        """The tensors with names without the prefix of a training tool."""
+        for prefix in TOOL_PREFIXES:
             if self.shapes and all(name.startswith(prefix) for name in self.shapes):
                 self.prefix += prefix
                 for table in (self.shapes, self.dtypes, self.shards, self.loaded):
@@ -86,16 +86,16 @@ class Tensors:
         return self
 
 
-def opened(path: Path) -> Any:
-    """A file of safetensors, for `with`. ValueError if it is not one."""
+def open_safetensors(path: Path) -> Any:
+    """An open file of safetensors, for `with`. ValueError if it is not one."""
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> ValueError:
-    """One sentence."""
+def unreadable_error(path: Path, error: Exception) -> ValueError:
+    """The error for a file that cannot be read."""
     reason = " ".join(str(error).split())
     return ValueError(f"{path} cannot be read ({reason}); it may be cut off: save or download it again.")
 
@@ -109,10 +109,10 @@ def open_tensors(path: Path) -> Tensors:
     else:
         raise ValueError(f"there is no {path}; {remedy(str(path))}.")
     if files[0].suffix in PICKLES:
-        return of_pickle(files[0]).unwrapped()
+        return read_pickle(files[0]).unwrapped()
     found = Tensors(path)
     for file in files:
-        with opened(file) as handle:
+        with open_safetensors(file) as handle:
             for name in handle.keys():  # noqa: SIM118 - no dict
                 if name in found.shapes:
                     raise ValueError(
@@ -130,21 +130,21 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def remedy(name: str) -> str:
-    """What to do about a model that is not there."""
+    """Remedy in the message for a model that does not exist."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # as on the Hugging Face Hub
         return f"if you mean that model of the Hub, download it first: hf download {name} --local-dir {Path(name).name}"
     return "name a folder with a model, or a file of weights"
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The files that hold the weights of the model in a folder. ValueError if there are none, or not all."""
+    """Files of weights of the model in a folder. ValueError if there are none, or one is missing."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if (folder / INDEX).is_file():
-        return [present(folder / name) for name in names_in(folder / INDEX)]
+        return [existing(folder / name) for name in names_in(folder / INDEX)]
     counted = sorted(folder.glob("model_*.safetensors"), key=lambda file: (len(file.name), file.name))
     if counted:
-        return [present(folder / f"model_{number}.safetensors") for number in range(number_of(counted[-1]) + 1)]
+        return [existing(folder / f"model_{number}.safetensors") for number in range(shard_number(counted[-1]) + 1)]
     others = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", *PICKLES))
     if len(others) == 1:
         return others
@@ -160,46 +160,46 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 def names_in(index: Path) -> list[str]:
-    """The files that an index names, each once. ValueError for none, and for one that is not below its folder."""
+    """File names in an index, each once. ValueError for none, and for one that is not below the folder."""
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise ValueError(f"{index} has no weight_map, which says what shards there are; copy or download it again.")
     for name in table.values():
-        # by the rules of every system: a folder may have been made on another one
+        # by the rules of Windows too: the folder may come from there
         place = PureWindowsPath(name) if isinstance(name, str) else PureWindowsPath("/")
         if place.anchor or ".." in place.parts or place.suffix != ".safetensors":
             raise ValueError(f"{index} names {name!r}, which is no .safetensors file beside it; download it again.")
     return sorted(set(table.values()))
 
 
-def number_of(shard: Path) -> int:
-    """3 of model_3.safetensors. ValueError for another name."""
+def shard_number(shard: Path) -> int:
+    """Number of a shard: 3 of model_3.safetensors. ValueError for another name."""
     digits = shard.stem.removeprefix("model_")
     if not digits.isdecimal():
         raise ValueError(f"{shard} has a name of no known kind; shards are called model_0.safetensors and so on.")
     return int(digits)
 
 
-def present(file: Path) -> Path:
-    """The file. ValueError if it is not there."""
+def existing(file: Path) -> Path:
+    """The file. ValueError if it does not exist."""
     if not file.is_file():
         raise ValueError(f"{file} is missing, which holds a part of the weights; copy or download it again.")
     return file
 
 
-def of_pickle(path: Path) -> Tensors:
-    """A state dict that torch.save wrote, of which nothing but tensors is read. ValueError for anything else."""
+def read_pickle(path: Path) -> Tensors:
+    """Tensors of a state dict that torch.save wrote; no other objects are read. ValueError for anything else."""
     try:
-        # a file in torch's old format is no zip file, and cannot be mapped
+        # torch's old format is no zip file, and cannot be mapped
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors, and to read it could run its code; save the state_dict() alone."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     while isinstance(data, Mapping) and not any(isinstance(x, Tensor) for x in data.values()):
-        inner = next((data[key] for key in INSIDE if isinstance(data.get(key), Mapping)), None)
+        inner = next((data[key] for key in STATE_DICT_KEYS if isinstance(data.get(key), Mapping)), None)
         if inner is None:
             break
         data = inner
@@ -220,7 +220,7 @@ def of_pickle(path: Path) -> Tensors:
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether its numbers lie in memory as they are."""
+    """True for a strided tensor that is not quantized."""
     return x.layout == torch.strided and not x.is_quantized
 
 
@@ -233,7 +233,7 @@ def configs_beside(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object. ValueError if the file is no JSON."""
+    """The object in a JSON file, {} for other values. ValueError if the file is no JSON."""
     try:
         data = json_value(path.read_bytes())
     except ValueError as error:
@@ -242,7 +242,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping; of an experiment's settings, those of its model. ValueError if the file is no YAML."""
+    """The mapping in a YAML file; of an experiment's settings, its `model`. ValueError if the file is no YAML."""
     import yaml
 
     try:

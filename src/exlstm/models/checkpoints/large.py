@@ -1,6 +1,6 @@
-"""xLSTM-7B's two layouts: `xlstm_large` of the official package, and transformers' `xlstm`. They differ in one name.
+"""Two layouts of xLSTM-7B that differ in one name: `xlstm_large` of the official package, and transformers' `xlstm`.
 
-Its linear layers may be stored one by one ("single") or joined ("fused"). For every block b:
+Linear layers are stored one by one ("single") or concatenated ("fused"). For every block b:
 
     backbone.blocks.b.norm_mlstm                     mixer_norm
     backbone.blocks.b.mlstm_layer.q, k, v            mixer.q, k, v
@@ -19,7 +19,7 @@ from typing import Any
 from exlstm.mixers.mlstm_large import MLSTMLarge, MLSTMLargeConfig
 from exlstm.models.checkpoints.layout import (
     Layout,
-    Settings,
+    SavedSettings,
     Shapes,
     depth,
     factor,
@@ -28,7 +28,7 @@ from exlstm.models.checkpoints.layout import (
     shape,
     tied,
 )
-from exlstm.models.checkpoints.rules import Rule, absent, joined, parts, same, twice
+from exlstm.models.checkpoints.rules import Rule, absent, concatenated, repeated, same, split
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 
 BLOCKS = "backbone.blocks."
@@ -37,10 +37,10 @@ LARGE_EMBED, HUGGINGFACE_EMBED = "embedding.weight", "backbone.embeddings.weight
 CELL_EPS = 1e-6
 
 
-def read(shapes: Shapes, settings: Settings, *, embed: str, tie: str | None) -> LMConfig:
+def read(shapes: Shapes, settings: SavedSettings, *, embed: str, tie: str | None) -> LMConfig:
     """The config of weights with these shapes. tie: the setting that says whether the head is the embedding.
 
-    transformers takes no notice of that setting for this model: a head that is there is one of its own.
+    transformers ignores that setting for this model: a stored head is not tied.
     """
     vocab_size, width = shape(shapes, embed, 2)
     norm_eps = settings.number("norm_eps", 1e-6)
@@ -87,10 +87,10 @@ def read_block(shapes: Shapes, place: str, width: int, config: MLSTMLargeConfig)
 
 
 def rules(model: LM, shapes: Shapes | None, *, embed: str, last_norm_bias: bool) -> list[Rule]:
-    """Of the whole model. last_norm_bias: whether the layout has one, where the other norms do."""
+    """Rules of the model. last_norm_bias: True if the last norm has a bias where the other norms do."""
     config, names = model.config, shapes or {}
     stored_twice = config.tie_embeddings and shapes is None
-    found = [twice("embed.weight", (embed, HEAD)) if stored_twice else same("embed.weight", embed)]
+    found = [repeated("embed.weight", (embed, HEAD)) if stored_twice else same("embed.weight", embed)]
     if not config.tie_embeddings:
         found.append(same("head.weight", HEAD))
     for index in range(len(config.blocks)):
@@ -105,7 +105,7 @@ def rules(model: LM, shapes: Shapes | None, *, embed: str, last_norm_bias: bool)
 
 
 def block_rules(model: LM, index: int, *, fused: bool) -> list[Rule]:
-    """Of one block."""
+    """Rules of one block."""
     config, mixer = model.config, model.blocks[index].mixer
     assert isinstance(mixer, MLSTMLarge)
     mlp = config.blocks[index].mlp
@@ -127,7 +127,7 @@ def block_rules(model: LM, index: int, *, fused: bool) -> list[Rule]:
         for kind in which:
             if fused:
                 found.append(
-                    parts([f"{ours}mixer.{x}.{kind}" for x in group], f"{theirs}mlstm_layer.{joint}.{kind}", sizes)
+                    split([f"{ours}mixer.{x}.{kind}" for x in group], f"{theirs}mlstm_layer.{joint}.{kind}", sizes)
                 )
             else:
                 found += [
@@ -136,18 +136,18 @@ def block_rules(model: LM, index: int, *, fused: bool) -> list[Rule]:
     for kind in kinds(mlp.bias):
         ups = [f"{theirs}ffn.{name}.{kind}" for name in ("proj_up_gate", "proj_up")]
         up = f"{ours}mlp.up.{kind}"
-        found.append(same(up, f"{theirs}ffn.proj_up_gate_z.{kind}") if fused else joined(up, ups, hidden))
+        found.append(same(up, f"{theirs}ffn.proj_up_gate_z.{kind}") if fused else concatenated(up, ups, hidden))
         found.append(same(f"{ours}mlp.down.{kind}", f"{theirs}ffn.proj_down.{kind}"))
     return found
 
 
 def kinds(bias: bool) -> list[str]:
-    """Of a layer's parameters."""
+    """Kinds of a layer's parameters: weight, and perhaps bias."""
     return ["weight", "bias"] if bias else ["weight"]
 
 
 def write(config: LMConfig) -> dict[str, Any]:
-    """What the two layouts' settings share. ValueError that names the block, or the setting, that they cannot hold."""
+    """Settings that the two layouts share. ValueError that names the block, or the setting, that they cannot hold."""
     first = config.blocks[0]
     for index, block in enumerate(config.blocks):
         if not isinstance(block.mixer, MLSTMLargeConfig) or block.mlp is None:

@@ -1,4 +1,4 @@
-"""What a layout of checkpoints is, and what they share in reading their configs."""
+"""Layouts of checkpoints, and functions for reading their configs."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,19 +13,19 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A way to name, arrange and describe a model on disk.
+    """Names, shapes and settings of a model on disk.
 
-    has: a name that only tensors of this layout have, as a regular expression that matches its beginning.
-    read: the config, from shapes first and the saved settings where shapes do not tell.
-    rules: from the model (its numbers are not looked at) and the shapes found, or None for writing.
-    write: the saved settings of a config; ValueError that names what the layout cannot express.
-    shard: the file name of weights number i of n. indexed: whether an index names the shards.
+    has: regular expression for the beginning of a tensor's name that only this layout has.
+    read: the config, from shapes first, and from the saved settings where shapes do not tell.
+    rules: rules of tensors, from the model (on any device) and the shapes found, or None for writing.
+    write: saved settings of a config; ValueError that names what the layout cannot express.
+    shard: file name of shard i of n. indexed: True if an index names the shards.
     """
 
     name: str
     has: str
     config_file: str
-    read: "Callable[[Shapes, Settings], LMConfig]"
+    read: "Callable[[Shapes, SavedSettings], LMConfig]"
     rules: Callable[[LM, Shapes | None], list[Rule]]
     write: Callable[[LMConfig], dict[str, Any]]
     shard: Callable[[int, int], str]
@@ -33,8 +33,8 @@ class Layout:
 
 
 @dataclass
-class Settings:
-    """Saved settings; `get` notes what they leave to the defaults of the layout."""
+class SavedSettings:
+    """Settings from a config file; `assumed` lists those that were missing, with the layout's defaults."""
 
     data: Mapping[str, Any]
     source: str  # the file, for messages
@@ -47,11 +47,11 @@ class Settings:
         return self.data.get(name, default)
 
     def number(self, name: str, default: float) -> float:
-        """A setting that is a number. ValueError if it is none."""
+        """A setting that is a number. ValueError for other values."""
         value = self.get(name, default)
         if isinstance(value, str):
             try:
-                value = float(value)  # YAML takes 1e-6 for a text
+                value = float(value)  # YAML reads 1e-6 as a text
             except ValueError:
                 value = None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -59,27 +59,27 @@ class Settings:
         return value
 
     def flag(self, name: str) -> bool:
-        """A setting that is there and is True or False. ValueError if it is neither."""
+        """A present setting that is True or False. ValueError for other values."""
         if not isinstance(value := self.data[name], bool):
             raise ValueError(f"{self.source} has {name} {value!r}, which is not true or false; correct it.")
         return value
 
-    def part(self, *names: str) -> "Settings":
-        """The settings inside of settings; none where there are none."""
+    def part(self, *names: str) -> "SavedSettings":
+        """Settings nested under these names; empty if they are missing."""
         data: Any = self.data
         for name in names:
             data = data.get(name) if isinstance(data, Mapping) else None
-        return Settings(data if isinstance(data, Mapping) else {}, self.source, self.assumed)
+        return SavedSettings(data if isinstance(data, Mapping) else {}, self.source, self.assumed)
 
 
-def same_eps(settings: Settings, name: str, here: float) -> None:
-    """ValueError for a constant of the cell that we do not compute with."""
+def same_eps(settings: SavedSettings, name: str, here: float) -> None:
+    """ValueError for an epsilon of the cell other than ours."""
     if (found := settings.number(name, here)) != here:
         raise ValueError(f"{settings.source} has {name} {found:g}; this version computes with {here:g} only.")
 
 
-def tied(names: Shapes, head: str, settings: Settings, key: str) -> bool:
-    """Whether the head is the embedding: as the settings say, or where the head was not stored."""
+def tied(names: Shapes, head: str, settings: SavedSettings, key: str) -> bool:
+    """True if the head is the embedding: by the settings, or because no head is stored."""
     if key in settings.data:
         return settings.flag(key)
     if head not in names:
@@ -88,7 +88,7 @@ def tied(names: Shapes, head: str, settings: Settings, key: str) -> bool:
 
 
 def shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
-    """The shape of a tensor that there has to be. ValueError if it is missing or has another number of axes."""
+    """Shape of a required tensor. ValueError if it is missing or has another number of axes."""
     if name not in shapes:
         raise ValueError(f"{name} is missing from the weights; save or download the model again.")
     if len(shapes[name]) != axes or 0 in shapes[name]:
@@ -99,10 +99,10 @@ def shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 
 
 def depth(shapes: Shapes, prefix: str) -> int:
-    """How many blocks there are: names are `prefix`, a number from 0 on, and a dot."""
+    """Number of blocks: names are `prefix`, a number from 0 on, and a dot."""
     numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
     found = sum(number.isdecimal() for number in numbers)
-    # counted before any block is made: a name may have any number in it
+    # counted, not the maximum: a name may have any number in it
     missing = next((index for index in range(max(found, 1)) if str(index) not in numbers), None)
     if missing is not None:
         raise ValueError(f"there is no {prefix}{missing} among the weights; save or download the model again.")
@@ -110,7 +110,7 @@ def depth(shapes: Shapes, prefix: str) -> int:
 
 
 def factor(width: int, size: int, rounded: Callable[[float], float], usual: float) -> float:
-    """A factor of `width` that is rounded to `size`: the usual one if it is, or else a plain one."""
+    """Factor of `width` whose product is rounded to `size`: the usual one if it fits, else a short one."""
     for candidate in (usual, size / width, (size - 0.5) / width, (size + 0.5) / width):
         if rounded(candidate * width) == size:
             return candidate
@@ -123,5 +123,5 @@ def ceil_to(multiple: int) -> Callable[[float], float]:
 
 
 def multiple_of(size: int) -> int:
-    """What a width was rounded up to: 64, or nothing."""
+    """The multiple that a width was rounded up to: 64, or 1."""
     return 1 if size % 64 else 64

@@ -1,4 +1,4 @@
-"""Reading a model from any layout, tensor by tensor: in memory are the weights and one tensor more."""
+"""Loading a model from any layout, tensor by tensor: memory holds the weights and one tensor more."""
 
 import os
 import re
@@ -15,31 +15,31 @@ from torch import Tensor
 from exlstm.models.checkpoints.classic import CLASSIC
 from exlstm.models.checkpoints.files import Tensors, configs_beside, open_tensors
 from exlstm.models.checkpoints.large import HUGGINGFACE, LARGE
-from exlstm.models.checkpoints.layout import Layout, Settings
+from exlstm.models.checkpoints.layout import Layout, SavedSettings
 from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import (
-    KINDS,
-    PARTS,
-    Bits,
+    BUFFERS,
+    LAYER_TYPES,
     exact_tensors,
     head_is_embedding,
+    layers_to_quantize,
     make_room,
-    quantised,
-    quantised_layers,
-    to_quantise,
+    quantize_weight,
 )
+from exlstm.models.summary import quantized_layers
+from exlstm.models.weight_formats import Bits
 
-WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # what weights can be kept in
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes of weights on disk
 LAYOUTS = {layout.name: layout for layout in (OWN, HUGGINGFACE, LARGE, CLASSIC)}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk: what it is, known from names, shapes and the config; its numbers are read by `tensors`.
+    """Model on disk: its architecture, from names, shapes and the config, and its tensors, read by `tensors`.
 
-    bits: of its quantised weights. assumed: settings that neither shapes nor config tell, with the layout's defaults.
+    bits: format of quantized weights. assumed: settings in neither shapes nor config, with the layout's defaults.
     """
 
     files: Tensors
@@ -50,22 +50,22 @@ class Checkpoint:
     assumed: Mapping[str, Any]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of ours by name, as it was saved. It may be memory of a mapped file: copy what is kept."""
+        """Our tensors by name, as they were saved. They may lie in a mapped file: clone those that outlive it."""
         for rule in self.rules:
             yield from self.apply(rule)
 
     def apply(self, rule: Rule) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of one rule."""
+        """Our tensors by name that a rule makes."""
         yield from zip(rule.ours, rule.to_ours([self.files.read(name) for name in rule.theirs]), strict=True)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the embedding."""
+        """Dtype of the embedding."""
         rule = next(rule for rule in self.rules if "embed.weight" in rule.ours)
         return self.files.dtypes[rule.theirs[0]]
 
     def notes(self) -> str:
-        """One sentence on what was assumed, or nothing."""
+        """A sentence on the assumed settings; empty without any."""
         if not self.assumed:
             return ""
         settings = ", ".join(f"{name} {value}" for name, value in self.assumed.items())
@@ -76,17 +76,16 @@ class Checkpoint:
 
 @contextmanager
 def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
-    """The model at `path`, which has been checked as far as names and shapes go. ValueError, in one sentence, if it
-    cannot be a model of ours."""  # fmt: skip
+    """The checkpoint at `path`, with names and shapes checked. ValueError, in one sentence, if they do not fit."""
     place = Path(path)
     with open_tensors(place) as files:
         layout = layout_of(files)
         settings = settings_of(place, layout)
         config = layout.read(files.shapes, settings)
         bits = settings.data.get("weights") if layout is OWN else None
-        if bits not in (None, *KINDS):
-            raise ValueError(f"the config has weights {bits!r}; known are {', '.join(KINDS)}.")
-        model = blank(config, bits, files.shapes)
+        if bits not in (None, *LAYER_TYPES):
+            raise ValueError(f"the config has weights {bits!r}; known are {', '.join(LAYER_TYPES)}.")
+        model = meta_model(config, bits, files.shapes)
         rules = layout.rules(model, files.shapes)
         check(files, rules, model, layout)
         yield Checkpoint(files, layout, config, bits, rules, settings.assumed)
@@ -102,8 +101,8 @@ def load(
     """The model at `path`, a folder or a file with weights, in the layout "exlstm", "huggingface" (transformers' own
     xlstm), "xlstm-large" (single or fused) or "classic" (the paper's package, `vanilla` or `cuda`).
 
-    The layout is told by the names of the tensors, the architecture by their shapes, and the rest by the config.json or
-    config.yaml beside them; for what neither tells, the layout's default is taken and said on stderr. Kernels that a
+    The layout follows from the names of the tensors, the architecture from their shapes, the rest from the config.json
+    or config.yaml beside them; missing settings take the layout's defaults, which are listed on stderr. Kernels that a
     config names are ignored. A .pt or .pth file is read as tensors only, so that no code in it can run.
 
     dtype: of weights and activations; None keeps what was saved (in a foreign layout: that of the embedding). weights:
@@ -119,10 +118,10 @@ def load(
 
 
 def outline(path: str | os.PathLike[str]) -> LM:
-    """What `load` gives, with its shapes and dtypes, without memory for its numbers. ValueError as there."""
+    """The model that `load` gives, on the meta device. ValueError as there."""
     with open_checkpoint(path) as found:
-        dtypes = changes(found, None, None).dtypes
-        model = blank(found.config, found.bits, found.files.shapes)
+        dtypes = conversion_of(found, None, None).dtypes
+        model = meta_model(found.config, found.bits, found.files.shapes)
         tensors = {name: x.to(dtypes[name]) for name, x in model.state_dict().items() if name in dtypes}
         if head_is_embedding(model):
             tensors["head.weight"] = tensors["embed.weight"]
@@ -134,64 +133,64 @@ def outline(path: str | os.PathLike[str]) -> LM:
 
 def build(found: Checkpoint, dtype: torch.dtype | None, device: torch.device, weights: Bits | None) -> LM:
     """The model of a checkpoint."""
-    change = changes(found, dtype, weights)
-    model = after(found, change)
+    change = conversion_of(found, dtype, weights)
+    model = converted_model(found, change)
     tensors = {
-        new_name: placed(new, x, device) for name, x in found.tensors() for new_name, new in change(name, x).items()
+        new_name: to_device(new, x, device) for name, x in found.tensors() for new_name, new in change(name, x).items()
     }
     if head_is_embedding(model):
         tensors["head.weight"] = tensors["embed.weight"]
     model.load_state_dict(tensors, assign=True)
     if head_is_embedding(model):
         model.head.weight = model.embed.weight
-    for layer in quantised_layers(model).values():
+    for layer in quantized_layers(model).values():
         layer.like = model.embed.weight.detach().new_empty(0)
-    # what the architecture tells, such as a fixed graph, is no part of a checkpoint and was made on the CPU
+    # buffers that the architecture determines, such as a fixed graph, are in no checkpoint and were made on the CPU
     return model.requires_grad_(True).to(device)
 
 
 @dataclass(frozen=True)
-class Change:
-    """What becomes of tensors on their way: another dtype, or fewer bits.
+class Conversion:
+    """Conversion of tensors to another dtype, or to fewer bits.
 
-    dtypes: of every tensor that is not quantised. layers: from the name of a weight that is to that of its layer, and
-    kept: those of them that stay as they are too.
+    dtypes: by name, of tensors that are not quantized. layers: from names of weights that are quantized to their
+    layers. unchanged: those of them that stay, too, as a tied embedding does.
     """
 
     dtypes: Mapping[str, torch.dtype]
     layers: Mapping[str, str]
-    kept: frozenset[str]
+    unchanged: frozenset[str]
     bits: Bits | None
 
     def __call__(self, name: str, x: Tensor) -> dict[str, Tensor]:
-        """What becomes of the tensor of this name."""
-        as_it_is = {name: x.to(self.dtypes[name])} if name not in self.layers or name in self.kept else {}
+        """Converted tensors by name of the tensor of this name."""
+        as_it_is = {name: x.to(self.dtypes[name])} if name not in self.layers or name in self.unchanged else {}
         if self.bits is None or name not in self.layers:
             return as_it_is
-        parts = quantised(x, self.bits)  # from what was saved: rounded once
+        parts = quantize_weight(x, self.bits)  # from the saved numbers, so that they are rounded once
         return as_it_is | {f"{self.layers[name]}.{part}": y for part, y in parts.items()}
 
-    def become(self, name: str) -> list[str]:
-        """The names of what it becomes."""
-        names = [name] if name not in self.layers or name in self.kept else []
+    def names_after(self, name: str) -> list[str]:
+        """Names of the converted tensors of the tensor of this name."""
+        names = [name] if name not in self.layers or name in self.unchanged else []
         if self.bits is not None and name in self.layers:
-            names += [f"{self.layers[name]}.{part}" for part in PARTS[self.bits]]
+            names += [f"{self.layers[name]}.{part}" for part in BUFFERS[self.bits]]
         return names
 
     def names(self) -> list[str]:
-        """All there are afterwards."""
-        return [new for name in self.dtypes for new in self.become(name)]
+        """Names of all converted tensors."""
+        return [new for name in self.dtypes for new in self.names_after(name)]
 
 
-def changes(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) -> Change:
-    """What turns the tensors of a checkpoint into those of a model in `dtype` with quantised `weights`."""
-    if weights not in (None, *KINDS):
-        raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(KINDS)}.")
+def conversion_of(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) -> Conversion:
+    """Conversion of a checkpoint's tensors to `dtype` and quantized `weights`."""
+    if weights not in (None, *LAYER_TYPES):
+        raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(LAYER_TYPES)}.")
     if weights is not None and found.bits not in (None, weights):
         raise ValueError(f"{found.files.place} is quantised already ({found.bits}); use the original for {weights}.")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; it has to be one of floating numbers, and weights='int8' quantises.")
-    model = blank(found.config, found.bits, found.files.shapes)
+    model = meta_model(found.config, found.bits, found.files.shapes)
     exact, saved = exact_tensors(model), found.files.dtypes
     # foreign checkpoints may have norms and gates in another dtype than the rest, for kernels of their own
     usual = dtype or (None if found.layout is OWN else found.dtype)
@@ -201,23 +200,22 @@ def changes(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | None) 
         for name in rule.ours
     }
     if weights is None or found.bits:
-        return Change(dtypes, {}, frozenset(), None)
-    layers = {f"{name}.weight": name for name in to_quantise(model)}
+        return Conversion(dtypes, {}, frozenset(), None)
+    layers = {f"{name}.weight": name for name in layers_to_quantize(model)}
     if head_is_embedding(model):
         layers["embed.weight"] = layers.pop("head.weight")
-    return Change(dtypes, layers, frozenset({"embed.weight"}), weights)
+    return Conversion(dtypes, layers, frozenset({"embed.weight"}), weights)
 
 
-def placed(x: Tensor, source: Tensor, device: torch.device) -> Tensor:
-    """On its device, contiguous, and in memory of its own: a mapped file is not aligned as new memory is, and other
-    alignment gives other last bits."""  # fmt: skip
+def to_device(x: Tensor, source: Tensor, device: torch.device) -> Tensor:
+    """x on the device, contiguous, and not in a mapped file, whose alignment can change last bits."""
     mapped = x.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
     x = x.detach().contiguous()
     return x.to(device, copy=mapped)
 
 
 def layout_of(files: Tensors) -> Layout:
-    """The layout that names of tensors show. ValueError for none, and for two at once."""
+    """The layout by names of tensors. ValueError for none, and for two at once."""
     found = {
         name: next((key for key in files.shapes if re.match(layout.has, key)), None) for name, layout in LAYOUTS.items()
     }
@@ -233,23 +231,23 @@ def layout_of(files: Tensors) -> Layout:
     return LAYOUTS[next(iter(keys))]
 
 
-def settings_of(path: Path, layout: Layout) -> Settings:
-    """The settings beside the weights: in the layout's own file, or else in another. Our own layout needs its file."""
+def settings_of(path: Path, layout: Layout) -> SavedSettings:
+    """Settings beside the weights, in the layout's own file or another. ValueError if our own layout has no file."""
     configs = {file.name: (file, data) for file, data in configs_beside(path)}
     for name in (layout.config_file, *configs):
         if name in configs:
             file, data = configs[name]
-            return Settings(data, str(file))
+            return SavedSettings(data, str(file))
     folder = path if path.is_dir() else path.parent
     if layout is OWN:
         raise ValueError(f"{folder} has no {OWN.config_file}, which says what the weights are; save the model again.")
-    return Settings({}, str(folder / layout.config_file))
+    return SavedSettings({}, str(folder / layout.config_file))
 
 
-def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
-    """The model without memory for its numbers; its quantised layers are those that have their weights in `tensors`.
+def meta_model(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
+    """The model on the meta device, with quantized layers where `tensors` names their weights.
 
-    ValueError for sizes whose product no tensor can have.
+    ValueError for sizes that no tensor can have.
     """
     with torch.device("meta"):
         try:
@@ -262,13 +260,15 @@ def blank(config: LMConfig, bits: Bits | None, tensors: Collection[str]) -> LM:
     return model
 
 
-def after(found: Checkpoint, change: Change) -> LM:
-    """The changed model, without memory for its numbers."""
-    return blank(found.config, found.bits or change.bits, found.files.shapes if change.bits is None else change.names())
+def converted_model(found: Checkpoint, change: Conversion) -> LM:
+    """The converted model on the meta device."""
+    return meta_model(
+        found.config, found.bits or change.bits, found.files.shapes if change.bits is None else change.names()
+    )
 
 
 def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
-    """ValueError that names a tensor that is missing, unknown, or of another shape or kind than the config needs."""
+    """ValueError for a tensor that is missing, unknown, or of another shape or dtype than the config needs."""
     ours = model.state_dict()
     expected: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, torch.dtype] = {}
@@ -278,7 +278,7 @@ def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
         kinds |= {name: x.dtype for name, x in zip(rule.theirs, theirs, strict=True)}
     for name in sorted(expected.keys() | files.shapes.keys()):
         found, needed = files.shapes.get(name), expected.get(name)
-        allowed = WEIGHTS if kinds.get(name) in WEIGHTS else (kinds.get(name),)
+        allowed = WEIGHT_DTYPES if kinds.get(name) in WEIGHT_DTYPES else (kinds.get(name),)
         if found == needed and files.dtypes[name] in allowed:
             continue
         if found is None:

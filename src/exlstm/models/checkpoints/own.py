@@ -1,6 +1,6 @@
-"""Our own layout: config.json (plain, versioned) and the state dict as it is, in one file of safetensors or several.
+"""Our own layout: config.json (plain, versioned) and the state dict in one file of safetensors or several.
 
-A head that is the embedding is stored once. Quantised layers are stored as they are; config.json says of which kind.
+A tied head is stored once. Quantized layers are stored as they are, and config.json has their format.
 """
 
 from dataclasses import asdict, fields
@@ -8,14 +8,14 @@ from typing import Any
 
 from exlstm.mixers import MIXERS
 from exlstm.models.checkpoints.large import HUGGINGFACE
-from exlstm.models.checkpoints.layout import Layout, Settings, Shapes
+from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes
 from exlstm.models.checkpoints.rules import Rule, same
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.quantized import stored_once
 
 FORMAT = 1
-# what transformers writes into a config that it saves: nothing that changes a number here
-NOT_OURS = frozenset({
+# fields that transformers adds to a config that it saves; none changes a number here
+TRANSFORMERS_FIELDS = frozenset({
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
     "id2label", "is_encoder_decoder", "label2id", "max_position_embeddings", "num_labels", "output_attentions",
     "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "tokenizer_class", "torch_dtype",
@@ -53,14 +53,14 @@ def config_from_json(data: dict[str, Any]) -> LMConfig:
                 raise ValueError(f"the config has a mixer of kind {kind!r}; known are {', '.join(MIXERS)}.")
             mlp = None if block["mlp"] is None else MLPConfig(**block["mlp"])
             blocks.append(BlockConfig(mixer=MIXERS[kind](**mixer), mlp=mlp))
-        skipped = {"format", "model_type", "blocks"} | NOT_OURS
+        skipped = {"format", "model_type", "blocks"} | TRANSFORMERS_FIELDS
         top = {name: value for name, value in data.items() if name not in skipped}
         return LMConfig(blocks=tuple(blocks), **top)
     except (KeyError, TypeError) as error:
         raise ValueError(f"the config does not fit format {FORMAT} ({error}); write it with exlstm.save.") from error
 
 
-def read(shapes: Shapes, settings: Settings) -> LMConfig:
+def read(shapes: Shapes, settings: SavedSettings) -> LMConfig:
     """All of it is in config.json."""
     return config_from_json({name: value for name, value in settings.data.items() if name != "weights"})
 

@@ -1,7 +1,6 @@
-"""How the tensors of a foreign layout become ours and back: a list of small invertible rules per model.
+"""Invertible rules between the tensors of a foreign layout ("theirs") and ours.
 
-A rule takes some tensors of theirs to some of ours. Run on tensors without numbers (device "meta") it tells shapes, so
-that a file is checked before any of it is read.
+On the meta device rules give shapes, so that a file is checked before any tensor of it is read.
 
 D width  H heads  G gates  V, K channels of a head
 """
@@ -13,54 +12,54 @@ from functools import partial
 import torch
 from torch import Tensor
 
-Map = Callable[[Sequence[Tensor]], list[Tensor]]
+TensorMap = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`to_ours` makes the tensors named `ours` of those named `theirs`, in order; `to_theirs` is its inverse."""
+    """Two maps of tensors: `to_ours` makes those named `ours` of those named `theirs`, `to_theirs` is its inverse."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    to_ours: Map
-    to_theirs: Map
+    to_ours: TensorMap
+    to_theirs: TensorMap
 
 
 def one(ours: str, theirs: str, to_ours: Callable[[Tensor], Tensor], to_theirs: Callable[[Tensor], Tensor]) -> Rule:
-    """One tensor of one."""
+    """Rule of one tensor of theirs for one of ours."""
     return Rule((ours,), (theirs,), lambda xs: [to_ours(xs[0])], lambda xs: [to_theirs(xs[0])])
 
 
 def same(ours: str, theirs: str) -> Rule:
-    """The same tensor under another name."""
+    """Rule for the same tensor under another name."""
     return one(ours, theirs, torch.Tensor.detach, torch.Tensor.detach)
 
 
 def gain(ours: str, theirs: str) -> Rule:
-    """A norm's gain that is stored less one there."""
+    """Rule for a norm's gain that is stored as gain - 1 there."""
     return one(ours, theirs, lambda w_D: wide(w_D) + 1, lambda w_D: (wide(w_D) - 1).to(w_D.dtype))
 
 
-def joined(ours: str, theirs: Sequence[str], sizes: Sequence[int]) -> Rule:
-    """One of ours is several of theirs, one below the other, `sizes` rows each."""
-    return Rule((ours,), tuple(theirs), lambda xs: [torch.cat(list(xs))], partial(cut, sizes=sizes))
+def concatenated(ours: str, theirs: Sequence[str], sizes: Sequence[int]) -> Rule:
+    """Rule for one of ours that is several of theirs concatenated, with `sizes` rows."""
+    return Rule((ours,), tuple(theirs), lambda xs: [torch.cat(list(xs))], partial(split_rows, sizes=sizes))
 
 
-def parts(ours: Sequence[str], theirs: str, sizes: Sequence[int]) -> Rule:
-    """Several of ours are one of theirs, cut into `sizes` rows each."""
-    return Rule(tuple(ours), (theirs,), partial(cut, sizes=sizes), lambda xs: [torch.cat(list(xs))])
+def split(ours: Sequence[str], theirs: str, sizes: Sequence[int]) -> Rule:
+    """Rule for several of ours that are one of theirs, split into `sizes` rows."""
+    return Rule(tuple(ours), (theirs,), partial(split_rows, sizes=sizes), lambda xs: [torch.cat(list(xs))])
 
 
-def cut(xs: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Pieces of so many rows. What does not add up is left to the check of shapes."""
+def split_rows(xs: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Slices of so many rows; empty ones, which the check of shapes reports, if the sizes do not add up."""
     (x,) = xs
     if x.shape[0] != sum(sizes):
         return [x.new_empty((0,))] * len(sizes)
     return list(torch.split(x, list(sizes)))
 
 
-def twice(ours: str, theirs: Sequence[str]) -> Rule:
-    """One of ours is stored under several names, all with the same numbers."""
+def repeated(ours: str, theirs: Sequence[str]) -> Rule:
+    """Rule for one of ours that is stored several times."""
 
     def to_ours(xs: Sequence[Tensor]) -> list[Tensor]:
         if not all(x.is_meta or torch.equal(x, xs[0]) for x in xs[1:]):
@@ -73,7 +72,7 @@ def twice(ours: str, theirs: Sequence[str]) -> Rule:
 
 
 def absent(ours: str, shape: Sequence[int], value: float) -> Rule:
-    """A tensor that the layout has no place for: there all its numbers are `value`."""
+    """Rule for a tensor that the layout does not have, which must be `value` everywhere."""
 
     def to_theirs(xs: Sequence[Tensor]) -> list[Tensor]:
         if not xs[0].is_meta and not bool((xs[0] == value).all()):
@@ -84,5 +83,5 @@ def absent(ours: str, shape: Sequence[int], value: float) -> Rule:
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 or wider."""
+    """x in float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,7 +1,6 @@
-"""Writing a model in any layout, shard by shard, and converting one without ever having it whole in memory.
+"""Saving a model in any layout, shard by shard, and converting one without holding all of it in memory.
 
-What is written lies beside its target until all of it is there, and is then renamed: a reader sees a whole model or
-none.
+Files are written beside their target and renamed when all are complete: a reader sees a whole model or none.
 """
 
 import json
@@ -21,19 +20,21 @@ from exlstm.models.checkpoints.files import CONFIGS, INDEX
 from exlstm.models.checkpoints.layout import Layout
 from exlstm.models.checkpoints.loading import (
     LAYOUTS,
-    Change,
     Checkpoint,
-    after,
-    blank,
-    changes,
+    Conversion,
+    conversion_of,
+    converted_model,
+    meta_model,
     open_checkpoint,
-    placed,
+    to_device,
 )
 from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
-from exlstm.models.checkpoints.target import WEIGHTS, check_target
+from exlstm.models.checkpoints.target import WEIGHT_FILES, check_target
 from exlstm.models.lm import LM
-from exlstm.models.quantized import Bits, bits_of, quantised_layers, stored_once
+from exlstm.models.quantized import bits_of, stored_once
+from exlstm.models.summary import quantized_layers
+from exlstm.models.weight_formats import Bits
 
 SHARD_BYTES = 2 << 30
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm", o
     """Writes the model into `folder`, its config and weights each whole or not at all.
 
     layout: "exlstm" (ours), "huggingface" (transformers' own xlstm), "xlstm-large" or "classic" (the paper's package).
-    Weights of more than 2 GiB go into several files. A quantised model is saved as it is, in our own layout only.
+    Weights of more than 2 GiB go into several files. A quantized model is saved as it is, in our own layout only.
     overwrite: replace a model that is in the folder; a tokenizer beside it stays.
     Raises ValueError, before anything is written, for a folder that is not empty (with `overwrite`: that is a run, or
     holds anything else than a model), for a block or a setting that the layout cannot express, and for a model that
@@ -54,7 +55,7 @@ def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm", o
     check_target(Path(folder), overwrite=overwrite)
     check_savable(model, bits)
     tensors = stored_once(model)
-    data = description(target, model, bits)
+    data = saved_settings(target, model, bits)
     write(Path(folder), target, data, target.rules(model, None), tensors, tensors.__getitem__)
 
 
@@ -77,39 +78,40 @@ def convert(
     target = layout_named(layout)
     check_target(Path(folder), overwrite=overwrite, sources=[Path(source)])
     with open_checkpoint(source) as found:
-        change = changes(found, dtype, weights)
-        model = after(found, change)
-        data = description(target, model, found.bits or weights)
+        change = conversion_of(found, dtype, weights)
+        model = converted_model(found, change)
+        data = saved_settings(target, model, found.bits or weights)
         shapes = {name: x.to(change.dtypes.get(name, x.dtype)) for name, x in stored_once(model).items()}
-        write(Path(folder), target, data, target.rules(model, None), shapes, Stream(found, change).take, shard_bytes)
+        rules, tensors = target.rules(model, None), ConvertedTensors(found, change)
+        write(Path(folder), target, data, rules, shapes, tensors.take, shard_bytes)
     return found
 
 
-class Stream:
-    """The tensors of a checkpoint on their way to another one: read when they are asked for, and then let go."""
+class ConvertedTensors:
+    """Converted tensors of a checkpoint, read when they are taken, and then released."""
 
-    def __init__(self, found: Checkpoint, change: Change) -> None:
+    def __init__(self, found: Checkpoint, change: Conversion) -> None:
         self.found, self.change = found, change
-        self.sources = {new: rule for rule in found.rules for name in rule.ours for new in change.become(name)}
-        self.waiting: dict[str, Tensor] = {}  # made together with one that was asked for
+        self.sources = {new: rule for rule in found.rules for name in rule.ours for new in change.names_after(name)}
+        self.waiting: dict[str, Tensor] = {}  # of the same rule as one that was taken
 
     def take(self, name: str) -> Tensor:
-        """The tensor of this name of ours; each is asked for once."""
+        """Our tensor of this name; each may be taken once."""
         if name not in self.waiting:
             for old, x in self.found.apply(self.sources[name]):
-                self.waiting |= {new: placed(y, x, CPU) for new, y in self.change(old, x).items()}
+                self.waiting |= {new: to_device(y, x, CPU) for new, y in self.change(old, x).items()}
         return self.waiting.pop(name)
 
 
 def layout_named(name: str) -> Layout:
-    """ValueError for a name that no layout has."""
+    """The layout of this name. ValueError if there is none."""
     if name not in LAYOUTS:
         raise ValueError(f"there is no layout {name!r}; choose one of {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]
 
 
-def description(layout: Layout, model: LM, bits: Bits | None) -> dict[str, Any]:
-    """The settings that are saved. ValueError for what the layout cannot express."""
+def saved_settings(layout: Layout, model: LM, bits: Bits | None) -> dict[str, Any]:
+    """Settings to be saved. ValueError for those that the layout cannot express."""
     if bits is None:
         return layout.write(model.config)
     if layout is not OWN:
@@ -128,14 +130,14 @@ def write(
     take: Callable[[str], Tensor],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a model whose tensors are `like` these, which may be without numbers, and come from `take`."""
-    shards = planned(rules, like, shard_bytes)
+    """Writes a model. like: shapes and dtypes of its tensors by name. take: gives the tensors themselves."""
+    shards = plan_shards(rules, like, shard_bytes)
     index: dict[str, str] = {}
     total = 0
     with scratch_in(folder) as scratch:
         for number, shard in enumerate(shards):
             file = scratch / layout.shard(number, len(shards))
-            tensors = made(shard, take)
+            tensors = shard_tensors(shard, take)
             index |= dict.fromkeys(tensors, file.name)
             total += sum(x.nbytes for x in tensors.values())
             try:
@@ -147,7 +149,7 @@ def write(
         config.write_text(text_of(data, config.suffix))
         files = [scratch / name for name in dict.fromkeys(index.values())]
         for file in files:
-            file.chmod(config.stat().st_mode)  # safetensors lets only the owner read; the user's umask decides here
+            file.chmod(config.stat().st_mode)  # safetensors makes files that only the owner may read
         last = [config]
         if layout.indexed and len(files) > 1:
             last.append(scratch / INDEX)
@@ -157,7 +159,7 @@ def write(
 
 @contextmanager
 def scratch_in(folder: Path) -> Iterator[Path]:
-    """A place beside what is to be replaced. What fails leaves nothing, not even a folder that was not there."""
+    """A temporary folder inside the target; an error removes it, and the target if it was made here."""
     fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -169,8 +171,8 @@ def scratch_in(folder: Path) -> Iterator[Path]:
         raise
 
 
-def planned(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int) -> list[list[Rule]]:
-    """Rules whose tensors go into one file, for every file. The tensors of one rule stay together."""
+def plan_shards(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int) -> list[list[Rule]]:
+    """Rules by file, so that files stay below `shard_bytes`; tensors of one rule are in one file."""
     shards: list[list[Rule]] = [[]]
     size = 0
     for rule in rules:
@@ -183,8 +185,8 @@ def planned(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int)
     return shards
 
 
-def made(rules: Sequence[Rule], take: Callable[[str], Tensor]) -> dict[str, Tensor]:
-    """The tensors of one file, each in memory of its own."""
+def shard_tensors(rules: Sequence[Rule], take: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """Tensors of one file by name; safetensors wants none to share memory."""
     tensors: dict[str, Tensor] = {}
     for rule in rules:
         theirs = rule.to_theirs([take(name) for name in rule.ours])
@@ -195,7 +197,7 @@ def made(rules: Sequence[Rule], take: Callable[[str], Tensor]) -> dict[str, Tens
 
 
 def text_of(data: Mapping[str, Any], suffix: str) -> str:
-    """JSON or YAML."""
+    """The settings as JSON or YAML, by the suffix of the file."""
     if suffix == ".json":
         return json.dumps(data, indent=1) + "\n"
     import yaml
@@ -205,31 +207,31 @@ def text_of(data: Mapping[str, Any], suffix: str) -> str:
 
 
 def put_in_place(folder: Path, files: Sequence[Path]) -> None:
-    """Renames files into their folder, once they are on the disk, and removes what is left of a model saved there."""
+    """Renames files into their folder once they are on disk, and removes other files of a model saved there."""
     for file in files:
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
-    # without its index a model in several files is not read: so there is never one that is half old and half new
+    # a model in several files cannot be loaded without its index: no reader sees old and new files mixed
     (folder / INDEX).unlink(missing_ok=True)
     names = {file.name for file in files}
     for old in folder.iterdir():
-        if old.name not in names and (old.name in CONFIGS or WEIGHTS.fullmatch(old.name)):
+        if old.name not in names and (old.name in CONFIGS or WEIGHT_FILES.fullmatch(old.name)):
             old.unlink()
     for file in files:
         file.replace(folder / file.name)
 
 
 def check_savable(model: LM, bits: Bits | None) -> None:
-    """ValueError unless the config and the kind of the weights say all there is to say."""
+    """ValueError unless config and format of the weights determine the model."""
     shapes = {name: tuple(x.shape) for name, x in stored_once(model).items()}
-    expected = {name: tuple(x.shape) for name, x in stored_once(blank(model.config, bits, shapes)).items()}
+    expected = {name: tuple(x.shape) for name, x in stored_once(meta_model(model.config, bits, shapes)).items()}
     if wrong := sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)):
         raise ValueError(
             f"the model is not what its config says: {wrong[0]} has shape {shapes.get(wrong[0])}, "
             f"the config needs {expected.get(wrong[0])}; save an LM of that config."
         )
     dtype = model.embed.weight.dtype
-    for name, layer in quantised_layers(model).items():
+    for name, layer in quantized_layers(model).items():
         if layer.like.dtype != dtype:
             raise ValueError(
                 f"{name} stands for {layer.like.dtype} and the embedding is {dtype}; "

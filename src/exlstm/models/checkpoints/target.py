@@ -1,4 +1,4 @@
-"""The folder that a model is written to: whether anything would be lost there."""
+"""Checks of the folder that a model is written to, so that no other file is lost."""
 
 import re
 from collections.abc import Iterable
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from exlstm.models.checkpoints.files import CONFIGS, INDEX
 
-WEIGHTS = re.compile(r"model(_\d+|-\d{5}-of-\d{5})?\.safetensors")  # as any layout names them
+WEIGHT_FILES = re.compile(r"model(_\d+|-\d{5}-of-\d{5})?\.safetensors")  # as any layout names them
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
 def check_target(folder: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> None:
-    """ValueError unless a model may be written into `folder`: never over what was not written by saving a model.
+    """ValueError unless a model may be written into `folder`: only files of saved models are replaced.
 
-    It may be missing or empty and, with `overwrite`, hold the files of a model and nothing else. Hidden files do not
-    count: they stay as they are. sources: what is read meanwhile, which the folder may neither hold nor be inside of.
+    It may be missing or empty and, with `overwrite`, hold the files of a model and nothing else. Hidden files are
+    ignored and stay. sources: paths that are read meanwhile; the folder may neither hold them nor be inside of one.
     """
     place = folder.resolve()
     for source in sources:
@@ -37,12 +37,12 @@ def check_target(folder: Path, *, overwrite: bool, sources: Iterable[Path] = ())
 
 
 def check_no_run(folder: Path) -> None:
-    """ValueError for a run, whose config.json and tokenizer.json a model's would replace."""
+    """ValueError for the folder of a run, whose config.json and tokenizer.json would be replaced."""
     if (folder / "checkpoints").is_dir():
         raise ValueError(f"{folder} is a run of exlstm train, which a model would destroy; name another folder.")
 
 
 def of_a_model(file: Path) -> bool:
-    """Whether it is a file such as saving a model, or its tokenizer, writes."""
+    """True for a file name that saving a model, or its tokenizer, writes."""
     known = (*CONFIGS, INDEX, *TOKENIZER_FILES)
-    return file.is_file() and (file.name in known or WEIGHTS.fullmatch(file.name) is not None)
+    return file.is_file() and (file.name in known or WEIGHT_FILES.fullmatch(file.name) is not None)

@@ -1,6 +1,6 @@
-"""A prompt that has been read, as a value: keep it, fork it, go back to it, save it, go on from it.
+"""Snapshots of sequences that a model has read: values to store, fork, join and go on from.
 
-Its size does not depend on how long the prompt was, as far as the model's own state does not grow.
+The size of a snapshot does not depend on the length of the prompt, as far as the model's state does not grow.
 
 B rows (sequences)  M rows that are still read  L chunk length  D model width  C classes (vocabulary)
 """
@@ -13,20 +13,20 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from exlstm.mixers.contract import state_nbytes
-from exlstm.models.batching import join_rows, take_rows
-from exlstm.models.fingerprint import Weights, weights_of
-from exlstm.models.lm import LM, LMState
+from exlstm.mixers.state import LMState, state_nbytes
+from exlstm.models.states.batching import join_rows, take_rows
+from exlstm.models.states.fingerprint import Weights, weights_of
+from exlstm.models.states.protocol import StatefulModel
 
 Tokens = Sequence[int] | Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """Some sequences after their last token. Made by `LM.read`; nothing changes it.
+    """The state of sequences after their last token, and the next logits. Made by `LM.read`, never changed.
 
     state: of the model, one row per sequence. logits_BC: for the next token. seen_BC: bool, which tokens occurred, for
-    the repetition penalty. counts: tokens read, per row. weights: those it belongs to.
+    the repetition penalty. counts: tokens read, per row. weights: those that made the state.
     """
 
     state: LMState
@@ -44,7 +44,7 @@ class Snapshot:
         return state_nbytes(self.state) + state_nbytes((self.logits_BC, self.seen_BC))
 
     def rows(self, index: int | Sequence[int]) -> "Snapshot":
-        """Some rows, in that order and in memory of their own; a row may be taken more than once."""
+        """A snapshot of some rows, in that order, in memory of its own; a row may occur more than once."""
         index = [index] if isinstance(index, int) else list(index)
         if wrong := [row for row in index if not 0 <= row < len(self)]:
             raise ValueError(f"there is no row {wrong[0]} in a snapshot of {len(self)}; rows count from 0.")
@@ -56,14 +56,14 @@ class Snapshot:
         )  # fmt: skip
 
     def fork(self, n: int) -> "Snapshot":
-        """One sequence `n` times, to go on in different ways. ValueError for several rows: take one with `rows`."""
+        """A snapshot of one sequence `n` times. ValueError for several rows: take one with `rows`."""
         if len(self) != 1 or n < 1:
             raise ValueError(f"a snapshot of {len(self)} rows cannot be forked into {n}; fork 1 row into 1 or more.")
         return self.rows([0] * n)
 
     @staticmethod
     def join(parts: "Sequence[Snapshot]") -> "Snapshot":
-        """The rows of several snapshots, in order. ValueError unless they belong to the same weights."""
+        """A snapshot of the rows of several, in order. ValueError unless they belong to the same weights."""
         if not parts:
             raise ValueError("there are no snapshots to join; pass at least one.")
         weights = parts[0].weights
@@ -77,7 +77,7 @@ class Snapshot:
         )  # fmt: skip
 
 
-def snapshot_bytes(model: LM, length: int = 0) -> int:
+def snapshot_bytes(model: StatefulModel, length: int = 0) -> int:
     """Bytes of one row of a snapshot after `length` tokens. Only attention makes it depend on the length."""
     dtype = model.embed.weight.dtype
     logit = max(4, dtype.itemsize) if model.config.logit_cap is not None else dtype.itemsize
@@ -87,12 +87,12 @@ def snapshot_bytes(model: LM, length: int = 0) -> int:
 @torch.inference_mode(False)
 @torch.no_grad()
 def read(
-    model: LM, prompts: Tokens | Sequence[Tokens], after: Snapshot | None = None, *, chunk_len: int = 512
+    model: StatefulModel, prompts: Tokens | Sequence[Tokens], after: Snapshot | None = None, *, chunk_len: int = 512
 ) -> Snapshot:
-    """What `LM.read` does."""
+    """`LM.read`."""
     if chunk_len < 1:
         raise ValueError(f"chunk_len is {chunk_len}; read at least 1 token at a time.")
-    tokens = [checked(model, prompt, name) for name, prompt in _named(prompts)]
+    tokens = [check_prompt(model, prompt, name) for name, prompt in _with_names(prompts)]
     if not tokens:
         raise ValueError("there are no prompts to read; pass at least one.")
     if after is not None:
@@ -113,10 +113,12 @@ def read(
     return Snapshot(state=state, logits_BC=logits_BC, seen_BC=seen_BC, counts=counts, weights=weights_of(model))
 
 
-def read_tokens(model: LM, prompts: Sequence[Tensor], state: LMState | None, chunk_len: int) -> tuple[Tensor, LMState]:
-    """What `read_out` makes the next token's logits of, last_BD, and the state after every prompt.
+def read_tokens(
+    model: StatefulModel, prompts: Sequence[Tensor], state: LMState | None, chunk_len: int
+) -> tuple[Tensor, LMState]:
+    """The last hidden states, last_BD, and the state after every prompt.
 
-    At most `chunk_len` tokens of each prompt are in flight; a prompt that has ended leaves the batch.
+    At most `chunk_len` tokens of each prompt are in flight. A prompt that has ended leaves the batch.
     """
     live, start = list(range(len(prompts))), 0
     parts: list[tuple[list[int], Tensor, LMState]] = []
@@ -145,8 +147,8 @@ def read_tokens(model: LM, prompts: Sequence[Tensor], state: LMState | None, chu
     return (last_BD, joined) if order == sorted(order) else (last_BD[order], take_rows(joined, order))
 
 
-def checked(model: LM, prompt: Tokens, name: str) -> Tensor:
-    """The tokens of a prompt as a tensor on the CPU. ValueError, in one sentence, for what the model cannot read."""
+def check_prompt(model: StatefulModel, prompt: Tokens, name: str) -> Tensor:
+    """Tokens of a prompt as a tensor on the CPU. ValueError, in one sentence, for prompts that cannot be read."""
     try:
         tokens_T = torch.as_tensor(prompt).cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -167,20 +169,20 @@ def checked(model: LM, prompt: Tokens, name: str) -> Tensor:
     return tokens_T.long()
 
 
-def check_owner(model: LM, snapshot: Snapshot) -> None:
+def check_owner(model: StatefulModel, snapshot: Snapshot) -> None:
     """ValueError unless the snapshot belongs to the weights that the model has now."""
-    if not snapshot.weights.are_those_of(model):
+    if not snapshot.weights.match(model):
         raise ValueError(
             "the snapshot belongs to another model, or to weights that this one had before; read the prompt again."
         )
 
 
 @contextmanager
-def evaluating(model: LM) -> Iterator[None]:
-    """No dropout inside; the model is left as it was."""
+def evaluating(model: StatefulModel) -> Iterator[None]:
+    """Evaluation mode inside the `with` block; the mode from before afterwards."""
     was_training = model.training
     if was_training:
-        model.eval()
+        model.train(False)
     try:
         yield
     finally:
@@ -188,8 +190,8 @@ def evaluating(model: LM) -> Iterator[None]:
             model.train()
 
 
-def _named(prompts: Tokens | Sequence[Tokens]) -> list[tuple[str, Tokens]]:
-    """One prompt or several, each with what errors call it."""
+def _with_names(prompts: Tokens | Sequence[Tokens]) -> list[tuple[str, Tokens]]:
+    """Prompts with their names in error messages."""
     several = len(prompts) > 0 and hasattr(prompts[0], "__len__") and getattr(prompts[0], "ndim", 1) > 0
     if not several:
         return [("the prompt", cast("Tokens", prompts))]

@@ -1,4 +1,4 @@
-"""A request on its way through the engine: checked, being read, being decoded.
+"""Requests inside the engine: checked, being read, being decoded.
 
 T tokens of the prompt  C classes (vocabulary)
 """
@@ -11,17 +11,19 @@ from torch import Generator, Tensor
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.infer.requests import Request, TopLogprobs
 from exlstm.infer.stopping import TextStream
-from exlstm.models.lm import LM, LMState
-from exlstm.models.snapshot import Snapshot, check_owner, checked
+from exlstm.mixers.state import LMState
+from exlstm.models.lm import LM
+from exlstm.models.states.snapshot import Snapshot, check_owner, check_prompt
 
 
 @dataclass(eq=False)
-class Progress:
-    """number: of the request. tokens_T: of its prompt, none only if it goes on from a snapshot.
+class ActiveRequest:
+    """A request with the engine's progress in it.
 
-    position: how many of them have been read, to `state`. cuts: where reading stops to make a snapshot, the prompt's
-    end last. known: the snapshot of a prompt that needs no reading. cached: how many tokens came from the cache.
-    seen_C: which tokens occurred, where somebody will ask. sampled: the completion so far.
+    number: of the request. tokens_T: of its prompt, empty only after a snapshot. position: tokens read so far, to
+    `state`. cuts: positions at which a snapshot is made, the prompt's end last. known: the snapshot of a prompt that
+    needs no reading. cached: tokens found in the cache. seen_C: tokens that occurred, if penalty or snapshot need them.
+    sampled: the completion so far.
     """
 
     request: Request
@@ -40,38 +42,38 @@ class Progress:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
+        """Number of tokens of the prompt."""
         return len(self.tokens_T)
 
     @property
     def count(self) -> int:
-        """Tokens before the completion, those before this request included."""
+        """Number of tokens before the completion, those of the snapshot it goes on from included."""
         return len(self.tokens_T) + (0 if self.request.after is None else self.request.after.counts[0])
 
     @property
     def wants_snapshot(self) -> bool:
-        """Whether a snapshot of the completion is made."""
+        """True if a snapshot of the completion is needed."""
         return self.request.keep_snapshot or self.request.cache_completion
 
     def watch(self, snapshot: Snapshot) -> None:
-        """Notes which tokens have occurred, if that is going to matter."""
+        """Starts `seen_C` from a snapshot, if penalty or snapshot need it."""
         if self.wants_snapshot or self.request.sampling.repetition_penalty != 1.0:
             self.seen_C = snapshot.seen_BC[0].clone()
 
     def take(self, token: int) -> tuple[str, str | None]:
-        """One more token of the completion: the text that it makes certain, and the stop string it completes."""
+        """Adds a token to the completion; the text that is final with it, and the stop string that it completes."""
         self.sampled.append(token)
         if self.seen_C is not None:
             self.seen_C[token] = True
         return ("", None) if self.text is None else self.text.feed(token)
 
     def rest(self) -> str:
-        """The text that was held back."""
+        """Text that was held back as a possible beginning of a stop string."""
         return "" if self.text is None else self.text.finish()[0]
 
 
-def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> Progress:
-    """What the engine works on. ValueError, in one sentence about `name`, for a request that cannot be done."""
+def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> ActiveRequest:
+    """Checked request. ValueError, in one sentence about `name`, for a request that cannot be done."""
     check_numbers(request, name)
     after = request.after
     if after is not None:
@@ -92,11 +94,11 @@ def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str)
     text = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
     if wrong := [length for length in request.cache_at if not 1 <= length <= len(tokens_T)]:
         raise ValueError(f"{name} has {len(tokens_T)} tokens; its beginning of {wrong[0]} cannot be cached.")
-    return Progress(request, tokens_T, frozenset(request.stop_tokens) | boundary, generator, text)
+    return ActiveRequest(request, tokens_T, frozenset(request.stop_tokens) | boundary, generator, text)
 
 
 def check_numbers(request: Request, name: str) -> None:
-    """ValueError for a number of tokens or logarithms that cannot be."""
+    """ValueError for a negative max_tokens or logprobs."""
     if request.max_tokens < 0:
         raise ValueError(f"max_tokens must be 0 or more, not {request.max_tokens}.")
     if request.logprobs is not None and request.logprobs < 0:
@@ -104,18 +106,18 @@ def check_numbers(request: Request, name: str) -> None:
 
 
 def prompt_tokens(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> Tensor:
-    """The ids of a prompt, [T]; a text gets the boundary in front, unless it goes on from something."""
+    """Ids of a prompt, [T]; a text gets the boundary in front, unless it goes on from a snapshot."""
     prompt, after = request.prompt, request.after
     if isinstance(prompt, str):
         assert tokenizer is not None
         prompt = [*([tokenizer.boundary] if after is None else []), *tokenizer.encode(prompt.encode())]
     if after is not None and len(prompt) == 0:
         return torch.zeros(0, dtype=torch.long)
-    return checked(model, prompt, name)
+    return check_prompt(model, prompt, name)
 
 
 def logprobs_of(logits_C: Tensor, token: int, n: int, vocab_size: int) -> tuple[float, TopLogprobs]:
-    """The natural logarithm of the token's probability, and the n most likely tokens below `vocab_size` with theirs."""
+    """Log-probability of the token, and the n most likely tokens below `vocab_size` with theirs."""
     logprobs_C = logits_C.double().log_softmax(dim=-1)
     if n == 0:
         return float(logprobs_C[token]), ()

@@ -1,0 +1,1 @@
+"""States of models as values: snapshots, their rows and files, and fingerprints of the weights that made them."""
