@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from exlstm.ops.mlstm.triton.forward import matrix, norm_of, put_matrix, put_rows, rows, scores, start, vector
-from exlstm.ops.mlstm.triton.gates import SIZES, owner, pair_weights, sequence
+from exlstm.ops.mlstm.triton.gates import CARRY, M_HIGH, SIZES, WRITE, owner, pair_weights, sequence
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -29,7 +29,7 @@ def mass_kernel(h, dh, gates, mass_HP, inverse_HP, dmass_HP, borders, firsts, ow
     begin, left = begin + done, length - done
     h, dh = start(h, row, begin, head, h_b, h_t, h_h), start(dh, row, begin, head, g_b, g_t, g_h)
     plane, t = G.to(tl.int64) * H * TILE, (head * G.to(tl.int64) + tile) * TILE + tl.arange(0, TILE)
-    m, mass = tl.load(gates + 3 * plane + t), tl.load(mass_HP + t)
+    m, mass = tl.load(gates + M_HIGH * plane + t), tl.load(mass_HP + t)
     inverse, dmass = 1.0 / norm_of(mass, m, eps, NORMALIZE), tl.zeros([TILE], tl.float32)
     if NORMALIZE:
         for vv in range(0, V, BV):
@@ -53,7 +53,7 @@ def state_gradient_kernel(q, dh, gates, inverse_HP, dmass_HP, last_dc, last_dn, 
     begin, left = begin + (tiles - 1) * TILE, length - (tiles - 1) * TILE
     q, dh = start(q, row, begin, head, q_b, q_t, q_h), start(dh, row, begin, head, g_b, g_t, g_h)
     own = head * G * TILE
-    carries, inverse_HP, dmass_HP = gates + 6 * plane + own, inverse_HP + own, dmass_HP + own
+    carries, inverse_HP, dmass_HP = gates + CARRY * plane + own, inverse_HP + own, dmass_HP + own
     # n is the same in every block of V: one of them writes it
     column, most = kk + tl.arange(0, BK), tl.where(tl.program_id(2) == 0, K, 0)
     dc = matrix(last_dc + merged * K * V, kk, vv, K, V, BK, BV)
@@ -141,7 +141,7 @@ def gradient_kernel(q, k, v, dh, gates, inverse_HP, dmass_HP, cs, ns, dcs, dns, 
     here, own, plane = head * G.to(tl.int64) + tile, head * G.to(tl.int64) * TILE, G.to(tl.int64) * H * TILE
     gates, t = gates + own, tile * TILE + tl.arange(0, TILE)
     inverse, dmass = tl.load(inverse_HP + own + t), tl.load(dmass_HP + own + t)
-    carry, write = tl.load(gates + 6 * plane + t), tl.load(gates + 7 * plane + t)
+    carry, write = tl.load(gates + CARRY * plane + t), tl.load(gates + WRITE * plane + t)
     cs, ns, dcs, dns = cs + here * K * V, ns + here * K, dcs + here * K * V, dns + here * K
 
     d = pair_weights(gates, plane, t, t) * scale
@@ -166,7 +166,7 @@ def gradient_kernel(q, k, v, dh, gates, inverse_HP, dmass_HP, cs, ns, dcs, dns, 
 
     # log f_j also acts on what later steps read from the state before, on what earlier ones write to the state after,
     # and on what the one leaves in the other
-    kept *= tl.load(gates + 6 * plane + tile * TILE + TILE - 1)
+    kept *= tl.load(gates + CARRY * plane + tile * TILE + TILE - 1)
     forget += tl.cumsum(by_target, 0, reverse=True) + (tl.cumsum(by_source, 0) - by_source) + kept
     at, there = (row * T + begin + tl.arange(0, TILE)) * H + head, tl.arange(0, TILE) < left
     tl.store(dlog_i + at, input_gate + by_source, mask=there)

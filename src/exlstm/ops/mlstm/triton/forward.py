@@ -10,7 +10,7 @@ M sequences and heads, merged  T time  H heads  G tiles  C chunks  K key width  
 import triton
 import triton.language as tl
 
-from exlstm.ops.mlstm.triton.gates import SIZES, owner, pair_weights, sequence
+from exlstm.ops.mlstm.triton.gates import CARRY, M_HIGH, SIZES, WRITE, owner, pair_weights, sequence
 
 
 @triton.jit
@@ -86,8 +86,8 @@ def state_kernel(k, v, gates, first_c, first_n, cs, ns, last_c, last_n, borders,
     head, plane = merged % H, G.to(tl.int64) * H * TILE
     row, begin, length, first, tiles = sequence(merged // H, borders, firsts, T, N, PACKED)
     k, v = start(k, row, begin, head, k_b, k_t, k_h), start(v, row, begin, head, v_b, v_t, v_h)
-    carries, chunks = gates + 6 * plane + head * G * TILE, head * (G // PARTS)
-    writes = carries + plane
+    gates, chunks = gates + head * G * TILE, head * (G // PARTS)
+    carries, writes = gates + CARRY * plane, gates + WRITE * plane
     # n is the same in every block of V: one of them writes it
     column, most = kk + tl.arange(0, BK), tl.where(tl.program_id(2) == 0, K, 0)
     c = matrix(first_c + merged * K * V, kk, vv, K, V, BK, BV)
@@ -141,7 +141,12 @@ def output_kernel(q, k, v, gates, cs, ns, h, mass_HP, borders, firsts, owners, T
         q_TK = rows(q, q_t, left, kk, TILE, K, BK)
         total = tl.dot(q_TK, matrix(c, kk, vv, K, V, BK, BV), total, input_precision=PRECISION)
         mass += tl.sum(q_TK * vector(n, kk, K, BK)[None, :], 1)
-    part, gap, carries, writes = tile % PARTS, tl.full((), 1.0, tl.float32), gates + 6 * plane, gates + 7 * plane
+    part, gap, carries, writes = (
+        tile % PARTS,
+        tl.full((), 1.0, tl.float32),
+        gates + CARRY * plane,
+        gates + WRITE * plane,
+    )
     for other in range(tile - part, tile):
         gap *= tl.load(carries + other * TILE + TILE - 1)
     total, mass, gap = total * gap, mass * gap, tl.full((), 1.0, tl.float32)
@@ -157,6 +162,6 @@ def output_kernel(q, k, v, gates, cs, ns, h, mass_HP, borders, firsts, owners, T
     p = scores(q, q_t, left, k, k_t, left, TILE, K, BK, PRECISION) * pair_weights(gates, plane, t, t)
     v_SV = rows(v, v_t, left, vv, TILE, V, BV)
     total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), (mass + tl.sum(p, 1)) * scale
-    norm = norm_of(mass, tl.load(gates + 3 * plane + t), eps, NORMALIZE)
+    norm = norm_of(mass, tl.load(gates + M_HIGH * plane + t), eps, NORMALIZE)
     put_rows(h, total * (scale / norm)[:, None], h_t, left, vv, TILE, V, BV)
     tl.store(mass_HP + own + t, mass, mask=tl.arange(0, TILE) < tl.where(tl.program_id(1) == 0, TILE, 0))

@@ -13,8 +13,8 @@ its own. With the m before a tile, m_b, and the one at its end, m_e, two numbers
 Both are at most one. The carry of a tile's last step is what the whole tile leaves of the state before it, and between
 two tiles D is write_s, times that of every tile in between, times carry_t: exponentials of pairs are taken on the
 diagonal only. Sums of strong gates cancel: they are taken in float64 and kept as two float32, F = high + low, in units
-of log 2, for exp2 is what a GPU has; m is kept as two as well, for the pairs of the diagonal. Kept per step are eight
-planes of [H, G tiles, TILE]: high, low, log i, m, the rest of m, how many resets the tile has had, carry and write.
+of log 2, for exp2 is what a GPU has; m is kept as two as well, for the pairs of the diagonal. Kept per step are the
+planes below, each [H, G tiles, TILE].
 
 Tiles belong to sequences: rows of a batch, or pieces of one packed row, whose `borders` say where each begins. Every
 sequence has whole tiles, the first of them in `firsts`, and `owners` is the sequence of a tile. Behind those of the
@@ -29,6 +29,14 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LEAST = tl.constexpr(-1e30)  # below every m that is anything
+# planes of the gates: F of the tile in units of log 2, log i in nats, m of the step (over the tile alone until
+# `unit_kernel` has run), resets of the tile up to the step, carry and write
+F_HIGH, F_LOW = tl.constexpr(0), tl.constexpr(1)
+LOG_I = tl.constexpr(2)
+M_HIGH, M_LOW = tl.constexpr(3), tl.constexpr(4)
+NUM_RESETS = tl.constexpr(5)
+CARRY, WRITE = tl.constexpr(6), tl.constexpr(7)
+NUM_PLANES = 8
 # of kernels: one compiled form serves all lengths and batches, and a size of 1 is a number like any other
 SIZES = ("T", "N", "G", "H")
 
@@ -67,8 +75,8 @@ def put_unit(at, plane, m):
     """m as two float32; -inf, where nothing was written yet, becomes a number below all others."""
     m = tl.maximum(m, LEAST)
     high = m.to(tl.float32)
-    tl.store(at + 3 * plane, high)
-    tl.store(at + 4 * plane, (m - high.to(tl.float64)).to(tl.float32))
+    tl.store(at + M_HIGH * plane, high)
+    tl.store(at + M_LOW * plane, (m - high.to(tl.float64)).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -98,11 +106,11 @@ def sum_kernel(log_i, log_f, reset, gates, maps, borders, firsts, owners, T, N, 
     high = total.to(tl.float32)
     a, b = tl.associative_scan((decay, enter), 0, later)
     plane, at = G.to(tl.int64) * H * TILE, gates + (head * G.to(tl.int64) + tile) * TILE + step
-    tl.store(at, high)
-    tl.store(at + plane, (total - high.to(tl.float64)).to(tl.float32))
-    tl.store(at + 2 * plane, i.to(tl.float32))
+    tl.store(at + F_HIGH * plane, high)
+    tl.store(at + F_LOW * plane, (total - high.to(tl.float64)).to(tl.float32))
+    tl.store(at + LOG_I * plane, i.to(tl.float32))
     put_unit(at, plane, b)
-    tl.store(at + 5 * plane, resets.to(tl.float32))
+    tl.store(at + NUM_RESETS * plane, resets.to(tl.float32))
     here = maps + head * G + tile
     tl.store(here, at_end(a, TILE))
     tl.store(here + G.to(tl.int64) * H, at_end(b, TILE))
@@ -136,19 +144,21 @@ def unit_kernel(gates, after, first_m, last_m, borders, firsts, owners, T, N, G,
         return
     step, plane = tl.arange(0, TILE), G.to(tl.int64) * H * TILE
     at = gates + (head * G.to(tl.int64) + tile) * TILE + step
-    total, resets = tl.load(at).to(tl.float64) + tl.load(at + plane).to(tl.float64), tl.load(at + 5 * plane)
+    total = tl.load(at + F_HIGH * plane).to(tl.float64) + tl.load(at + F_LOW * plane).to(tl.float64)
+    resets = tl.load(at + NUM_RESETS * plane)
     before, m = tl.load(first_m + number * H + head).to(tl.float64), tl.zeros([TILE], tl.float64)
     if tile > first:
         before = tl.load(after + head * G + tile - 1) if STABILIZE else before * 0
     if STABILIZE:
         carried = tl.where(resets == 0, total * LN2 + before, float("-inf"))
-        m = tl.maximum(carried, tl.load(at + 3 * plane).to(tl.float64) + tl.load(at + 4 * plane).to(tl.float64))
+        entered = tl.load(at + M_HIGH * plane).to(tl.float64) + tl.load(at + M_LOW * plane).to(tl.float64)
+        m = tl.maximum(carried, entered)
     put_unit(at, plane, m)
     last, m, before = at_end(m, TILE), tl.maximum(m, LEAST), tl.maximum(before, LEAST)
     tl.store(last_m + number * H + head, last.to(tl.float32), mask=tile == first + tiles - 1)
-    tl.store(at + 6 * plane, exp2_where(resets == 0, total + (before - m) * LOG2E))
-    worth = at_end(total, TILE) - total + (tl.load(at + 2 * plane).to(tl.float64) - at_end(m, TILE)) * LOG2E
-    tl.store(at + 7 * plane, exp2_where(resets == at_end(resets, TILE), worth))
+    tl.store(at + CARRY * plane, exp2_where(resets == 0, total + (before - m) * LOG2E))
+    worth = at_end(total, TILE) - total + (tl.load(at + LOG_I * plane).to(tl.float64) - at_end(m, TILE)) * LOG2E
+    tl.store(at + WRITE * plane, exp2_where(resets == at_end(resets, TILE), worth))
 
 
 @triton.jit
@@ -160,10 +170,11 @@ def exp2_where(condition, x):
 @triton.jit
 def pair_weights(gates, plane, t, s):
     """D [T, S] of one tile on the diagonal."""
-    high, m = tl.load(gates + t), tl.load(gates + 3 * plane + t)
-    low = tl.load(gates + plane + t) - tl.load(gates + 4 * plane + t) * LOG2E
-    high_s, low_s, i = tl.load(gates + s), tl.load(gates + plane + s), tl.load(gates + 2 * plane + s)
-    resets, resets_s = tl.load(gates + 5 * plane + t), tl.load(gates + 5 * plane + s)
+    high, m = tl.load(gates + F_HIGH * plane + t), tl.load(gates + M_HIGH * plane + t)
+    low = tl.load(gates + F_LOW * plane + t) - tl.load(gates + M_LOW * plane + t) * LOG2E
+    high_s, low_s = tl.load(gates + F_HIGH * plane + s), tl.load(gates + F_LOW * plane + s)
+    i = tl.load(gates + LOG_I * plane + s)
+    resets, resets_s = tl.load(gates + NUM_RESETS * plane + t), tl.load(gates + NUM_RESETS * plane + s)
     total = (high[:, None] - high_s[None, :]) + (low[:, None] - low_s[None, :])
     together = (t[:, None] >= s[None, :]) & (resets[:, None] == resets_s[None, :])
     return exp2_where(together, total + (i[None, :] - m[:, None]) * LOG2E)

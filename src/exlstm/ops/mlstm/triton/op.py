@@ -22,7 +22,7 @@ from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
 from exlstm.ops.mlstm.triton.backward import gradient_kernel, mass_kernel, state_gradient_kernel
 from exlstm.ops.mlstm.triton.config import Config, Launch, config_of, work_of
 from exlstm.ops.mlstm.triton.forward import output_kernel, state_kernel
-from exlstm.ops.mlstm.triton.gates import sum_kernel, unit_kernel, unit_scan
+from exlstm.ops.mlstm.triton.gates import NUM_PLANES, sum_kernel, unit_kernel, unit_scan
 from exlstm.runtime.gpu.operator import block, operator
 
 SCAN = 256  # tiles that a program of the scan over tiles takes at once
@@ -116,7 +116,7 @@ def scan_gates(log_i_BTH: Tensor, log_f_BTH: Tensor, m_SH: Tensor, reset_BT: Ten
                ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The planes of `triton_gates`, [8, H, P], and m after the last step."""
     tiles, tile, constants = job.sequences.all_tiles, job.config.tile, {"PACKED": job.sequences.packed}
-    planes = log_i_BTH.new_empty(8, job.H, tiles * tile)
+    planes = log_i_BTH.new_empty(NUM_PLANES, job.H, tiles * tile)
     maps, last_SH = log_i_BTH.new_empty(3, job.H, tiles, dtype=torch.float64), torch.zeros_like(m_SH)
     sum_kernel[tiles, job.H](
         log_i_BTH.contiguous(), log_f_BTH.contiguous(), m_SH if reset_BT is None else reset_BT.contiguous(), planes,
@@ -167,7 +167,7 @@ def fake_forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tens
                  normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
     """The shapes of `forward`."""
     job = job_of(q_BTHK, v_BTHV, borders, chunk_len)
-    planes = log_i_BTH.new_empty(8, job.H, job.sequences.all_tiles * job.config.tile)
+    planes = log_i_BTH.new_empty(NUM_PLANES, job.H, job.sequences.all_tiles * job.config.tile)
     last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK), torch.empty_like(m_SH)
     return v_BTHV.new_empty(v_BTHV.shape), *last, planes, planes.new_empty(planes.shape[1:])
 
