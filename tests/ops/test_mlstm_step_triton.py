@@ -219,14 +219,14 @@ def test_which_form_runs():
 @pytest.mark.parametrize("most", [None, 100])
 def test_how_finely_the_values_are_cut_changes_nothing(monkeypatch, most):
     """At batch 1 as fine as 16, so that a large GPU has work; coarser once there are enough programs."""
-    from exlstm.ops.mlstm.triton import step as triton_step
+    from exlstm.ops.mlstm.triton import step_op
 
-    assert triton_step.blocks(8, 256, 512) == (256, 16)
-    assert triton_step.blocks(16 * 8, 256, 512) == (64, 64)
+    assert step_op.blocks(8, 256, 512) == (256, 16)
+    assert step_op.blocks(16 * 8, 256, 512) == (64, 64)
     x, options = make(1, 1, 2, 20, 70, dtype=torch.float32, positive=True), {}
     want = found(step, x, options)
-    monkeypatch.setattr(triton_step, "ENOUGH", most or 1)
-    monkeypatch.setattr(triton_step, "TILE", 512)
+    monkeypatch.setattr(step_op, "MIN_PROGRAMS", most or 1)
+    monkeypatch.setattr(step_op, "BLOCK_NUMEL", 512)
     for name, value in found(step, x, options).items():
         torch.testing.assert_close(value, want[name], rtol=1e-6, atol=1e-6)
 
@@ -235,7 +235,7 @@ def test_how_finely_the_values_are_cut_changes_nothing(monkeypatch, most):
 def test_it_compiles_for_gpus_that_are_not_there():
     """What Triton's interpreter accepts its compiler may not. In a process of its own, for here it interprets."""
     script = Path(__file__).with_name("compile_step.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]

@@ -57,7 +57,7 @@ def pick(tensors: tuple[Tensor, ...], backend: str, forget_gate: ForgetGate, chu
     name = choose("mlstm", backend, candidates, tensors)
     run: Callable[..., tuple[Tensor, MLSTMState]] = mlstm_recurrent
     if name == "triton" and one_step:
-        from exlstm.ops.mlstm.triton.step import mlstm_triton_step
+        from exlstm.ops.mlstm.triton.step_op import mlstm_triton_step
 
         run = partial(on_triton, mlstm_triton_step)
     elif name == "triton":

@@ -1,5 +1,4 @@
 # mypy: ignore-errors
-# a page of Triton's language: Python in looks, with types of its own
 """Functions of numbers that several kernels for GPUs need."""
 
 import triton

@@ -31,6 +31,6 @@ def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
     return getattr(torch.ops.exlstm, name).default  # type: ignore[no-any-return]
 
 
-def block(width: int, most: int) -> int:
+def block_size(width: int, most: int) -> int:
     """Of a kernel for GPUs: a power of two from 16 to `most` that holds `width` numbers, if it can."""
     return max(16, min(most, 1 << (width - 1).bit_length()))

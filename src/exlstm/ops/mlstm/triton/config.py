@@ -13,7 +13,7 @@ import torch
 
 from exlstm.runtime.availability import graphics
 from exlstm.runtime.cache import remembered
-from exlstm.runtime.gpu.operator import block
+from exlstm.runtime.gpu.operator import block_size
 
 ENOUGH = 128  # programs that keep a GPU busy
 EDITION = 2  # counts up when kernels change, so that every machine measures again
@@ -59,8 +59,8 @@ def config_of(work: Work, device: torch.device, chunk_len: int) -> Config:
     """For this work on this device. chunk_len: 0 for what is fastest, else a power of two."""
     name, room = graphics(device)
     if not chunk_len:
-        return kept_config(work, name) or by_rule(work, room, 128 if work.dtype.itemsize < 4 else 64)
-    return by_rule(work, room, chunk_len)
+        return kept_config(work, name) or default_config(work, room, 128 if work.dtype.itemsize < 4 else 64)
+    return default_config(work, room, chunk_len)
 
 
 def key_of(work: Work, name: str) -> str:
@@ -82,14 +82,14 @@ def kept_config(work: Work, name: str) -> Config | None:
         return None
 
 
-def by_rule(work: Work, room: int, chunk: int) -> Config:
+def default_config(work: Work, room: int, chunk: int) -> Config:
     """room: bytes of shared memory that a program can have."""
     narrow = work.dtype.itemsize < 4
     # 32 where one program's share is small: 64 take 81 KB in float32
     most = 64 if narrow or room >= 96 << 10 else 32
     tile = min(chunk, most)
-    small = Launch(block(work.K, most), block(work.V, most), 4, 2)
+    small = Launch(block_size(work.K, most), block_size(work.V, most), 4, 2)
     if not narrow or room < 160 << 10:
         return Config(tile, chunk // tile, small, small, small, small)
-    state = small if work.few else Launch(block(work.K, 128), block(work.V, 128), 8, 3)
-    return Config(tile, chunk // tile, state, Launch(small.block_k, block(work.V, 256), 8, 2), state, small)
+    state = small if work.few else Launch(block_size(work.K, 128), block_size(work.V, 128), 8, 3)
+    return Config(tile, chunk // tile, state, Launch(small.block_k, block_size(work.V, 256), 8, 2), state, small)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from exlstm.ops.mlstm.triton.config import Config, Launch, by_rule, config_of, key_of, work_of
+from exlstm.ops.mlstm.triton.config import Config, Launch, default_config, config_of, key_of, work_of
 from exlstm.ops.mlstm.triton.op import backward, forward
 from exlstm.runtime.availability import graphics
 from exlstm.runtime.cache import remember
-from exlstm.runtime.gpu.operator import block
+from exlstm.runtime.gpu.operator import block_size
 
 CUTS = ((64, 1), (64, 2), (64, 4), (128, 1), (128, 2))  # steps of a tile, tiles of a chunk
 FORWARD, BACKWARD = ("state", "output"), ("state_gradient", "gradient")
@@ -44,7 +44,7 @@ def tune(B: int, T: int, H: int, K: int, V: int, dtype: torch.dtype, device: tor
     forwards, backwards = problem(B, T, H, K, V, dtype, device)
     candidates, best, least = launches(K, V), None, math.inf
     for tile, parts in CUTS:
-        config = by_rule(work, room, 64)._replace(tile=tile, parts=parts)
+        config = default_config(work, room, 64)._replace(tile=tile, parts=parts)
         config, there = improved(config, FORWARD, candidates, forwards, clock)
         config, back = improved(config, BACKWARD, candidates, backwards, clock)
         told = f"{there:.3f} ms forward, {back:.3f} ms backward" if there + back < math.inf else "do not fit"
@@ -100,7 +100,7 @@ def improved(config: Config, names: tuple[str, ...], candidates: list[Launch], r
 
 def launches(K: int, V: int) -> list[Launch]:
     """What is tried of each kernel."""
-    blocks = {(block(K, k), block(V, v)) for k, v in ((64, 64), (64, 128), (128, 128), (64, 256))}
+    blocks = {(block_size(K, k), block_size(V, v)) for k, v in ((64, 64), (64, 128), (128, 128), (64, 256))}
     return [Launch(k, v, warps, stages) for k, v in sorted(blocks) for warps in (4, 8) for stages in (2, 3)]
 
 
