@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from exlstm.ops.mlstm.triton.config import Config, Launch, default_config, config_of, key_of, work_of
+from exlstm.ops.mlstm.triton.config import Config, Launch, config_of, default_config, key_of, work_of
 from exlstm.runtime import cache
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")

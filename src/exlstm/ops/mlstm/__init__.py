@@ -13,8 +13,9 @@ from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import apart, check_borders
-from exlstm.runtime.availability import gpu_candidate, no_numba
+from exlstm.runtime.availability import no_numba
 from exlstm.runtime.backend import choose
+from exlstm.runtime.gpu.limits import gpu_candidate
 from exlstm.runtime.internals import assume_constant
 
 __all__ = [

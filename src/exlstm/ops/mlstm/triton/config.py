@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from exlstm.runtime.availability import graphics
 from exlstm.runtime.cache import remembered
+from exlstm.runtime.gpu.limits import gpu_limits
 from exlstm.runtime.gpu.operator import block_size
 
-ENOUGH = 128  # programs that keep a GPU busy
-EDITION = 2  # counts up when kernels change, so that every machine measures again
+MIN_PROGRAMS = 128  # programs that keep a GPU busy
+KERNEL_VERSION = 2  # counts up when kernels change, so that every machine measures again
 
 
 class Launch(NamedTuple):
@@ -51,15 +51,15 @@ class Work(NamedTuple):
 def work_of(dtype: torch.dtype, K: int, V: int, merged: int) -> Work:
     """merged: sequences times heads."""
     # numbers, also where torch.compile has symbols
-    return Work(dtype, int(K), int(V), bool(merged * -(-K // 128) * -(-V // 128) < ENOUGH))
+    return Work(dtype, int(K), int(V), bool(merged * -(-K // 128) * -(-V // 128) < MIN_PROGRAMS))
 
 
 @cache
 def config_of(work: Work, device: torch.device, chunk_len: int) -> Config:
     """For this work on this device. chunk_len: 0 for what is fastest, else a power of two."""
-    name, room = graphics(device)
+    name, room = gpu_limits(device)
     if not chunk_len:
-        return kept_config(work, name) or default_config(work, room, 128 if work.dtype.itemsize < 4 else 64)
+        return measured_config(work, name) or default_config(work, room, 128 if work.dtype.itemsize < 4 else 64)
     return default_config(work, room, chunk_len)
 
 
@@ -69,10 +69,10 @@ def key_of(work: Work, name: str) -> str:
 
     kind = str(work.dtype).removeprefix("torch.")
     heads = "few heads" if work.few else "many heads"
-    return f"{name}, Triton {triton.__version__}, {kind}, K {work.K}, V {work.V}, {heads}, edition {EDITION}"
+    return f"{name}, Triton {triton.__version__}, {kind}, K {work.K}, V {work.V}, {heads}, edition {KERNEL_VERSION}"
 
 
-def kept_config(work: Work, name: str) -> Config | None:
+def measured_config(work: Work, name: str) -> Config | None:
     """What was measured on a GPU of this name, None if nothing was or the file is damaged."""
     found: Any = remembered("mlstm_triton").get(key_of(work, name))
     try:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from exlstm.ops.mlstm.triton.config import Config, Launch, default_config, config_of, key_of, work_of
+from exlstm.ops.mlstm.triton.config import Config, Launch, config_of, default_config, key_of, work_of
 from exlstm.ops.mlstm.triton.op import backward, forward
-from exlstm.runtime.availability import graphics
 from exlstm.runtime.cache import remember
+from exlstm.runtime.gpu.limits import gpu_limits
 from exlstm.runtime.gpu.operator import block_size
 
 CUTS = ((64, 1), (64, 2), (64, 4), (128, 1), (128, 2))  # steps of a tile, tiles of a chunk
@@ -40,7 +40,7 @@ def tune(B: int, T: int, H: int, K: int, V: int, dtype: torch.dtype, device: tor
 
     say: is told of every way to cut time. clock: milliseconds of a call.
     """
-    work, (name, room) = work_of(dtype, K, V, B * H), graphics(device)
+    work, (name, room) = work_of(dtype, K, V, B * H), gpu_limits(device)
     forwards, backwards = problem(B, T, H, K, V, dtype, device)
     candidates, best, least = launches(K, V), None, math.inf
     for tile, parts in CUTS:
