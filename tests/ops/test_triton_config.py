@@ -1,4 +1,4 @@
-"""Which configuration the mLSTM's kernels get: the rule's, or what `exlstm tune` found on this kind of GPU."""
+"""Which configuration the mLSTM's kernels get: the rule's, or what `exlstm tune` measured on this kind of GPU."""
 
 import json
 
@@ -22,14 +22,14 @@ def folder(tmp_path, monkeypatch):
     config_of.cache_clear()
 
 
-def test_what_was_found_is_used_where_nobody_says_how_long_chunks_are():
+def test_what_was_measured_is_used_unless_a_chunk_length_is_given():
     before = config_of(WORK, CPU, 0)
     assert before == default_config(WORK, 227 << 10, 128)
     cache.remember("mlstm_triton", key_of(WORK, "interpreter"), FOUND)
     config_of.cache_clear()
     assert config_of(WORK, CPU, 0) == FOUND
     assert config_of(WORK, CPU, 64) == default_config(WORK, 227 << 10, 64)
-    assert config_of(WORK._replace(few=True), CPU, 0) != FOUND, "other work"
+    assert config_of(WORK._replace(few_heads=True), CPU, 0) != FOUND, "other work"
 
 
 @pytest.mark.parametrize("damage", [3, [], [64], [64, 1, [1, 2], [1], [2], [3]], {"tile": 64}, "x"])
