@@ -1,4 +1,4 @@
-"""Launches every kernel as on a GPU, but for the launch itself: run by `test_kernels_triton` in a process of its own.
+"""Makes every launch as on a GPU, but for the launch itself; run by `test_kernels_triton` in a process of its own.
 
     python tests/ops/compile_launches.py [everything]
 

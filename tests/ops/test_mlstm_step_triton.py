@@ -94,7 +94,7 @@ def test_accuracy_where_the_memory_outweighs_the_new(variant):
 
 @pytest.mark.parametrize("i", [-30.0, -10.0, 5.0])
 def test_accuracy_of_the_first_step(i):
-    """Nothing is kept: what is written, however little, is all there is."""
+    """The state is empty: what is written, however little, is all there is."""
     draws = [make(2, 1, 2, 16, 8, seed=seed, dtype=torch.float32, positive=True) for seed in DRAWS]
     for x in draws:
         x[3], x[5:] = x[3] + i, map(torch.zeros_like, x[5:])
@@ -170,12 +170,12 @@ def test_inputs_are_left_as_they_were_and_nothing_is_shared():
     x = here(make(2, 1, 2, 5, 7, dtype=torch.float32))
     before = [t.clone() for t in x]
     first = found(step, x, {})
-    kept = {name: value.clone() for name, value in first.items()}
+    before_second = {name: value.clone() for name, value in first.items()}
     second = found(step, x, {})
     assert all(map(torch.equal, x, before))
     places = [t.untyped_storage().data_ptr() for t in (*x, *first.values(), *second.values())]
     assert len(set(places)) == len(places)
-    assert all(torch.equal(value, kept[name]) for name, value in first.items())
+    assert all(torch.equal(value, before_second[name]) for name, value in first.items())
 
 
 @settings(max_examples=8)
@@ -204,7 +204,7 @@ def elsewhere(x, order, gap):
 
 
 def test_which_form_runs():
-    """The step where nobody asks for gradients; with them what has some."""
+    """The step without gradients; with gradients a form that has them."""
     x = here(make(1, 1, 2, 4, 4, dtype=torch.float32, positive=True))
     with recorded() as choices, torch.no_grad():
         call(*x)

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Functions of numbers that several kernels for GPUs need."""
+"""Elementary functions shared by kernels for GPUs."""
 
 import triton
 import triton.language as tl

@@ -1,12 +1,12 @@
 """The mLSTM on a GPU: Triton kernels over chunks, with the full gradient, any length and any widths.
 
-    gates     three small passes over the gates alone: the stabiliser and all sums of log f
-    states    C and n before every chunk, one tile after another
-    outputs   all tiles of all chunks at once
+- gates: three small passes over the gates alone, for the stabilizer and all sums of log f
+- states: C and n before every chunk, one tile after another
+- outputs: all tiles of all chunks at once
 
-The backward computes the same in the other direction: gradients of the states, then of q, k, v and the gates, a tile
-with everything that concerns it at once. Kept per step are q, k, v, h, the gates and a few numbers; states are computed
-again. States at borders are kept in the inputs' dtype, in which alone they enter products; they are summed in float32.
+The backward goes the other way: gradients of the states, then of q, k, v and the gates, all of a tile at once. q, k,
+v, h, the gates and a few numbers per step are saved for it; states are computed again. States at the borders of chunks
+are stored in the inputs' dtype, in which alone they enter products, and summed in float32.
 
 B batch  T time  H heads  K key width  V value width  S sequences (rows, or pieces of one)  P time in whole tiles
 """
@@ -57,7 +57,7 @@ def layout_of(x_BTHK: Tensor, borders: Tensor | None, tile: int, parts: int) -> 
 
 
 class Tiling(NamedTuple):
-    """How the work is cut: what all kernels of a call are told."""
+    """How the work of a call is cut, for all its kernels."""
 
     layout: Layout
     config: Config
@@ -78,13 +78,13 @@ class Tiling(NamedTuple):
         return Constants(*map(tl.constexpr, (*numbers, self.layout.packed, self.precision)))
 
     def grid(self, launch: Launch) -> tuple[int, int, int]:
-        """A program for every sequence, head and block of the state."""
+        """The grid with a program for every sequence, head and block of the state."""
         return self.layout.number * self.H, -(-self.K // launch.block_k), -(-self.V // launch.block_v)
 
 
 def tiling_of(q_BTHK: Tensor, v_BTHV: Tensor, borders: Tensor | None, chunk_len: int, config: Config | None = None
               ) -> Tiling:  # fmt: skip
-    """For these inputs; chunk_len: 0 for the fastest. config: None for that of `config_of`."""
+    """The tiling of these inputs; chunk_len: 0 for the fastest. config: None for that of `config_of`."""
     (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[3]
     if config is None:
         merged = H * (B if borders is None else borders.shape[0] - 1)
@@ -100,12 +100,12 @@ def rows(x_BTHD: Tensor) -> Rows:
 
 
 def options(launch: Launch) -> dict[str, int]:
-    """Triton's own, of a launch."""
+    """Triton's options of a launch."""
     return {"num_warps": launch.warps, "num_stages": launch.stages}
 
 
 def without_gaps(x: Tensor) -> Tensor:
-    """`x`, its last axis in order."""
+    """`x` with a last axis of stride 1."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

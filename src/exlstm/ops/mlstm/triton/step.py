@@ -42,8 +42,8 @@ class State(NamedTuple):
 
 @triton.jit
 def accurate_exp(x):
-    """e^x. Of x / log 2, of which the hardware takes the power of two, rounding would leave |x| times its error."""
-    # what is beyond is 0 or infinite in float32; NaN stays
+    """e^x; the hardware's 2^(x / log 2) would multiply the rounding error of its argument by |x|."""
+    # e^x beyond is 0 or infinite in float32; NaN stays
     x = tl.where(x < -150.0, -150.0, tl.where(x > 150.0, 150.0, x))
     n = tl.floor(x * 1.4426950408889634 + 0.5)
     return tl.exp((x - n * 0.693359375) + n * 2.12194440e-4) * tl.exp2(n)

@@ -98,7 +98,7 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """For any x; a polynomial where 1 - e^-2x would cancel."""
+    """tanh for any x; a polynomial where 1 - e^-2x would cancel."""
     e = tl.exp(-2.0 * tl.abs(x))
     far = 1.0 - 2.0 * e / (1.0 + e)
     x2 = x * x

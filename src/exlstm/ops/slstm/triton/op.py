@@ -1,10 +1,10 @@
 """The sLSTM on a GPU: Triton's kernels go through time, everything else is products outside of them.
 
 Outside are W x (the caller's), the gates of all steps again for the backward, and the gradient of R. There are two ways
-through time, with the same mathematics (`triton_cell`):
+through time, with the same mathematics (`cell`):
 
-    scan   one launch; a multiprocessor holds R of a head (`triton_scan`)
-    steps  a launch per step, for heads of any width: R is read again in every step, by the whole GPU (`triton_step`)
+- scan: one launch; a multiprocessor holds R of a head
+- step: a launch per step, for heads of any width; the whole GPU reads R again in every step
 
 A launch takes several microseconds of Python, and about two in a CUDA graph: nothing here waits for the GPU, so both
 ways can be captured in one.
@@ -30,7 +30,7 @@ MULTIPROCESSORS = 128  # of a large GPU, about
 
 
 class Plan(NamedTuple):
-    """How the work is cut, and what a pair of kernels is compiled for."""
+    """Grid of a pair of kernels, and what each is compiled for."""
 
     grid: tuple[int, int]
     forward: dict[str, Any]
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 
 def scan_plan(B: int, H: int, V: int, dtype: torch.dtype, mixing: bool) -> Plan:
-    """For the scan. A unit takes the registers of a step's arithmetic for all rows: hence the warps."""
+    """The plan of the scan. A unit takes the registers of a step's arithmetic for all rows: hence the warps."""
     exact, units = dtype == torch.float32, block_size(V, 128 if mixing else 64)
     parts = H * triton.cdiv(V, units)
     # 8 rows take a step in less time than 16, as long as every program has a multiprocessor of its own
@@ -51,7 +51,7 @@ def scan_plan(B: int, H: int, V: int, dtype: torch.dtype, mixing: bool) -> Plan:
 
 
 def steps_plan(B: int, H: int, V: int, dtype: torch.dtype) -> Plan:
-    """For steps. Few units per program: a step is as fast as the memory from which all of them together read R."""
+    """The plan of the steps. Few units per program: a step is as fast as all programs together read R from memory."""
     units, rows, depth = 16, block_size(B, 32), block_size(V, 32 if dtype == torch.float32 else 128)
     both = {"UNITS": units, "ROWS": rows, "DEPTH": depth, "STAGES": 3, "num_warps": 4}
     return Plan((H * triton.cdiv(V, units), triton.cdiv(B, rows)), both, both)
@@ -92,7 +92,7 @@ def backward(raw_BTHGV: Tensor, r_HKGV: Tensor, first: Tensor, reset_BT: Tensor 
              resident: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x and of h, c, n before the first step. raw: the gates before their activations."""
     T, dx_BTHGV, dh0_BHV = raw_BTHGV.shape[1], torch.empty_like(raw_BTHGV), torch.empty_like(dh1_BHV)
-    # kernels take these back through time in place
+    # kernels change these in place
     dc_BHV, dn_BHV = (x.clone(memory_format=torch.contiguous_format) for x in (dc1_BHV, dn1_BHV))
     launch(
         backward_kernel if resident else backward_step, range(T - 1, -2, -1), raw_BTHGV, r_HKGV, States(first, planes),

@@ -1,12 +1,11 @@
 # mypy: ignore-errors
-"""The loops over time of the sLSTM on a GPU, for heads whose R a multiprocessor holds: only what is sequential.
+"""The loops over time of the sLSTM on a GPU, for heads whose R a multiprocessor holds.
 
 A program is a head and some rows of the batch; it takes them through all of time and reads R once. Without R the units
-of a head do not know each other, and it is some of them. What a step needs beside its h is fetched a step ahead.
+of a head are independent, and a program is some of them. All inputs of a step but its h are fetched a step ahead.
 
-Everything is contiguous and float32 but R, which is also in the inputs' own dtype for the products: x and raw
-[B, T, H, 4, V], R [H, K, 4, V], dh [B, T, H, V], first [4, B, H, V] and planes [4, B, T, H, V]: h, c, n, m before the
-first step and after every step. dc and dn [B, H, V] are those of the last state and become those of the first.
+Everything is contiguous and float32 but R, whose dtype may be narrower and is that of the products: x and raw
+[B, T, H, 4, V], R [H, K, 4, V], dh [B, T, H, V]; states and their gradients are described in `cell`.
 
 B rows of the batch  T time  H heads  V, K head width, WIDE with padding  J gates times units
 """
@@ -90,7 +89,7 @@ def backward_kernel(raw, r, states, reset, lengths, dh, dx, dstate, B, T, H, V: 
     for back in tl.range(T, num_stages=STAGES):
         t = T - 1 - back
         valid, past = (t < length)[None, :], tl.cast(t, tl.int64) * H * V
-        # four loads, not one tile to take apart: the compiler then keeps all of it where the product is
+        # four loads, not one tile that is split: the compiler then keeps all of it in the layout of the product
         at = raw + 4 * past + x_at
         i, f = tl.load(at, mask=there, other=0.0), tl.load(at + V, mask=there, other=0.0)
         z, o = tl.load(at + 2 * V, mask=there, other=0.0), tl.load(at + 3 * V, mask=there, other=0.0)

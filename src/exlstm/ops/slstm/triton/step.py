@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""One time step of the sLSTM on a GPU, for heads whose R no multiprocessor holds: a launch per step is the barrier.
+"""One time step of the sLSTM on a GPU, for heads whose R no multiprocessor holds; launches are the barriers.
 
 A program is some units of a head and some rows of the batch; it reads its part of R, block by block, in every step.
-Tensors are those of `scan`. A step reads what another wrote in the launch before, never in its own.
+Tensors are those of `scan`. A program reads states that other programs wrote in the launch before, never in its own.
 
 B rows of the batch  T time  H heads  V, K head width  J gates times units
 """
@@ -29,7 +29,7 @@ def forward_step(x, r, states, reset, lengths, t, B, T, H, V: tl.constexpr, UNIT
     here, k = block_of(B, H, V, UNITS, ROWS), tl.arange(0, DEPTH)
     head, b, v, real = here.head, here.b, here.v, here.row_there
     valid = t < tl.load(lengths + b, mask=real, other=0)
-    # what a reset clears is not read
+    # a state that a reset clears is not read
     seen = real
     if RESETS:
         seen = real & ((tl.load(reset + b * T + t, mask=real, other=0) == 0) | (valid == 0))
