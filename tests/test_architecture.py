@@ -283,3 +283,39 @@ def test_no_clock_chooses_a_form():
         for path in computing
     }
     assert {path for path, names in modules.items() if names & {"time", "timeit", "datetime"}} <= CLOCKS
+
+
+# pages in Triton's language: Python in looks, with types of its own, which mypy cannot check
+KERNEL_PAGES = [path for path in FILES if "@triton.jit" in path.read_text()]
+MAX_KERNEL_PARAMETERS = 20
+
+
+def triton_functions():
+    """(file, function) of all kernels and what they call."""
+    for path in KERNEL_PAGES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+                yield path.name, node
+
+
+def test_triton_kernels_take_few_parameters():
+    """Tensors with their strides, states and constants come in named tuples."""
+    counts = {(page, node.name): len(node.args.args) for page, node in triton_functions()}
+    assert len(counts) > 30
+    assert {name: count for name, count in counts.items() if count > MAX_KERNEL_PARAMETERS} == {}
+
+
+def test_only_pages_of_kernels_are_hidden_from_mypy():
+    """In one way; what calls kernels is on pages of its own, which are checked."""
+    assert {path for path in FILES if "# mypy:" in path.read_text()} == set(KERNEL_PAGES)
+    assert all(path.read_text().startswith("# mypy: ignore-errors\n") for path in KERNEL_PAGES)
+
+
+def test_triton_stays_in_its_rooms():
+    """`runtime/gpu` and the folder `triton` of an op."""
+    outside = [
+        path.relative_to(PACKAGE).as_posix() for path in FILES
+        if any(name.split(".")[0] == "triton" for name, _ in imports(ast.parse(path.read_text())))
+        and not {"gpu", "triton"} & set(path.relative_to(PACKAGE).parts)
+    ]  # fmt: skip
+    assert outside == []

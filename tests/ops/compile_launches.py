@@ -1,4 +1,4 @@
-"""Launches every kernel as on a GPU, but for the launch itself: run by `test_kernels_triton` in a process of its own.
+"""Makes every launch as on a GPU, but for the launch itself; run by `test_kernels_triton` in a process of its own.
 
     python tests/ops/compile_launches.py [everything]
 
@@ -7,51 +7,17 @@ may become a constant), and that what is passed fits what is compiled. Prints th
 """
 
 import sys
-from collections import Counter
 
 import mlstm_cases
 import slstm_cases
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from compiling import compile_for
 
 from exlstm.ops.mlstm import MLSTMState
 from exlstm.ops.mlstm.triton.op import mlstm_triton
-from exlstm.ops.mlstm.triton.step import mlstm_triton_step
+from exlstm.ops.mlstm.triton.step_op import mlstm_triton_step
 from exlstm.ops.slstm import SLSTMState
 from exlstm.ops.slstm.triton.op import slstm_triton
-
-
-class Driver:
-    """Of an H100 that is not there."""
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-    def map_python_to_cpp_type(self, kind):
-        return CUDABackend.map_python_to_cpp_type(kind)
-
-
-def launches(found):
-    """In the place of a kernel's launch: everything up to it."""
-
-    def launch(kernel, grid):
-        def run(*arguments, **options):
-            assert all(type(size) is int and size > 0 for size in grid), grid
-            kernel.warmup(*arguments, grid=grid, **options)
-            found[kernel.fn.__name__] = len(kernel.device_caches[0][0])
-
-        return run
-
-    return launch
 
 
 def mlstm(sizes, dtype, chunk_len=None, borders=None, reset=None):
@@ -79,9 +45,7 @@ def slstm(sizes, dtype):
 
 
 def main(everything):
-    driver.set_active(Driver())
-    found = Counter()
-    JITFunction.__getitem__ = launches(found)
+    found = compile_for(90)
     narrow = torch.bfloat16
     mlstm((1, 1, 1, 1, 1), narrow, 16)
     mlstm_step((1, 1, 1, 1, 1), narrow)
@@ -93,7 +57,7 @@ def main(everything):
         mlstm_step((2, 1, 3, 24, 40), dtype)
         slstm((3, 4, 2, 20), dtype)
     for name, forms in found.items():
-        print(name, forms)
+        print(name, len(forms))
 
 
 if __name__ == "__main__":

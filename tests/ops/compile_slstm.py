@@ -13,33 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import slstm_cases
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from compiling import compile_for
 
-from exlstm.ops.slstm.triton.op import scan_plan, steps_plan
-from exlstm.ops.slstm.triton.scan import backward_kernel, forward_kernel
-from exlstm.ops.slstm.triton.step import backward_step, forward_step
+from exlstm.ops.slstm import SLSTMState
+from exlstm.ops.slstm.triton.op import slstm_triton
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OTHERS = {"reset": "*i1", "lengths": "*i64"}
-
-
-def compiled(kernel, kind, capability, constants, launch):
-    """The compiled kernel; addresses are multiples of 16 bytes, as torch's are."""
-    types = {}
-    for name in kernel.arg_names:
-        wide = "i32" if name in {"t", "B", "T", "H"} else OTHERS.get(name, "*fp32")
-        types[name] = "constexpr" if name in constants else f"*{kind}" if name == "r" else wide
-    number = {name: kernel.arg_names.index(name) for name in types}
-    source = ASTSource(
-        fn=kernel,
-        signature=types,
-        constexprs={(number[name],): value for name, value in constants.items()},
-        attrs={(number[name],): [["tt.divisibility", 16]] for name, type_ in types.items() if type_[0] == "*"},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
 
 
 def assembled(ptx, capability):
@@ -54,23 +36,22 @@ def assembled(ptx, capability):
 
 
 def main(kind, capability, batch, units, *ways):
-    dtype, capability, batch, units = DTYPES[kind], int(capability), int(batch), int(units)
-    scan, steps = scan_plan(batch, 1, units, dtype, True), steps_plan(batch, 1, units, dtype)
-    pairs = [(forward_kernel, scan.forward), (backward_kernel, scan.backward)] * ("scan" in ways)
-    pairs += [(forward_step, steps.forward), (backward_step, steps.backward)] * ("steps" in ways)
-    for kernel, plan in pairs:
-        same = {"V": units, "RESETS": True, "EXP_FORGET": False, "PRECISION": "ieee" if kind == "fp32" else "tf32"}
-        constants = {**plan, **same, "MIXING": True}
-        # sizes of one are compiled in
-        constants |= {"B": 1, "T": 1, "H": 1} if batch == 1 else {}
-        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-        found = compiled(kernel, kind, capability, constants, {"num_warps": plan["num_warps"]})
-        ptx = found.asm["ptx"]
-        products = [len(re.findall(name, ptx)) for name in (r"wgmma\.mma_async", r"mma\.sync")]
-        _, *loop = found.asm["ttgir"].partition("scf.for")
+    capability, batch, units = int(capability), int(batch), int(units)
+    found = compile_for(capability)
+    for way in ways:
+        x, r, *state = slstm_cases.make(batch, 2, 1, units, dtype=torch.float32)
+        h_BTHV, _ = slstm_triton(
+            x.requires_grad_(), r.to(DTYPES[kind]), SLSTMState(*state), reset_BT=torch.zeros(batch, 2) > 0,
+            lengths_B=None, exp_forget=False, resident=way == "scan",
+        )  # fmt: skip
+        h_BTHV.sum().backward()
+    for name, (form,) in found.items():
+        ptx = form.asm["ptx"]
+        products = [len(re.findall(product, ptx)) for product in (r"wgmma\.mma_async", r"mma\.sync")]
+        _, *loop = form.asm["ttgir"].partition("scf.for")
         shape = rf"<(?:{4 * units}x{units}|{units}x{4 * units})x"
         reads = re.findall(rf"(?:tt\.load|async_copy_global_to_local|local_alloc) .*{shape}", "".join(loop))
-        print(kernel.fn.__name__, found.metadata.shared, *assembled(ptx, capability), *products, len(reads), flush=True)
+        print(name, form.metadata.shared, *assembled(ptx, capability), *products, len(reads), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from every_op import TRITON, results
 from triton_cases import here
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
-every = pytest.mark.parametrize("name", TRITON)
+every_op = pytest.mark.parametrize("name", TRITON)
 # the mLSTM's kernels take the interpreter seconds
-sooner = pytest.mark.parametrize(
+quick_ops = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith("mlstm") else ()) for name in TRITON]
 )
 
@@ -28,7 +28,7 @@ def same(got, want):
         assert torch.equal(got[key], value), key
 
 
-@sooner
+@quick_ops
 def test_states_are_widened_or_refused(name):
     inputs, state, rows = given(name)
     short = type(state)(*(s.bfloat16() for s in state))
@@ -43,7 +43,7 @@ def test_states_are_widened_or_refused(name):
         TRITON[name].run(inputs, wrong)
 
 
-@sooner
+@quick_ops
 def test_padding_may_be_anything(name):
     """Neither outputs, nor states, nor any gradient see it."""
     op, (inputs, state, rows) = TRITON[name], given(name)
@@ -58,7 +58,7 @@ def test_padding_may_be_anything(name):
         same(other, found[0])
 
 
-@every
+@every_op
 def test_no_rows(name):
     inputs, state, rows = given(name, 0)
     got = results(TRITON[name], inputs, state, **rows)
@@ -67,7 +67,7 @@ def test_no_rows(name):
 
 
 @pytest.mark.slow
-@every
+@every_op
 def test_what_changes_before_the_backward_is_noticed(name):
     """torch says so, or the gradient did not need it."""
     op = TRITON[name]

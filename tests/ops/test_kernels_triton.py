@@ -19,7 +19,7 @@ def printed_by(script, *arguments):
         [sys.executable, str(HERE / script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
+        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ def check(borders, chunk_len, H=1, dtype=torch.int64, **options):
     """They are the sequences one by one."""
     x, options = here(packed(borders, H)), here(options)
     if options.get("input_gate") == "sigmoid":
-        x[7] *= 0  # it needs no stabiliser and has none
+        x[7] *= 0  # it has no stabilizer
     want = everything(x, partial(one_by_one, borders, **options))
     run = partial(call, cu_seqlens=torch.tensor(borders, dtype=dtype), backend="triton", chunk_len=chunk_len, **options)
     assert_same(everything([t.float() for t in x], run), want, tolerance=2e-5)

@@ -94,7 +94,7 @@ def test_accuracy_where_the_memory_outweighs_the_new(variant):
 
 @pytest.mark.parametrize("i", [-30.0, -10.0, 5.0])
 def test_accuracy_of_the_first_step(i):
-    """Nothing is kept: what is written, however little, is all there is."""
+    """The state is empty: what is written, however little, is all there is."""
     draws = [make(2, 1, 2, 16, 8, seed=seed, dtype=torch.float32, positive=True) for seed in DRAWS]
     for x in draws:
         x[3], x[5:] = x[3] + i, map(torch.zeros_like, x[5:])
@@ -170,12 +170,12 @@ def test_inputs_are_left_as_they_were_and_nothing_is_shared():
     x = here(make(2, 1, 2, 5, 7, dtype=torch.float32))
     before = [t.clone() for t in x]
     first = found(step, x, {})
-    kept = {name: value.clone() for name, value in first.items()}
+    before_second = {name: value.clone() for name, value in first.items()}
     second = found(step, x, {})
     assert all(map(torch.equal, x, before))
     places = [t.untyped_storage().data_ptr() for t in (*x, *first.values(), *second.values())]
     assert len(set(places)) == len(places)
-    assert all(torch.equal(value, kept[name]) for name, value in first.items())
+    assert all(torch.equal(value, before_second[name]) for name, value in first.items())
 
 
 @settings(max_examples=8)
@@ -204,7 +204,7 @@ def elsewhere(x, order, gap):
 
 
 def test_which_form_runs():
-    """The step where nobody asks for gradients; with them what has some."""
+    """The step without gradients; with gradients a form that has them."""
     x = here(make(1, 1, 2, 4, 4, dtype=torch.float32, positive=True))
     with recorded() as choices, torch.no_grad():
         call(*x)
@@ -219,14 +219,14 @@ def test_which_form_runs():
 @pytest.mark.parametrize("most", [None, 100])
 def test_how_finely_the_values_are_cut_changes_nothing(monkeypatch, most):
     """At batch 1 as fine as 16, so that a large GPU has work; coarser once there are enough programs."""
-    from exlstm.ops.mlstm.triton import step as triton_step
+    from exlstm.ops.mlstm.triton import step_op
 
-    assert triton_step.blocks(8, 256, 512) == (256, 16)
-    assert triton_step.blocks(16 * 8, 256, 512) == (64, 64)
+    assert step_op.blocks(8, 256, 512) == (256, 16)
+    assert step_op.blocks(16 * 8, 256, 512) == (64, 64)
     x, options = make(1, 1, 2, 20, 70, dtype=torch.float32, positive=True), {}
     want = found(step, x, options)
-    monkeypatch.setattr(triton_step, "ENOUGH", most or 1)
-    monkeypatch.setattr(triton_step, "TILE", 512)
+    monkeypatch.setattr(step_op, "MIN_PROGRAMS", most or 1)
+    monkeypatch.setattr(step_op, "BLOCK_NUMEL", 512)
     for name, value in found(step, x, options).items():
         torch.testing.assert_close(value, want[name], rtol=1e-6, atol=1e-6)
 
@@ -235,7 +235,7 @@ def test_how_finely_the_values_are_cut_changes_nothing(monkeypatch, most):
 def test_it_compiles_for_gpus_that_are_not_there():
     """What Triton's interpreter accepts its compiler may not. In a process of its own, for here it interprets."""
     script = Path(__file__).with_name("compile_step.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]

@@ -49,7 +49,7 @@ def test_several_tiles_in_several_chunks(T, chunk_len):
 
 def test_a_scan_over_tiles_in_several_blocks(monkeypatch):
     """What was large at first still is after all blocks."""
-    monkeypatch.setattr(triton, "SCAN", 2)
+    monkeypatch.setattr(triton, "SCAN_TILES", 2)
     x = here(make(1, 70, 1, 4, 3, positive=True))
     x[4], x[7] = x[4] + 6, x[7] + 20
     got = everything([t.float() for t in x], partial(fast, chunk_len=16))

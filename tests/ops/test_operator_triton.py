@@ -58,7 +58,7 @@ def keeps_its_word(operator, *arguments):
 
 def test_operators_of_the_mlstm():
     from exlstm.ops.mlstm.triton.op import run_backward, run_forward
-    from exlstm.ops.mlstm.triton.step import run_step
+    from exlstm.ops.mlstm.triton.step_op import run_step
 
     q, k, v, i, f, *state = here(mlstm_cases.make(1, 5, 1, 4, 3, dtype=torch.float32))
     packed = [torch.cat([t, t]) for t in state]

@@ -172,7 +172,7 @@ def test_which_way():
      (99, 64, torch.float32, False), (99, 64, torch.bfloat16, True), (64, 64, torch.bfloat16, False)],
 )  # fmt: skip
 def test_what_other_gpus_hold(monkeypatch, kilobytes, V, dtype, fits):
-    monkeypatch.setattr("exlstm.ops.slstm.graphics", lambda _device: ("a card", kilobytes << 10))
+    monkeypatch.setattr("exlstm.ops.slstm.gpu_limits", lambda _device: ("a card", kilobytes << 10))
     found = scan_obstacle(torch.empty(1, V, 4, V, dtype=dtype, device="meta"))
     assert (found is None) == fits
     assert fits or f"which is {kilobytes} KB here" in found

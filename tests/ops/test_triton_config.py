@@ -1,11 +1,11 @@
-"""Which configuration the mLSTM's kernels get: the rule's, or what `exlstm tune` found on this kind of GPU."""
+"""Which configuration the mLSTM's kernels get: the rule's, or what `exlstm tune` measured on this kind of GPU."""
 
 import json
 
 import pytest
 import torch
 
-from exlstm.ops.mlstm.triton.config import Config, Launch, by_rule, config_of, key_of, work_of
+from exlstm.ops.mlstm.triton.config import Config, Launch, config_of, default_config, key_of, work_of
 from exlstm.runtime import cache
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
@@ -22,20 +22,20 @@ def folder(tmp_path, monkeypatch):
     config_of.cache_clear()
 
 
-def test_what_was_found_is_used_where_nobody_says_how_long_chunks_are():
+def test_what_was_measured_is_used_unless_a_chunk_length_is_given():
     before = config_of(WORK, CPU, 0)
-    assert before == by_rule(WORK, 227 << 10, 128)
+    assert before == default_config(WORK, 227 << 10, 128)
     cache.remember("mlstm_triton", key_of(WORK, "interpreter"), FOUND)
     config_of.cache_clear()
     assert config_of(WORK, CPU, 0) == FOUND
-    assert config_of(WORK, CPU, 64) == by_rule(WORK, 227 << 10, 64)
-    assert config_of(WORK._replace(few=True), CPU, 0) != FOUND, "other work"
+    assert config_of(WORK, CPU, 64) == default_config(WORK, 227 << 10, 64)
+    assert config_of(WORK._replace(few_heads=True), CPU, 0) != FOUND, "other work"
 
 
 @pytest.mark.parametrize("damage", [3, [], [64], [64, 1, [1, 2], [1], [2], [3]], {"tile": 64}, "x"])
 def test_damage_is_passed_over(damage, folder):
     (folder / "mlstm_triton.json").write_text(json.dumps({key_of(WORK, "interpreter"): damage}))
-    assert config_of(WORK, CPU, 0) == by_rule(WORK, 227 << 10, 128)
+    assert config_of(WORK, CPU, 0) == default_config(WORK, 227 << 10, 128)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -43,13 +43,13 @@ def test_damage_is_passed_over(damage, folder):
 def test_the_rule_cuts_chunks_into_tiles(dtype, chunk):
     for room in (64 << 10, 99 << 10, 163 << 10, 227 << 10):
         for merged in (8, 1024):
-            config = by_rule(work_of(dtype, 72, 300, merged), room, chunk)
+            config = default_config(work_of(dtype, 72, 300, merged), room, chunk)
             assert config.tile * config.parts == chunk
             assert config.tile <= (64 if room > 64 << 10 or dtype == torch.bfloat16 else 32)
 
 
 def test_few_heads_get_more_programs():
-    few, many = (by_rule(work_of(torch.bfloat16, 256, 512, merged), 227 << 10, 128) for merged in (8, 64))
+    few, many = (default_config(work_of(torch.bfloat16, 256, 512, merged), 227 << 10, 128) for merged in (8, 64))
     assert (few.state.block_k, few.state.block_v) == (64, 64)
     assert (many.state.block_k, many.state.block_v) == (128, 128)
 

@@ -13,8 +13,9 @@ from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import apart, check_borders
-from exlstm.runtime.availability import gpu_candidate, no_numba
+from exlstm.runtime.availability import no_numba
 from exlstm.runtime.backend import choose
+from exlstm.runtime.gpu.limits import gpu_candidate
 from exlstm.runtime.internals import assume_constant
 
 __all__ = [
@@ -57,7 +58,7 @@ def pick(tensors: tuple[Tensor, ...], backend: str, forget_gate: ForgetGate, chu
     name = choose("mlstm", backend, candidates, tensors)
     run: Callable[..., tuple[Tensor, MLSTMState]] = mlstm_recurrent
     if name == "triton" and one_step:
-        from exlstm.ops.mlstm.triton.step import mlstm_triton_step
+        from exlstm.ops.mlstm.triton.step_op import mlstm_triton_step
 
         run = partial(on_triton, mlstm_triton_step)
     elif name == "triton":

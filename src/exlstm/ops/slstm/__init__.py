@@ -17,8 +17,9 @@ from exlstm.ops.slstm.reference import (
     slstm_step,
     zero_state,
 )
-from exlstm.runtime.availability import gpu_candidate, graphics, no_numba
+from exlstm.runtime.availability import no_numba
 from exlstm.runtime.backend import choose
+from exlstm.runtime.gpu.limits import gpu_candidate, gpu_limits
 
 __all__ = [
     "CellActivation", "ForgetGate", "InputGate", "SLSTMState", "slstm", "slstm_recurrent", "slstm_step", "zero_state",
@@ -58,7 +59,7 @@ def scan_obstacle(r_HKGV: Tensor | None) -> str | None:
     """Why a multiprocessor of this GPU cannot hold R, or None; for the interpreter, of an H100."""
     if r_HKGV is None:
         return None
-    _, here = graphics(r_HKGV.device)
+    _, here = gpu_limits(r_HKGV.device)
     needed, kind = scan_memory(r_HKGV), str(r_HKGV.dtype).removeprefix("torch.")
     if needed <= here:
         return None

@@ -1,1 +1,1 @@
-"""What kernels for GPUs share."""
+"""GPUs: their limits, kernels as operators of torch, elementary functions for kernels."""

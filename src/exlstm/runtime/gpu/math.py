@@ -1,6 +1,5 @@
 # mypy: ignore-errors
-# a page of Triton's language: Python in looks, with types of its own
-"""Functions of numbers that several kernels for GPUs need."""
+"""Elementary functions shared by kernels for GPUs."""
 
 import triton
 import triton.language as tl

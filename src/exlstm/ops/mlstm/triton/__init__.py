@@ -1,1 +1,1 @@
-"""Kernels for GPUs."""
+"""The mLSTM on a GPU, in Triton."""

@@ -1,8 +1,8 @@
+# mypy: ignore-errors
 """The mLSTM's forward on a GPU: states at the borders of chunks, then all outputs at once.
 
-q, k, v and h are [B, T, H, width] in whatever strides, the last axis without gaps; *_b and *_t and *_h are strides.
-What the gates say comes from `triton_gates`; a chunk is PARTS tiles. Products are summed in float32; PRECISION is how
-float32 inputs are multiplied. K and V need not be powers of two: blocks of BK and BV are masked.
+q, k, v and h are [B, T, H, width] in any strides, the last axis without gaps. What the gates say comes from `gates`; a
+chunk is PARTS tiles. Products are summed in float32. K and V need not be powers of two: blocks of BK and BV are masked.
 
 M sequences and heads, merged  T time  H heads  G tiles  C chunks  K key width  V value width
 """
@@ -10,107 +10,72 @@ M sequences and heads, merged  T time  H heads  G tiles  C chunks  K key width  
 import triton
 import triton.language as tl
 
-from exlstm.ops.mlstm.triton.gates import SIZES, owner, pair_weights, sequence
+from exlstm.ops.mlstm.triton.gates import CARRY, M_HIGH, WRITE, load_plane, pair_weights
+from exlstm.ops.mlstm.triton.tiles import (
+    SIZES,
+    Gates,
+    Memory,
+    load_matrix,
+    load_steps,
+    load_vector,
+    moved,
+    sequence_at,
+    steps_at,
+    store_matrix,
+    store_steps,
+    tile_at,
+)
 
 
 @triton.jit
-def start(x, row, begin, head, stride_b, stride_t, stride_h):
-    """Where the steps of a sequence and head begin, from step `begin` of its row on."""
-    return x + row * stride_b + begin * stride_t + head.to(tl.int64) * stride_h
-
-
-@triton.jit
-def rows(x, stride_t, left, first, TILE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile of steps from x on, numbers `first` to first + BLOCK - 1 of each; zeros where there is nothing.
-
-    left: steps there are from x on.
-    """
-    step, column = tl.arange(0, TILE), first + tl.arange(0, BLOCK)
-    there = (step < left)[:, None]
-    if WIDTH % BLOCK:
-        there = there & (column < WIDTH)[None, :]
-    return tl.load(x + step[:, None] * stride_t + column[None, :], mask=there, other=0.0)
-
-
-@triton.jit
-def put_rows(x, value, stride_t, left, first, TILE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """The way back."""
-    step, column = tl.arange(0, TILE), first + tl.arange(0, BLOCK)
-    there = (step < left)[:, None] & (column < WIDTH)[None, :]
-    tl.store(x + step[:, None] * stride_t + column[None, :], value.to(x.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def matrix(x, first_k, first_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """A block of a contiguous [K, V] matrix, zeros beyond its end."""
-    k, v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
-    at = x + k[:, None] * V + v[None, :]
-    if K % BK == 0 and V % BV == 0:
-        return tl.load(at)
-    return tl.load(at, mask=(k < K)[:, None] & (v < V)[None, :], other=0.0)
-
-
-@triton.jit
-def put_matrix(x, value, first_k, first_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """The way back."""
-    k, v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
-    there = (k < K)[:, None] & (v < V)[None, :]
-    tl.store(x + k[:, None] * V + v[None, :], value.to(x.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def vector(x, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of a vector, zeros beyond its end."""
-    column = first + tl.arange(0, BLOCK)
-    return tl.load(x + column, mask=column < WIDTH, other=0.0)
-
-
-@triton.jit
-def scores(q, q_t, left_q, k, k_t, left_k, TILE: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
-           PRECISION: tl.constexpr):  # fmt: skip
+def scores(q, k, left_q, left_k, const):
     """q k^T of two tiles, not scaled."""
-    total = tl.zeros([TILE, TILE], tl.float32)
-    for first in range(0, K, BK):
-        q_TK, k_SK = rows(q, q_t, left_q, first, TILE, K, BK), rows(k, k_t, left_k, first, TILE, K, BK)
-        total = tl.dot(q_TK, tl.trans(k_SK), total, input_precision=PRECISION)
+    total = tl.zeros([const.TILE, const.TILE], tl.float32)
+    for first in range(0, const.K, const.BK):
+        q_TK = load_steps(q, left_q, first, const.TILE, const.K, const.BK)
+        k_SK = load_steps(k, left_k, first, const.TILE, const.K, const.BK)
+        total = tl.dot(q_TK, tl.trans(k_SK), total, input_precision=const.PRECISION)
     return total
 
 
 @triton.jit(do_not_specialize=SIZES)
-def state_kernel(k, v, gates, first_c, first_n, cs, ns, last_c, last_n, borders, firsts, T, N, G, H,
-                 k_b, k_t, k_h, v_b, v_t, v_h, TILE: tl.constexpr, PARTS: tl.constexpr, K: tl.constexpr,
-                 V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
-                 PRECISION: tl.constexpr):  # fmt: skip
-    """A block of C, and of n, through a sequence: cs [H, C, K, V] and ns [H, C, K] are those before each chunk."""
-    merged, kk, vv = tl.program_id(0).to(tl.int64), tl.program_id(1) * BK, tl.program_id(2) * BV
-    head, plane = merged % H, G.to(tl.int64) * H * TILE
-    row, begin, length, first, tiles = sequence(merged // H, borders, firsts, T, N, PACKED)
-    k, v = start(k, row, begin, head, k_b, k_t, k_h), start(v, row, begin, head, v_b, v_t, v_h)
-    carries, chunks = gates + 6 * plane + head * G * TILE, head * (G // PARTS)
-    writes = carries + plane
+def state_kernel(k, v, gates, first, chunks, last, sequences, T, N, G, H, const, PARTS: tl.constexpr):
+    """A block of C, and of n, through a sequence.
+
+    first, last: `Memory` of [M], before and after a sequence. chunks: before each chunk, of [H, C].
+    """
+    merged, kk, vv = tl.program_id(0).to(tl.int64), tl.program_id(1) * const.BK, tl.program_id(2) * const.BV
+    head = merged % H
+    TILE: tl.constexpr = const.TILE
+    K: tl.constexpr = const.K
+    V: tl.constexpr = const.V
+    row, begin, left, first_tile, tiles = sequence_at(merged // H, sequences, T, N, const.PACKED)
+    k, v = steps_at(k, row, begin, head), steps_at(v, row, begin, head)
+    gates, first_chunk = Gates(gates + head * G * TILE, G.to(tl.int64) * H * TILE), head * (G // PARTS)
     # n is the same in every block of V: one of them writes it
-    column, most = kk + tl.arange(0, BK), tl.where(tl.program_id(2) == 0, K, 0)
-    c = matrix(first_c + merged * K * V, kk, vv, K, V, BK, BV)
-    n = vector(first_n + merged * K, kk, K, BK)
+    column, most = kk + tl.arange(0, const.BK), tl.where(tl.program_id(2) == 0, K, 0)
+    c = load_matrix(first.c + merged * K * V, kk, vv, K, V, const.BK, const.BV)
+    n = load_vector(first.n + merged * K, kk, K, const.BK)
     for step in range(tiles):
-        tile = first + step
+        tile = first_tile + step
         if step % PARTS == 0:
-            chunk = chunks + tile // PARTS
-            put_matrix(cs + chunk * K * V, c, kk, vv, K, V, BK, BV)
-            tl.store(ns + chunk * K + column, n, mask=column < most)
-        s = tile * TILE + tl.arange(0, TILE)
-        kept, write = tl.load(carries + tile * TILE + TILE - 1), tl.load(writes + s)
-        k_SK, v_SV = rows(k, k_t, length, kk, TILE, K, BK), rows(v, v_t, length, vv, TILE, V, BV)
+            chunk = first_chunk + tile // PARTS
+            store_matrix(chunks.c + chunk * K * V, c, kk, vv, K, V, const.BK, const.BV)
+            tl.store(chunks.n + chunk * K + column, n, mask=column < most)
+        decay = load_plane(gates, CARRY, tile * TILE + TILE - 1)
+        write = load_plane(gates, WRITE, tile * TILE + tl.arange(0, TILE))
+        k_SK = load_steps(k, left, kk, TILE, K, const.BK)
+        v_SV = load_steps(v, left, vv, TILE, V, const.BV)
         written = k_SK * write[:, None]
-        c = tl.dot(tl.trans(written.to(v_SV.dtype)), v_SV, c * kept, input_precision=PRECISION)
-        n = n * kept + tl.sum(written, 0)
-        k, v, length = k + k_t * TILE, v + v_t * TILE, length - TILE
-    put_matrix(last_c + merged * K * V, c, kk, vv, K, V, BK, BV)
-    tl.store(last_n + merged * K + column, n, mask=column < most)
+        c = tl.dot(tl.trans(written.to(v_SV.dtype)), v_SV, c * decay, input_precision=const.PRECISION)
+        n = n * decay + tl.sum(written, 0)
+        k, v, left = moved(k, TILE), moved(v, TILE), left - TILE
+    store_matrix(last.c + merged * K * V, c, kk, vv, K, V, const.BK, const.BV)
+    tl.store(last.n + merged * K + column, n, mask=column < most)
 
 
 @triton.jit
-def norm_of(mass, m, eps, NORMALIZE: tl.constexpr):
+def divisor(mass, m, eps, NORMALIZE: tl.constexpr):
     """What h is divided by."""
     floor = tl.exp(-m)
     if NORMALIZE:
@@ -119,44 +84,49 @@ def norm_of(mass, m, eps, NORMALIZE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def output_kernel(q, k, v, gates, cs, ns, h, mass_HP, borders, firsts, owners, T, N, G, H, q_b, q_t, q_h,
-                  k_b, k_t, k_h, v_b, v_t, v_h, h_b, h_t, h_h, scale, eps, TILE: tl.constexpr, PARTS: tl.constexpr,
-                  K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
-                  NORMALIZE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """A tile of steps, a block of V: h. Also the signed mass n_t . q_t, [H, G TILE], which the backward needs."""
-    tile, vv, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * BV, tl.program_id(2)
-    number = owner(tile, owners, N, PACKED)
-    row, begin, length, first, tiles = sequence(number, borders, firsts, T, N, PACKED)
-    if tile >= first + tiles:
+def output_kernel(q, k, v, gates, chunks, h, mass_HP, sequences, T, N, G, H, scale, eps, const,
+                  PARTS: tl.constexpr, NORMALIZE: tl.constexpr):  # fmt: skip
+    """A tile of steps, a block of V: h. Also the signed mass n_t . q_t, [H, G TILE], which the backward needs.
+
+    chunks: `Memory` before each chunk, of [H, C].
+    """
+    tile, vv, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * const.BV, tl.program_id(2)
+    TILE: tl.constexpr = const.TILE
+    K: tl.constexpr = const.K
+    V: tl.constexpr = const.V
+    here = tile_at(tile, sequences, T, N, TILE, const.PACKED)
+    if tile >= here.end:
         return
-    done = (tile - first) * TILE
-    begin, left = begin + done, length - done
-    q, k = start(q, row, begin, head, q_b, q_t, q_h), start(k, row, begin, head, k_b, k_t, k_h)
-    v, h = start(v, row, begin, head, v_b, v_t, v_h), start(h, row, begin, head, h_b, h_t, h_h)
-    own, plane = head * G.to(tl.int64) * TILE, G.to(tl.int64) * H * TILE
-    gates, chunk = gates + own, head.to(tl.int64) * (G // PARTS) + tile // PARTS
-    c, n, t = cs + chunk * K * V, ns + chunk * K, tile * TILE + tl.arange(0, TILE)
-    total, mass = tl.zeros([TILE, BV], tl.float32), tl.zeros([TILE], tl.float32)
-    for kk in range(0, K, BK):
-        q_TK = rows(q, q_t, left, kk, TILE, K, BK)
-        total = tl.dot(q_TK, matrix(c, kk, vv, K, V, BK, BV), total, input_precision=PRECISION)
-        mass += tl.sum(q_TK * vector(n, kk, K, BK)[None, :], 1)
-    part, gap, carries, writes = tile % PARTS, tl.full((), 1.0, tl.float32), gates + 6 * plane, gates + 7 * plane
+    left = here.left
+    q, k = steps_at(q, here.row, here.begin, head), steps_at(k, here.row, here.begin, head)
+    v, h = steps_at(v, here.row, here.begin, head), steps_at(h, here.row, here.begin, head)
+    own, chunk = head * G.to(tl.int64) * TILE, head.to(tl.int64) * (G // PARTS) + tile // PARTS
+    gates, t = Gates(gates + own, G.to(tl.int64) * H * TILE), tile * TILE + tl.arange(0, TILE)
+    before = Memory(chunks.c + chunk * K * V, chunks.n + chunk * K)
+    total, mass = tl.zeros([TILE, const.BV], tl.float32), tl.zeros([TILE], tl.float32)
+    for kk in range(0, K, const.BK):
+        q_TK = load_steps(q, left, kk, TILE, K, const.BK)
+        c_KV = load_matrix(before.c, kk, vv, K, V, const.BK, const.BV)
+        total = tl.dot(q_TK, c_KV, total, input_precision=const.PRECISION)
+        mass += tl.sum(q_TK * load_vector(before.n, kk, K, const.BK)[None, :], 1)
+    part, gap = tile % PARTS, tl.full((), 1.0, tl.float32)
     for other in range(tile - part, tile):
-        gap *= tl.load(carries + other * TILE + TILE - 1)
+        gap *= load_plane(gates, CARRY, other * TILE + TILE - 1)
     total, mass, gap = total * gap, mass * gap, tl.full((), 1.0, tl.float32)
     for back in range(1, part + 1):
         past = back * TILE
-        weight = tl.load(writes + t - past) * gap
-        p = scores(q, q_t, left, k - past * k_t, k_t, left + past, TILE, K, BK, PRECISION) * weight[None, :]
-        v_SV = rows(v - past * v_t, v_t, left + past, vv, TILE, V, BV)
-        total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), mass + tl.sum(p, 1)
-        gap *= tl.load(carries + (tile - back) * TILE + TILE - 1)
-    carry = tl.load(carries + t)
+        weight = load_plane(gates, WRITE, t - past) * gap
+        p = scores(q, moved(k, -past), left, left + past, const) * weight[None, :]
+        v_SV = load_steps(moved(v, -past), left + past, vv, TILE, V, const.BV)
+        total = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=const.PRECISION)
+        mass += tl.sum(p, 1)
+        gap *= load_plane(gates, CARRY, (tile - back) * TILE + TILE - 1)
+    carry = load_plane(gates, CARRY, t)
     total, mass = total * carry[:, None], mass * carry
-    p = scores(q, q_t, left, k, k_t, left, TILE, K, BK, PRECISION) * pair_weights(gates, plane, t, t)
-    v_SV = rows(v, v_t, left, vv, TILE, V, BV)
-    total, mass = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=PRECISION), (mass + tl.sum(p, 1)) * scale
-    norm = norm_of(mass, tl.load(gates + 3 * plane + t), eps, NORMALIZE)
-    put_rows(h, total * (scale / norm)[:, None], h_t, left, vv, TILE, V, BV)
+    p = scores(q, k, left, left, const) * pair_weights(gates, t)
+    v_SV = load_steps(v, left, vv, TILE, V, const.BV)
+    total = tl.dot(p.to(v_SV.dtype), v_SV, total, input_precision=const.PRECISION)
+    mass = (mass + tl.sum(p, 1)) * scale
+    norm = divisor(mass, load_plane(gates, M_HIGH, t), eps, NORMALIZE)
+    store_steps(h, total * (scale / norm)[:, None], left, vv, TILE, V, const.BV)
     tl.store(mass_HP + own + t, mass, mask=tl.arange(0, TILE) < tl.where(tl.program_id(1) == 0, TILE, 0))

@@ -1,12 +1,12 @@
 """The mLSTM on a GPU: Triton kernels over chunks, with the full gradient, any length and any widths.
 
-    gates     three small passes over the gates alone: the stabiliser and all sums of log f
-    states    C and n before every chunk, one tile after another
-    outputs   all tiles of all chunks at once
+- gates: three small passes over the gates alone, for the stabilizer and all sums of log f
+- states: C and n before every chunk, one tile after another
+- outputs: all tiles of all chunks at once
 
-The backward computes the same in the other direction: gradients of the states, then of q, k, v and the gates, a tile
-with everything that concerns it at once. Kept per step are q, k, v, h, the gates and a few numbers; states are computed
-again. States at borders are kept in the inputs' dtype, in which alone they enter products; they are summed in float32.
+The backward goes the other way: gradients of the states, then of q, k, v and the gates, all of a tile at once. q, k,
+v, h, the gates and a few numbers per step are saved for it; states are computed again. States at the borders of chunks
+are stored in the inputs' dtype, in which alone they enter products, and summed in float32.
 
 B batch  T time  H heads  K key width  V value width  S sequences (rows, or pieces of one)  P time in whole tiles
 """
@@ -14,6 +14,7 @@ B batch  T time  H heads  K key width  V value width  S sequences (rows, or piec
 from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from exlstm.ops.common import wide
@@ -22,43 +23,43 @@ from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
 from exlstm.ops.mlstm.triton.backward import gradient_kernel, mass_kernel, state_gradient_kernel
 from exlstm.ops.mlstm.triton.config import Config, Launch, config_of, work_of
 from exlstm.ops.mlstm.triton.forward import output_kernel, state_kernel
-from exlstm.ops.mlstm.triton.gates import sum_kernel, unit_kernel, unit_scan
-from exlstm.runtime.gpu.operator import block, operator
+from exlstm.ops.mlstm.triton.gates import NUM_PLANES, sum_kernel, unit_kernel, unit_scan
+from exlstm.ops.mlstm.triton.tiles import Constants, Memory, Rows, Sequences
+from exlstm.runtime.gpu.operator import block_size, operator
 
-SCAN = 256  # tiles that a program of the scan over tiles takes at once
+SCAN_TILES = 256  # tiles that a program of the scan over tiles takes at once
 
 
-class Sequences(NamedTuple):
-    """Which tiles belong to which sequence. The tensors are read only if they are pieces of a packed row."""
+class Layout(NamedTuple):
+    """Which tiles belong to which sequence."""
 
-    borders: Tensor  # [S + 1], where each begins and the last ends
-    firsts: Tensor  # [S + 1], their first tiles
-    owners: Tensor  # [tiles], the sequence of each
+    sequences: Sequences
     packed: bool
-    number: int
+    number: int  # of sequences
     tiles: int  # of one row
-    all_tiles: int  # more than there are, if packed: how many there are would have to be asked of the device
+    all_tiles: int  # an upper bound if packed: how many there are would have to be asked of the device
 
 
-def sequences_of(x_BTHK: Tensor, borders: Tensor | None, tile: int, parts: int) -> Sequences:
-    """Whole chunks of `parts` tiles for each."""
+def layout_of(x_BTHK: Tensor, borders: Tensor | None, tile: int, parts: int) -> Layout:
+    """Whole chunks of `parts` tiles for each sequence."""
     (B, T), L = x_BTHK.shape[:2], tile * parts
     if borders is None:
         tiles = -(-T // L) * parts
-        return Sequences(x_BTHK, x_BTHK, x_BTHK, False, B, tiles, B * tiles)
+        # tensors that no kernel reads
+        return Layout(Sequences(x_BTHK, x_BTHK, x_BTHK), False, B, tiles, B * tiles)
     number = borders.shape[0] - 1
     all_tiles = (T // L + number) * parts
     chunks_S = ((borders.diff() + (L - 1)) // L).clamp(min=1)
     firsts = torch.nn.functional.pad((chunks_S * parts).cumsum(0), (1, 0))
     numbered = torch.arange(all_tiles, device=borders.device)
     owners = torch.searchsorted(firsts[1:], numbered, right=True).clamp(max=number - 1)
-    return Sequences(borders, firsts, owners, True, number, 0, all_tiles)
+    return Layout(Sequences(borders, firsts, owners), True, number, 0, all_tiles)
 
 
-class Job(NamedTuple):
-    """What every kernel is told: how the work is cut."""
+class Tiling(NamedTuple):
+    """How the work of a call is cut, for all its kernels."""
 
-    sequences: Sequences
+    layout: Layout
     config: Config
     T: int
     H: int
@@ -67,81 +68,78 @@ class Job(NamedTuple):
     precision: str
 
     @property
-    def common(self) -> tuple[Any, ...]:
-        """Arguments of kernels whose programs are sequences."""
-        s = self.sequences
-        return s.borders, s.firsts, self.T, s.tiles, s.all_tiles, self.H
+    def sizes(self) -> tuple[Any, ...]:
+        """The arguments `sequences, T, N, G, H`, which every kernel has."""
+        return self.layout.sequences, self.T, self.layout.tiles, self.layout.all_tiles, self.H
 
-    @property
-    def of_tiles(self) -> tuple[Any, ...]:
-        """And of kernels whose programs are tiles."""
-        s = self.sequences
-        return s.borders, s.firsts, s.owners, self.T, s.tiles, s.all_tiles, self.H
-
-    def constants(self, launch: Launch, **more: Any) -> dict[str, Any]:
+    def constants(self, launch: Launch) -> Constants:
         """What a kernel is compiled for."""
-        return {
-            "TILE": self.config.tile, "K": self.K, "V": self.V, "BK": launch.block_k, "BV": launch.block_v,
-            "PACKED": self.sequences.packed, "PRECISION": self.precision,
-            "num_warps": launch.warps, "num_stages": launch.stages, **more,
-        }  # fmt: skip
+        numbers = self.config.tile, self.K, self.V, launch.block_k, launch.block_v
+        return Constants(*map(tl.constexpr, (*numbers, self.layout.packed, self.precision)))
 
     def grid(self, launch: Launch) -> tuple[int, int, int]:
-        """A program for every sequence, head and block of the state."""
-        return self.sequences.number * self.H, -(-self.K // launch.block_k), -(-self.V // launch.block_v)
+        """The grid with a program for every sequence, head and block of the state."""
+        return self.layout.number * self.H, -(-self.K // launch.block_k), -(-self.V // launch.block_v)
 
 
-def job_of(q_BTHK: Tensor, v_BTHV: Tensor, borders: Tensor | None, chunk_len: int, config: Config | None = None) -> Job:
-    """For these inputs; chunk_len: 0 for what is fastest. config: None for what `config_of` says."""
+def tiling_of(q_BTHK: Tensor, v_BTHV: Tensor, borders: Tensor | None, chunk_len: int, config: Config | None = None
+              ) -> Tiling:  # fmt: skip
+    """The tiling of these inputs; chunk_len: 0 for the fastest. config: None for that of `config_of`."""
     (B, T, H, K), V = q_BTHK.shape, v_BTHV.shape[3]
     if config is None:
         merged = H * (B if borders is None else borders.shape[0] - 1)
         config = config_of(work_of(q_BTHK.dtype, K, V, merged), q_BTHK.device, chunk_len)
     exact = q_BTHK.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    sequences = sequences_of(q_BTHK, borders, config.tile, config.parts)
-    return Job(sequences, config, T, H, K, V, "ieee" if exact else "tf32")
+    layout = layout_of(q_BTHK, borders, config.tile, config.parts)
+    return Tiling(layout, config, T, H, K, V, "ieee" if exact else "tf32")
 
 
-def strides(*tensors: Tensor) -> list[int]:
-    """Numbers from one row, one step, one head to the next, of each."""
-    return [x.stride(axis) for x in tensors for axis in range(3)]
+def rows(x_BTHD: Tensor) -> Rows:
+    """A tensor and its strides, for a kernel."""
+    return Rows(x_BTHD, *x_BTHD.stride()[:3])
+
+
+def options(launch: Launch) -> dict[str, int]:
+    """Triton's options of a launch."""
+    return {"num_warps": launch.warps, "num_stages": launch.stages}
 
 
 def without_gaps(x: Tensor) -> Tensor:
-    """`x`, its last axis in order."""
+    """`x` with a last axis of stride 1."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def scan_gates(log_i_BTH: Tensor, log_f_BTH: Tensor, m_SH: Tensor, reset_BT: Tensor | None, job: Job, stabilize: bool
-               ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The planes of `triton_gates`, [8, H, P], and m after the last step."""
-    tiles, tile, constants = job.sequences.all_tiles, job.config.tile, {"PACKED": job.sequences.packed}
-    planes = log_i_BTH.new_empty(8, job.H, tiles * tile)
-    maps, last_SH = log_i_BTH.new_empty(3, job.H, tiles, dtype=torch.float64), torch.zeros_like(m_SH)
-    sum_kernel[tiles, job.H](
+def scan_gates(log_i_BTH: Tensor, log_f_BTH: Tensor, m_SH: Tensor, reset_BT: Tensor | None, tiling: Tiling,
+               stabilize: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The planes of the gates, [NUM_PLANES, H, P], and m after the last step."""
+    layout, tile = tiling.layout, tiling.config.tile
+    planes = log_i_BTH.new_empty(NUM_PLANES, tiling.H, layout.all_tiles * tile)
+    maps, last_SH = log_i_BTH.new_empty(3, tiling.H, layout.all_tiles, dtype=torch.float64), torch.zeros_like(m_SH)
+    sum_kernel[layout.all_tiles, tiling.H](
         log_i_BTH.contiguous(), log_f_BTH.contiguous(), m_SH if reset_BT is None else reset_BT.contiguous(), planes,
-        maps, *job.of_tiles, TILE=tile, RESETS=reset_BT is not None, **constants,
+        maps, *tiling.sizes, TILE=tile, PACKED=layout.packed, RESETS=reset_BT is not None,
     )  # fmt: skip
     if stabilize:
-        unit_scan[job.sequences.number * job.H,](maps, m_SH, maps[2], *job.common, BLOCK=SCAN, **constants)
-    unit_kernel[tiles, job.H](
-        planes, maps[2], m_SH, last_SH, *job.of_tiles, TILE=tile, STABILIZE=stabilize, **constants
+        unit_scan[layout.number * tiling.H,](maps, m_SH, maps[2], *tiling.sizes, BLOCK=SCAN_TILES, PACKED=layout.packed)
+    unit_kernel[layout.all_tiles, tiling.H](
+        planes, maps[2], m_SH, last_SH, *tiling.sizes, TILE=tile, PACKED=layout.packed, STABILIZE=stabilize
     )
     return planes, last_SH
 
 
-def states(k_BTHK: Tensor, v_BTHV: Tensor, planes: Tensor, state: tuple[Tensor, ...], job: Job, parts: int
-           ) -> tuple[Tensor, ...]:  # fmt: skip
+def states(k_BTHK: Tensor, v_BTHV: Tensor, planes: Tensor, first: Memory, tiling: Tiling, parts: int
+           ) -> tuple[Memory, Memory]:  # fmt: skip
     """C and n before every chunk of `parts` tiles, and after the last."""
-    c_SHKV, n_SHK = state
-    chunks, launch = job.sequences.all_tiles // parts, job.config.state
-    cs, ns = k_BTHK.new_empty(job.H, chunks, job.K, job.V), n_SHK.new_empty(job.H, chunks, job.K)
-    last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK)
-    state_kernel[job.grid(launch)](
-        k_BTHK, v_BTHV, planes, c_SHKV, n_SHK, cs, ns, *last, *job.common, *strides(k_BTHK, v_BTHV),
-        PARTS=parts, **job.constants(launch),
+    number, launch = tiling.layout.all_tiles // parts, tiling.config.state
+    chunks = Memory(
+        k_BTHK.new_empty(tiling.H, number, tiling.K, tiling.V), first.n.new_empty(tiling.H, number, tiling.K)
+    )
+    last = Memory(*map(torch.empty_like, first))
+    state_kernel[tiling.grid(launch)](
+        rows(k_BTHK), rows(v_BTHV), planes, first, chunks, last, *tiling.sizes, tiling.constants(launch),
+        PARTS=parts, **options(launch),
     )  # fmt: skip
-    return cs, ns, *last
+    return chunks, last
 
 
 def forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, log_f_BTH: Tensor, c_SHKV: Tensor,
@@ -150,14 +148,14 @@ def forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tensor, l
             ) -> tuple[Tensor, ...]:  # fmt: skip
     """h, the state after, and for the backward: the planes of the gates and the signed mass [H, P]."""
     q_BTHK, k_BTHK, v_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV))
-    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK)
-    planes, last_m_SH = scan_gates(log_i_BTH, log_f_BTH, m_SH, reset_BT, job, stabilize)
-    cs, ns, *last = states(k_BTHK, v_BTHV, planes, first, job, job.config.parts)
-    h_BTHV, mass_HP, launch = v_BTHV.new_empty(v_BTHV.shape), torch.empty_like(planes[0]), job.config.output
-    output_kernel[job.sequences.all_tiles, -(-job.V // launch.block_v), job.H](
-        q_BTHK, k_BTHK, v_BTHV, planes, cs, ns, h_BTHV, mass_HP, *job.of_tiles,
-        *strides(q_BTHK, k_BTHK, v_BTHV, h_BTHV), job.K**-0.5, eps,
-        PARTS=job.config.parts, NORMALIZE=normalize, **job.constants(launch),
+    tiling = tiling_of(q_BTHK, v_BTHV, borders, chunk_len, config)
+    parts, launch = tiling.config.parts, tiling.config.output
+    planes, last_m_SH = scan_gates(log_i_BTH, log_f_BTH, m_SH, reset_BT, tiling, stabilize)
+    chunks, last = states(k_BTHK, v_BTHV, planes, Memory(c_SHKV, n_SHK), tiling, parts)
+    h_BTHV, mass_HP = v_BTHV.new_empty(v_BTHV.shape), torch.empty_like(planes[0])
+    output_kernel[tiling.layout.all_tiles, -(-tiling.V // launch.block_v), tiling.H](
+        rows(q_BTHK), rows(k_BTHK), rows(v_BTHV), planes, chunks, rows(h_BTHV), mass_HP, *tiling.sizes,
+        tiling.K**-0.5, eps, tiling.constants(launch), PARTS=parts, NORMALIZE=normalize, **options(launch),
     )  # fmt: skip
     return h_BTHV, *last, last_m_SH, planes, mass_HP
 
@@ -166,8 +164,8 @@ def fake_forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_i_BTH: Tens
                  n_SHK: Tensor, m_SH: Tensor, reset_BT: Tensor | None, borders: Tensor | None, stabilize: bool,
                  normalize: bool, eps: float, chunk_len: int) -> tuple[Tensor, ...]:  # fmt: skip
     """The shapes of `forward`."""
-    job = job_of(q_BTHK, v_BTHV, borders, chunk_len)
-    planes = log_i_BTH.new_empty(8, job.H, job.sequences.all_tiles * job.config.tile)
+    tiling = tiling_of(q_BTHK, v_BTHV, borders, chunk_len)
+    planes = log_i_BTH.new_empty(NUM_PLANES, tiling.H, tiling.layout.all_tiles * tiling.config.tile)
     last = torch.empty_like(c_SHKV), torch.empty_like(n_SHK), torch.empty_like(m_SH)
     return v_BTHV.new_empty(v_BTHV.shape), *last, planes, planes.new_empty(planes.shape[1:])
 
@@ -178,26 +176,25 @@ def backward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_SHKV: Tensor, n_S
              ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of q, k, v, log i, log f, C and n."""
     q_BTHK, k_BTHK, v_BTHV, dh_BTHV = map(without_gaps, (q_BTHK, k_BTHK, v_BTHV, dh_BTHV))
-    job, first = job_of(q_BTHK, v_BTHV, borders, chunk_len, config), (c_SHKV, n_SHK)
-    scale, tiles, config = job.K**-0.5, job.sequences.all_tiles, job.config
+    tiling, first = tiling_of(q_BTHK, v_BTHV, borders, chunk_len, config), Memory(c_SHKV, n_SHK)
+    scale, tiles, config = tiling.K**-0.5, tiling.layout.all_tiles, tiling.config
     inverse_HP, dmass_HP = torch.empty_like(mass_HP), torch.empty_like(mass_HP)
-    mass_kernel[tiles, job.H](
-        h_BTHV, dh_BTHV, planes, mass_HP, inverse_HP, dmass_HP, *job.of_tiles, *strides(h_BTHV, dh_BTHV), eps,
-        TILE=config.tile, V=job.V, BV=block(job.V, 64), PACKED=job.sequences.packed, NORMALIZE=normalize,
+    mass_kernel[tiles, tiling.H](
+        rows(h_BTHV), rows(dh_BTHV), planes, mass_HP, inverse_HP, dmass_HP, *tiling.sizes, eps, TILE=config.tile,
+        V=tiling.V, BV=block_size(tiling.V, 64), PACKED=tiling.layout.packed, NORMALIZE=normalize,
     )  # fmt: skip
-    cs, ns, _, _ = states(k_BTHK, v_BTHV, planes, first, job, 1)
-    dcs, dns = torch.empty_like(cs), torch.empty_like(ns)
-    dfirst = torch.empty_like(c_SHKV), torch.empty_like(n_SHK)
+    before, _ = states(k_BTHK, v_BTHV, planes, first, tiling, 1)
+    after, dfirst = (Memory(*map(torch.empty_like, like)) for like in (before, first))
     launch = config.state_gradient
-    state_gradient_kernel[job.grid(launch)](
-        q_BTHK, dh_BTHV, planes, inverse_HP, dmass_HP, dc_SHKV.contiguous(), dn_SHK.contiguous(), dcs, dns,
-        *dfirst, *job.common, *strides(q_BTHK, dh_BTHV), scale, **job.constants(launch),
+    state_gradient_kernel[tiling.grid(launch)](
+        rows(q_BTHK), rows(dh_BTHV), planes, inverse_HP, dmass_HP, Memory(dc_SHKV.contiguous(), dn_SHK.contiguous()),
+        after, dfirst, *tiling.sizes, scale, tiling.constants(launch), **options(launch),
     )  # fmt: skip
     found = [x.new_empty(x.shape) for x in (q_BTHK, k_BTHK, v_BTHV)]
-    dgates = [planes.new_empty(q_BTHK.shape[:3]) for _ in range(2)]
-    gradient_kernel[tiles, job.H](
-        q_BTHK, k_BTHK, v_BTHV, dh_BTHV, planes, inverse_HP, dmass_HP, cs, ns, dcs, dns, *found, *dgates,
-        *job.of_tiles, *strides(q_BTHK, k_BTHK, v_BTHV, dh_BTHV, *found), scale, **job.constants(config.gradient),
+    dgates = tuple(planes.new_empty(q_BTHK.shape[:3]) for _ in range(2))
+    gradient_kernel[tiles, tiling.H](
+        *map(rows, (q_BTHK, k_BTHK, v_BTHV, dh_BTHV)), planes, inverse_HP, dmass_HP, before, after, *map(rows, found),
+        dgates, *tiling.sizes, scale, tiling.constants(config.gradient), **options(config.gradient),
     )  # fmt: skip
     return *found, *dgates, *dfirst
 
@@ -260,6 +257,6 @@ def mlstm_triton(
     inputs = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV))
     h_BTHV, *after = Chunks.apply(  # type: ignore[no-untyped-call]
         *inputs, log_i_BTH, log_f_BTH, *(wide(x).contiguous() for x in state), reset_BT, borders,
-        input_gate == "exp", normalize, eps, block(chunk_len, 256) if chunk_len else 0,
+        input_gate == "exp", normalize, eps, block_size(chunk_len, 256) if chunk_len else 0,
     )  # fmt: skip
     return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

@@ -1,1 +1,1 @@
-"""Kernels for GPUs."""
+"""The sLSTM on a GPU, in Triton."""

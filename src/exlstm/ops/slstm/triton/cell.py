@@ -1,6 +1,5 @@
 # mypy: ignore-errors
-# a page of Triton's language: Python in looks, with types of its own
-"""A step of the sLSTM and its gradients on a GPU: what the kernels that hold R and those that read it have in common.
+"""A step of the sLSTM and its gradients on a GPU: what the scan (`scan`) and the launches per step (`step`) share.
 
 Tiles are [units, rows of the batch]. The four gates are one tile, one below the other: products with R then have at
 least 64 rows whatever the batch, and end where the state of the same units is.
@@ -8,14 +7,58 @@ least 64 rows whatever the batch, and end where the state of the same units is.
 T time  H heads  V head width  J gates times units  B rows of the batch
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from exlstm.runtime.gpu.math import log_sigmoid
 
 
+class States(NamedTuple):
+    """h, c, n, m: before the first step [4, B, H, V], and after every step [4, B, T, H, V]."""
+
+    first: Any
+    planes: Any
+
+
+class StateGradients(NamedTuple):
+    """[B, H, V]: dh of the last state, read, and of the first, written; dc and dn of the last become the first's."""
+
+    last_h: Any
+    first_h: Any
+    c: Any
+    n: Any
+
+
+class Block(NamedTuple):
+    """A program's share: a head, rows b, units v, and for the four gates of these units [J] the gate and the unit.
+
+    row_there, there, all_there: which rows, which [v, b] and which [J, b] exist.
+    """
+
+    head: Any
+    b: Any
+    v: Any
+    gate: Any
+    unit: Any
+    row_there: Any
+    there: Any
+    all_there: Any
+
+
 @triton.jit
-def apart(x_JB, UNITS: tl.constexpr, ROWS: tl.constexpr):
+def block_of(B, H, V: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr):
+    """The `Block` of this program."""
+    head, first = tl.program_id(0) % H, tl.program_id(0) // H * UNITS
+    b, v, j = tl.program_id(1) * ROWS + tl.arange(0, ROWS), first + tl.arange(0, UNITS), tl.arange(0, 4 * UNITS)
+    real, gate, unit = b < B, j // UNITS, first + j % UNITS
+    there, all_there = (v < V)[:, None] & real[None, :], (unit < V)[:, None] & real[None, :]
+    return Block(head, b.to(tl.int64), v, gate, unit, real, there, all_there)
+
+
+@triton.jit
+def split_gates(x_JB, UNITS: tl.constexpr, ROWS: tl.constexpr):
     """[4 UNITS, ROWS] -> i, f, z, o, each [UNITS, ROWS]."""
     x = tl.reshape(tl.permute(tl.reshape(x_JB, [4, UNITS, ROWS]), (1, 2, 0)), [UNITS, ROWS, 2, 2])
     even, odd = tl.split(x)
@@ -25,18 +68,25 @@ def apart(x_JB, UNITS: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def together(i, f, z, o, UNITS: tl.constexpr, ROWS: tl.constexpr):
-    """The way back: four tiles -> [4 UNITS, ROWS]."""
+def join_gates(i, f, z, o, UNITS: tl.constexpr, ROWS: tl.constexpr):
+    """The inverse of `split_gates`: four tiles -> [4 UNITS, ROWS]."""
     x = tl.join(tl.join(i, z), tl.join(f, o))
     return tl.reshape(tl.permute(tl.reshape(x, [UNITS, ROWS, 4]), (2, 0, 1)), [4 * UNITS, ROWS])
 
 
 @triton.jit
-def state_before(t, first, planes, B, T, H, V: tl.constexpr):
-    """(where the state before step t is, numbers from a row of it to the next, from h to c and so on)."""
-    at = tl.where(t > 0, planes + tl.cast(t - 1, tl.int64) * H * V, first)
+def state_before(t, states, B, T, H, V: tl.constexpr):
+    """(address of the state before step t, distance from a row of it to the next, distance from h to c and so on)."""
+    at = tl.where(t > 0, states.planes + tl.cast(t - 1, tl.int64) * H * V, states.first)
     row = tl.where(t > 0, T, 1).to(tl.int64) * H * V
     return at, row, B * row
+
+
+@triton.jit
+def load_memory(at, plane, there):
+    """c, n, m of a state whose h is at these addresses, zeros where there is none."""
+    c, n = tl.load(at + plane, mask=there, other=0.0), tl.load(at + 2 * plane, mask=there, other=0.0)
+    return c, n, tl.load(at + 3 * plane, mask=there, other=0.0)
 
 
 @triton.jit
@@ -48,7 +98,7 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """For any x; a polynomial where 1 - e^-2x would cancel."""
+    """tanh for any x; a polynomial where 1 - e^-2x would cancel."""
     e = tl.exp(-2.0 * tl.abs(x))
     far = 1.0 - 2.0 * e / (1.0 + e)
     x2 = x * x

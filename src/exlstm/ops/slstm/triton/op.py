@@ -1,10 +1,10 @@
 """The sLSTM on a GPU: Triton's kernels go through time, everything else is products outside of them.
 
 Outside are W x (the caller's), the gates of all steps again for the backward, and the gradient of R. There are two ways
-through time, with the same mathematics (`triton_cell`):
+through time, with the same mathematics (`cell`):
 
-    scan   one launch; a multiprocessor holds R of a head (`triton_scan`)
-    steps  a launch per step, for heads of any width: R is read again in every step, by the whole GPU (`triton_step`)
+- scan: one launch; a multiprocessor holds R of a head
+- step: a launch per step, for heads of any width; the whole GPU reads R again in every step
 
 A launch takes several microseconds of Python, and about two in a CUDA graph: nothing here waits for the GPU, so both
 ways can be captured in one.
@@ -21,15 +21,16 @@ from torch import Tensor
 from exlstm.ops.common import contiguous, exactly, wide
 from exlstm.ops.derivatives import once
 from exlstm.ops.slstm.reference import SLSTMState
+from exlstm.ops.slstm.triton.cell import StateGradients, States
 from exlstm.ops.slstm.triton.scan import backward_kernel, forward_kernel
 from exlstm.ops.slstm.triton.step import backward_step, forward_step
-from exlstm.runtime.gpu.operator import block, operator
+from exlstm.runtime.gpu.operator import block_size, operator
 
 MULTIPROCESSORS = 128  # of a large GPU, about
 
 
 class Plan(NamedTuple):
-    """How the work is cut, and what a pair of kernels is compiled for."""
+    """Grid of a pair of kernels, and what each is compiled for."""
 
     grid: tuple[int, int]
     forward: dict[str, Any]
@@ -37,8 +38,8 @@ class Plan(NamedTuple):
 
 
 def scan_plan(B: int, H: int, V: int, dtype: torch.dtype, mixing: bool) -> Plan:
-    """For the scan. A unit takes the registers of a step's arithmetic for all rows: hence the warps."""
-    exact, units = dtype == torch.float32, block(V, 128 if mixing else 64)
+    """The plan of the scan. A unit takes the registers of a step's arithmetic for all rows: hence the warps."""
+    exact, units = dtype == torch.float32, block_size(V, 128 if mixing else 64)
     parts = H * triton.cdiv(V, units)
     # 8 rows take a step in less time than 16, as long as every program has a multiprocessor of its own
     rows = 8 if parts * triton.cdiv(B, 8) <= MULTIPROCESSORS else 16
@@ -50,14 +51,14 @@ def scan_plan(B: int, H: int, V: int, dtype: torch.dtype, mixing: bool) -> Plan:
 
 
 def steps_plan(B: int, H: int, V: int, dtype: torch.dtype) -> Plan:
-    """For steps. Few units per program: a step is as fast as the memory from which all of them together read R."""
-    units, rows, depth = 16, block(B, 32), block(V, 32 if dtype == torch.float32 else 128)
+    """The plan of the steps. Few units per program: a step is as fast as all programs together read R from memory."""
+    units, rows, depth = 16, block_size(B, 32), block_size(V, 32 if dtype == torch.float32 else 128)
     both = {"UNITS": units, "ROWS": rows, "DEPTH": depth, "STAGES": 3, "num_warps": 4}
     return Plan((H * triton.cdiv(V, units), triton.cdiv(B, rows)), both, both)
 
 
-def run(kernel: Any, steps: range, x_BTHGV: Tensor, r_HKGV: Tensor, *tensors: Tensor, exp_forget: bool, resets: bool
-        ) -> None:  # fmt: skip
+def launch(kernel: Any, steps: range, x_BTHGV: Tensor, r_HKGV: Tensor, *others: Any, exp_forget: bool, resets: bool
+           ) -> None:  # fmt: skip
     """Launches one of the four kernels: a scan once, a step for every one of `steps`."""
     (B, T, H, _, V), dtype, mixing = x_BTHGV.shape, r_HKGV.dtype, r_HKGV.shape[1] > 0
     options = {
@@ -66,12 +67,12 @@ def run(kernel: Any, steps: range, x_BTHGV: Tensor, r_HKGV: Tensor, *tensors: Te
     if kernel in (forward_kernel, backward_kernel):
         plan = scan_plan(B, H, V, dtype, mixing)
         options |= (plan.forward if kernel is forward_kernel else plan.backward) | {"MIXING": mixing}
-        kernel[plan.grid](x_BTHGV, r_HKGV, *tensors, B, T, H, **options)
+        kernel[plan.grid](x_BTHGV, r_HKGV, *others, B, T, H, **options)
         return
     plan = steps_plan(B, H, V, dtype)
     options |= plan.forward if kernel is forward_step else plan.backward
     for t in steps:
-        kernel[plan.grid](x_BTHGV, r_HKGV, *tensors, t, B, T, H, **options)
+        kernel[plan.grid](x_BTHGV, r_HKGV, *others, t, B, T, H, **options)
 
 
 def forward(x_BTHGV: Tensor, r_HKGV: Tensor, first: Tensor, reset_BT: Tensor | None, lengths_B: Tensor,
@@ -79,8 +80,10 @@ def forward(x_BTHGV: Tensor, r_HKGV: Tensor, first: Tensor, reset_BT: Tensor | N
     """h, c, n, m of every step, [4, B, T, H, V], from those before the first, [4, B, H, V]."""
     B, T, H, _, V = x_BTHGV.shape
     planes, reset = x_BTHGV.new_empty(4, B, T, H, V), lengths_B if reset_BT is None else reset_BT
-    run(forward_kernel if resident else forward_step, range(T), x_BTHGV, r_HKGV, first, reset, lengths_B, planes,
-        exp_forget=exp_forget, resets=reset_BT is not None)  # fmt: skip
+    launch(
+        forward_kernel if resident else forward_step, range(T), x_BTHGV, r_HKGV, States(first, planes), reset,
+        lengths_B, exp_forget=exp_forget, resets=reset_BT is not None,
+    )  # fmt: skip
     return planes
 
 
@@ -89,11 +92,13 @@ def backward(raw_BTHGV: Tensor, r_HKGV: Tensor, first: Tensor, reset_BT: Tensor 
              resident: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x and of h, c, n before the first step. raw: the gates before their activations."""
     T, dx_BTHGV, dh0_BHV = raw_BTHGV.shape[1], torch.empty_like(raw_BTHGV), torch.empty_like(dh1_BHV)
-    # kernels take these back through time in place
+    # kernels change these in place
     dc_BHV, dn_BHV = (x.clone(memory_format=torch.contiguous_format) for x in (dc1_BHV, dn1_BHV))
-    run(backward_kernel if resident else backward_step, range(T - 1, -2, -1), raw_BTHGV, r_HKGV, first,
-        lengths_B if reset_BT is None else reset_BT, lengths_B, planes, dh_BTHV, dh1_BHV, dx_BTHGV, dh0_BHV, dc_BHV,
-        dn_BHV, exp_forget=exp_forget, resets=reset_BT is not None)  # fmt: skip
+    launch(
+        backward_kernel if resident else backward_step, range(T - 1, -2, -1), raw_BTHGV, r_HKGV, States(first, planes),
+        lengths_B if reset_BT is None else reset_BT, lengths_B, dh_BTHV, dx_BTHGV,
+        StateGradients(dh1_BHV, dh0_BHV, dc_BHV, dn_BHV), exp_forget=exp_forget, resets=reset_BT is not None,
+    )  # fmt: skip
     return dx_BTHGV, dh0_BHV, dc_BHV, dn_BHV
 
 
