@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.gate import logits_of
 from benchmarks.harness import Run
 from exlstm.models.lm import LM
-from exlstm.train.crew import Crew, default_workers, threads_shared
 from exlstm.train.loss import model_cross_entropy
+from exlstm.train.replicas import Crew, default_workers, threads_shared
 
 PLAIN, ROWS = "exlstm, plain loop", "exlstm, rows on threads"
 

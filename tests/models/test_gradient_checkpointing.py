@@ -7,7 +7,7 @@ import torch
 
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.train.crew import Crew
+from exlstm.train.replicas import Crew
 
 
 def gradients(model: LM, *, carried: bool = False, dtype: torch.dtype | None = None) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from exlstm.models.summary import parameters
 from exlstm.study import FORMAL, Lesson, stack
 from exlstm.study.problems import RealProblem, TokenProblem, problem_of
 from exlstm.study.training import _Course
-from exlstm.train.optimiser import decay_groups
+from exlstm.train.optimizer import decay_groups
 
 LEARNED = stack((SLSTMConfig(heads=1, conv_width=0, recurrence="learned", recurrent_init="uniform"),), width=8)
 

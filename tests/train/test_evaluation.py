@@ -17,8 +17,8 @@ from exlstm.data.tokenizer import ByteTokenizer, train_bpe
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train import evaluate as evaluation
-from exlstm.train.crew import Crew
-from exlstm.train.evaluate import Score, evaluate, pick_device, score, score_contexts, score_whole
+from exlstm.train.evaluate import Score, evaluate, score, score_contexts, score_whole
+from exlstm.train.replicas import Crew
 from exlstm.train.run import train
 
 LENGTHS = ByteTokenizer().byte_lengths
@@ -189,8 +189,3 @@ def test_no_run(tmp_path: Path) -> None:
 
 def test_a_hopeless_model_has_a_finite_perplexity() -> None:
     assert Score(nats=1e6, tokens=1, bytes=1).perplexity < math.inf
-
-
-def test_auto_is_a_device() -> None:
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert pick_device("cpu") == torch.device("cpu")

@@ -18,9 +18,9 @@ from exlstm.data.tokenizer import ByteTokenizer
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train import loss
-from exlstm.train.crew import Crew
 from exlstm.train.evaluate import score
 from exlstm.train.loss import cross_entropy, linear_cross_entropy, model_cross_entropy
+from exlstm.train.replicas import Crew
 from exlstm.train.run import train
 
 CAPS = pytest.mark.parametrize("cap", [None, 2.0])

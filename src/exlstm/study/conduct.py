@@ -15,7 +15,7 @@ from exlstm.study.display import Board
 from exlstm.study.pool import Event, Failed, Finished, Job, Progress, Report, Started, run_local
 from exlstm.study.results import ResultFile, Row, provenance, result_path, result_row
 from exlstm.study.schedule import Schedule
-from exlstm.train.evaluate import pick_device
+from exlstm.runtime.machine import pick_device
 
 Only = Mapping[str, frozenset[str]]
 MOST_SEEDS = 10_000

@@ -6,7 +6,7 @@ from typing import Any
 
 from exlstm.study.contract import Run
 from exlstm.study.pool import Event, Failed, Finished, Progress, Started
-from exlstm.train.display import clock
+from exlstm.runtime.machine import clock
 
 _SHOWN = 8  # running runs in the live table
 

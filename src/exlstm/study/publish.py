@@ -13,9 +13,9 @@ from exlstm.study.cells import Results
 from exlstm.study.figures import png
 from exlstm.study.parts import Claim, Part, Picture, Table, aligned
 from exlstm.study.results import Row, result_path
-from exlstm.train.display import clock
-from exlstm.train.files import write_atomically
-from exlstm.train.page import html_page, image, table
+from exlstm.runtime.machine import clock
+from exlstm.runtime.files import write_or_explain
+from exlstm.train.run_folder.html import html_page, image, table
 
 _STYLE = """
 body { max-width: 72rem; } td, th { padding: .15rem 1rem .15rem 0; font-size: .9rem; white-space: nowrap; }
@@ -39,10 +39,10 @@ def publish(results: Results, folder: Path) -> tuple[Path, Path]:
     found = found_file.read_text(encoding="utf-8").strip() if found_file.exists() and results.size == "small" else ""
     pictures = {part.name: png(part.draw, part.size) for part in parts if isinstance(part, Picture)}
     for name, data in pictures.items():
-        write_atomically(_picture_path(path, name), data)
+        write_or_explain(_picture_path(path, name), data)
     markdown, page = path.with_suffix(".md"), path.with_suffix(".html")
-    write_atomically(markdown, _markdown(results, parts, found, path))
-    write_atomically(page, _html(results, parts, found, pictures))
+    write_or_explain(markdown, _markdown(results, parts, found, path))
+    write_or_explain(page, _html(results, parts, found, pictures))
     return markdown, page
 
 

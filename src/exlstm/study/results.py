@@ -16,8 +16,8 @@ from typing import Any
 
 from exlstm.nn.fields import json_value
 from exlstm.study.contract import Run, Size, Study, run_id, to_json
-from exlstm.train.files import reporting_failure, sync
-from exlstm.train.summary import commit, machine
+from exlstm.runtime.files import reporting_failure, sync
+from exlstm.runtime.machine import commit, machine
 
 FORMAT = 1
 Row = dict[str, Any]

@@ -15,8 +15,8 @@ from exlstm.nn.recurrence import graph_penalty, nonzeros
 from exlstm.study.pool import Report
 from exlstm.study.problems import Lesson, Model, Problem, problem_of, ranges
 from exlstm.train.config import TrainConfig
-from exlstm.train.evaluate import autocast
-from exlstm.train.optimiser import adamw
+from exlstm.runtime.machine import autocast
+from exlstm.train.optimizer import adamw
 from exlstm.train.schedule import due, learning_rate
 
 # settings of the size "quick": enough to see that all of a study works, and no more

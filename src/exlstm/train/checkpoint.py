@@ -27,7 +27,7 @@ from exlstm.mixers.contract import leaves, map_state
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.saving import save
 from exlstm.models.lm import LM
-from exlstm.train.files import reporting_failure, sync
+from exlstm.runtime.files import beside, reporting_failure
 from exlstm.train.run_folder import RunFolder
 
 State = Any  # a tuple with the state of every block, or None
@@ -69,25 +69,14 @@ def save_checkpoint(
         "data_position": batches,
         "random": _random_state(),
     }
-    temporary = run.checkpoints / f".{folder.name}.tmp"
-    with reporting_failure(folder, "the older checkpoints are intact: free some space and continue with --resume"):
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save(model, temporary)
-            save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-            if state is not None:
-                tensors = {f"{index:05d}": leaf.contiguous() for index, leaf in enumerate(leaves(state))}
-                save_file(tensors, temporary / "state.safetensors")
-            (temporary / "trainer.json").write_text(json.dumps(trainer))
-            for file in temporary.iterdir():
-                sync(file)
-            sync(temporary)
-            os.replace(temporary, folder)
-            sync(run.checkpoints)
-        except (OSError, SafetensorError):
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    hint = "the older checkpoints are intact: free some space and continue with --resume"
+    with reporting_failure(folder, hint, (OSError, SafetensorError)), beside(folder) as new:
+        save(model, new)
+        save_file(_optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
+        if state is not None:
+            tensors = {f"{index:05d}": leaf.contiguous() for index, leaf in enumerate(leaves(state))}
+            save_file(tensors, new / "state.safetensors")
+        (new / "trainer.json").write_text(json.dumps(trainer))
 
 
 def tidy(run: RunFolder, keep: int) -> None:

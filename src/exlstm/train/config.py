@@ -77,7 +77,7 @@ class TrainConfig:
     warmup: float = 0.02  # fraction of the budget in which the learning rate rises
     cooldown: float = 0.2  # fraction of the budget in which it falls, for wsd
     final_lr: float = 0.1  # learning rate at the end, as a fraction of the highest
-    weight_decay: float = 0.1  # AdamW's, for weight matrices only (table in exlstm/train/optimiser.py)
+    weight_decay: float = 0.1  # AdamW's, for weight matrices only (table in exlstm/train/optimizer.py)
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of squared gradients
     eps: float = 1e-8  # AdamW's guard against division by zero

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TextIO, cast
 
 import torch
 
+from exlstm.runtime.machine import clock
+
 _PLAIN_SECONDS = 5.0
 _SPEED_SECONDS = 10.0  # the speed is an average over this time
 _SMOOTHING = 0.95
@@ -170,13 +172,6 @@ class LiveDisplay:
 def open_display(device: torch.device, output: Output) -> Display:
     """The display that suits where the output goes."""
     return LiveDisplay(device, output) if output.isatty() else PlainDisplay(device, output)
-
-
-def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def memory(device: torch.device) -> str:

@@ -6,7 +6,6 @@ B batch  T time  D model width
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from exlstm.data.corpus import read_corpus
+from exlstm.data.model_tokenizer import tokenizer_of
 from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows_of
 from exlstm.data.text import Document, read_source
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM
-from exlstm.runtime.availability import bfloat16_is_emulated
+from exlstm.models.locate import ModelOnDisk, Which, locate
+from exlstm.runtime.machine import autocast, pick_device
 from exlstm.train.config import TrainConfig
-from exlstm.train.crew import Crew, default_workers, threads_shared
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
-from exlstm.train.named import Named, named
-from exlstm.train.run_folder import Which
+from exlstm.train.replicas import Crew, default_workers, threads_shared
+from exlstm.train.run_folder import RunFolder
 
 CONTEXTS = (256, 1024, 4096, 16384)
 LANE = 65_536  # a text of less than two lanes of so many tokens is read in one piece
@@ -95,31 +95,6 @@ class Evaluation:
         if self.coverage < 1:
             lines.append(f"(the time was enough for {self.coverage:.0%} of the text in the last row)")
         return "\n".join(lines)
-
-
-def slow_bfloat16(device: torch.device, dtype: str) -> bool:
-    """Whether products in bfloat16 are emulated, so that they take longer than those in float32."""
-    return dtype == "bfloat16" and device.type == "cpu" and bfloat16_is_emulated()
-
-
-def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """The precision of a run: for "bfloat16" matrix products round to bfloat16, weights and gates do not."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a user names; "auto" is a GPU if there is one.
-
-    Raises ValueError for one that is not there, and for "meta", which holds no numbers.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"--device {name!r} is not on this machine; use 'cpu' or 'auto'.") from error
-    return device
 
 
 def score(
@@ -287,9 +262,9 @@ def evaluate(
     minutes: time limit of the pass over the whole text. Memory is that of one training batch.
     Raises ValueError for a missing model, checkpoint or text, and for a context that is longer than the text.
     """
-    found = named(name, checkpoint)
-    config = TrainConfig() if found.run is None else found.run.train_config()
-    words = found.tokenizer(tokenizer)
+    found = locate(name, checkpoint)
+    config = TrainConfig() if found.run is None else RunFolder(found.run).train_config()
+    words = tokenizer_of(found, tokenizer)
     model = found.load(device=pick_device(device))
     check_vocabulary(model, words)
     if change is not None:
@@ -321,7 +296,7 @@ def evaluate(
 
 
 def text_of(
-    found: Named, config: TrainConfig, data: str | None, part: Literal["val", "test"], *, binary: bool
+    found: ModelOnDisk, config: TrainConfig, data: str | None, part: Literal["val", "test"], *, binary: bool
 ) -> tuple[Sequence[Document], str, str]:
     """What a model is scored on, what it is called, and what was left out of it."""
     if data is not None:
@@ -330,7 +305,7 @@ def text_of(
     if found.run is None:
         raise ValueError(f"{found.weights} is of no run that has a text of its own; name one with --data.")
     corpus = read_corpus(config.data, binary=config.binary)
-    changed = corpus.fingerprint() != found.run.config()["data"]["sha256"]
+    changed = corpus.fingerprint() != RunFolder(found.run).config()["data"]["sha256"]
     docs: Sequence[Document] = getattr(corpus.split, part)
     return docs, f"the {part} part of the run's own data" + (", which has changed since" if changed else ""), ""
 

@@ -20,17 +20,18 @@ from exlstm.data.packing import Batch, TokenStream, batch_at, windows_of
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.mixers.contract import detach, join, map_state
 from exlstm.models.lm import LM
+from exlstm.runtime.files import sync
+from exlstm.runtime.machine import autocast
 from exlstm.train.checkpoint import Position, load_checkpoint, save_checkpoint, tidy
 from exlstm.train.config import TrainConfig
-from exlstm.train.crew import Crew
 from exlstm.train.display import Display, Progress
-from exlstm.train.evaluate import autocast, score
-from exlstm.train.files import sync
+from exlstm.train.evaluate import score
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
-from exlstm.train.optimiser import adamw
+from exlstm.train.optimizer import adamw
+from exlstm.train.replicas import Crew
+from exlstm.train.run_folder.tensorboard import TensorBoard
 from exlstm.train.schedule import due, learning_rate, progress
 from exlstm.train.setup import Setup
-from exlstm.train.tensorboard import TensorBoard
 from exlstm.train.watchdog import NotFiniteError, first_bad_tensor, keep_random_state
 
 Sample = Callable[[LM, Tokenizer], str]  # generates a text for the report; the model is in evaluation mode

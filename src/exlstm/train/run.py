@@ -8,17 +8,19 @@ from dataclasses import replace
 
 from exlstm.data.yardsticks import yardsticks
 from exlstm.models.lm import LMConfig
+from exlstm.models.summary import parameters
+from exlstm.runtime.files import write_or_explain
+from exlstm.runtime.machine import clock, commit, pick_device, slow_bfloat16
 from exlstm.train.config import DEFAULT_STEPS, TrainConfig
-from exlstm.train.crew import Crew, threads_shared
-from exlstm.train.display import Display, Output, clock, open_display
-from exlstm.train.evaluate import pick_device, score_whole, slow_bfloat16
-from exlstm.train.files import write_atomically
+from exlstm.train.display import Display, Output, open_display
+from exlstm.train.evaluate import score_whole
 from exlstm.train.loop import Sample, Trainer
-from exlstm.train.report import write_report
+from exlstm.train.replicas import Crew, threads_shared
 from exlstm.train.run_folder import create_run
+from exlstm.train.run_folder.report import write_report
+from exlstm.train.run_folder.summary import RunSummary
 from exlstm.train.setup import set_up
 from exlstm.train.signals import stop_requests
-from exlstm.train.summary import RunSummary, commit
 
 
 def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample | None = None) -> RunSummary:
@@ -60,7 +62,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
             step=trainer.position.step,
             tokens=trainer.tokens(),
             seconds=trainer.position.seconds,
-            parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+            parameters=parameters(trainer.model),
             seed=setup.config.seed,
             shares=setup.shares,
             commit=code,
@@ -69,7 +71,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
             display.note(f"scoring the whole validation text, for at most {setup.config.final_minutes:g} minutes")
             summary = _final_numbers(trainer, summary, stop)
     if summary.final is not None:
-        write_atomically(setup.run.path / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
+        write_or_explain(setup.run.path / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
     write_report(setup.run, setup.config, trainer.model, summary)
     output.note(_closing_words(summary))
     if output.ended:  # the other one may still be read, as in `exlstm train | head`
@@ -90,14 +92,13 @@ def _nothing_left(trainer: Trainer) -> Iterator[None]:
 
 def _introduce(trainer: Trainer, display: Display) -> None:
     setup, config = trainer.setup, trainer.config
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     budgets = [
         f"{config.steps:,} steps" if config.steps is not None else "",
         f"{config.minutes:g} minutes" if config.minutes is not None else "",
         f"{config.tokens:,} tokens" if config.tokens is not None else "",
     ]
     budget = " or ".join(filter(None, budgets)) or f"{DEFAULT_STEPS:,} steps"
-    size = f"{len(setup.model.blocks)} blocks, {parameters:,} parameters"
+    size = f"{len(setup.model.blocks)} blocks, {parameters(trainer.model):,} parameters"
     display.note(f"run {setup.run.path}: {size}, {config.dtype} on {trainer.device}")
     if slow_bfloat16(trainer.device, config.dtype):
         display.note("this CPU has no instructions for bfloat16: float32 would train several times faster")

@@ -16,14 +16,13 @@ from exlstm.models.memory import check_memory
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import preset
 from exlstm.models.summary import parameters
+from exlstm.runtime.machine import clock, pick_device
 from exlstm.train.config import TrainConfig, resumed, with_absolute_paths
-from exlstm.train.crew import default_workers
-from exlstm.train.display import clock
-from exlstm.train.evaluate import pick_device
+from exlstm.train.replicas import default_workers
 from exlstm.train.run_folder import RunFolder, check_free, new_run_path, open_run
+from exlstm.train.run_folder.tensorboard import writer_class
 from exlstm.train.schedule import progress
 from exlstm.train.start import Start, read_start, start_of
-from exlstm.train.tensorboard import writer_class
 
 
 @dataclass(frozen=True, kw_only=True)

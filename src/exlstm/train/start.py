@@ -4,11 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from exlstm.data.model_tokenizer import tokenizer_of
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.fingerprint import fingerprint
 from exlstm.models.lm import LM, LMConfig
+from exlstm.models.locate import locate
 from exlstm.train.config import ARCHITECTURE, TrainConfig
-from exlstm.train.named import named
 from exlstm.train.run_folder import RunFolder
 
 
@@ -25,7 +26,7 @@ class Start:
 
     def load_into(self, model: LM) -> None:
         """Puts the weights into a model of the same architecture. ValueError if they are gone, or others by now."""
-        found = named(self.model).load()
+        found = locate(self.model).load()
         if fingerprint(found) != self.fingerprint:
             raise ValueError(
                 f"{self.model} has changed since the run that starts from it began; put it back, or start a new run."
@@ -48,7 +49,7 @@ def read_start(config: TrainConfig, model: LMConfig | None) -> tuple[Start, LMCo
     Raises ValueError for settings that say otherwise, for a model that cannot be trained, or lacks a tokenizer.
     """
     assert config.from_model is not None
-    source = named(Path(config.from_model).expanduser())
+    source = locate(Path(config.from_model).expanduser())
     own = source.tokenizer_file.is_file()
     for name in ARCHITECTURE:
         if name in config.given and (own or name != "tokenizer"):
@@ -59,8 +60,8 @@ def read_start(config: TrainConfig, model: LMConfig | None) -> tuple[Start, LMCo
         raise ValueError("an architecture and from_model were both given; leave one of them out.")
     if bits := source.bits():
         raise ValueError(f"{source.weights} is quantised ({bits}) and has no gradients; start from its full weights.")
-    tokenizer = source.tokenizer(None if own or "tokenizer" not in config.given else config.tokenizer)
+    tokenizer = tokenizer_of(source, None if own or "tokenizer" not in config.given else config.tokenizer)
     found = source.load()
     weights = source.weights.resolve()
     start = Start(model=str(weights), fingerprint=fingerprint(found), step=source.step)
-    return start, found.config, tokenizer, source.run.path.resolve().name if source.run else weights.stem
+    return start, found.config, tokenizer, source.run.resolve().name if source.run else weights.stem

@@ -1,16 +1,11 @@
 """The final numbers of a run, and what they were measured on."""
 
-import os
-import platform
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from exlstm.data.yardsticks import Yardsticks
+from exlstm.runtime.machine import machine
 from exlstm.train.evaluate import Score
 
 
@@ -68,44 +63,3 @@ class RunSummary:
 def yardstick_rows(found: Yardsticks) -> list[tuple[str, float]]:
     """Names for people, with bits per byte."""
     return [("trigram model", found.trigram), ("gzip -9", found.gzip), ("xz -9", found.xz)]
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, GPU if any, and versions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": _cpu(),
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _cpu() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of the checkout that exlstm runs from, "+changes" if it differs; None for an installed package."""
-    here = Path(__file__)
-    if _git(here, "ls-files", "--error-unmatch", here.name) is None:
-        return None
-    head = _git(here, "rev-parse", "HEAD")
-    return head if head is None else head + ("+changes" if _git(here, "status", "--porcelain") else "")
-
-
-def _git(here: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exlstm.data.yardsticks import Yardsticks
-from exlstm.train.summary import yardstick_rows
+from exlstm.train.run_folder.summary import yardstick_rows
 
 _TRAIN, _VALIDATION, _GREY = "#2f6db3", "#d1570c", "#6b7280"
 

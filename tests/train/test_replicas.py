@@ -7,7 +7,7 @@ from torch.nn import functional
 import exlstm
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.train.crew import Crew, shared_copy
+from exlstm.train.replicas import Crew, shared_copy
 
 
 def build(**options: bool) -> LM:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exlstm.train.files import reporting_failure
+from exlstm.runtime.files import reporting_failure
 from exlstm.train.run_folder import RunFolder
 
 FOLDER = "tensorboard"

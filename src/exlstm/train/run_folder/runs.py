@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exlstm.models.checkpoints.loading import open_checkpoint
-from exlstm.train.run_folder import RunFolder, read_json
+from exlstm.models.locate import read_json
+from exlstm.train.run_folder import RunFolder
 
 _FILES = ("config.json", "tokenizer.json", "metrics.jsonl")
 

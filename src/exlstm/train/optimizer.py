@@ -29,7 +29,7 @@ def decays(name: str) -> bool:
     for pattern, decision in DECAY_TABLE:
         if fnmatchcase(name, pattern):
             return decision
-    raise ValueError(f"no row of DECAY_TABLE in exlstm/train/optimiser.py matches the parameter {name!r}; add one.")
+    raise ValueError(f"no row of DECAY_TABLE in exlstm/train/optimizer.py matches the parameter {name!r}; add one.")
 
 
 def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:

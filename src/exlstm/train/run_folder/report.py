@@ -5,14 +5,14 @@ from html import escape
 from typing import Any
 
 from exlstm.models.lm import LM
+from exlstm.runtime.files import write_or_explain
+from exlstm.runtime.machine import clock, machine
 from exlstm.train.config import TrainConfig, to_json
-from exlstm.train.display import clock
-from exlstm.train.files import write_atomically
-from exlstm.train.page import html_page, image, table, wide_table
-from exlstm.train.picture import loss_picture
 from exlstm.train.run_folder import RunFolder
+from exlstm.train.run_folder.html import html_page, image, table, wide_table
+from exlstm.train.run_folder.picture import loss_picture
+from exlstm.train.run_folder.summary import RunSummary, yardstick_rows
 from exlstm.train.start import start_of
-from exlstm.train.summary import RunSummary, machine, yardstick_rows
 
 
 def write_report(run: RunFolder, config: TrainConfig, model: LM, summary: RunSummary) -> None:
@@ -20,8 +20,8 @@ def write_report(run: RunFolder, config: TrainConfig, model: LM, summary: RunSum
     records = list(run.read_metrics())
     title = f"{run.path.name}: {summary.parameters / 1e6:.2f} M parameters, {clock(summary.seconds)} of training"
     picture = loss_picture(records, summary.yardsticks, title)
-    write_atomically(run.path / "loss.png", picture)
-    write_atomically(run.path / "report.html", _page(run, config, model, summary, records, picture))
+    write_or_explain(run.path / "loss.png", picture)
+    write_or_explain(run.path / "report.html", _page(run, config, model, summary, records, picture))
 
 
 def _page(
