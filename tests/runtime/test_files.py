@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,17 @@ def test_scratch_that_fails_leaves_what_was_there(tmp_path, there):
         fail()
     assert folder.exists() == there
     assert not there or list(folder.iterdir()) == []
+
+
+# train/checkpoint.py: puts old checkpoints and the link "best" in their places
+RENAMING = {"runtime/files.py", "train/checkpoint.py"}
+
+
+def test_files_are_replaced_in_one_place():
+    package = Path(files.__file__).parents[1]
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if any(word in path.read_text() for word in ("tempfile", "os.replace", "os.rename", "shutil.move"))
+    }
+    assert found <= RENAMING

@@ -1,11 +1,10 @@
 """A snapshot in a file (safetensors): a conversation of any length in a file of constant size.
-
-A file is written beside its target and renamed, so that a reader sees a whole one or none.
+ A reader
+sees a whole file or none.
 """
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from exlstm.models.fingerprint import weights_of
 from exlstm.models.lm import LM
 from exlstm.models.snapshot import Snapshot
 from exlstm.nn.fields import json_value
+from exlstm.runtime.files import write_atomically
 
 KIND, VERSION = "exlstm-state", "1"
 
@@ -40,13 +40,7 @@ def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
     stored = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
     counts = json.dumps(snapshot.counts)
     data = save(stored, metadata={"kind": KIND, "version": VERSION, "fingerprint": owner, "counts": counts})
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".saving-") as scratch:
-        beside = Path(scratch, file.name)
-        with open(beside, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        beside.replace(file)
+    write_atomically(file, data)
 
 
 def check_place(file: str | os.PathLike[str]) -> None:

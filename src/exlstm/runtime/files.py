@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SCRATCH = (
-    ".saving-"  # how the names of hidden folders begin; one that is left over belongs to a process that was killed
-)
+# the names of hidden folders begin with it; a process that was killed leaves one behind
+SCRATCH = ".saving-"
 
 
 def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> None:

@@ -6,9 +6,7 @@ none.
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from exlstm.models.checkpoints.rules import Rule
 from exlstm.models.checkpoints.target import WEIGHTS, check_target
 from exlstm.models.lm import LM
 from exlstm.models.quantized import Bits, bits_of, quantised_layers, stored_once
+from exlstm.runtime.files import put_in_place, scratch_inside, sync
 
 SHARD_BYTES = 2 << 30
 CPU = torch.device("cpu")
@@ -132,7 +131,7 @@ def write(
     shards = planned(rules, like, shard_bytes)
     index: dict[str, str] = {}
     total = 0
-    with scratch_in(folder) as scratch:
+    with scratch_inside(folder) as scratch:
         for number, shard in enumerate(shards):
             file = scratch / layout.shard(number, len(shards))
             tensors = made(shard, take)
@@ -152,21 +151,7 @@ def write(
         if layout.indexed and len(files) > 1:
             last.append(scratch / INDEX)
             last[-1].write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1) + "\n")
-        put_in_place(folder, [*files, *last])
-
-
-@contextmanager
-def scratch_in(folder: Path) -> Iterator[Path]:
-    """A place beside what is to be replaced. What fails leaves nothing, not even a folder that was not there."""
-    fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-            yield Path(scratch)
-    except BaseException:
-        if fresh:
-            folder.rmdir()
-        raise
+        replace_model(folder, [*files, *last])
 
 
 def planned(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int) -> list[list[Rule]]:
@@ -204,19 +189,17 @@ def text_of(data: Mapping[str, Any], suffix: str) -> str:
     return text
 
 
-def put_in_place(folder: Path, files: Sequence[Path]) -> None:
-    """Renames files into their folder, once they are on the disk, and removes what is left of a model saved there."""
+def replace_model(folder: Path, files: Sequence[Path]) -> None:
+    """Moves files into their folder, once they are on the disk, and removes what is left of a model saved there."""
     for file in files:
-        with open(file, "rb+") as handle:
-            os.fsync(handle.fileno())
+        sync(file)
     # without its index a model in several files is not read: so there is never one that is half old and half new
     (folder / INDEX).unlink(missing_ok=True)
     names = {file.name for file in files}
     for old in folder.iterdir():
         if old.name not in names and (old.name in CONFIGS or WEIGHTS.fullmatch(old.name)):
             old.unlink()
-    for file in files:
-        file.replace(folder / file.name)
+    put_in_place(files, folder)
 
 
 def check_savable(model: LM, bits: Bits | None) -> None:
