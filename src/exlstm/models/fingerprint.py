@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import MISSING, fields, is_dataclass
 from itertools import chain
-from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
 from exlstm.models.lm import LM
+from exlstm.nn.fields import without_defaults
 
 SAMPLES = 1024  # numbers of each tensor that are looked at: a 7B takes well under a second
 
@@ -21,7 +20,7 @@ def fingerprint(model: LM) -> str:
     Of every tensor: name, dtype, shape, and numbers at equal distances. A change that touches only numbers in between
     is not seen; training, another seed, rounding and quantisation are.
     """
-    digest = hashlib.sha256(json.dumps(_told(model.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(without_defaults(model.config), sort_keys=True).encode())
     for name, x in sorted(model.state_dict().items()):
         digest.update(f"\n{name} {x.dtype} {tuple(x.shape)}\n".encode())
         digest.update(_some_bytes(x))
@@ -85,15 +84,3 @@ def _some_bytes(x: Tensor) -> bytes:
     every = max(1, flat.numel() // SAMPLES)
     found: bytes = flat[::every].contiguous().cpu().view(torch.uint8).numpy().tobytes()
     return found
-
-
-def _told(value: Any) -> Any:
-    """A config as plain data, without what is as by default: an option that comes later changes nothing."""
-    if is_dataclass(value):
-        told = {
-            field.name: _told(getattr(value, field.name))
-            for field in fields(value)
-            if field.default is MISSING or getattr(value, field.name) != field.default
-        }
-        return {"kind": type(value).__name__, **told}
-    return [_told(x) for x in value] if isinstance(value, (tuple, list)) else value

@@ -19,9 +19,9 @@ from exlstm.study.pool import (
     Event,
     Failed,
     Finished,
-    Job,
-    Progress,
-    Report,
+    PoolJob,
+    ProgressReporter,
+    RunProgress,
     Started,
     attempt,
     last_lines,
@@ -32,7 +32,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def run_on_ray(
-    jobs: Iterable[Job | None], *, address: str, cpus: int = 1, gpus: int | None = None
+    jobs: Iterable[PoolJob | None], *, address: str, cpus: int = 1, gpus: int | None = None
 ) -> Generator[Event, None, None]:
     """Runs each job as a task of a Ray cluster, and gives the same events and rows as `run_local`.
 
@@ -55,7 +55,7 @@ def run_on_ray(
     return _run(iter(jobs), address, cpus, gpus)
 
 
-def _run(jobs: Iterator[Job | None], address: str, cpus: int, gpus: int | None) -> Generator[Event, None, None]:
+def _run(jobs: Iterator[PoolJob | None], address: str, cpus: int, gpus: int | None) -> Generator[Event, None, None]:
     with _connected(address) as ray:
         if gpus is None:
             gpus = int("GPU" in ray.cluster_resources())
@@ -63,18 +63,13 @@ def _run(jobs: Iterator[Job | None], address: str, cpus: int, gpus: int | None) 
         mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
         device = "cuda:0" if gpus else "cpu"
         task = ray.remote(_on_node).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-        running: dict[Any, Job] = {}
+        running: dict[Any, PoolJob] = {}
         told: set[str] = set()  # of those running, whose start is known
         post = mailbox.take.remote()
         try:
-            more = True
             while True:
-                while more and len(running) <= _room(ray.cluster_resources(), cpus, gpus):
-                    try:
-                        job = next(jobs)
-                    except StopIteration:
-                        more = False
-                        break
+                while len(running) <= _room(ray.cluster_resources(), cpus, gpus):
+                    job = next(jobs, None)
                     if job is None:
                         break
                     running[task.remote(job.id, pack(job), device, cpus, mailbox)] = job
@@ -166,12 +161,12 @@ class _Mailbox:
     """An actor that keeps the last progress of each run until it is asked for."""
 
     def __init__(self) -> None:
-        self.latest: dict[tuple[type, str], Started | Progress] = {}
+        self.latest: dict[tuple[type, str], Started | RunProgress] = {}
 
-    def put(self, event: Started | Progress) -> None:
+    def put(self, event: Started | RunProgress) -> None:
         self.latest[type(event), event.id] = event
 
-    def take(self) -> list[Started | Progress]:
+    def take(self) -> list[Started | RunProgress]:
         events, self.latest = list(self.latest.values()), {}
         return events
 
@@ -179,4 +174,4 @@ class _Mailbox:
 def _on_node(name: str, packed: bytes, device: str, threads: int, mailbox: Any) -> Finished | Failed:
     mailbox.put.remote(Started(name))
     torch.set_num_threads(threads)  # anew, for an earlier run in this process may have changed it
-    return attempt(name, packed, Report(name, device, mailbox.put.remote))
+    return attempt(name, packed, ProgressReporter(name, device, mailbox.put.remote))

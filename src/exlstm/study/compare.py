@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, median
 
+from exlstm.models.explain import aligned
 from exlstm.study.contract import SIZES
-from exlstm.study.parts import aligned
 from exlstm.study.results import ResultFile, Row, result_path
 
 Key = tuple[tuple[str, str], ...]

@@ -20,14 +20,15 @@ import json
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from exlstm.models.checkpoints.own import config_to_json
 from exlstm.models.lm import LMConfig
-from exlstm.study.parts import Part
-from exlstm.study.pool import Report
+from exlstm.nn.fields import without_defaults
+from exlstm.study.pool import ProgressReporter
+from exlstm.study.report_items import ReportItem
 
 Size = Literal["quick", "small", "paper"]
 SIZES: tuple[Size, ...] = ("quick", "small", "paper")
@@ -43,7 +44,7 @@ class Run(Protocol):
     def facets(self) -> dict[str, str]:
         """What tables and `--only` know it by; runs that share these differ in learning rate and seed only."""
 
-    def execute(self, report: Report) -> dict[str, Any]:
+    def execute(self, report: ProgressReporter) -> dict[str, Any]:
         """Runs, and gives plain data for a row of results; what it raises is recorded as the run's error.
 
         At least {"metrics": {"tests": [{"score": ...}, ...]}, "seconds": ...}, and where learning rates are chosen also
@@ -60,7 +61,7 @@ class Study:
     question: str
     text: str  # all of the docstring after the question
     runs: Callable[[Size], Sequence[Any]]
-    report: Callable[[Any], Sequence[Part]]
+    report: Callable[[Any], Sequence[ReportItem]]
 
     def planned(self, size: Size) -> list[Run]:
         """The runs of a size, each once. ValueError for what is no run, comes twice, or is another seed of one."""
@@ -135,18 +136,7 @@ def run_id(run: Run) -> str:
     Fields that have their default do not count, here and in every dataclass inside: a field that is added later, with
     a default that changes nothing, leaves the names of old results as they are.
     """
-    return hashlib.sha256(json.dumps(_told(run), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _told(value: Any) -> Any:
-    """Plain data of what was chosen."""
-    if is_dataclass(value) and not isinstance(value, type):
-        found = {f.name: getattr(value, f.name) for f in fields(value)}
-        chosen = {f.name: found[f.name] for f in fields(value) if f.default is MISSING or found[f.name] != f.default}
-        return {"kind": type(value).__name__, **{name: _told(item) for name, item in chosen.items()}}
-    if isinstance(value, Mapping):
-        return {key: _told(item) for key, item in value.items()}
-    return [_told(item) for item in value] if isinstance(value, tuple | list) else value
+    return hashlib.sha256(json.dumps(without_defaults(run), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def with_seed(run: Run, seed: int) -> Run:

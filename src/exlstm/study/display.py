@@ -4,14 +4,14 @@ import sys
 import time
 from typing import Any
 
-from exlstm.study.contract import Run
-from exlstm.study.pool import Event, Failed, Finished, Progress, Started
 from exlstm.runtime.machine import clock
+from exlstm.study.contract import Run
+from exlstm.study.pool import Event, Failed, Finished, RunProgress, Started
 
 _SHOWN = 8  # running runs in the live table
 
 
-class Board:
+class ProgressTable:
     """Counts runs done, running, failed and left, guesses the time that is left, and shows it."""
 
     def __init__(self, title: str, *, quiet: bool) -> None:
@@ -36,7 +36,7 @@ class Board:
         label = describe(run)
         if isinstance(event, Started):
             self.running[event.id] = (label, 0.0, "")
-        elif isinstance(event, Progress):
+        elif isinstance(event, RunProgress):
             self.running[event.id] = (label, event.fraction, event.text)
         else:
             self.running.pop(event.id, None)

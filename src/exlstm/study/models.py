@@ -1,6 +1,6 @@
 """The models that studies compare, at equal parameters.
 
-    contestants(width=64, heads=4)    {"xlstm[1:0]": ..., "xlstm[0:1]": ..., "xlstm[1:1]": ..., "lstm": ..., ...}
+    compared_models(width=64, heads=4)    {"xlstm[1:0]": ..., "xlstm[0:1]": ..., "xlstm[1:1]": ..., "lstm": ..., ...}
 
 Ours are stacks of the paper's blocks. A rival is any other entry of MIXERS: it joins every study by being there, each
 of its blocks followed by a gated MLP, as in Llama, unless a line here says more of it. The LSTM begins with the sLSTM's
@@ -28,7 +28,7 @@ from exlstm.models.summary import parameters
 
 Stack = tuple[MixerConfig, ...]
 Settings = Mapping[str, Any]
-Maker = Callable[[int], LMConfig]
+Builder = Callable[[int], LMConfig]
 
 _CLOSE = 0.05  # how far parameter counts may be apart and still be called equal
 _LOW, _HIGH = 1 / 64, 64.0
@@ -60,10 +60,10 @@ def _block(mixer: MixerConfig, width: int) -> BlockConfig:
     return BlockConfig(mixer=mixer, mlp=paper_mlp(width) if ours else swiglu(width))
 
 
-def makers(
+def builders(
     *, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None,
     attention: Settings | None = None,
-) -> dict[str, Maker]:  # fmt: skip
+) -> dict[str, Builder]:  # fmt: skip
     """Every model of a comparison by its name in tables, as a function of its width.
 
     slstm, mlstm, attention: settings of these blocks, such as FORMAL; they may have other heads than the rest.
@@ -85,21 +85,21 @@ def makers(
     }
 
 
-def _by_width(make: Callable[..., LMConfig]) -> Maker:
+def _by_width(make: Callable[..., LMConfig]) -> Builder:
     return lambda width: make(width=width)
 
 
-def contestants(*, width: int, target: int | None = None, **settings: Any) -> dict[str, LMConfig]:
-    """Every model of `makers(**settings)` at this width, with equal parameters.
+def compared_models(*, width: int, target: int | None = None, **settings: Any) -> dict[str, LMConfig]:
+    """Every model of `builders(**settings)` at this width, with equal parameters.
 
     target: parameters of each, without embedding and head; None for those of the largest as it is.
     """
-    found = {name: make(width) for name, make in makers(**settings).items()}
+    found = {name: make(width) for name, make in builders(**settings).items()}
     target = max(body_parameters(config) for config in found.values()) if target is None else target
     return {name: with_parameters(config, target) for name, config in found.items()}
 
 
-def with_state_bytes(make: Maker, target: int, length: int, *, step: int = 4) -> LMConfig:
+def with_state_bytes(make: Builder, target: int, length: int, *, step: int = 4) -> LMConfig:
     """The model at the width, a multiple of `step`, whose state after `length` tokens is nearest to `target` bytes."""
     low = step
     while _state_bytes(make(low + step), length) <= target:

@@ -25,11 +25,15 @@ TRACEBACK_LINES = 10
 SECONDS_BETWEEN_REPORTS = 0.25
 
 
-class Report:
+class ProgressReporter:
     """Tells how far a run is, at most four times a second: what comes in between is dropped."""
 
     def __init__(
-        self, name: str, device: str, send: "Callable[[Progress], object]", clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        device: str,
+        send: "Callable[[RunProgress], object]",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.device = device
         self._name, self._send, self._clock = name, send, clock
@@ -39,14 +43,14 @@ class Report:
         now = self._clock()
         if now >= self._next:
             self._next = now + SECONDS_BETWEEN_REPORTS
-            self._send(Progress(self._name, fraction, text))
+            self._send(RunProgress(self._name, fraction, text))
 
 
-class Job(NamedTuple):
+class PoolJob(NamedTuple):
     """A run to be: `call` and `argument` are pickled, and `id` names it in every event."""
 
     id: str
-    call: Callable[[Any, Report], dict[str, Any]]
+    call: Callable[[Any, ProgressReporter], dict[str, Any]]
     argument: Any
 
 
@@ -54,7 +58,7 @@ class Started(NamedTuple):
     id: str
 
 
-class Progress(NamedTuple):
+class RunProgress(NamedTuple):
     id: str
     fraction: float
     text: str
@@ -72,11 +76,11 @@ class Failed(NamedTuple):
     error: str
 
 
-Event = Started | Progress | Finished | Failed
+Event = Started | RunProgress | Finished | Failed
 
 
 def run_local(
-    jobs: Iterable[Job | None], *, workers: int, threads: int | None = None, devices: Sequence[str] = ("cpu",)
+    jobs: Iterable[PoolJob | None], *, workers: int, threads: int | None = None, devices: Sequence[str] = ("cpu",)
 ) -> Generator[Event, None, None]:
     """Runs the jobs in processes that live on from job to job, and gives events as they come.
 
@@ -100,11 +104,11 @@ def run_local(
     return _run([_Worker(devices[k % len(devices)], each) for k in range(workers)], iter(jobs))
 
 
-def pack(job: Job) -> bytes:
+def pack(job: PoolJob) -> bytes:
     return pickle.dumps((job.call, job.argument))
 
 
-def attempt(name: str, packed: bytes, report: Report) -> Finished | Failed:
+def attempt(name: str, packed: bytes, report: ProgressReporter) -> Finished | Failed:
     """Runs what was packed; whatever it raises, `sys.exit` too, is the run's and not the worker's."""
     try:
         call, argument = pickle.loads(packed)
@@ -119,17 +123,12 @@ def last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-TRACEBACK_LINES:])
 
 
-def _run(team: "list[_Worker]", jobs: Iterator[Job | None]) -> Generator[Event, None, None]:
-    more = True
+def _run(team: "list[_Worker]", jobs: Iterator[PoolJob | None]) -> Generator[Event, None, None]:
     try:
         while True:
             for worker in team:
-                if more and worker.job is None:
-                    try:
-                        job = next(jobs)
-                    except StopIteration:
-                        more = False
-                        break
+                if worker.job is None:
+                    job = next(jobs, None)
                     if job is None:
                         break
                     worker.give(job)
@@ -152,11 +151,11 @@ class _Worker:
 
     def __init__(self, device: str, threads: int) -> None:
         self.device, self.threads = device, threads
-        self.job: Job | None = None
+        self.job: PoolJob | None = None
         self.process: multiprocessing.process.BaseProcess | None = None
         self.connection: Connection
 
-    def give(self, job: Job) -> None:
+    def give(self, job: PoolJob) -> None:
         message = job.id, pack(job)
         try:
             if self.process is None or not self.process.is_alive():
@@ -241,7 +240,7 @@ def _serve(connection: Connection, device: str, threads: int) -> None:
         while True:
             name, packed = connection.recv()
             torch.set_num_threads(threads)  # anew, for a run may have changed it
-            connection.send(attempt(name, packed, Report(name, device, connection.send)))
+            connection.send(attempt(name, packed, ProgressReporter(name, device, connection.send)))
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from exlstm.study.cells import chosen, reported
+from exlstm.study.aggregate import chosen, reported
 from exlstm.study.contract import Run, run_id, settings
 
 Row = dict[str, Any]

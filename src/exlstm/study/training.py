@@ -12,10 +12,10 @@ from torch.nn.utils import clip_grad_norm_
 from exlstm.models.lm import LMConfig
 from exlstm.models.summary import flops_per_token, parameters
 from exlstm.nn.recurrence import graph_penalty, nonzeros
-from exlstm.study.pool import Report
+from exlstm.runtime.machine import autocast
+from exlstm.study.pool import ProgressReporter
 from exlstm.study.problems import Lesson, Model, Problem, problem_of, ranges
 from exlstm.train.config import TrainConfig
-from exlstm.runtime.machine import autocast
 from exlstm.train.optimizer import adamw
 from exlstm.train.schedule import due, learning_rate
 
@@ -65,12 +65,12 @@ class Training:
         """What tables and `--only` know a run by; runs that share these differ in learning rate and seed only."""
         return {"model": self.model, "task": "+".join(lesson.task for lesson in self.lessons), **dict(self.varied)}
 
-    def execute(self, report: Report) -> dict[str, Any]:
+    def execute(self, report: ProgressReporter) -> dict[str, Any]:
         """Trains and tests. ValueError for a loss that is no number any more."""
         problem, place = problem_of(self.lessons), torch.device(report.device)
         torch.manual_seed(self.seed)
         model = problem.build(self.architecture).to(place)
-        course = _Course(self, problem, model, place)
+        course = TrainingLoop(self, problem, model, place)
         began = time.perf_counter()
         course.run(report)
         seconds = time.perf_counter() - began
@@ -94,7 +94,7 @@ class Training:
         }
 
 
-class _Course:
+class TrainingLoop:
     """The loop over steps, and what it has seen."""
 
     def __init__(self, run: Training, problem: Problem, model: Model, device: torch.device) -> None:
@@ -108,7 +108,7 @@ class _Course:
         self.loss = self.validation = math.nan
         self.curve: list[dict[str, float]] = []
 
-    def run(self, report: Report) -> None:
+    def run(self, report: ProgressReporter) -> None:
         """All steps, or those until it is enough."""
         run, recent = self.run_, []
         for step in range(run.steps):

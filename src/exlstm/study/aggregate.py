@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from exlstm.study.contract import Run, Size, Study, run_id, settings, with_seed
-from exlstm.study.parts import Table
+from exlstm.study.report_items import ReportTable
 
 Row = dict[str, Any]
 _COSTS = {
@@ -132,7 +132,7 @@ class Results:
         """The values of a facet, in the study's order."""
         return list(dict.fromkeys(facets[facet] for facets, _ in self._settings if facet in facets))
 
-    def costs(self, by: str = "model", **facets: str) -> Table:
+    def costs(self, by: str = "model", **facets: str) -> ReportTable:
         """What is equal in a comparison and what is not, for every value of a facet: medians over seeds and tasks.
 
         Of the settings that have these facets.
@@ -146,7 +146,7 @@ class Results:
                 middle = [median(row[key] for row in found) for key in _COSTS]
                 rows.append((value, *(f"{number:,.0f}" if number < 1e7 else f"{number:.1e}" for number in middle)))
         where = "".join(f", {name} {value}" for name, value in facets.items())
-        return Table(title=f"What a run costs{where}", columns=(by, *_COSTS.values()), rows=rows)
+        return ReportTable(title=f"What a run costs{where}", columns=(by, *_COSTS.values()), rows=rows)
 
     def _cell(self, facets: dict[str, str], group: Sequence[Run]) -> Cell:
         run = chosen(group, self.rows)
