@@ -230,8 +230,8 @@ def test_an_unfinished_summary_has_no_table() -> None:
     assert RunSummary(run="r", stopped="signal", step=1, tokens=1, seconds=1, parameters=1, seed=0).table() == ""
 
 
-def progress(step: int, fraction: float, seconds: float) -> display.Progress:
-    return display.Progress(
+def progress(step: int, fraction: float, seconds: float) -> display.StepProgress:
+    return display.StepProgress(
         step=step, fraction=fraction, seconds=seconds, loss=2.0, bits_per_byte=3.0, lr=1e-3, tokens=1000 * step
     )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from exlstm.data.text import Document
     from exlstm.models.locate import ModelOnDisk
-    from exlstm.train.evaluate import Score
+    from exlstm.train.evaluate import TextScore
 
 LayoutName = Literal["exlstm", "huggingface", "xlstm-large", "classic"]
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -114,7 +114,7 @@ def take_tokenizer_along(source: "ModelOnDisk", options: Convert) -> None:
         )
 
 
-def measured(source: "ModelOnDisk", docs: "Sequence[Document]", options: Convert) -> "tuple[Score, Score]":
+def measured(source: "ModelOnDisk", docs: "Sequence[Document]", options: Convert) -> "tuple[TextScore, TextScore]":
     """Scores of both models on the same tokens, one model in memory at a time."""
     from exlstm.data.model_tokenizer import tokenizer_of
     from exlstm.models.locate import ModelOnDisk

@@ -19,7 +19,7 @@ _SMOOTHING = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepProgress:
     """One optimiser step, as shown."""
 
     step: int
@@ -76,7 +76,7 @@ class Output:
 class Display(Protocol):
     """Shows steps, and notes between them."""
 
-    def show(self, progress: Progress) -> None: ...
+    def show(self, progress: StepProgress) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -90,9 +90,9 @@ class Meter:
         self.device = device
         self.recent: deque[tuple[float, int]] = deque()
         self.loss = self.bits = self.weight = 0.0
-        self.first: Progress | None = None
+        self.first: StepProgress | None = None
 
-    def left(self, progress: Progress) -> str:
+    def left(self, progress: StepProgress) -> str:
         """Time until the budget is used up, at the speed since the first step; nothing where that is not known.
 
         The first step shown is not counted: kernels are compiled in it.
@@ -104,7 +104,7 @@ class Meter:
             return ""
         return f"{clock((progress.seconds - self.first.seconds) * (1 - progress.fraction) / done)} left"
 
-    def line(self, progress: Progress, now: float) -> str:
+    def line(self, progress: StepProgress, now: float) -> str:
         self.weight = _SMOOTHING * self.weight + 1 - _SMOOTHING
         self.loss = _SMOOTHING * self.loss + (1 - _SMOOTHING) * progress.loss
         self.bits = _SMOOTHING * self.bits + (1 - _SMOOTHING) * progress.bits_per_byte
@@ -127,7 +127,7 @@ class PlainDisplay:
         self.note = output.note
         self.shown = -_PLAIN_SECONDS
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: StepProgress) -> None:
         now = time.monotonic()
         line, left = self.meter.line(progress, now), self.meter.left(progress)
         if now - self.shown >= _PLAIN_SECONDS or progress.fraction >= 1:
@@ -150,7 +150,7 @@ class LiveDisplay:
         self.live = Live(console=self.console, refresh_per_second=4)
         self.live.start()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: StepProgress) -> None:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

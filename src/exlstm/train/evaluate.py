@@ -24,7 +24,7 @@ from exlstm.models.locate import ModelOnDisk, Which, locate
 from exlstm.runtime.machine import autocast, pick_device
 from exlstm.train.config import TrainConfig
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
-from exlstm.train.replicas import Crew, default_workers, threads_shared
+from exlstm.train.replicas import ThreadedReplicas, default_workers, threads_shared
 from exlstm.train.run_folder import RunFolder
 
 CONTEXTS = (256, 1024, 4096, 16384)
@@ -33,7 +33,7 @@ BEFORE = 1024  # tokens that a lane reads before its part of the text, so that i
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class TextScore:
     """Sums over predictions; the text that `tokens` predicted tokens stand for has `bytes` bytes."""
 
     nats: float = 0.0
@@ -73,9 +73,9 @@ class Evaluation:
     run: str
     step: int | None  # None for a model that is of no run
     text: str
-    whole: Score
+    whole: TextScore
     coverage: float
-    contexts: dict[int, Score]
+    contexts: dict[int, TextScore]
     left_out: str = ""  # files of the text that do not look like text
     lanes: int = 1
 
@@ -98,7 +98,7 @@ class Evaluation:
 
 
 def score(
-    crew: Crew,
+    replicas: ThreadedReplicas,
     batches: Iterable[Batch],
     byte_lengths: NDArray[np.int64],
     *,
@@ -106,13 +106,13 @@ def score(
     chunk: int,
     dtype: str = "float32",
     stop: Callable[[], bool] = lambda: False,
-) -> Score:
+) -> TextScore:
     """Sums over batches. carry: the state goes on from each batch to the next, otherwise each starts from nothing.
 
     chunk: at most so many steps go through the model at once, the state does the rest; this bounds the memory.
     stop: asked before each chunk; the sums so far are returned when it says so.
     """
-    device = crew.models[0].embed.weight.device
+    device = replicas.models[0].embed.weight.device
     nats, tokens, size = 0.0, 0, 0
     states: dict[int, Any] = {}
 
@@ -120,22 +120,22 @@ def score(
         inputs_BT, targets_BT, reset_BT, lengths_B = (x[part].to(device) for x in piece)
         ragged = bool((lengths_B < inputs_BT.shape[1]).any())
         with torch.inference_mode(), autocast(device, dtype):
-            hidden_BTD, states[number] = crew.hidden[number](
+            hidden_BTD, states[number] = replicas.hidden[number](
                 inputs_BT, states.get(number), reset_BT=reset_BT, lengths_B=lengths_B if ragged else None
             )
             return model_cross_entropy(model, hidden_BTD, targets_BT).item()
 
-    with crew.evaluating():
+    with replicas.evaluating():
         for fresh, piece in _pieces(batches, chunk):
             if stop():
                 break
             if fresh and not carry:
                 states.clear()
-            nats += sum(crew.run(partial(work, piece=piece), len(piece.inputs_BT)))
+            nats += sum(replicas.run(partial(work, piece=piece), len(piece.inputs_BT)))
             counted = piece.targets_BT[piece.targets_BT != IGNORE].numpy()
             tokens += len(counted)
             size += int(byte_lengths[counted].sum())
-    return Score(nats=nats, tokens=tokens, bytes=size)
+    return TextScore(nats=nats, tokens=tokens, bytes=size)
 
 
 def _pieces(batches: Iterable[Batch], chunk: int) -> Iterator[tuple[bool, Batch]]:
@@ -149,7 +149,7 @@ def _pieces(batches: Iterable[Batch], chunk: int) -> Iterator[tuple[bool, Batch]
 
 
 def score_whole(
-    crew: Crew,
+    replicas: ThreadedReplicas,
     stream: TokenStream,
     byte_lengths: NDArray[np.int64],
     *,
@@ -158,7 +158,7 @@ def score_whole(
     minutes: float,
     dtype: str = "float32",
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[Score, float]:
+) -> tuple[TextScore, float]:
     """The whole text, its state carried on, and the share of it that the time was enough for.
 
     A short text is one lane, from its first token to its last. A longer one is cut into lanes (see `lanes_for`) that
@@ -178,7 +178,7 @@ def score_whole(
         return enough
 
     text = lanes(stream, batch=count, length=length, context=BEFORE if count > 1 else 0)
-    total = score(crew, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
+    total = score(replicas, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
     return total, total.tokens / (len(stream) - 1)
 
 
@@ -188,7 +188,7 @@ def lanes_for(stream: TokenStream, batch: int) -> int:
 
 
 def score_contexts(
-    crew: Crew,
+    replicas: ThreadedReplicas,
     stream: TokenStream,
     byte_lengths: NDArray[np.int64],
     contexts: Sequence[int],
@@ -197,11 +197,11 @@ def score_contexts(
     batch: int,
     chunk: int,
     dtype: str = "float32",
-) -> dict[int, Score]:
+) -> dict[int, TextScore]:
     """For each context length: windows of so many tokens, each from a fresh state, over the same `tokens` tokens."""
     return {
         context: score(
-            crew,
+            replicas,
             windows_of(stream, length=context, batch=batch, limit=tokens),
             byte_lengths,
             carry=False,
@@ -214,15 +214,15 @@ def score_contexts(
 
 def score_beginning(
     model: LM, tokenizer: Tokenizer, docs: Sequence[Document], *, tokens: int, minutes: float, chunk: int = 256
-) -> Score:
+) -> TextScore:
     """The first `tokens` tokens of a text, the state carried on, or as many of them as the time is enough for.
 
     At least one chunk. Raises ValueError for a tokenizer with more tokens than the model knows.
     """
     check_vocabulary(model, tokenizer)
     stream = beginning(docs, tokenizer, tokens)
-    crew = Crew(model, 1)
-    return score_whole(crew, stream, tokenizer.byte_lengths, batch=1, length=chunk, minutes=minutes)[0]
+    replicas = ThreadedReplicas(model, 1)
+    return score_whole(replicas, stream, tokenizer.byte_lengths, batch=1, length=chunk, minutes=minutes)[0]
 
 
 def beginning(docs: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> TokenStream:
@@ -252,7 +252,7 @@ def evaluate(
     device: str = "auto",
     change: Callable[[LM], LM] | None = None,
 ) -> Evaluation:
-    """Score the model of a run, or one on disk in any layout.
+    """TextScore the model of a run, or one on disk in any layout.
 
     data: any text (file, folder, glob, .jsonl), all of it; None is the run's own validation (or `part` "test") text.
     binary: take files of `data` that do not look like text, too.
@@ -275,12 +275,13 @@ def evaluate(
     lengths = words.byte_lengths
     workers = default_workers(model.embed.weight.device, config.batch)
     with threads_shared(workers):
-        crew = Crew(model, workers)
+        replicas = ThreadedReplicas(model, workers)
+        batch, chunk, dtype = config.batch, config.length, config.dtype
         contexts = score_contexts(
-            crew, stream, lengths, context, tokens=tokens, batch=config.batch, chunk=config.length, dtype=config.dtype
+            replicas, stream, lengths, context, tokens=tokens, batch=batch, chunk=chunk, dtype=dtype
         )
         whole, coverage = score_whole(
-            crew, stream, lengths, batch=config.batch, length=config.length, minutes=minutes, dtype=config.dtype
+            replicas, stream, lengths, batch=batch, length=chunk, minutes=minutes, dtype=dtype
         )
     text = f"{text} ({stream.bytes:,} bytes)"
     return Evaluation(

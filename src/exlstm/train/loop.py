@@ -24,11 +24,11 @@ from exlstm.runtime.files import sync
 from exlstm.runtime.machine import autocast
 from exlstm.train.checkpoint import Position, load_checkpoint, save_checkpoint, tidy
 from exlstm.train.config import TrainConfig
-from exlstm.train.display import Display, Progress
+from exlstm.train.display import Display, StepProgress
 from exlstm.train.evaluate import score
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
 from exlstm.train.optimizer import adamw
-from exlstm.train.replicas import Crew
+from exlstm.train.replicas import ThreadedReplicas
 from exlstm.train.run_folder.tensorboard import TensorBoard
 from exlstm.train.schedule import due, learning_rate, progress
 from exlstm.train.setup import Setup
@@ -75,7 +75,7 @@ class Trainer:
         if self.config.resume:
             self.run_folder.cut_metrics(self.position.step)
         self.board: TensorBoard | None = None
-        self.crew = Crew(self.model, self.config.workers, compiled=self.config.compile)
+        self.replicas = ThreadedReplicas(self.model, self.config.workers, compiled=self.config.compile)
         self.began = time.monotonic() - self.position.seconds
 
     def seconds(self) -> float:
@@ -125,7 +125,7 @@ class Trainer:
             record = {"step": step, "tokens": tokens, "seconds": round(seconds, 3), "loss": loss}
             self.log({**record, "bits_per_byte": bits, "lr": lr, "gradient_norm": done.gradient_norm})
         self.display.show(
-            Progress(
+            StepProgress(
                 step=step,
                 fraction=self.fraction(),
                 seconds=seconds,
@@ -145,13 +145,13 @@ class Trainer:
             group["lr"] = lr
         restore_random_state = keep_random_state(self.device)
         with _explaining_compile_errors() if self.config.compile else nullcontext():
-            nats, size, state = self._gradients(self.crew)
+            nats, size, state = self._gradients(self.replicas)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
         if not (math.isfinite(nats) and math.isfinite(norm)):
 
             def run_again() -> None:
                 restore_random_state()
-                self._gradients(Crew(self.model, 1))
+                self._gradients(ThreadedReplicas(self.model, 1))
 
             where = first_bad_tensor(self.model, self.state, run_again)
             what = "gradient" if math.isfinite(nats) else "loss"
@@ -165,7 +165,7 @@ class Trainer:
         self.position = Position(step=self.position.step + 1)
         return Step(nats, size, norm)
 
-    def _gradients(self, crew: Crew) -> tuple[float, int, Any]:
+    def _gradients(self, replicas: ThreadedReplicas) -> tuple[float, int, Any]:
         """Gradients of the mean loss over the step's batches; the total in nats, the bytes, and the new state."""
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
@@ -179,19 +179,21 @@ class Trainer:
                 seed=config.seed,
                 carry=config.carry_state,
             )
-            parts = crew.run(partial(self._part, crew=crew, batch=batch, state=state), config.batch)
+            parts = replicas.run(partial(self._part, replicas=replicas, batch=batch, state=state), config.batch)
             nats += sum(loss for loss, _ in parts)
             size += int(self.byte_lengths_C[batch.targets_BT].sum())
             state = join([part_state for _, part_state in parts]) if config.carry_state else None
-        crew.gather_gradients()
+        replicas.gather_gradients()
         return nats, size, state
 
-    def _part(self, model: LM, part: slice, number: int, crew: Crew, batch: Batch, state: Any) -> tuple[float, Any]:
+    def _part(
+        self, model: LM, part: slice, number: int, replicas: ThreadedReplicas, batch: Batch, state: Any
+    ) -> tuple[float, Any]:
         """Adds the gradient of some rows of a batch; their loss in nats, and their state."""
         inputs_BT, targets_BT, reset_BT = (x[part].to(self.device) for x in batch[:3])
         before = None if state is None else map_state(lambda x: x[part], state)
         with autocast(self.device, self.config.dtype):
-            hidden_BTD, after = crew.hidden[number](inputs_BT, before, reset_BT=reset_BT)
+            hidden_BTD, after = replicas.hidden[number](inputs_BT, before, reset_BT=reset_BT)
             loss = model_cross_entropy(model, hidden_BTD, targets_BT)
         (loss / self.config.tokens_per_step).backward()  # type: ignore[no-untyped-call]
         return loss.item(), detach(after) if self.config.carry_state else None
@@ -199,7 +201,7 @@ class Trainer:
     def validate(self) -> None:
         """Measures the loss on the validation slice, for the curve and for which checkpoint is the best."""
         found = score(
-            self.crew,
+            self.replicas,
             validation_slice(self.setup.val, self.config),
             self.setup.tokenizer.byte_lengths,
             carry=False,

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 Forward = Callable[..., Any]  # a model, its `hidden`, or that compiled
 
 
-def shared_copy(model: LM) -> LM:
+def share_weights(model: LM) -> LM:
     """A model with the same weights and buffers, in the same memory, and gradients of its own."""
     # deepcopy takes these as the copies; buffers are quantised weights, which nothing changes
     memo: dict[int, Tensor] = {id(x): x for x in model.buffers()}
@@ -29,18 +29,18 @@ def shared_copy(model: LM) -> LM:
     return copy.deepcopy(model, memo)
 
 
-class Crew:
+class ThreadedReplicas:
     """A model, and copies that share its weights: one for each of `workers` threads.
 
     hidden: `LM.hidden` of each of them; that of the only one may be compiled.
     """
 
     def __init__(self, model: LM, workers: int, *, compiled: bool = False) -> None:
-        self.models = [model, *(shared_copy(model) for _ in range(workers - 1))]
+        self.models = [model, *(share_weights(model) for _ in range(workers - 1))]
         assert workers == 1 or not compiled
         self.hidden: list[Forward] = [torch.compile(model.hidden)] if compiled else [m.hidden for m in self.models]
         self.pool = ThreadPoolExecutor(
-            workers, "exlstm-crew", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+            workers, "exlstm-replicas", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         )
 
     def run(self, work: Callable[[LM, slice, int], Result], rows: int) -> list[Result]:
@@ -55,8 +55,8 @@ class Crew:
     def gather_gradients(self) -> None:
         """Adds every worker's gradients to the model's, in a fixed order, and clears theirs."""
         model, *others = self.models
-        for twin in others:
-            for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        for replica in others:
+            for mine, theirs in zip(model.parameters(), replica.parameters(), strict=True):
                 if theirs.grad is not None:
                     mine.grad = theirs.grad if mine.grad is None else mine.grad.add_(theirs.grad)
                     theirs.grad = None
@@ -81,7 +81,7 @@ def default_workers(device: torch.device, batch: int, *, alone: bool = False) ->
 
 @contextmanager
 def threads_shared(workers: int) -> Iterator[None]:
-    """Every thread that computes gets its share of torch's threads; a `Crew` made inside keeps to that."""
+    """Every thread that computes gets its share of torch's threads; a `ThreadedReplicas` made inside keeps to that."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before // workers))
     try:

@@ -15,7 +15,7 @@ from exlstm.train.config import DEFAULT_STEPS, TrainConfig
 from exlstm.train.display import Display, Output, open_display
 from exlstm.train.evaluate import score_whole
 from exlstm.train.loop import Sample, Trainer
-from exlstm.train.replicas import Crew, threads_shared
+from exlstm.train.replicas import ThreadedReplicas, threads_shared
 from exlstm.train.run_folder import create_run
 from exlstm.train.run_folder.report import write_report
 from exlstm.train.run_folder.summary import RunSummary
@@ -123,7 +123,7 @@ def _final_numbers(trainer: Trainer, summary: RunSummary, stop: Callable[[], boo
     last = best == trainer.position.step
     model = trainer.model if last else setup.run.load_model(best, device=str(trainer.device))
     final, coverage = score_whole(
-        Crew(model, config.workers),
+        ThreadedReplicas(model, config.workers),
         setup.val,
         setup.tokenizer.byte_lengths,
         batch=config.batch,

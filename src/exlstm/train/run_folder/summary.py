@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from exlstm.data.yardsticks import Yardsticks
 from exlstm.runtime.machine import machine
-from exlstm.train.evaluate import Score
+from exlstm.train.evaluate import TextScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class RunSummary:
     seed: int
     shares: dict[str, float] | None = None  # of the training tokens, of each source of the text
     commit: str | None = None  # of exlstm, when this session of the run began
-    final: Score | None = None  # on the whole validation text, state carried
+    final: TextScore | None = None  # on the whole validation text, state carried
     final_step: int | None = None  # the checkpoint that was scored: the best one
     coverage: float | None = None  # share of the validation text that the time was enough for
     yardsticks: Yardsticks | None = None  # bits per byte on the same text
