@@ -149,8 +149,8 @@ def test_two_at_a_time_with_a_device_each(day, tmp_path, monkeypatch):
 
 
 def test_devices_go_round():
-    team = run_local([], workers=3, devices=["cuda:0", "cuda:1"]).gi_frame.f_locals["team"]
-    assert [worker.device for worker in team] == ["cuda:0", "cuda:1", "cuda:0"]
+    workers = run_local([], workers=3, devices=["cuda:0", "cuda:1"]).gi_frame.f_locals["slots"]
+    assert [worker.device for worker in workers] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def test_no_more_processes_than_jobs_and_none_when_they_are_done():

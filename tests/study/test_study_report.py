@@ -167,4 +167,4 @@ def test_lines_go_through_medians():
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] == [([1, 4], [0.2, 0.5]), ([], [])]
     assert [line.get_label() for line in axes.lines] == ["a", "b"]
     assert axes.get_xscale() == "log"
-    assert axes.lines[0].get_color() == figures.colour(0) != axes.lines[1].get_color()
+    assert axes.lines[0].get_color() == figures.color(0) != axes.lines[1].get_color()

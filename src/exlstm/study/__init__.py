@@ -1,6 +1,6 @@
-"""The study: questions of the paper as short files (study/*.py), and the machine that answers them.
+"""Studies: questions of the paper as short files (study/*.py), run and reported by this package.
 
-What study files use is here; see `exlstm.study.contract` for what such a file is.
+The names here are for study files; `exlstm.study.contract` says how such a file is written.
 """
 
 from exlstm.study import figures

@@ -26,9 +26,9 @@ def result_rows(name: str, folder: Path) -> list[Row]:
 
 
 def comparison(name_a: str, a: Iterable[Row], name_b: str, b: Iterable[Row]) -> str:
-    """A line per setting (facets and learning rate) that both have: medians of all tests over seeds, the difference.
+    """A line per setting (facets and learning rate) of both: medians of all tests over seeds, and the difference.
 
-    Below it, how many settings only one of them has.
+    The last line counts settings that only one of them has.
     """
     found_a, found_b = _settings(a), _settings(b)
     both = [key for key in found_a if key in found_b]

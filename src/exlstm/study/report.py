@@ -17,7 +17,7 @@ from exlstm.study.results import Row, result_path
 
 
 def write_report(results: Results, folder: Path) -> Path:
-    """Writes SIZE.md and the pictures beside the results; returns the page. ValueError where there are no results."""
+    """Writes SIZE.md and the pictures beside the results; returns the page. ValueError without results."""
     path = result_path(folder, results.study.name, results.size)
     if not results.rows:
         raise ValueError(

@@ -19,7 +19,7 @@ from exlstm.study.schedule import Schedule
 
 Only = Mapping[str, frozenset[str]]
 MOST_SEEDS = 10_000
-MOST_JOBS = 64  # of a small machine: a process takes 200 MB before it has begun
+MOST_JOBS = 64  # of a small machine: a process takes 200 MB at its start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class RunReport:
 
 
 def only_of(words: str | None) -> Only:
-    """model=lstm,task=parity,task=s3 as a filter: values of one name are alternatives. ValueError for other words."""
+    """The filter model=lstm,task=parity,task=s3; values of one name are alternatives. ValueError for other words."""
     found: dict[str, frozenset[str]] = {}
     for word in filter(None, (words or "").split(",")):
         name, equals, value = word.partition("=")
@@ -70,7 +70,7 @@ def selected(planned: Sequence[Run], only: Only) -> list[Run]:
 
 
 def check_seeds(seeds: int) -> None:
-    """ValueError for a number of seeds that no study can have."""
+    """ValueError unless the number of seeds is in its range."""
     if not 1 <= seeds <= MOST_SEEDS:
         raise ValueError(f"--seeds is {seeds}; use 1 to {MOST_SEEDS:,}.")
 
@@ -127,7 +127,7 @@ def _run_report(schedule: Schedule) -> RunReport:
 
 
 def _devices(name: str) -> list[str]:
-    """One per GPU if there are any and none is named, else the one."""
+    """All GPUs for "auto" if there are any, otherwise the device of that name."""
     if name == "auto" and torch.cuda.is_available():
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [str(pick_device(name))]
@@ -141,7 +141,7 @@ def _execute(
 
     work = (None if name is None else job(name) for name in schedule)
     if options.cluster is None:
-        # one thread each, as on a cluster: last bits depend on it, and must not depend on how many run at a time
+        # one thread each, as on a cluster: last bits depend on it, and must not depend on the number of workers
         threads = 1 if devices[0] == "cpu" else None
         return run_local(work, workers=max(1, min(jobs, schedule.total)), threads=threads, devices=devices)
     from exlstm.study.cluster import run_on_ray

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of training: a live bar on a terminal, a plain line every few seconds elsewhere."""
 
 import os
 import sys
@@ -14,13 +14,13 @@ import torch
 from exlstm.runtime.machine import clock
 
 _PLAIN_SECONDS = 5.0
-_SPEED_SECONDS = 10.0  # the speed is an average over this time
+_SPEED_SECONDS = 10.0  # window of the average speed
 _SMOOTHING = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepProgress:
-    """One optimiser step, as shown."""
+    """Numbers of one optimizer step, for the display."""
 
     step: int
     fraction: float
@@ -48,12 +48,12 @@ class Output:
         self._try(self.stream.flush)
 
     def note(self, text: str) -> None:
-        """A line, at once."""
+        """Writes a line and flushes."""
         self.write(f"{text}\n")
         self.flush()
 
     def __getattr__(self, name: str) -> Any:
-        """`isatty`, `encoding` and what else a stream has."""
+        """`isatty`, `encoding` and other attributes of the stream."""
         return getattr(self.stream, name)
 
     def _try(self, act: Callable[[], Any]) -> None:
@@ -74,7 +74,7 @@ class Output:
 
 
 class Display(Protocol):
-    """Shows steps, and notes between them."""
+    """Shows steps, and lines of text between them."""
 
     def show(self, progress: StepProgress) -> None: ...
 
@@ -84,7 +84,7 @@ class Display(Protocol):
 
 
 class Meter:
-    """Turns steps into the line that is shown: smoothed loss, recent speed, learning rate, memory."""
+    """Running averages of steps: smoothed loss and recent speed, as a line with learning rate and memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -93,9 +93,9 @@ class Meter:
         self.first: StepProgress | None = None
 
     def left(self, progress: StepProgress) -> str:
-        """Time until the budget is used up, at the speed since the first step; nothing where that is not known.
+        """Time until the budget is used up, at the speed since the first step; empty if unknown.
 
-        The first step shown is not counted: kernels are compiled in it.
+        The first step is not counted: kernels are compiled in it.
         """
         if self.first is None:
             self.first = progress
@@ -139,7 +139,7 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """Two lines at the bottom of the terminal that are drawn again and again; notes scroll above them."""
+    """Two lines at the bottom of the terminal, redrawn at every step; notes scroll above them."""
 
     def __init__(self, device: torch.device, output: Output) -> None:
         from rich.console import Console
@@ -170,7 +170,7 @@ class LiveDisplay:
 
 
 def open_display(device: torch.device, output: Output) -> Display:
-    """The display that suits where the output goes."""
+    """A live display on a terminal, a plain one elsewhere."""
     return LiveDisplay(device, output) if output.isatty() else PlainDisplay(device, output)
 
 

@@ -1,4 +1,4 @@
-"""How good a model is on text: loss, perplexity and bits per byte, in memory that does not depend on the length.
+"""Loss, perplexity and bits per byte of a model on text, in memory that does not depend on the length.
 
 B batch  T time  D model width
 """
@@ -28,13 +28,13 @@ from exlstm.train.replicas import ThreadedReplicas, default_workers, threads_sha
 from exlstm.train.run_folder import RunFolder
 
 CONTEXTS = (256, 1024, 4096, 16384)
-LANE = 65_536  # a text of less than two lanes of so many tokens is read in one piece
-BEFORE = 1024  # tokens that a lane reads before its part of the text, so that it does not begin with nothing
+LANE = 65_536  # tokens; a text of less than two lanes is read as one
+BEFORE = 1024  # tokens before its part of the text that a lane reads unscored, for a state to begin with
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextScore:
-    """Sums over predictions; the text that `tokens` predicted tokens stand for has `bytes` bytes."""
+    """Total loss of predicted tokens. bytes: of the text that these tokens stand for."""
 
     nats: float = 0.0
     tokens: int = 0
@@ -66,21 +66,23 @@ class TextScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` found. `whole` carries the state through all of the text, in `lanes` parts (see `score_whole`);
-    `coverage` is the share of the text that it reached in the time it had. `contexts` start from nothing every so many
-    tokens."""
+    """Scores of a model.
+
+    whole: of all of the text, with the state carried on, in `lanes` parts (see `score_whole`). coverage: the share of
+    the text that was read in the time limit. contexts: scores by length, each window from a fresh state.
+    """
 
     run: str
-    step: int | None  # None for a model that is of no run
+    step: int | None  # None for a model outside of runs
     text: str
     whole: TextScore
     coverage: float
     contexts: dict[int, TextScore]
-    left_out: str = ""  # files of the text that do not look like text
+    left_out: str = ""  # files that do not look like text
     lanes: int = 1
 
     def table(self) -> str:
-        """For people."""
+        """The scores as plain text."""
         step = "" if self.step is None else f" step {self.step:,},"
         lines = [f"{self.run},{step} on {self.text}"]
         lines.append(f"{'context':>16}  {'loss':>7}  {'perplexity':>10}  {'bits/byte':>9}  {'tokens':>10}")
@@ -107,10 +109,10 @@ def score(
     dtype: str = "float32",
     stop: Callable[[], bool] = lambda: False,
 ) -> TextScore:
-    """Sums over batches. carry: the state goes on from each batch to the next, otherwise each starts from nothing.
+    """The total loss of batches. carry: each batch continues from the state of the one before.
 
-    chunk: at most so many steps go through the model at once, the state does the rest; this bounds the memory.
-    stop: asked before each chunk; the sums so far are returned when it says so.
+    chunk: steps per forward pass; longer batches are read in pieces, which bounds the memory.
+    stop: called before each chunk; True ends with the sums so far.
     """
     device = replicas.models[0].embed.weight.device
     nats, tokens, size = 0.0, 0, 0
@@ -139,7 +141,7 @@ def score(
 
 
 def _pieces(batches: Iterable[Batch], chunk: int) -> Iterator[tuple[bool, Batch]]:
-    """Every batch in pieces of at most `chunk` steps, with whether the piece is the first of its batch."""
+    """Every batch in pieces of at most `chunk` steps; True for the first piece of a batch."""
     for batch in batches:
         for start in range(0, batch.inputs_BT.shape[1], chunk):
             part = slice(start, start + chunk)
@@ -159,12 +161,12 @@ def score_whole(
     dtype: str = "float32",
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TextScore, float]:
-    """The whole text, its state carried on, and the share of it that the time was enough for.
+    """The score of the whole text with its state carried on, and the share of it that was read in the time limit.
 
     A short text is one lane, from its first token to its last. A longer one is cut into lanes (see `lanes_for`) that
-    advance together, so that a share of it is an even sample. Each but the first reads the last tokens before its part
-    of the text first, which are not scored there: what lies further back than `BEFORE` is unknown at these few places,
-    and at no others. batch, length: at most so many lanes; steps are of batch * length tokens.
+    advance together, so that a share of it is an even sample. Each lane but the first begins with the `BEFORE` tokens
+    before its part, unscored; further back the state knows nothing there.
+    batch: at most so many lanes. length: a forward pass reads batch * length tokens.
     """
     count = lanes_for(stream, batch)
     length = length * batch // count
@@ -173,7 +175,7 @@ def score_whole(
 
     def over() -> bool:
         nonlocal first
-        # at least one batch: a number from little text is better than none
+        # at least one batch: a score of little text is better than none
         enough, first = not first and (stop() or time.monotonic() > deadline), False
         return enough
 
@@ -183,7 +185,7 @@ def score_whole(
 
 
 def lanes_for(stream: TokenStream, batch: int) -> int:
-    """How many lanes a text is read in: at most `batch`, of at least `LANE` tokens each, and at least one."""
+    """Number of lanes for a text: at most `batch`, of at least `LANE` tokens each, and at least one."""
     return max(1, min(batch, (len(stream) - 1) // LANE))
 
 
@@ -198,7 +200,7 @@ def score_contexts(
     chunk: int,
     dtype: str = "float32",
 ) -> dict[int, TextScore]:
-    """For each context length: windows of so many tokens, each from a fresh state, over the same `tokens` tokens."""
+    """Scores by context length: windows of that length, each from a fresh state, over the same `tokens` tokens."""
     return {
         context: score(
             replicas,
@@ -215,9 +217,9 @@ def score_contexts(
 def score_beginning(
     model: LM, tokenizer: Tokenizer, docs: Sequence[Document], *, tokens: int, minutes: float, chunk: int = 256
 ) -> TextScore:
-    """The first `tokens` tokens of a text, the state carried on, or as many of them as the time is enough for.
+    """The score of the first `tokens` tokens of a text, state carried on, or of those read in the time limit.
 
-    At least one chunk. Raises ValueError for a tokenizer with more tokens than the model knows.
+    At least one chunk is read. Raises ValueError for a tokenizer with more tokens than the model.
     """
     check_vocabulary(model, tokenizer)
     stream = beginning(docs, tokenizer, tokens)
@@ -226,7 +228,7 @@ def score_beginning(
 
 
 def beginning(docs: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> TokenStream:
-    """The first `tokens` targets of a text; no more of it is encoded than is needed."""
+    """The first `tokens` targets of a text, without encoding the rest."""
     taken: list[Document] = []
     size = 0
     for document in docs:
@@ -252,12 +254,12 @@ def evaluate(
     device: str = "auto",
     change: Callable[[LM], LM] | None = None,
 ) -> Evaluation:
-    """TextScore the model of a run, or one on disk in any layout.
+    """Scores the model of a run, or one on disk in any layout.
 
     data: any text (file, folder, glob, .jsonl), all of it; None is the run's own validation (or `part` "test") text.
     binary: take files of `data` that do not look like text, too.
     tokenizer: a tokenizer.json or "bytes"; None is the model's own.
-    change: what is done to the model first, such as quantising it.
+    change: applied to the model first, such as `quantize`.
     context: lengths to compare on the first `tokens` tokens; None is those of 256, 1024, 4096 and 16384 that fit.
     minutes: time limit of the pass over the whole text. Memory is that of one training batch.
     Raises ValueError for a missing model, checkpoint or text, and for a context that is longer than the text.
@@ -299,7 +301,7 @@ def evaluate(
 def text_of(
     found: ModelOnDisk, config: TrainConfig, data: str | None, part: Literal["val", "test"], *, binary: bool
 ) -> tuple[Sequence[Document], str, str]:
-    """What a model is scored on, what it is called, and what was left out of it."""
+    """Documents to score, what the text is called, and which files of it were left out."""
     if data is not None:
         text = read_source(data, binary=binary)
         return text.documents, data, text.note()
@@ -312,7 +314,7 @@ def text_of(
 
 
 def check_vocabulary(model: LM, tokenizer: Tokenizer) -> None:
-    """ValueError for a tokenizer with ids that the model does not know."""
+    """ValueError for a tokenizer with more tokens than the model."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {model.config.vocab_size}; "

@@ -31,11 +31,11 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     SIGINT, SIGTERM, SIGHUP (a closed terminal) and a standard output without a reader end it after the step at hand;
     then, too, everything is saved.
 
-    Raises ValueError, one sentence, for whatever the user can mend: settings, text, run folder, checkpoint, full disk,
-    and (NotFiniteError) a loss that is no number any more. Checkpoints that were there are never damaged.
+    Raises ValueError, one sentence, for settings, text, run folder, checkpoint or a full disk, and (NotFiniteError)
+    for a loss that is not finite. Checkpoints that were there are never damaged.
     """
     device = pick_device(config.device)
-    code = commit()  # now: a long run may outlive the checkout's state
+    code = commit()  # now: the checkout may change during a long run
     learns = config.tokenizer.startswith("bpe:") and not config.resume
     output = Output(sys.stdout)
     output.note(f"reading the text{f' and training the tokenizer {config.tokenizer}' * learns} ...")
@@ -47,7 +47,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
             return asked() or output.ended
 
         trainer = Trainer(setup, device, display, sample)
-        if not setup.config.resume:  # last of all that can be refused
+        if not setup.config.resume:  # after everything that can raise for a new run
             start = None if setup.start is None else setup.start.to_json()
             create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about, start)
         _introduce(trainer, display)
@@ -74,14 +74,14 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
         write_or_explain(setup.run.path / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
     write_report(setup.run, setup.config, trainer.model, summary)
     output.note(_closing_words(summary))
-    if output.ended:  # the other one may still be read, as in `exlstm train | head`
+    if output.ended:  # stderr may still be read, as in `exlstm train | head`
         Output(sys.stderr).note(_closing_words(summary))
     return summary
 
 
 @contextmanager
 def _nothing_left(trainer: Trainer) -> Iterator[None]:
-    """Takes back the folder of a new run that fails in its first step, so that it is as if it had been refused."""
+    """Removes the folder of a new run that fails in its first step."""
     try:
         yield
     except Exception:
@@ -117,7 +117,7 @@ def _introduce(trainer: Trainer, display: Display) -> None:
 
 
 def _final_numbers(trainer: Trainer, summary: RunSummary, stop: Callable[[], bool]) -> RunSummary:
-    """The best checkpoint on the whole validation text, beside the yardsticks; without them if a signal comes."""
+    """Adds the best checkpoint's score on the whole validation text, and the yardsticks; a signal leaves them out."""
     setup, config = trainer.setup, trainer.config
     best = setup.run.step_of("best")
     last = best == trainer.position.step

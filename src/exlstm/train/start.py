@@ -1,4 +1,4 @@
-"""The model that a run starts from: its architecture, tokenizer and weights, told by a fingerprint."""
+"""The model that a run starts from: its architecture, tokenizer and weights, identified by a fingerprint."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from exlstm.train.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """As config.json keeps it. model: the path of the weights; step: of the run that they are of, if they are."""
+    """The entry "from" of config.json. model: the path of the weights. step: of a run's checkpoint."""
 
     model: str
     fingerprint: str
@@ -25,7 +25,7 @@ class Start:
         return asdict(self)
 
     def load_into(self, model: LM) -> None:
-        """Puts the weights into a model of the same architecture. ValueError if they are gone, or others by now."""
+        """Loads the weights into a model of the same architecture. ValueError if they are gone or have changed."""
         found = locate(self.model).load()
         if fingerprint(found) != self.fingerprint:
             raise ValueError(
@@ -35,7 +35,7 @@ class Start:
 
 
 def start_of(run: RunFolder) -> Start | None:
-    """What a run has started from. Raises ValueError if its config.json is damaged there."""
+    """The model that a run has started from. Raises ValueError if that entry of config.json is damaged."""
     found = run.config().get("from")
     try:
         return None if found is None else Start(**found)
@@ -44,9 +44,9 @@ def start_of(run: RunFolder) -> Start | None:
 
 
 def read_start(config: TrainConfig, model: LMConfig | None) -> tuple[Start, LMConfig, Tokenizer, str]:
-    """What `config.from_model` names: start, architecture, tokenizer, and a name for a run that starts there.
+    """The model of `config.from_model`: start, architecture, tokenizer, and a name for the new run.
 
-    Raises ValueError for settings that say otherwise, for a model that cannot be trained, or lacks a tokenizer.
+    Raises ValueError for settings that contradict it, and for a model that cannot be trained or has no tokenizer.
     """
     assert config.from_model is not None
     source = locate(Path(config.from_model).expanduser())

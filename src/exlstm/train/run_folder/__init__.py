@@ -1,10 +1,10 @@
-"""The folder of a run, as training writes it and everything else reads it.
+"""The folder of a run: its files, and reading and writing them.
 
 config.json               {"format": 1, "train": settings, "model": architecture, "data": fingerprint}, and where the
                           run starts from a model "from": its path and fingerprint
 tokenizer.json            the tokenizer
 metrics.jsonl             one JSON object per line: training steps, validations and samples, told apart by their keys
-loss.png, report.html     pictures, rewritten when the run stops
+loss.png, report.html     curves and report, rewritten when the run stops
 summary.json              final numbers, present once the run is complete
 tensorboard/              with --tensorboard only
 checkpoints/step-00001200 exlstm/train/checkpoint.py; checkpoints/best is a link to the best of them
@@ -54,7 +54,7 @@ class RunFolder(RunCheckpoints):
         return self.path / "metrics.jsonl"
 
     def train_config(self) -> TrainConfig:
-        """The settings of the run. Before there was `binary`, every file was taken."""
+        """The settings of the run. Runs older than the setting `binary` took every file."""
         return from_json({"binary": True, **self.config()["train"]})
 
     def model_config(self) -> LMConfig:
@@ -66,14 +66,14 @@ class RunFolder(RunCheckpoints):
         return tokenizer_from_json(read_json(self.path / "tokenizer.json"))
 
     def used(self) -> tuple[int, float]:
-        """Steps and seconds at the last checkpoint; none where there is none, or a damaged one, which loading tells."""
+        """Steps and seconds at the last checkpoint; zeros without one, and for a damaged one."""
         with suppress(IndexError, ValueError, KeyError):
             position = self.position(self.steps()[-1])
             return int(position["step"]), float(position["seconds"])
         return 0, 0.0
 
     def keep_settings(self, config: TrainConfig) -> None:
-        """Makes these the settings of the run, so that it can be resumed with its new budget."""
+        """Writes the settings of a resumed run, with its new budget, to config.json."""
         data = self.config()
         if data["train"] != to_json(config):
             write_or_explain(self.path / "config.json", json.dumps({**data, "train": to_json(config)}, indent=2))
@@ -109,9 +109,9 @@ class RunFolder(RunCheckpoints):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The run is this process's for a while; a kill ends that too. ValueError if it is another's.
+        """A lock on the folder of checkpoints, which ends with the process. ValueError if another process holds it.
 
-        A lock on a folder needs no file of its own. Windows has none, and there the answer is always that it is free.
+        Windows has no such locks; there the run always counts as free.
         """
         if sys.platform == "win32":
             yield
@@ -145,12 +145,12 @@ class RunFolder(RunCheckpoints):
             out.write(json.dumps(record) + "\n")
 
     def cut_metrics(self, step: int) -> None:
-        """Drops what was logged after `step`: the steps that a resumed run takes again."""
+        """Removes lines of metrics.jsonl after `step`: a resumed run takes these steps again."""
         kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
         write_or_explain(self.metrics, "".join(kept))
 
     def remove(self) -> None:
-        """Deletes what a run writes, and the folder if nothing else is in it."""
+        """Deletes the files of the run, and the folder if nothing else is in it."""
         _clear(self)
         with suppress(OSError):
             self.path.rmdir()
@@ -183,8 +183,7 @@ def create_run(
 ) -> RunFolder:
     """Makes the folder; config.json comes last, so that a folder that has one is complete.
 
-    fingerprint, start: of the text, and of the model to start from.
-
+    fingerprint: of the text, the entry "data". start: the entry "from".
     Raises ValueError if something else is there already.
     """
     folder = RunFolder(path)

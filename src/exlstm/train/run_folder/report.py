@@ -1,4 +1,4 @@
-"""loss.png and report.html of a run. The page is one file: no scripts, nothing loaded from elsewhere."""
+"""loss.png and report.html of a run."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -16,7 +16,7 @@ from exlstm.train.start import start_of
 
 
 def write_report(run: RunFolder, config: TrainConfig, model: LM, summary: RunSummary) -> None:
-    """Writes both files from metrics.jsonl and the summary, complete or not."""
+    """Writes both files from metrics.jsonl and the summary, which may be of an unfinished run."""
     records = list(run.read_metrics())
     title = f"{run.path.name}: {summary.parameters / 1e6:.2f} M parameters, {clock(summary.seconds)} of training"
     picture = loss_picture(records, summary.yardsticks, title)
@@ -37,7 +37,7 @@ def _page(
     text = (
         f"{data['documents']:,} documents, {data['train_bytes']:,} bytes to train on, {data['val_bytes']:,} to validate"
     )
-    sources = data.get("sources", [])  # which runs of earlier versions do not name
+    sources = data.get("sources", [])  # runs of earlier versions have none
     if len(sources) > 1:
         shares = (f"{source['share']:.1%} of the tokens from {source['name']}" for source in sources)
         text += f"; {', '.join(shares)}"
@@ -59,7 +59,7 @@ def _page(
 
 
 def settings(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    """What was set, by name; a text that was not named is that of the standard library."""
+    """Settings that are not None, by name; "data" is there always."""
     for name, value in to_json(config).items():
         if value is not None:
             yield name, str(value)

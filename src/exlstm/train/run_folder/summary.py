@@ -1,4 +1,4 @@
-"""The final numbers of a run, and what they were measured on."""
+"""The final numbers of a run, and the machine that they were measured on."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from exlstm.train.evaluate import TextScore
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What `train` returns. `final` and `yardsticks` are None if the run was stopped before the end of its budget."""
+    """The result of `train`. final, yardsticks: None if the run was stopped before the end of its budget."""
 
     run: str  # the run's folder
     stopped: Literal["budget", "signal"]  # why the training loop ended
@@ -22,9 +22,9 @@ class RunSummary:
     seed: int
     shares: dict[str, float] | None = None  # of the training tokens, of each source of the text
     commit: str | None = None  # of exlstm, when this session of the run began
-    final: TextScore | None = None  # on the whole validation text, state carried
+    final: TextScore | None = None  # on the whole validation text, state carried on
     final_step: int | None = None  # the checkpoint that was scored: the best one
-    coverage: float | None = None  # share of the validation text that the time was enough for
+    coverage: float | None = None  # share of the validation text that was scored in the time limit
     yardsticks: Yardsticks | None = None  # bits per byte on the same text
 
     def to_json(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class RunSummary:
         }
 
     def table(self) -> str:
-        """The comparison that ends a run, for people; empty if the run was stopped early."""
+        """The comparison with the yardsticks as text; empty if the run was stopped early."""
         if self.final is None:
             return ""
         rows = [("this model", self.final.bits_per_byte)]
@@ -61,5 +61,5 @@ class RunSummary:
 
 
 def yardstick_rows(found: Yardsticks) -> list[tuple[str, float]]:
-    """Names for people, with bits per byte."""
+    """Names of the yardsticks, with bits per byte."""
     return [("trigram model", found.trigram), ("gzip -9", found.gzip), ("xz -9", found.xz)]
