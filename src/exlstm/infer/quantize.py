@@ -1,14 +1,12 @@
 """Models with weights of fewer bits: less to read per token, which is what decoding on a CPU waits for."""
 
 import copy
-from typing import Literal
 
 import torch
 
 from exlstm.models.lm import LM
+from exlstm.models.locate import Weights
 from exlstm.models.quantized import KINDS, Bits, quantised_layers, to_quantise
-
-Weights = Literal["as-saved", "float32", "bfloat16", "int8", "int4"]  # what the command line offers
 
 
 def quantize(model: LM, weights: Bits) -> LM:
