@@ -8,12 +8,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-from exlstm.study.contract import Run, Size, Study, run_id, settings, with_seed
+from exlstm.study.contract import Row, Run, Size, Study, run_id, settings, with_seed
 from exlstm.study.report_items import ReportTable
 
-Row = dict[str, Any]
 _COSTS = {
     "parameters": "parameters",
     "state_bytes": "state bytes at the longest test",

@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import mean, median
 
 from exlstm.models.explain import aligned
-from exlstm.study.contract import SIZES
-from exlstm.study.results import ResultFile, Row, result_path
+from exlstm.study.contract import SIZES, Row
+from exlstm.study.results import ResultFile, result_path
 
 Key = tuple[tuple[str, str], ...]
 

@@ -32,6 +32,7 @@ from exlstm.study.report_items import ReportItem
 
 Size = Literal["quick", "small", "paper"]
 SIZES: tuple[Size, ...] = ("quick", "small", "paper")
+Row = dict[str, Any]  # a line of results
 
 
 class Run(Protocol):

@@ -11,9 +11,10 @@ from exlstm.models.explain import aligned
 from exlstm.runtime.files import write_or_explain
 from exlstm.runtime.machine import clock
 from exlstm.study.aggregate import Results
+from exlstm.study.contract import Row
 from exlstm.study.figures import png
 from exlstm.study.report_items import Claim, Picture, ReportItem, ReportTable
-from exlstm.study.results import Row, result_path
+from exlstm.study.results import result_path
 
 
 def write_report(results: Results, folder: Path) -> Path:
@@ -80,7 +81,7 @@ def _sources(rows: list[Row]) -> list[tuple[str, str]]:
     ]
 
 
-_FAIR = (
+_HOW_TO_READ = (
     "Accuracies are scaled: 0 is guessing, 1 is always right. A cell is the median over seeds of the test score, then "
     "how many seeds reach 0.99 of those that ran. A learning rate is chosen per setting on the validation score of "
     "seed 0, and the seeds that are reported had no part in it. All models of a comparison see the same rows in the "
@@ -103,7 +104,7 @@ def _markdown(results: Results, items: list[ReportItem], found: str, path: Path)
         elif isinstance(item, Picture):
             note = f"\n\n{item.note}" if item.note else ""
             blocks.append(f"## {item.title}\n\n![{item.title}]({_picture_path(path, item.name).name}){note}")
-    blocks += ["## How to read this", _FAIR, _markdown_table(("", ""), _sources(list(results.rows.values())))]
+    blocks += ["## How to read this", _HOW_TO_READ, _markdown_table(("", ""), _sources(list(results.rows.values())))]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -12,15 +12,13 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from exlstm.nn.fields import json_value
 from exlstm.runtime.files import reporting_failure, sync
 from exlstm.runtime.machine import commit, machine
-from exlstm.study.contract import Run, Size, Study, run_id, to_json
+from exlstm.study.contract import Row, Run, Size, Study, run_id, to_json
 
 FORMAT = 1
-Row = dict[str, Any]
 _VERSIONS = ("exlstm", "torch", "numpy", "numba", "triton")
 
 

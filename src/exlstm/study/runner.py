@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from exlstm.runtime.machine import pick_device
-from exlstm.study.contract import Run, Size, Study, load_study, run_id, with_seed
+from exlstm.study.contract import Row, Run, Size, Study, load_study, run_id, with_seed
 from exlstm.study.display import ProgressTable
 from exlstm.study.pool import Event, Failed, Finished, PoolJob, ProgressReporter, RunProgress, Started, run_local
-from exlstm.study.results import ResultFile, Row, provenance, result_path, result_row
+from exlstm.study.results import ResultFile, provenance, result_path, result_row
 from exlstm.study.schedule import Schedule
 
 Only = Mapping[str, frozenset[str]]

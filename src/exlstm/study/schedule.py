@@ -2,12 +2,9 @@
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from exlstm.study.aggregate import chosen, reported
-from exlstm.study.contract import Run, run_id, settings
-
-Row = dict[str, Any]
+from exlstm.study.contract import Row, Run, run_id, settings
 
 
 class Schedule:
