@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import ROOT
 from benchmarks.harness import rounded
-from exlstm.train.summary import machine as processor
+from exlstm.runtime.machine import machine as processor
 
 PACKAGES = ("numpy", "numba", "xlstm", "mlstm_kernels", "transformers")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")

@@ -14,7 +14,18 @@ Paper: Beck et al. 2024, figure 4 and appendix B.1.1.
 from itertools import product
 from statistics import mean
 
-from exlstm.study import QUICK, Claim, Lesson, Picture, Table, Training, contestants, figures, with_parameters, xlstm
+from exlstm.study import (
+    QUICK,
+    Claim,
+    Lesson,
+    Picture,
+    ReportTable,
+    Training,
+    compared_models,
+    figures,
+    with_parameters,
+    xlstm,
+)
 from exlstm.study import body_parameters as count
 
 FACTORS = {"conv": ("off", "on"), "R": ("uniform", "zeros"), "forget bias": ("power law", "linspace")}
@@ -40,7 +51,7 @@ def runs(size):
         "paper": {"steps": 100_000, "batch": 256, "test_rows": 2048},
     }[size]
     rates = {"quick": (1e-2,), "small": (1e-2,), "paper": (1e-2, 1e-3, 1e-4)}[size]
-    lstm = contestants(width=width, heads=heads)["lstm"]
+    lstm = compared_models(width=width, heads=heads)["lstm"]
     target = count(lstm)
     found = []
     for task in TASKS:
@@ -72,7 +83,7 @@ def report(results):
     for task in tasks:
         yield from claims(task, cell)
         lstm = results.cell(task=task, model="lstm")
-        yield Table(
+        yield ReportTable(
             title=f"{task}: all eight",
             columns=(*FACTORS, *TESTS, "best validation (40 to 256) of any seed"),
             rows=[
@@ -80,7 +91,7 @@ def report(results):
                 ("LSTM", "", "", *line(lstm)),
             ],
         )
-        yield Table(
+        yield ReportTable(
             title=f"{task}: what each factor changes",
             columns=("factor", "from", "to", *TESTS),
             rows=[

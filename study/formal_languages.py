@@ -12,7 +12,7 @@ recurrent weights that are not zero at the start.
 """
 
 from exlstm.data.tasks import FORMAL_LANGUAGES, TASKS
-from exlstm.study import FORMAL, QUICK, Claim, Lesson, Picture, Table, Training, contestants, figures
+from exlstm.study import FORMAL, QUICK, Claim, Lesson, Picture, ReportTable, Training, compared_models, figures
 
 REGULAR = ("parity", "even_pairs", "cycle_navigation", "modular_arithmetic")
 
@@ -56,7 +56,7 @@ def runs(size):
             **how(size, task),
         )
         for task in tasks
-        for name, architecture in contestants(width=width, heads=heads, slstm=mixing).items()
+        for name, architecture in compared_models(width=width, heads=heads, slstm=mixing).items()
         for rate in rates
     ]
 
@@ -65,7 +65,7 @@ def report(results):
     models, tasks = results.values("model"), results.values("task")
     cells = {(task, model): results.cell(task=task, model=model) for task in tasks for model in models}
     yield from parity_claims(cells, models)
-    yield Table(
+    yield ReportTable(
         title="Scaled accuracy at lengths 40 to 256",
         columns=("task", *models),
         rows=[(task, *(cells[task, model].text() for model in models)) for task in tasks],

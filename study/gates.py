@@ -13,14 +13,21 @@ Paper: Beck et al. 2024, sections 2.1 to 2.3, figure 2 and table 8 (right); its 
 """
 
 import math
+from dataclasses import dataclass
 from itertools import product
 
-from exlstm.study import FORMAL, QUICK, Claim, Lesson, Picture, Table, Training, figures, xlstm
-from exlstm.study.overflow import Overflow
+import torch
+from torch.nn.functional import logsigmoid
+
+from exlstm.study import FORMAL, QUICK, Claim, Lesson, Picture, ReportTable, Training, figures, xlstm
 
 INPUT = ("exp", "sigmoid", "softplus", "relu", "relu2")
 FORGET = ("sigmoid", "exp")
 SEARCH, PARITY, RECALL = "nearest_neighbours", "parity", "recall_4_of_512"
+# of the overflow map
+ROWS, WIDTH = 4, 16
+SCALES = tuple(2.0**power for power in range(13))  # of the input gate's pre-activation, in nats
+EPS = 1e-6
 
 
 def lessons(size):
@@ -84,7 +91,7 @@ def report(results):
         return results.cell(task=task, input=gate, forget=forget, normaliser=normaliser)
 
     yield from gate_claims(cell, tasks)
-    yield Table(
+    yield ReportTable(
         title="Input gate and forget gate",
         columns=("task", "forget gate", *INPUT),
         rows=[
@@ -92,7 +99,7 @@ def report(results):
         ],
         note="The search's score is the share of the variance that is explained, and 0.99 of it is seldom reached.",
     )
-    yield Table(
+    yield ReportTable(
         title="Without the normaliser (sigmoid forget gate)",
         columns=("task", "normaliser", "exp", "sigmoid", "softplus"),
         rows=[
@@ -166,7 +173,7 @@ def overflow_map(results):
         else all(test["finite_to_the_end"] for c in stable for test in c.tests()),
         evidence="but in 16 bits the stabiliser itself loses digits: see the errors",
     )
-    yield Table(
+    yield ReportTable(
         title="The largest scale of the input gate before the first number that is not finite",
         columns=("cell", "stabiliser", "normaliser", *dtypes),
         rows=[
@@ -209,3 +216,99 @@ def draw_errors(figure, at, dtypes):
         figures.lines(axes, series, **labels, log_x=True, log_y=True)
         axes.set_title(name, fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overflow:
+    """The largest scale of the input gate at which an mLSTM or an sLSTM of random inputs stays finite, by bisection.
+
+    cell: "mlstm" or "slstm". dtype: of every operation. stabilised: with the running maximum m. normalised: with n.
+    steps: of the sequence. The scale multiplies a standard normal pre-activation of the input gate.
+    """
+
+    cell: str
+    dtype: str
+    stabilised: bool
+    normalised: bool
+    steps: int
+    seed: int = 0
+
+    def facets(self):
+        """Names and values by which tables find it."""
+        return {
+            "task": "overflow",
+            "cell": self.cell,
+            "dtype": self.dtype,
+            "stabiliser": "on" if self.stabilised else "off",
+            "normaliser": "on" if self.normalised else "off",
+            "steps": str(self.steps),
+        }
+
+    def execute(self, report):
+        """The scales that were tried, the error against float64 at each, and the largest that is finite."""
+        errors = []
+        largest = 0.0
+        for scale in SCALES:
+            error = self.error(scale)
+            errors.append([scale, error])
+            if error is None:
+                break
+            largest = scale
+            report(len(errors) / len(SCALES), f"scale {scale:g}")
+        low, high = largest, largest * 2
+        while largest < SCALES[-1] and high - low > 0.02 * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.error(middle) is None else (middle, high)
+        score = {"task": "overflow", "score": low, "finite_to_the_end": largest == SCALES[-1], "errors": errors}
+        return {"metrics": {"tests": [score]}, "seconds": 0.0}
+
+    def error(self, scale):
+        """Largest error of h, in units of the largest h; None where a number is not finite."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        inputs = [draw(self.steps, ROWS, WIDTH) for _ in range(3)]
+        i_TB, f_TB = scale * draw(self.steps, ROWS), draw(self.steps, ROWS) + 3
+        exact = torch.stack(list(steps_of(self, inputs, i_TB, f_TB, torch.float64, stabilised=True)))
+        dtype = getattr(torch, self.dtype)
+        found = torch.stack(list(steps_of(self, inputs, i_TB, f_TB, dtype, stabilised=self.stabilised))).double()
+        if not bool(found.isfinite().all()):
+            return None
+        return float((found - exact).abs().max() / exact.abs().max())
+
+
+def steps_of(what, inputs, i_TB, f_TB, dtype, *, stabilised):
+    """h of every step, computed in `dtype`. Without a stabiliser m is 0, and gates are exponentials themselves.
+
+    The definitions in `exlstm.ops` compute in float32 or wider whatever their input. Here every operation and every
+    number that is stored has `dtype`, as in a kernel without wider registers.
+
+    B batch  T time  K key width  V value width
+    """
+    a_TBK, b_TBK, v_TBV = (x.to(dtype) for x in inputs)
+    log_i_TB, log_f_TB = i_TB.to(dtype), logsigmoid(f_TB.to(dtype))
+    B, K = a_TBK.shape[1:]
+    matrix = what.cell == "mlstm"
+    c = torch.zeros(B, K, K if matrix else 1, dtype=dtype)
+    n = torch.zeros(B, K, dtype=dtype)
+    m_B = torch.full((B,), -math.inf if stabilised else 0.0, dtype=dtype)
+    for t in range(len(i_TB)):
+        new_B = torch.maximum(log_f_TB[t] + m_B, log_i_TB[t]) if stabilised else m_B
+        decay_B1 = torch.exp(log_f_TB[t] + m_B - new_B if stabilised else log_f_TB[t])[:, None]
+        write_B1 = torch.exp(log_i_TB[t] - new_B)[:, None]
+        m_B = new_B
+        if matrix:
+            q_BK, k_BK = a_TBK[t] * K**-0.5, b_TBK[t]
+            c = decay_B1[..., None] * c + (write_B1 * k_BK)[..., None] * v_TBV[t][:, None]
+            n = decay_B1 * n + write_B1 * k_BK
+            h = (q_BK[:, None] @ c)[:, 0]
+            floor_B1 = torch.exp(-m_B)[:, None]
+            norm_B1 = torch.maximum((q_BK * n).sum(1, keepdim=True).abs(), floor_B1) + EPS
+            yield h / norm_B1 if what.normalised else h / floor_B1
+        else:
+            c = decay_B1[..., None] * c + (write_B1 * torch.tanh(v_TBV[t]))[..., None]
+            n = decay_B1 * n + write_B1
+            h = torch.sigmoid(a_TBK[t]) * c[..., 0]
+            yield h / n if what.normalised else h * torch.exp(m_B)[:, None]

@@ -17,7 +17,7 @@ from exlstm.study import (
     Claim,
     Lesson,
     Picture,
-    Table,
+    ReportTable,
     Training,
     body_parameters,
     figures,
@@ -81,7 +81,7 @@ def report(results):
             evidence=f"{cell.text()}; at lengths of training {cell.text(SHORT)}",
         )
     columns = [f"{task}, {where}" for task in tasks for where in ("40 to 256", "3 to 40")]
-    yield Table(
+    yield ReportTable(
         title="Scaled accuracy by structure of R",
         columns=("R", "recurrent weights", "parameters", *columns),
         rows=[

@@ -11,7 +11,18 @@ Paper: Beck et al. 2024, section 4.1, which has the two tasks in separate runs a
 """
 
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.study import QUICK, Claim, Lesson, Picture, Table, Training, figures, makers, stack, with_state_bytes
+from exlstm.study import (
+    QUICK,
+    Claim,
+    Lesson,
+    Picture,
+    ReportTable,
+    Training,
+    builders,
+    figures,
+    stack,
+    with_state_bytes,
+)
 
 COUNT, RECALL = 0, 1  # the tests
 STATE = {"quick": 1024, "small": 3072, "paper": 32_768}  # bytes of one sequence's state
@@ -24,7 +35,7 @@ def models(size):
     heads = 4 if size == "paper" else 2
     mixing = {"recurrent_init": "uniform", "heads": heads if size == "paper" else 1}
     positions = {} if size == "paper" else {"rope_base": 100.0}  # they fit the context, as in the study `recall`
-    made = makers(heads=heads, slstm=mixing, mlstm={"up_multiple": 8}, attention=positions)
+    made = builders(heads=heads, slstm=mixing, mlstm={"up_multiple": 8}, attention=positions)
     del made["lstm(block)"]  # of its kind the LSTM is there
     made[WINDOW] = lambda width: stack((AttentionConfig(heads=heads, window=8, **positions),) * 2, width=width)
     unbounded = made.pop("attention")
@@ -70,7 +81,7 @@ def report(results):
     names = results.values("model")
     cells = {name: results.cell(model=name) for name in names}
     yield from claims(cells)
-    yield Table(
+    yield ReportTable(
         title="Both tasks by one model",
         columns=("model", "width", "state bytes", "parameters", "parity, 40 to 256", "recall", "both, of seeds"),
         rows=[(name, *line(cell)) for name, cell in cells.items()],

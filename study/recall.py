@@ -13,7 +13,7 @@ Paper: Beck et al. 2024, section 4.1, figures 5 and 14 to 16, appendix B.1.2: co
 of 756 to 2048 with 48 to 256, and tests of the latter at contexts up to 8192.
 """
 
-from exlstm.study import QUICK, Claim, Lesson, Picture, Table, Training, contestants, figures
+from exlstm.study import QUICK, Claim, Lesson, Picture, ReportTable, Training, compared_models, figures
 
 # (context, pairs) in training, and the widths; the paper also tests the last three at longer contexts
 PLACES = {
@@ -53,7 +53,7 @@ def runs(size):
 def models(size, pairs, width):
     """Name, architecture, and how many times the rows of the others it learns from."""
     positions = {} if size == "paper" else {"rope_base": 100.0}
-    found = contestants(width=width, heads=2, attention=positions)
+    found = compared_models(width=width, heads=2, attention=positions)
     longer = [(LONGER, found["attention"], 3)] if (size, pairs, width) == ("small", 4, 32) else []
     return [(name, architecture, 1) for name, architecture in found.items()] + longer
 
@@ -93,7 +93,7 @@ def report(results):
     if shortest:
         widest = max(shortest, key=lambda place: int(place[2]))
         yield from claims(places[widest], widest[2])
-    yield Table(
+    yield ReportTable(
         title="Scaled accuracy",
         columns=("context", "pairs", "width", *models),
         rows=[

@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.gate import logits_of
 from benchmarks.harness import Run
 from exlstm.models.lm import LM
-from exlstm.train.crew import Crew, default_workers, threads_shared
 from exlstm.train.loss import model_cross_entropy
+from exlstm.train.replicas import ThreadedReplicas, default_workers, threads_shared
 
 PLAIN, ROWS = "exlstm, plain loop", "exlstm, rows on threads"
 
@@ -41,18 +41,18 @@ def rows_step(model: LM, tokens_BT: Tensor, dtype: torch.dtype | None = None) ->
     workers = default_workers(torch.device("cpu"), len(tokens_BT))
     steps, targets_BT = optimiser(model), tokens_BT.roll(-1, 1)
     with threads_shared(workers):
-        crew = Crew(model, workers)
+        replicas = ThreadedReplicas(model, workers)
 
     def part(own: LM, rows: slice, number: int) -> None:
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            hidden_BTD, _ = crew.hidden[number](tokens_BT[rows])
+            hidden_BTD, _ = replicas.hidden[number](tokens_BT[rows])
             loss = model_cross_entropy(own, hidden_BTD, targets_BT[rows])
         (loss / tokens_BT.numel()).backward()
 
     def step() -> None:
         with threads_shared(workers):
-            crew.run(part, len(tokens_BT))
-            crew.gather_gradients()
+            replicas.run(part, len(tokens_BT))
+            replicas.gather_gradients()
             steps.step()
             steps.zero_grad(set_to_none=True)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.harness import Clock, Run, rounded, seconds_per_call
 from benchmarks.machine import installed
-from exlstm.train.summary import machine as processor
+from exlstm.runtime.machine import machine as processor
 
 PACKAGES = ("triton", "mlstm_kernels", "fla-core", "flashrnn", "numpy")
 # what has to be equal for two measurements to stand in one file; the host behind the card may be another

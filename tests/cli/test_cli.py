@@ -18,7 +18,7 @@ from exlstm.cli.generate import Generate
 from exlstm.cli.parse import parse, take_choice
 from exlstm.train.config import TrainConfig
 from exlstm.train.recipes import RECIPES, recipe
-from exlstm.train.summary import RunSummary
+from exlstm.train.run_folder.summary import RunSummary
 
 # ----------------------------------------------------------------------------------------------------------- help
 

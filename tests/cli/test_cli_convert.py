@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import exlstm
+from exlstm.data.model_tokenizer import tokenizer_of
 from exlstm.data.text import documents
 from exlstm.data.tokenizer import tokenizer_from_spec, train_bpe
+from exlstm.models.locate import locate
 from exlstm.train.evaluate import score_beginning
-from exlstm.train.named import named
 
 
 @pytest.fixture
@@ -80,9 +81,9 @@ def test_little_time_measures_a_piece(here, tmp_path, run, monkeypatch):
     out = run("convert", "run", str(tmp_path / "small"), *words)
     assert asked == [(5000, 1e-9), (256, math.inf)]
     found = re.search(r"^perplexity on 256 tokens: ([\d.]+) -> ([\d.]+) ", out, re.M)
-    source = named("run")
+    source = locate("run")
     for said, model in zip(found.groups(), (source.load(), exlstm.load(tmp_path / "small")), strict=True):
-        score = score_beginning(model, source.tokenizer(), documents("text.txt"), tokens=256, minutes=9.0)
+        score = score_beginning(model, tokenizer_of(source), documents("text.txt"), tokens=256, minutes=9.0)
         assert said == f"{score.perplexity:.4f}"
 
 

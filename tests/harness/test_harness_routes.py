@@ -19,7 +19,7 @@ from exlstm.data.tokenizer import ByteTokenizer
 from exlstm.harness import main
 from exlstm.harness.model import HarnessModel
 from exlstm.hf import save_tokenizer
-from exlstm.train.evaluate import pick_device
+from exlstm.runtime.machine import pick_device
 
 PAIRS = [
     ("def add(a, b):\n    return a ", "+ b"),

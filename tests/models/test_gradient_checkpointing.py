@@ -7,7 +7,7 @@ import torch
 
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.train.crew import Crew
+from exlstm.train.replicas import ThreadedReplicas
 
 
 def gradients(model: LM, *, carried: bool = False, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
@@ -75,4 +75,4 @@ def test_only_the_inputs_of_blocks_are_kept() -> None:
 def test_a_copy_for_a_thread_does_it_too() -> None:
     model = build("m")
     model.gradient_checkpointing = True
-    assert all(twin.gradient_checkpointing for twin in Crew(model, 3).models)
+    assert all(replica.gradient_checkpointing for replica in ThreadedReplicas(model, 3).models)

@@ -16,7 +16,7 @@ from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.summary import flops_per_token, parameters
 from exlstm.nn.layers import ACTIVATIONS
-from exlstm.train.optimiser import decay_groups
+from exlstm.train.optimizer import decay_groups
 
 VOCAB, WIDTH = 23, 32
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pool_jobs
 
 from exlstm.study.cluster import run_on_ray
-from exlstm.study.pool import Failed, Finished, Job
+from exlstm.study.pool import Failed, Finished, PoolJob
 
 
 def jobs(folder):
-    yield Job("a", pool_jobs.meet, (folder, "a", "b"))
-    yield Job("b", pool_jobs.meet, (folder, "b", "a"))
+    yield PoolJob("a", pool_jobs.meet, (folder, "a", "b"))
+    yield PoolJob("b", pool_jobs.meet, (folder, "b", "a"))
     yield from pool_jobs.mixed_jobs()
-    yield Job("exit", pool_jobs.leave, 3)
-    yield Job("who", pool_jobs.who, None)
-    yield Job("left", pool_jobs.forever, folder)
+    yield PoolJob("exit", pool_jobs.leave, 3)
+    yield PoolJob("who", pool_jobs.who, None)
+    yield PoolJob("left", pool_jobs.forever, folder)
 
 
 def main(address, folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from exlstm.study.pool import Job
+from exlstm.study.pool import PoolJob
 
 
 def square(number, report):
@@ -90,5 +90,5 @@ def forever(folder, report):
 
 def mixed_jobs():
     """Good ones and bad ones, for comparing orders and places."""
-    squares = [Job(f"square {k}", square, k) for k in range(4)]
-    return [*squares[:2], Job("raises", fail, "first line\nsecond line"), *squares[2:]]
+    squares = [PoolJob(f"square {k}", square, k) for k in range(4)]
+    return [*squares[:2], PoolJob("raises", fail, "first line\nsecond line"), *squares[2:]]

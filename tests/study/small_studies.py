@@ -5,7 +5,7 @@ import json
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.study import Lesson, Training, stack
 from exlstm.study.contract import load_study, run_id
-from exlstm.study.pool import Report, Started, attempt, pack
+from exlstm.study.pool import ProgressReporter, Started, attempt, pack
 from exlstm.study.results import result_row
 
 # Three models at two learning rates. Runs write down that they ran, in the folder that they run in; `bad` fails while
@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from exlstm.study import Claim, Picture, Table
+from exlstm.study import Claim, Picture, ReportTable
 
 BEST = {"one": 0.1, "two": 0.2, "bad": 0.2}
 
@@ -70,7 +70,7 @@ def report(results):
     yield Claim(text="a claim that fails", holds=False, evidence="it is not so")
     rows = [(cell.facets["model"], cell.text()) for cell in results.cells()]
     rows.append(("<b>", "x|y"))
-    yield Table(title="Scores | <all>", columns=("model", "a|b"), rows=rows, note="a note > there")
+    yield ReportTable(title="Scores | <all>", columns=("model", "a|b"), rows=rows, note="a note > there")
     yield results.costs()
     yield Picture(name="rise", title="A line & <more>", draw=draw, note="a note < here")
 '''
@@ -110,7 +110,7 @@ def run_here(jobs, *, workers, threads=None, devices=("cpu",)):
     for job in jobs:
         yield Started(job.id)
         sent = []
-        end = attempt(job.id, pack(job), Report(job.id, devices[0], sent.append))
+        end = attempt(job.id, pack(job), ProgressReporter(job.id, devices[0], sent.append))
         yield from sent
         yield end
 

@@ -18,11 +18,11 @@ from test_pool import alive, outcome, pids, wait_until
 
 from exlstm.study import cluster
 from exlstm.study.cluster import run_on_ray
-from exlstm.study.pool import Failed, Finished, Progress, Started, run_local
+from exlstm.study.pool import Failed, Finished, RunProgress, Started, run_local
 
 pytestmark = pytest.mark.slow  # a cluster takes its time to start
 HERE = Path(__file__).parent
-KINDS = {kind.__name__: kind for kind in (Started, Progress, Finished, Failed)}
+KINDS = {kind.__name__: kind for kind in (Started, RunProgress, Finished, Failed)}
 
 
 def free_port():
@@ -126,10 +126,10 @@ def test_nobody_at_the_address(address):
 def test_news_starts_with_the_start():
     """Mail is slower than rows now and then: no run ends before it began, and none goes on when it has ended."""
     told = set()
-    late = Progress("b", 0.5, "late")
-    assert list(cluster._news([Progress("a", 0.1, ""), Started("a"), late], {"a"}, told)) == [
+    late = RunProgress("b", 0.5, "late")
+    assert list(cluster._news([RunProgress("a", 0.1, ""), Started("a"), late], {"a"}, told)) == [
         Started("a"),
-        Progress("a", 0.1, ""),
+        RunProgress("a", 0.1, ""),
     ]
     assert list(cluster._news([Finished("a", {})], {"a"}, told)) == [Finished("a", {})]
     assert list(cluster._news([Failed("c", "")], {"c"}, told)) == [Started("c"), Failed("c", "")]
@@ -137,7 +137,7 @@ def test_news_starts_with_the_start():
 
 def test_the_mailbox_keeps_the_last():
     mailbox = cluster._Mailbox()
-    for event in (Started("a"), Progress("a", 0.1, ""), Started("b"), Progress("a", 0.2, "")):
+    for event in (Started("a"), RunProgress("a", 0.1, ""), Started("b"), RunProgress("a", 0.2, "")):
         mailbox.put(event)
-    assert mailbox.take() == [Started("a"), Progress("a", 0.2, ""), Started("b")]
+    assert mailbox.take() == [Started("a"), RunProgress("a", 0.2, ""), Started("b")]
     assert mailbox.take() == []

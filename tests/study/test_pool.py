@@ -12,7 +12,7 @@ import pool_jobs
 import pytest
 import torch
 
-from exlstm.study.pool import Failed, Finished, Job, Progress, Report, Started, run_local
+from exlstm.study.pool import Failed, Finished, PoolJob, ProgressReporter, RunProgress, Started, run_local
 
 
 def outcome(events):
@@ -23,9 +23,9 @@ def outcome(events):
         if isinstance(event, Finished | Failed):
             ends[event.id] = event.row if isinstance(event, Finished) else event.error
     for name, kinds in stages.items():
-        assert [k for k in kinds if k is not Progress] == [Started, type_of_end(ends[name])], name
+        assert [k for k in kinds if k is not RunProgress] == [Started, type_of_end(ends[name])], name
         assert kinds[0] is Started, name
-        assert kinds[-1] is not Progress, name
+        assert kinds[-1] is not RunProgress, name
     return ends
 
 
@@ -64,23 +64,23 @@ def day(tmp_path_factory):
             yield job
 
     def listed():
-        yield Job("1", pool_jobs.who, None)
+        yield PoolJob("1", pool_jobs.who, None)
         yield from pool_jobs.mixed_jobs()
-        yield Job("changes threads", pool_jobs.change_threads, 3)
-        yield Job("sys.exit", pool_jobs.leave_by_sys_exit, 5)
-        yield Job("unpicklable", pool_jobs.unpicklable, None)
+        yield PoolJob("changes threads", pool_jobs.change_threads, 3)
+        yield PoolJob("sys.exit", pool_jobs.leave_by_sys_exit, 5)
+        yield PoolJob("unpicklable", pool_jobs.unpicklable, None)
         with pytest.MonkeyPatch.context() as patch:  # a worker has the sys.path of its beginning
             (folder / "only_here.py").write_text("def call(argument, report): return {}")
             patch.syspath_prepend(folder)
             import only_here
 
-            yield Job("unreadable", only_here.call, None)
-        yield Job("chatter", pool_jobs.chatter, 20_000)
-        yield Job("2", pool_jobs.who, None)
-        yield Job("exit", pool_jobs.leave, 3)
-        yield Job("3", pool_jobs.who, None)
-        yield Job("killed", pool_jobs.leave_a_child_behind, str(folder))
-        yield Job("4", pool_jobs.who, None)
+            yield PoolJob("unreadable", only_here.call, None)
+        yield PoolJob("chatter", pool_jobs.chatter, 20_000)
+        yield PoolJob("2", pool_jobs.who, None)
+        yield PoolJob("exit", pool_jobs.leave, 3)
+        yield PoolJob("3", pool_jobs.who, None)
+        yield PoolJob("killed", pool_jobs.leave_a_child_behind, str(folder))
+        yield PoolJob("4", pool_jobs.who, None)
 
     # not extend: what is taken has its place between the events
     for event in run_local(jobs(), workers=1, threads=2):
@@ -108,7 +108,7 @@ def test_a_failure_costs_its_own_run_only(day):
 
 def test_a_job_is_taken_when_a_worker_is_free(day):
     """After the event that freed it: the caller may decide late."""
-    log = [e if isinstance(e, str) else (type(e).__name__, e.id) for e in day[0] if not isinstance(e, Progress)]
+    log = [e if isinstance(e, str) else (type(e).__name__, e.id) for e in day[0] if not isinstance(e, RunProgress)]
     assert log[::3] == [entry for entry in log if isinstance(entry, str)]
     assert [kind for kind, _ in log[1::3]] == ["Started"] * (len(log) // 3)
     assert {kind for kind, _ in log[2::3]} == {"Finished", "Failed"}
@@ -121,7 +121,7 @@ def test_threads_are_set_before_every_run(day):
 
 def test_progress_reaches_the_caller_and_is_no_flood(day):
     events = [event for event in day[0] if not isinstance(event, str) and event.id == "chatter"]
-    assert events[:2] == [Started("chatter"), Progress("chatter", 0.0, "x" * 1000)]
+    assert events[:2] == [Started("chatter"), RunProgress("chatter", 0.0, "x" * 1000)]
     assert len(events) < 1000
     assert events[-1] == Finished("chatter", {"times": 20_000})
 
@@ -130,7 +130,7 @@ def test_two_at_a_time_with_a_device_each(day, tmp_path, monkeypatch):
     """After an error away from the CPU, where errors may stay in a process, there is a new one. Rows are the same."""
 
     def both(call, one, two):
-        return [Job(one, call, (str(tmp_path), one, two)), Job(two, call, (str(tmp_path), two, one))]
+        return [PoolJob(one, call, (str(tmp_path), one, two)), PoolJob(two, call, (str(tmp_path), two, one))]
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     mixed = pool_jobs.mixed_jobs()
@@ -149,19 +149,19 @@ def test_two_at_a_time_with_a_device_each(day, tmp_path, monkeypatch):
 
 
 def test_devices_go_round():
-    team = run_local([], workers=3, devices=["cuda:0", "cuda:1"]).gi_frame.f_locals["team"]
-    assert [worker.device for worker in team] == ["cuda:0", "cuda:1", "cuda:0"]
+    workers = run_local([], workers=3, devices=["cuda:0", "cuda:1"]).gi_frame.f_locals["slots"]
+    assert [worker.device for worker in workers] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def test_no_more_processes_than_jobs_and_none_when_they_are_done():
-    with contextlib.closing(run_local(iter([Job("a", pool_jobs.who, None)]), workers=500)) as events:
+    with contextlib.closing(run_local(iter([PoolJob("a", pool_jobs.who, None)]), workers=500)) as events:
         ends = outcome(events)
     assert ends["a"]["threads"] == 1
     assert not alive(ends["a"]["process"])
 
 
 def test_closing_early_ends_a_busy_worker(tmp_path):
-    events = run_local([Job(str(k), pool_jobs.forever, str(tmp_path)) for k in range(3)], workers=1)
+    events = run_local([PoolJob(str(k), pool_jobs.forever, str(tmp_path)) for k in range(3)], workers=1)
     assert next(events) == Started("0")
     wait_until(lambda: pids(tmp_path))
     (worker,) = pids(tmp_path)
@@ -173,7 +173,7 @@ def test_closing_early_ends_a_busy_worker(tmp_path):
 
 def test_an_error_in_the_jobs_ends_the_workers(tmp_path):
     def jobs():
-        yield Job("0", pool_jobs.forever, str(tmp_path))
+        yield PoolJob("0", pool_jobs.forever, str(tmp_path))
         wait_until(lambda: pids(tmp_path))
         raise LookupError("no such job")
 
@@ -185,9 +185,9 @@ def test_an_error_in_the_jobs_ends_the_workers(tmp_path):
 PARENT = """
 import sys
 import pool_jobs
-from exlstm.study.pool import Job, run_local
+from exlstm.study.pool import PoolJob, run_local
 if __name__ == "__main__":
-    for event in run_local([Job("a", pool_jobs.forever, sys.argv[1])], workers=1):
+    for event in run_local([PoolJob("a", pool_jobs.forever, sys.argv[1])], workers=1):
         print(event, flush=True)
 """
 
@@ -226,12 +226,12 @@ def test_ctrl_c_is_for_the_parent(parent):
 
 def test_reports_are_few():
     now, sent = 100.0, []
-    report = Report("run", "cpu", sent.append, lambda: now)
+    report = ProgressReporter("run", "cpu", sent.append, lambda: now)
     for k in range(1000):
         now = 100.0 + k / 500  # two seconds
         report(k / 1000, "text")
     assert [event.fraction for event in sent] == [k / 8 for k in range(8)]
-    assert sent[1] == Progress("run", 0.125, "text")
+    assert sent[1] == RunProgress("run", 0.125, "text")
 
 
 @pytest.mark.parametrize(
@@ -256,11 +256,11 @@ def test_a_job_may_not_be_there_yet():
     asked, ended, found = [], set(), {}
 
     def jobs():
-        yield Job("first", pool_jobs.square, 2)
+        yield PoolJob("first", pool_jobs.square, 2)
         while not ended:
             asked.append("not yet")
             yield None
-        yield Job("second", pool_jobs.square, 3)
+        yield PoolJob("second", pool_jobs.square, 3)
 
     with contextlib.closing(run_local(jobs(), workers=2)) as events:
         for event in events:

@@ -10,8 +10,8 @@ from small_studies import COUNT, Quiet, count_study, training
 
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.study import Lesson, stack
-from exlstm.study.conduct import work_on
 from exlstm.study.contract import find_study, load_study, run_id, setting_id, settings, studies, to_json, with_seed
+from exlstm.study.runner import work_on
 
 
 @dataclass(frozen=True, kw_only=True)

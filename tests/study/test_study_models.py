@@ -11,8 +11,8 @@ from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.lm import LM
-from exlstm.study import FORMAL, body_parameters, contestants, stack, with_parameters, xlstm
-from exlstm.study.models import makers, with_state_bytes
+from exlstm.study import FORMAL, body_parameters, compared_models, stack, with_parameters, xlstm
+from exlstm.study.models import builders, with_state_bytes
 
 OURS = ["xlstm[1:0]", "xlstm[0:1]", "xlstm[1:1]", "lstm", "lstm(block)", "attention"]
 
@@ -29,11 +29,11 @@ def counted(config):
 
 @pytest.mark.parametrize(("width", "heads", "slstm"), [(16, 1, FORMAL), (32, 4, None)])
 def test_contestants_have_equal_parameters(width, heads, slstm):
-    found = contestants(width=width, heads=heads, slstm=slstm)
+    found = compared_models(width=width, heads=heads, slstm=slstm)
     assert list(found) == OURS
     sizes = {name: counted(config) for name, config in found.items()}
     assert sizes == {name: body_parameters(config) for name, config in found.items()}
-    largest = max(body_parameters(make(width)) for make in makers(heads=heads, slstm=slstm).values())
+    largest = max(body_parameters(make(width)) for make in builders(heads=heads, slstm=slstm).values())
     assert all(abs(size - largest) <= 0.05 * largest for size in sizes.values()), sizes
     assert {config.width for config in found.values()} == {width}
     kinds = {name: [type(mixer) for mixer in mixers_of(config)] for name, config in found.items()}
@@ -51,13 +51,13 @@ def test_contestants_have_equal_parameters(width, heads, slstm):
 
 
 def test_a_target_and_a_depth():
-    found = contestants(width=16, heads=2, depth=3, target=20_000)
+    found = compared_models(width=16, heads=2, depth=3, target=20_000)
     assert all(abs(body_parameters(config) - 20_000) <= 1_000 for config in found.values())
     assert {len(config.blocks) for config in found.values()} == {3}
 
 
 def test_formal_is_for_the_slstm_only():
-    plain, formal = contestants(width=16, heads=2), contestants(width=16, heads=2, slstm=FORMAL)
+    plain, formal = compared_models(width=16, heads=2), compared_models(width=16, heads=2, slstm=FORMAL)
     for name, config in formal.items():
         for mixer, before in zip(mixers_of(config), mixers_of(plain[name]), strict=True):
             if isinstance(mixer, SLSTMConfig):
@@ -74,7 +74,7 @@ def test_a_new_mixer_joins_by_being_there(monkeypatch):
         pass
 
     monkeypatch.setitem(MIXERS, "newcomer", Newcomer)
-    found = contestants(width=16, heads=2)
+    found = compared_models(width=16, heads=2)
     assert list(found) == [*OURS, "newcomer"]
     assert [type(mixer) for mixer in mixers_of(found["newcomer"])] == [Newcomer] * 2
     assert all(block.mlp is not None for block in found["newcomer"].blocks)
@@ -114,7 +114,7 @@ def test_the_nearest_size_is_taken(ratio):
 
 @pytest.mark.parametrize("name", OURS)
 def test_equal_state_bytes(name):
-    make, length = makers(heads=2)[name], 64
+    make, length = builders(heads=2)[name], 64
     target = LM(make(24)).state_bytes(length) + 17
     found = LM(with_state_bytes(make, target, length)).state_bytes(length)
     others = [LM(make(width)).state_bytes(length) for width in range(4, 64, 4)]

@@ -3,13 +3,17 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from small_studies import Quiet
 
 from exlstm.ops.mlstm.reference import mlstm_recurrent, zero_state
-from exlstm.study.overflow import Overflow, _cell
+from exlstm.study.contract import find_study
+
+GATES = find_study("gates", Path(__file__).parents[2] / "study").runs.__globals__
+Overflow, steps_of = GATES["Overflow"], GATES["steps_of"]
 
 
 def of(**how):
@@ -88,7 +92,7 @@ def test_the_mlstm_is_that_of_ops():
     torch.manual_seed(0)
     q, k, v = (torch.randn(9, 4, 16, dtype=torch.float64) for _ in range(3))
     i_TB, f_TB = torch.randn(9, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64) + 3
-    found = torch.stack(list(_cell(of(), [q, k, v], i_TB, f_TB, torch.float64, stabilised=True)))
+    found = torch.stack(list(steps_of(of(), [q, k, v], i_TB, f_TB, torch.float64, stabilised=True)))
     q_BTHK, k_BTHK, v_BTHV = (x.transpose(0, 1)[:, :, None] for x in (q, k, v))
     i_BTH, f_BTH = (x.T[:, :, None] for x in (i_TB, f_TB))
     h_BTHV, _ = mlstm_recurrent(q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, zero_state(k_BTHK, v_BTHV))

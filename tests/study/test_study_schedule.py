@@ -2,7 +2,7 @@
 
 from small_studies import count_study
 
-from exlstm.study.cells import reported
+from exlstm.study.aggregate import reported
 from exlstm.study.contract import run_id, with_seed
 from exlstm.study.schedule import Schedule
 

@@ -13,8 +13,8 @@ from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.summary import parameters
 from exlstm.study import FORMAL, Lesson, stack
 from exlstm.study.problems import RealProblem, TokenProblem, problem_of
-from exlstm.study.training import _Course
-from exlstm.train.optimiser import decay_groups
+from exlstm.study.training import TrainingLoop
+from exlstm.train.optimizer import decay_groups
 
 LEARNED = stack((SLSTMConfig(heads=1, conv_width=0, recurrence="learned", recurrent_init="uniform"),), width=8)
 
@@ -101,7 +101,7 @@ def test_steps_are_those_of_a_plain_loop():
 def test_enough_is_enough_when_seen_twice_in_a_row(monkeypatch):
     run, scores = training(steps=12, validations=6, enough=0.9), [0.95, 0.1, 0.9, 0.95, 0.99, 0.99]
     left = iter(scores)
-    monkeypatch.setattr(_Course, "validate", lambda self: next(left))
+    monkeypatch.setattr(TrainingLoop, "validate", lambda self: next(left))
     row = run.execute(Quiet())
     assert [point["validation"] for point in row["curve"]] == scores[:4]
     assert row["steps"] == 8
@@ -118,7 +118,7 @@ def test_a_run_that_diverges_says_so(lr, what):
 
 
 def test_a_last_step_that_diverges_is_seen(monkeypatch):
-    step = _Course.take_step
+    step = TrainingLoop.take_step
 
     def spoil(self, number):
         loss = step(self, number)
@@ -127,7 +127,7 @@ def test_a_last_step_that_diverges_is_seen(monkeypatch):
                 self.model.head.weight[0, 0] = math.nan
         return loss
 
-    monkeypatch.setattr(_Course, "take_step", spoil)
+    monkeypatch.setattr(TrainingLoop, "take_step", spoil)
     with pytest.raises(ValueError, match=r"^the sum of weights is nan at step 6; lower the learning rate 0.01\.$"):
         training().execute(Quiet())
 

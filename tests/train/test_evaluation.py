@@ -17,8 +17,8 @@ from exlstm.data.tokenizer import ByteTokenizer, train_bpe
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train import evaluate as evaluation
-from exlstm.train.crew import Crew
-from exlstm.train.evaluate import Score, evaluate, pick_device, score, score_contexts, score_whole
+from exlstm.train.evaluate import TextScore, evaluate, score, score_contexts, score_whole
+from exlstm.train.replicas import ThreadedReplicas
 from exlstm.train.run import train
 
 LENGTHS = ByteTokenizer().byte_lengths
@@ -54,7 +54,7 @@ def plain_nats(model: LM, stream: TokenStream) -> float:
 
 @pytest.mark.parametrize("length", [7, 50, 10_000])
 def test_the_whole_text_in_one_lane_is_the_plain_sum(length: int, model: LM, stream: TokenStream) -> None:
-    found, coverage = score_whole(Crew(model, 1), stream, LENGTHS, batch=1, length=length, minutes=9)
+    found, coverage = score_whole(ThreadedReplicas(model, 1), stream, LENGTHS, batch=1, length=length, minutes=9)
     assert found.nats == pytest.approx(plain_nats(model, stream), rel=1e-5)
     assert (found.tokens, found.bytes, coverage) == (len(stream) - 1, stream.bytes, 1.0)
     assert found.loss == found.nats / found.tokens
@@ -64,7 +64,7 @@ def test_the_whole_text_in_one_lane_is_the_plain_sum(length: int, model: LM, str
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_a_short_text_is_one_pass_whatever_the_batch(batch: int, model: LM, stream: TokenStream) -> None:
-    found, _ = score_whole(Crew(model, 2), stream, LENGTHS, batch=batch, length=9, minutes=9)
+    found, _ = score_whole(ThreadedReplicas(model, 2), stream, LENGTHS, batch=batch, length=9, minutes=9)
     assert found.nats == pytest.approx(plain_nats(model, stream), rel=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_a_lane_of_a_long_text_begins_with_what_comes_before(
     """Each part is scored as it is in a pass that begins so many tokens earlier: cut off, and no further."""
     monkeypatch.setattr(evaluation, "LANE", len(stream) // 4)
     monkeypatch.setattr(evaluation, "BEFORE", 30)
-    found, coverage = score_whole(Crew(model, 2), stream, LENGTHS, batch=3, length=7, minutes=9)
+    found, coverage = score_whole(ThreadedReplicas(model, 2), stream, LENGTHS, batch=3, length=7, minutes=9)
     tokens = torch.from_numpy(stream.tokens.astype("int64"))[None]
     edges = [0, *(30 + number * (len(stream) - 31) // 3 for number in (1, 2, 3))]
     nats = 0.0
@@ -94,7 +94,7 @@ def test_lanes_count_every_token_once(
     batch: int, model: LM, stream: TokenStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "LANE", 1)
-    found, coverage = score_whole(Crew(model, 2), stream, LENGTHS, batch=batch, length=9, minutes=9)
+    found, coverage = score_whole(ThreadedReplicas(model, 2), stream, LENGTHS, batch=batch, length=9, minutes=9)
     assert (found.tokens, found.bytes, coverage) == (len(stream) - 1, stream.bytes, 1.0)
 
 
@@ -105,13 +105,15 @@ def test_bits_per_byte_of_a_uniform_model_do_not_depend_on_the_tokenizer() -> No
         model = LM(lm_from_pattern("m", vocab_size=tokenizer.vocab_size, width=16, heads=2))
         torch.nn.init.zeros_(model.head.weight)
         stream = pack(docs, tokenizer)
-        found, _ = score_whole(Crew(model, 1), stream, tokenizer.byte_lengths, batch=1, length=64, minutes=9)
+        found, _ = score_whole(
+            ThreadedReplicas(model, 1), stream, tokenizer.byte_lengths, batch=1, length=64, minutes=9
+        )
         expected = math.log2(tokenizer.vocab_size) * (len(stream) - 1) / stream.bytes
         assert found.bits_per_byte == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_time_limit_gives_an_honest_share(model: LM, stream: TokenStream) -> None:
-    found, coverage = score_whole(Crew(model, 1), stream, LENGTHS, batch=2, length=10, minutes=0)
+    found, coverage = score_whole(ThreadedReplicas(model, 1), stream, LENGTHS, batch=2, length=10, minutes=0)
     assert found.tokens == 20
     assert coverage == 20 / (len(stream) - 1)
 
@@ -120,15 +122,15 @@ def test_the_time_limit_gives_an_honest_share(model: LM, stream: TokenStream) ->
 def test_chunks_change_nothing_but_the_memory(chunk: int, model: LM, stream: TokenStream) -> None:
     widths = []
     model.embed.register_forward_pre_hook(lambda module, arguments: widths.append(arguments[0].shape[1]))
-    whole = score_contexts(Crew(model, 1), stream, LENGTHS, [64], tokens=300, batch=3, chunk=1000)
-    cut = score_contexts(Crew(model, 1), stream, LENGTHS, [64], tokens=300, batch=3, chunk=chunk)
+    whole = score_contexts(ThreadedReplicas(model, 1), stream, LENGTHS, [64], tokens=300, batch=3, chunk=1000)
+    cut = score_contexts(ThreadedReplicas(model, 1), stream, LENGTHS, [64], tokens=300, batch=3, chunk=chunk)
     assert max(widths[-3:]) <= chunk
     assert cut[64].nats == pytest.approx(whole[64].nats, rel=1e-5)
     assert cut[64].tokens == whole[64].tokens == 300
 
 
 def test_contexts_are_windows_from_a_fresh_state(model: LM, stream: TokenStream) -> None:
-    found = score_contexts(Crew(model, 1), stream, LENGTHS, [8, 40], tokens=120, batch=4, chunk=5)
+    found = score_contexts(ThreadedReplicas(model, 1), stream, LENGTHS, [8, 40], tokens=120, batch=4, chunk=5)
     for context, result in found.items():
         nats = 0.0
         for inputs_BT, targets_BT, reset_BT, _ in windows_of(stream, length=context, limit=120):
@@ -141,7 +143,7 @@ def test_contexts_are_windows_from_a_fresh_state(model: LM, stream: TokenStream)
 
 def test_a_model_in_training_stays_in_training(model: LM, stream: TokenStream) -> None:
     model.train()
-    score(Crew(model, 1), windows_of(stream, length=8, limit=16), LENGTHS, carry=False, chunk=8)
+    score(ThreadedReplicas(model, 1), windows_of(stream, length=8, limit=16), LENGTHS, carry=False, chunk=8)
     assert model.training
 
 
@@ -188,9 +190,4 @@ def test_no_run(tmp_path: Path) -> None:
 
 
 def test_a_hopeless_model_has_a_finite_perplexity() -> None:
-    assert Score(nats=1e6, tokens=1, bytes=1).perplexity < math.inf
-
-
-def test_auto_is_a_device() -> None:
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert pick_device("cpu") == torch.device("cpu")
+    assert TextScore(nats=1e6, tokens=1, bytes=1).perplexity < math.inf

@@ -18,9 +18,9 @@ from exlstm.data.tokenizer import ByteTokenizer
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train import loss
-from exlstm.train.crew import Crew
 from exlstm.train.evaluate import score
 from exlstm.train.loss import cross_entropy, linear_cross_entropy, model_cross_entropy
+from exlstm.train.replicas import ThreadedReplicas
 from exlstm.train.run import train
 
 CAPS = pytest.mark.parametrize("cap", [None, 2.0])
@@ -192,9 +192,9 @@ def test_evaluation_never_holds_all_logits(wide: LMConfig, monkeypatch: pytest.M
     monkeypatch.setattr(loss, "_CHUNK", 4 * 5000)
     model = exlstm.quantize(LM(wide), "int8")
     stream = TokenStream(torch.arange(200).numpy().astype("uint16"), 256, 200)
-    crew, windows = Crew(model, 1), windows_of(stream, length=32, limit=128)
+    replicas, windows = ThreadedReplicas(model, 1), windows_of(stream, length=32, limit=128)
     lengths = ByteTokenizer().byte_lengths
-    assert largest_while(partial(score, crew, windows, lengths, carry=False, chunk=32)) == 4 * 5000
+    assert largest_while(partial(score, replicas, windows, lengths, carry=False, chunk=32)) == 4 * 5000
 
 
 MODELS = {"plain": {}, "tied": {"tie_embeddings": True}, "cap": {"logit_cap": 0.5}}

@@ -208,7 +208,7 @@ def test_the_newest_and_the_best_are_kept(
     scores: dict[int, float | None], keep: int, kept: list[int], best: int, tmp_path: Path
 ) -> None:
     run = checkpoints_with(tmp_path, scores)
-    (run.checkpoints / ".step-00000009.tmp").mkdir()
+    (run.checkpoints / ".saving-abc").mkdir()
     tidy(run, keep)
     assert run.steps() == kept
     assert run.step_of("best") == best

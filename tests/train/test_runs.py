@@ -12,7 +12,7 @@ from exlstm.models.lm import LMConfig
 from exlstm.train.config import TrainConfig
 from exlstm.train.run import train
 from exlstm.train.run_folder import open_run
-from exlstm.train.runs import list_runs, table
+from exlstm.train.run_folder.runs import list_runs, table
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from tiny_runs import Settings, ctrl_c_at, numbers, optimizer, weights
 
 from exlstm.models.lm import LMConfig
-from exlstm.train import files, run_folder
+from exlstm.train import run_folder
 from exlstm.train.config import TrainConfig
 from exlstm.train.run import train
 from exlstm.train.run_folder import open_run
@@ -262,7 +262,7 @@ def full_disk_in_safetensors(*arguments: Any, **options: Any) -> None:
         ("exlstm.models.checkpoints.saving.save_file", full_disk),
         ("exlstm.models.checkpoints.saving.save_file", full_disk_in_safetensors),
         ("exlstm.train.checkpoint.save_file", full_disk_in_safetensors),
-        ("exlstm.train.checkpoint.sync", full_disk),
+        ("exlstm.runtime.files.sync", full_disk),
         ("pathlib.Path.write_text", full_disk),
     ],
 )
@@ -302,16 +302,6 @@ def test_a_full_disk_while_logging(settings: Settings, tiny: LMConfig, monkeypat
     monkeypatch.undo()
     assert open_run(config.run or "").steps() == [4]
     assert train(TrainConfig(run=config.run, resume=True)).step == 8
-
-
-def test_an_atomic_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    files.write_atomically(path, "old")
-    monkeypatch.setattr(files, "sync", full_disk)
-    with pytest.raises(ValueError, match=r"could not write .*file: No space left on device; free some space"):
-        files.write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_bad_weights_are_not_saved(settings: Settings, tiny: LMConfig) -> None:

@@ -11,16 +11,16 @@ import pytest
 from tiny_runs import Settings, ctrl_c_at, numbers
 
 from exlstm.models.lm import LMConfig
-from exlstm.train import tensorboard
 from exlstm.train.config import TrainConfig
 from exlstm.train.run import train
+from exlstm.train.run_folder import tensorboard
 
 INSTALLED = importlib.util.find_spec("tensorboard") is not None
 Point = tuple[str, int, Any]
 
 
 class StandIn:
-    """A SummaryWriter as far as `exlstm.train.tensorboard` uses one: a file for each writer, of one point a line."""
+    """What of a SummaryWriter is used: a file for each writer, of one point a line."""
 
     def __init__(self, folder: str) -> None:
         Path(folder).mkdir(exist_ok=True)

@@ -17,13 +17,13 @@ from exlstm.data.text import documents, split_documents
 from exlstm.data.yardsticks import Yardsticks, yardsticks
 from exlstm.models.lm import Block, LMConfig
 from exlstm.models.pattern import lm_from_pattern
-from exlstm.train import display, loop, report, summary
+from exlstm.train import display, loop
 from exlstm.train.config import TrainConfig
-from exlstm.train.picture import loss_picture
 from exlstm.train.run import train
-from exlstm.train.run_folder import open_run
+from exlstm.train.run_folder import open_run, report
+from exlstm.train.run_folder.picture import loss_picture
+from exlstm.train.run_folder.summary import RunSummary
 from exlstm.train.schedule import learning_rate
-from exlstm.train.summary import RunSummary
 
 
 def steps(run: str) -> list[dict[str, float]]:
@@ -226,17 +226,12 @@ def test_pictures_of_little(found: Yardsticks | None) -> None:
         assert loss_picture(records[:count], found, "title").startswith(b"\x89PNG")
 
 
-def test_commit_is_that_of_exlstm_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(summary, "__file__", str(tmp_path / "summary.py"))
-    assert summary.commit() is None
-
-
 def test_an_unfinished_summary_has_no_table() -> None:
     assert RunSummary(run="r", stopped="signal", step=1, tokens=1, seconds=1, parameters=1, seed=0).table() == ""
 
 
-def progress(step: int, fraction: float, seconds: float) -> display.Progress:
-    return display.Progress(
+def progress(step: int, fraction: float, seconds: float) -> display.StepProgress:
+    return display.StepProgress(
         step=step, fraction=fraction, seconds=seconds, loss=2.0, bits_per_byte=3.0, lr=1e-3, tokens=1000 * step
     )
 
@@ -246,7 +241,6 @@ def test_the_line_that_is_shown() -> None:
     meter.line(progress(1, 0.1, 10.0), now=100.0)
     line = meter.line(progress(3, 0.25, 30.0), now=104.0)
     assert "step 3  loss 2.000  3.000 bits/byte  500 tokens/s  lr 1.0e-03" in line
-    assert display.clock(3723) == "1:02:03"
 
 
 def test_the_time_left_does_not_count_what_compiles() -> None:

@@ -163,6 +163,7 @@ def presets(options: Presets) -> None:
     from rich.table import Table
 
     from exlstm.models.presets import PRESETS, preset
+    from exlstm.models.summary import parameters
 
     table = Table(box=None, pad_edge=False)
     table.add_column("preset")
@@ -170,24 +171,23 @@ def presets(options: Presets) -> None:
         table.add_column(heading, justify="left" if heading == "blocks" else "right")
     for name in PRESETS:
         model = _without_weights(preset(name))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        table.add_row(name, f"{parameters:,}", f"{model.state_bytes():,}", str(len(model.config.blocks)))
+        table.add_row(name, f"{parameters(model):,}", f"{model.state_bytes():,}", str(len(model.config.blocks)))
     Console(highlight=False).print(table)
 
 
 def summary(options: Summary) -> None:
     """`exlstm summary`."""
-    from exlstm.train.named import named
+    from exlstm.models.locate import locate
 
     on_disk = Path(options.model).exists()
-    model = named(options.model).outline() if on_disk else _without_weights(_architecture(options.model))
+    model = locate(options.model).outline() if on_disk else _without_weights(_architecture(options.model))
     print(model.summary())
 
 
 def explain(options: Explain) -> None:
     """`exlstm explain`."""
     from exlstm.models.explain import explain_config
-    from exlstm.train.evaluate import pick_device
+    from exlstm.runtime.machine import pick_device
 
     print(explain_config(_architecture(options.model), options.batch, options.length, pick_device(options.device)))
 
@@ -199,7 +199,7 @@ def tune(options: Tune) -> None:
     from exlstm.mixers.state import leaves
     from exlstm.models.memory import check_memory
     from exlstm.ops.mlstm import MLSTMState
-    from exlstm.train.evaluate import pick_device
+    from exlstm.runtime.machine import pick_device
 
     model = _without_weights(_architecture(options.model))
     cells = sorted({tuple(cell.c_BHKV.shape[1:]) for cell in leaves(model.zero_state(1), MLSTMState)})
@@ -342,21 +342,21 @@ def _lengths(text: str) -> list[int]:
 
 def _check_not_quantised(options: Evaluate) -> None:
     """Said at once, not after the minutes that the first of two evaluations takes."""
-    from exlstm.train.named import named
+    from exlstm.models.locate import locate
 
     if options.weights in ("int8", "int4"):
-        found = named(options.model, checkpoint_of(options.checkpoint))
+        found = locate(options.model, checkpoint_of(options.checkpoint))
         if bits := found.bits():
             raise ValueError(f"{found.weights} is quantised already ({bits}); leave out --weights {options.weights}.")
 
 
 def _architecture(name: str) -> "LMConfig":
     """Of a run or a model on disk, if there is one of that name, otherwise of a preset."""
+    from exlstm.models.locate import locate
     from exlstm.models.presets import PRESETS, preset
-    from exlstm.train.named import named
 
     if Path(name).exists():
-        return named(name).config()
+        return locate(name).config()
     if name not in PRESETS:
         raise ValueError(
             f"there is no model and no preset {name!r}{similar(name, PRESETS)}; exlstm presets lists them."

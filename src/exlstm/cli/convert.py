@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from exlstm.data.text import Document
-    from exlstm.train.evaluate import Score
-    from exlstm.train.named import Named
+    from exlstm.models.locate import ModelOnDisk
+    from exlstm.train.evaluate import TextScore
 
 LayoutName = Literal["exlstm", "huggingface", "xlstm-large", "classic"]
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -46,18 +46,19 @@ def convert(options: Convert) -> None:
     """Streams the weights, takes the tokenizer along, and says what changed."""
     import torch
 
+    from exlstm.data.model_tokenizer import tokenizer_of
     from exlstm.data.text import read_source
     from exlstm.models.checkpoints.saving import convert as run_conversion
     from exlstm.models.checkpoints.target import check_target
-    from exlstm.train.named import TOKENIZER, named
+    from exlstm.models.locate import TOKENIZER, locate
 
     check_target(Path(options.target), overwrite=options.overwrite, sources=[Path(options.source)])
-    source = named(options.source, checkpoint_of(options.checkpoint))
+    source = locate(options.source, checkpoint_of(options.checkpoint))
     dtype = None if options.dtype == "as-saved" else getattr(torch, options.dtype)
     weights = None if options.weights == "as-saved" else options.weights
     tokenizer = options.tokenizer is not None or source.tokenizer_file.is_file()
     if tokenizer:
-        source.tokenizer(options.tokenizer)  # one that cannot be read is told before anything is written
+        tokenizer_of(source, options.tokenizer)  # one that cannot be read is told before anything is written
     text = read_source(options.data, binary=options.binary) if tokenizer and weights is not None else None  # and so is
     read = run_conversion(
         source.weights, options.target, layout=options.layout, dtype=dtype, weights=weights, overwrite=options.overwrite
@@ -89,8 +90,9 @@ def describe(path: Path, layout: str) -> str:
     return f"{path} ({layout}, {sum(file.stat().st_size for file in files):,} bytes)"
 
 
-def take_tokenizer_along(source: "Named", options: Convert) -> None:
+def take_tokenizer_along(source: "ModelOnDisk", options: Convert) -> None:
     """Ours as it is; transformers gets one that its AutoTokenizer reads. That of an overwritten model goes."""
+    from exlstm.data.model_tokenizer import tokenizer_of
     from exlstm.models.checkpoints.target import TOKENIZER_FILES
 
     target = Path(options.target)
@@ -101,23 +103,24 @@ def take_tokenizer_along(source: "Named", options: Convert) -> None:
     if options.layout == "huggingface":
         from exlstm.data.transformers_tokenizer import save_tokenizer
 
-        save_tokenizer(source.tokenizer(options.tokenizer), target)
+        save_tokenizer(tokenizer_of(source, options.tokenizer), target)
     elif options.tokenizer is None:
         shutil.copyfile(source.tokenizer_file, target / source.tokenizer_file.name)
     else:
         import json
 
         (target / source.tokenizer_file.name).write_text(
-            json.dumps(source.tokenizer(options.tokenizer).to_json()) + "\n"
+            json.dumps(tokenizer_of(source, options.tokenizer).to_json()) + "\n"
         )
 
 
-def measured(source: "Named", docs: "Sequence[Document]", options: Convert) -> "tuple[Score, Score]":
+def measured(source: "ModelOnDisk", docs: "Sequence[Document]", options: Convert) -> "tuple[TextScore, TextScore]":
     """Scores of both models on the same tokens, one model in memory at a time."""
+    from exlstm.data.model_tokenizer import tokenizer_of
+    from exlstm.models.locate import ModelOnDisk
     from exlstm.train.evaluate import score_beginning
-    from exlstm.train.named import Named
 
-    tokenizer = source.tokenizer(options.tokenizer)
+    tokenizer = tokenizer_of(source, options.tokenizer)
     before = score_beginning(source.load(), tokenizer, docs, tokens=options.tokens, minutes=options.minutes)
-    target = Named(weights=Path(options.target), tokenizer_file=source.tokenizer_file)
+    target = ModelOnDisk(weights=Path(options.target), tokenizer_file=source.tokenizer_file)
     return before, score_beginning(target.load(), tokenizer, docs, tokens=before.tokens, minutes=float("inf"))

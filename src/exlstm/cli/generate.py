@@ -69,11 +69,12 @@ class Generate:
 def generate(options: Generate) -> None:
     """`exlstm generate`: one prompt, several samples of it, many prompts, or a conversation."""
     from exlstm.cli.chat import Chat
+    from exlstm.data.model_tokenizer import tokenizer_of
     from exlstm.infer.requests import Request
     from exlstm.infer.sampling import SamplingConfig
+    from exlstm.models.locate import locate
     from exlstm.models.states.file import check_place, load_state
-    from exlstm.train.evaluate import pick_device
-    from exlstm.train.named import named
+    from exlstm.runtime.machine import pick_device
 
     sampling = SamplingConfig(
         temperature=options.temperature,
@@ -84,8 +85,8 @@ def generate(options: Generate) -> None:
     )
     if options.save_state is not None:
         check_place(options.save_state)
-    source = named(options.model, checkpoint_of(options.checkpoint))
-    tokenizer, device = source.tokenizer(options.tokenizer), pick_device(options.device)
+    source = locate(options.model, checkpoint_of(options.checkpoint))
+    tokenizer, device = tokenizer_of(source, options.tokenizer), pick_device(options.device)
     text = options.prompt if options.file is None else read_text(options.file)
     lines = [] if options.prompts is None else read_text(options.prompts).splitlines()
     model = source.load(options.weights, device)

@@ -17,7 +17,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from exlstm.train.config import More, TrainConfig
 
 if TYPE_CHECKING:
-    from exlstm.train.run_folder import Which
+    from exlstm.models.locate import Which
 
 Options = TypeVar("Options")
 

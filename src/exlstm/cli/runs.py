@@ -20,7 +20,7 @@ def runs(options: Runs) -> None:
     """One line per run, the same on a terminal and in a pipe."""
     import json
 
-    from exlstm.train.runs import list_runs, table
+    from exlstm.train.run_folder.runs import list_runs, table
 
     found = list_runs(options.folder)
     if options.json:

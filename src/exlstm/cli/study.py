@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from exlstm.study.cells import Results
+    from exlstm.study.aggregate import Results
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 First = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
@@ -86,12 +86,12 @@ def study_list(options: StudyList) -> None:
 
 def study_run(options: StudyRun) -> None:
     """`exlstm study run`: and then the report. ValueError at the end if a run has failed."""
-    from exlstm.study.conduct import Order, conduct, only_of
     from exlstm.study.contract import find_study
+    from exlstm.study.runner import RunOptions, only_of, run_study
 
     folder = Path(options.folder)
     study = find_study(options.name, folder)
-    order = Order(
+    how = RunOptions(
         size=options.size,
         seeds=_seeds(options.size, options.seeds),
         only=only_of(options.only),
@@ -102,26 +102,26 @@ def study_run(options: StudyRun) -> None:
         overwrite=options.overwrite,
     )
     try:
-        outcome = conduct(study, order, folder)
+        report = run_study(study, how, folder)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: {_resume(options)}")
         raise
     study_report(StudyReport(name=options.name, size=options.size, seeds=options.seeds, folder=options.folder))
-    if outcome.failed:
+    if report.failed:
         raise ValueError(
-            f"{outcome.failed} of {outcome.done + outcome.failed + outcome.left} runs failed, one with "
-            f"{outcome.error!r}; try them again with: {_resume(options)}."
+            f"{report.failed} of {report.done + report.failed + report.left} runs failed, one with "
+            f"{report.error!r}; try them again with: {_resume(options)}."
         )
 
 
 def study_report(options: StudyReport) -> None:
-    """`exlstm study report`: claims and tables here, pages and pictures beside the results."""
-    from exlstm.study.publish import publish, terminal_text
+    """`exlstm study report`: claims and tables here, a page with pictures beside the results."""
+    from exlstm.study.report import terminal_text, write_report
 
     results = _results(options.name, options.size, options.seeds, options.folder)
-    pages = publish(results, Path(options.folder))
+    page = write_report(results, Path(options.folder))
     print(terminal_text(results))
-    print(f"\nThe report with its pictures: {' and '.join(map(str, pages))}")
+    print(f"\nThe report with its pictures: {page}")
 
 
 def study_compare(options: StudyCompare) -> None:
@@ -143,7 +143,7 @@ def _resume(options: StudyRun) -> str:
 
 
 def _seeds(size: str, seeds: int | None) -> int:
-    from exlstm.study.conduct import check_seeds
+    from exlstm.study.runner import check_seeds
 
     if seeds is None:
         return 1 if size == "quick" else 5
@@ -152,7 +152,7 @@ def _seeds(size: str, seeds: int | None) -> int:
 
 
 def _results(name: str, size: SizeName, seeds: int | None, folder: str) -> "Results":
-    from exlstm.study.cells import Results
+    from exlstm.study.aggregate import Results
     from exlstm.study.contract import find_study
     from exlstm.study.results import ResultFile, result_path
 

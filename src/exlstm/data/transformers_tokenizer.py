@@ -4,12 +4,12 @@ Writing them needs the `tokenizers` library only.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from exlstm.data.tokenizer import BOUNDARY_NAMES, BPETokenizer, ByteTokenizer, Tokenizer, as_is, byte_characters
 from exlstm.nn.fields import json_value
+from exlstm.runtime.files import write_atomically
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
@@ -44,12 +44,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, begin_with_bound
     generation = _read(place / "generation_config.json") or {"_from_model_config": False}
     place.mkdir(parents=True, exist_ok=True)
     for file, content in zip(FILES, (description, settings, {**generation, **ids}), strict=True):
-        unfinished = place / f".{file}.tmp"
-        try:
-            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(unfinished, place / file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_atomically(place / file, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=False)
 
 
 def _with_boundary(tokenizer: Tokenizer, begin_with_boundary: bool) -> tuple[dict[str, Any], str]:

@@ -24,7 +24,7 @@ def main(words: Sequence[str]) -> int:
             f"lm-evaluation-harness is not installed ({error}); install it with: pip install 'exlstm[eval]'"
         ) from error
     import exlstm.harness.model
-    from exlstm.train.evaluate import pick_device
+    from exlstm.runtime.machine import pick_device
 
     with suppress(ImportError):
         # its own model `hf` then reads our folders too, where transformers is installed

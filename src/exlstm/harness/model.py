@@ -12,16 +12,16 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from exlstm.data.model_tokenizer import tokenizer_of
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.harness.scoring import batches, score_choices, score_texts
 from exlstm.infer.generate import stream
 from exlstm.infer.requests import Request
 from exlstm.infer.sampling import GREEDY, SamplingConfig
 from exlstm.models.lm import LM
+from exlstm.models.locate import Which, locate
 from exlstm.models.weight_formats import WeightFormat
-from exlstm.train.evaluate import pick_device
-from exlstm.train.named import named
-from exlstm.train.run_folder import Which
+from exlstm.runtime.machine import pick_device
 
 Scored = tuple[float, bool]
 Pair = tuple[tuple[str, str], list[int], list[int]]
@@ -53,8 +53,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if window is not None and window < 1:
             raise ValueError(f"window is {window}; it must be at least 1 token, or left out to read texts whole.")
         self._device = pick_device(device or "auto")
-        place = named(pretrained, checkpoint)
-        self._tokenizer: Tokenizer = place.tokenizer(tokenizer)
+        place = locate(pretrained, checkpoint)
+        self._tokenizer: Tokenizer = tokenizer_of(place, tokenizer)
         self.model: LM = place.load(weights, self._device)
         classes = self.model.config.vocab_size
         if self._tokenizer.vocab_size > classes:

@@ -14,7 +14,8 @@ import json
 import math
 import reprlib
 import types
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -117,3 +118,17 @@ def in_words(kind: Any) -> str:
         return f"a tuple, each of it {in_words(arguments[0])}"
     words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
     return words.get(kind) or f"a {kind.__name__}"
+
+
+def without_defaults(value: Any) -> Any:
+    """A config as plain data, without fields that have their default: a field that is added later changes nothing.
+
+    So it is with every dataclass inside; each tells its class as "kind".
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: (field.default, getattr(value, field.name)) for field in fields(value)}
+        chosen = {name: item for name, (default, item) in found.items() if default is MISSING or item != default}
+        return {"kind": type(value).__name__, **{name: without_defaults(item) for name, item in chosen.items()}}
+    if isinstance(value, Mapping):
+        return {key: without_defaults(item) for key, item in value.items()}
+    return [without_defaults(item) for item in value] if isinstance(value, tuple | list) else value

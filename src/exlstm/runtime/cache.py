@@ -4,11 +4,12 @@ Whatever goes wrong with such a file, nothing fails: it is measured again, or wh
 """
 
 import json
-import os
 import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+from exlstm.runtime.files import write_atomically
 
 
 def folder() -> Path:
@@ -32,11 +33,8 @@ def remember(kind: str, key: str, value: object) -> Path | None:
     """Adds to the file, where that can be done; returns where it is."""
     with suppress(OSError, RuntimeError):
         folder().mkdir(parents=True, exist_ok=True)
-        beside, file = folder() / f"{kind}.{os.getpid()}.new", folder() / f"{kind}.json"
-        try:
-            beside.write_text(json.dumps({**remembered(kind), key: value}, indent=1) + "\n")
-            beside.replace(file)
-            return file
-        finally:
-            beside.unlink(missing_ok=True)
+        file = folder() / f"{kind}.json"
+        content = json.dumps({**remembered(kind), key: value}, indent=1) + "\n"
+        write_atomically(file, content, durable=False)
+        return file
     return None

@@ -1,22 +1,22 @@
-"""The study: questions of the paper as short files (study/*.py), and the machine that answers them.
+"""Studies: questions of the paper as short files (study/*.py), run and reported by this package.
 
-What study files use is here; see `exlstm.study.contract` for what such a file is.
+The names here are for study files; `exlstm.study.contract` says how such a file is written.
 """
 
 from exlstm.study import figures
-from exlstm.study.cells import Cell, Results
+from exlstm.study.aggregate import Cell, Results
 from exlstm.study.models import (
     FORMAL,
     body_parameters,
-    contestants,
-    makers,
+    builders,
+    compared_models,
     stack,
     with_parameters,
     with_state_bytes,
     xlstm,
 )
-from exlstm.study.parts import Claim, Picture, Table
 from exlstm.study.problems import Lesson
+from exlstm.study.report_items import Claim, Picture, ReportTable
 from exlstm.study.training import QUICK, Training
 
 __all__ = [
@@ -26,13 +26,13 @@ __all__ = [
     "Claim",
     "Lesson",
     "Picture",
+    "ReportTable",
     "Results",
-    "Table",
     "Training",
     "body_parameters",
-    "contestants",
+    "builders",
+    "compared_models",
     "figures",
-    "makers",
     "stack",
     "with_parameters",
     "with_state_bytes",

@@ -1,7 +1,7 @@
-"""Independent runs on the nodes of a Ray cluster: the jobs and events of `exlstm.study.pool`.
+"""Independent runs on the nodes of a Ray cluster, with the jobs and events of `exlstm.study.pool`.
 
-Nodes need the dependencies of exlstm, of the versions that are here. exlstm itself is sent to them as it is here, so
-that a changed checkout runs as it stands. Anything else that a job names has to be installed there.
+Nodes need the dependencies of exlstm in the same versions, and other packages that a job imports. exlstm itself is sent
+to them from this checkout, with its changes.
 """
 
 import importlib.util
@@ -19,9 +19,9 @@ from exlstm.study.pool import (
     Event,
     Failed,
     Finished,
-    Job,
-    Progress,
-    Report,
+    PoolJob,
+    ProgressReporter,
+    RunProgress,
     Started,
     attempt,
     last_lines,
@@ -32,21 +32,18 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def run_on_ray(
-    jobs: Iterable[Job | None], *, address: str, cpus: int = 1, gpus: int | None = None
+    jobs: Iterable[PoolJob | None], *, address: str, cpus: int = 1, gpus: int | None = None
 ) -> Generator[Event, None, None]:
     """Runs each job as a task of a Ray cluster, and gives the same events and rows as `run_local`.
 
-    A job is taken from `jobs` (None: not now) when the cluster has room for it, and one more, which waits: a cluster
-    that grows on demand is so asked to. A task whose process or node dies is a `Failed`, and is not tried again; Ray
-    itself also prints a line about it. Closing the generator ends all tasks and leaves the cluster; a cluster of
-    "local" ends.
+    A job is taken from `jobs` (None: not now) when the cluster has room for it, and one more, which waits and so makes
+    a cluster grow that grows on demand. A task whose process or node dies is a `Failed`, and is not tried again; Ray
+    itself also prints a line about it. Closing the generator ends all tasks and disconnects; a "local" cluster ends.
 
-    Args:
-        address: "auto" for the cluster that this machine is part of, "host:port", "ray://host:port" from outside of
-            it, or "local" for one that is started here.
-        cpus: of each task, and its number of threads.
-        gpus: of each task; None is one each where the cluster has any, and none otherwise. A task with a GPU is told
-            "cuda:0", the first of those that Ray shows it.
+    address: "auto" for the cluster that this machine is part of, "host:port", "ray://host:port" from outside of it, or
+    "local" for one that is started here.
+    cpus: of each task, and its number of threads.
+    gpus: of each task; None is one if the cluster has any. A task's device is "cuda:0", the first that Ray shows it.
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError("runs on a cluster need Ray, which is not installed; install exlstm[cluster].")
@@ -55,26 +52,21 @@ def run_on_ray(
     return _run(iter(jobs), address, cpus, gpus)
 
 
-def _run(jobs: Iterator[Job | None], address: str, cpus: int, gpus: int | None) -> Generator[Event, None, None]:
+def _run(jobs: Iterator[PoolJob | None], address: str, cpus: int, gpus: int | None) -> Generator[Event, None, None]:
     with _connected(address) as ray:
         if gpus is None:
             gpus = int("GPU" in ray.cluster_resources())
-        # a mailbox that is lost costs news of progress, and no row
+        # a lost mailbox costs reports of progress, and no row
         mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
         device = "cuda:0" if gpus else "cpu"
         task = ray.remote(_on_node).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-        running: dict[Any, Job] = {}
-        told: set[str] = set()  # of those running, whose start is known
+        running: dict[Any, PoolJob] = {}
+        told: set[str] = set()  # running jobs whose `Started` was yielded
         post = mailbox.take.remote()
         try:
-            more = True
             while True:
-                while more and len(running) <= _room(ray.cluster_resources(), cpus, gpus):
-                    try:
-                        job = next(jobs)
-                    except StopIteration:
-                        more = False
-                        break
+                while len(running) <= _room(ray.cluster_resources(), cpus, gpus):
+                    job = next(jobs, None)
                     if job is None:
                         break
                     running[task.remote(job.id, pack(job), device, cpus, mailbox)] = job
@@ -89,7 +81,7 @@ def _run(jobs: Iterator[Job | None], address: str, cpus: int, gpus: int | None) 
                     yield from _news([_get(ray, ref, default=None, name=job.id)], {job.id}, told)
                     told.discard(job.id)
         finally:
-            # the cluster may be what has gone
+            # the cluster may be gone
             with suppress(ray.exceptions.RayError, ConnectionError):
                 for ref in running:
                     ray.cancel(ref, force=True)
@@ -97,7 +89,7 @@ def _run(jobs: Iterator[Job | None], address: str, cpus: int, gpus: int | None) 
 
 
 def _get(ray: Any, ref: Any, *, default: Any, name: str = "") -> Any:
-    """What a call gave; where its process or node died, the default, or for a run the `Failed` with its name."""
+    """The result of a call. If its process or node died: the default, or for a run, by its name, a `Failed`."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayError as error:
@@ -105,7 +97,7 @@ def _get(ray: Any, ref: Any, *, default: Any, name: str = "") -> Any:
 
 
 def _news(events: Iterable[Event], running: set[str], told: set[str]) -> Iterator[Event]:
-    """Those of runs that have not ended, each run's start before anything else of it."""
+    """Events of running jobs, each job's `Started` before its others."""
     for event in events:
         if event.id in running:
             if event.id not in told:
@@ -116,7 +108,7 @@ def _news(events: Iterable[Event], running: set[str], told: set[str]) -> Iterato
 
 
 def _room(resources: dict[str, float], cpus: int, gpus: int) -> int:
-    """How many tasks the cluster can run at a time."""
+    """Number of tasks that the cluster can run at a time."""
     room = int(resources.get("CPU", 0)) // cpus
     return min(room, int(resources.get("GPU", 0)) // gpus) if gpus else room
 
@@ -128,7 +120,7 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray cluster already; call ray.shutdown() first.")
     _look_for(address)
-    # a cluster of our own needs no web page; for one that is there, Ray refuses to be told
+    # no dashboard for a local cluster; Ray refuses the option for one that exists
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(
@@ -150,7 +142,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def _look_for(address: str) -> None:
-    """Where nobody listens, Ray would go on trying for many minutes."""
+    """ValueError if the address refuses connections: Ray itself would retry for many minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return
@@ -166,17 +158,17 @@ class _Mailbox:
     """An actor that keeps the last progress of each run until it is asked for."""
 
     def __init__(self) -> None:
-        self.latest: dict[tuple[type, str], Started | Progress] = {}
+        self.latest: dict[tuple[type, str], Started | RunProgress] = {}
 
-    def put(self, event: Started | Progress) -> None:
+    def put(self, event: Started | RunProgress) -> None:
         self.latest[type(event), event.id] = event
 
-    def take(self) -> list[Started | Progress]:
+    def take(self) -> list[Started | RunProgress]:
         events, self.latest = list(self.latest.values()), {}
         return events
 
 
 def _on_node(name: str, packed: bytes, device: str, threads: int, mailbox: Any) -> Finished | Failed:
     mailbox.put.remote(Started(name))
-    torch.set_num_threads(threads)  # anew, for an earlier run in this process may have changed it
-    return attempt(name, packed, Report(name, device, mailbox.put.remote))
+    torch.set_num_threads(threads)  # an earlier run in this process may have changed it
+    return attempt(name, packed, ProgressReporter(name, device, mailbox.put.remote))

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, median
 
-from exlstm.study.contract import SIZES
-from exlstm.study.parts import aligned
-from exlstm.study.results import ResultFile, Row, result_path
+from exlstm.models.explain import aligned
+from exlstm.study.contract import SIZES, Row
+from exlstm.study.results import ResultFile, result_path
 
 Key = tuple[tuple[str, str], ...]
 
@@ -26,9 +26,9 @@ def result_rows(name: str, folder: Path) -> list[Row]:
 
 
 def comparison(name_a: str, a: Iterable[Row], name_b: str, b: Iterable[Row]) -> str:
-    """A line per setting (facets and learning rate) that both have: medians of all tests over seeds, the difference.
+    """A line per setting (facets and learning rate) of both: medians of all tests over seeds, and the difference.
 
-    Below it, how many settings only one of them has.
+    The last line counts settings that only one of them has.
     """
     found_a, found_b = _settings(a), _settings(b)
     both = [key for key in found_a if key in found_b]

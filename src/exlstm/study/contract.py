@@ -1,4 +1,4 @@
-"""What a study is: a short Python file that asks a question, lists runs, and makes tables and pictures of results.
+"""The form of a study: a Python file with a question, a list of runs, and a report of their results.
 
     study/NAME.py
         '''The question in one line.
@@ -6,12 +6,12 @@
         Expected: what the paper, or we, expect.
         Paper: where it says so.
         '''
-        def runs(size):         ...     -> a list of runs, frozen dataclasses that know how to execute themselves
-        def report(results):    ...     -> Claims, Tables and Pictures, made of results only
+        def runs(size):         ...     -> a list of runs, frozen dataclasses with a method `execute`
+        def report(results):    ...     -> Claims, ReportTables and Pictures, made of results only
 
 Runs that differ in their learning rate only are one setting: the rate is chosen on the validation score of seed 0, and
-the setting is reported for other seeds (see `seeds`). Sizes are "small" (two cores of a CPU), "paper" (the paper's, for
-GPUs) and "quick" (seconds, so that no study rots; its numbers mean nothing).
+the setting is reported for other seeds (see `aggregate`). Sizes are "small" (two cores of a CPU), "paper" (the paper's,
+for GPUs) and "quick" (seconds, so that no study rots; its numbers mean nothing).
 """
 
 import ast
@@ -20,50 +20,52 @@ import json
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from exlstm.models.checkpoints.own import config_to_json
 from exlstm.models.lm import LMConfig
-from exlstm.study.parts import Part
-from exlstm.study.pool import Report
+from exlstm.nn.fields import without_defaults
+from exlstm.study.pool import ProgressReporter
+from exlstm.study.report_items import ReportItem
 
 Size = Literal["quick", "small", "paper"]
 SIZES: tuple[Size, ...] = ("quick", "small", "paper")
+Row = dict[str, Any]  # a line of results
 
 
 class Run(Protocol):
-    """A frozen dataclass of plain values that says all that its result depends on."""
+    """A frozen dataclass of plain values: everything that its result depends on."""
 
     @property
     def seed(self) -> int:
-        """Of all that is random."""
+        """The seed of everything random."""
 
     def facets(self) -> dict[str, str]:
-        """What tables and `--only` know it by; runs that share these differ in learning rate and seed only."""
+        """Names and values for tables and `--only`; runs that share them differ in learning rate and seed only."""
 
-    def execute(self, report: Report) -> dict[str, Any]:
-        """Runs, and gives plain data for a row of results; what it raises is recorded as the run's error.
+    def execute(self, report: ProgressReporter) -> dict[str, Any]:
+        """Runs, and returns plain data for a row of results. An exception is recorded as the run's error.
 
-        At least {"metrics": {"tests": [{"score": ...}, ...]}, "seconds": ...}, and where learning rates are chosen also
-        metrics.validation. Machinery reads these; the rest is for the study's own report.
+        Needed are {"metrics": {"tests": [{"score": ...}, ...]}, "seconds": ...} and, where learning rates are chosen,
+        metrics.validation. The rest is for the study's own report.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study file that has been read. `source` is kept, so that other processes and machines run the same text."""
+    """A study file that has been read. source: its text, which other processes and machines run as well."""
 
     name: str
     source: str
     question: str
-    text: str  # all of the docstring after the question
+    text: str  # the docstring after the question
     runs: Callable[[Size], Sequence[Any]]
-    report: Callable[[Any], Sequence[Part]]
+    report: Callable[[Any], Sequence[ReportItem]]
 
     def planned(self, size: Size) -> list[Run]:
-        """The runs of a size, each once. ValueError for what is no run, comes twice, or is another seed of one."""
+        """The runs of a size. ValueError for entries that are not runs, duplicates, and seeds of one run."""
         found: list[Run] = list(self.runs(size))
         if strange := [run for run in found if not is_dataclass(run)]:
             raise ValueError(
@@ -85,9 +87,9 @@ class Study:
 
 
 def load_study(name: str, source: str) -> Study:
-    """The study that this text is. ValueError for a text that is none."""
+    """Reads a study from its text. ValueError if it cannot be executed, or lacks a part."""
     module = types.ModuleType(f"exlstm_study_{name}")
-    sys.modules[module.__name__] = module  # where a dataclass looks up annotations that are text
+    sys.modules[module.__name__] = module  # dataclasses look up annotations there that are text
     try:
         text = (ast.get_docstring(ast.parse(source)) or "").strip()
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)
@@ -101,7 +103,7 @@ def load_study(name: str, source: str) -> Study:
 
 
 def studies(folder: Path) -> dict[str, Path]:
-    """The files of a folder that are studies, by name. ValueError where there is no such folder, or nothing in it."""
+    """Study files of a folder, by name. ValueError if there is no such folder, or none in it."""
     found = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
     if not found:
         raise ValueError(
@@ -111,7 +113,7 @@ def studies(folder: Path) -> dict[str, Path]:
 
 
 def find_study(name: str, folder: Path) -> Study:
-    """The study of this name. ValueError where there is none."""
+    """The study of this name. ValueError if there is none."""
     found = studies(folder)
     if name not in found:
         raise ValueError(f"there is no study {name!r} in {folder}; there are {', '.join(found)}.")
@@ -130,23 +132,11 @@ def to_json(value: Any) -> Any:
 
 
 def run_id(run: Run) -> str:
-    """A name for a config: the same for the same values, whatever order they were written in.
+    """A hash of a config as its name, the same for the same values in any order.
 
-    Fields that have their default do not count, here and in every dataclass inside: a field that is added later, with
-    a default that changes nothing, leaves the names of old results as they are.
+    Fields that have their default do not count, so that a field that is added later leaves old names as they are.
     """
-    return hashlib.sha256(json.dumps(_told(run), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _told(value: Any) -> Any:
-    """Plain data of what was chosen."""
-    if is_dataclass(value) and not isinstance(value, type):
-        found = {f.name: getattr(value, f.name) for f in fields(value)}
-        chosen = {f.name: found[f.name] for f in fields(value) if f.default is MISSING or found[f.name] != f.default}
-        return {"kind": type(value).__name__, **{name: _told(item) for name, item in chosen.items()}}
-    if isinstance(value, Mapping):
-        return {key: _told(item) for key, item in value.items()}
-    return [_told(item) for item in value] if isinstance(value, tuple | list) else value
+    return hashlib.sha256(json.dumps(without_defaults(run), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def with_seed(run: Run, seed: int) -> Run:
@@ -155,12 +145,12 @@ def with_seed(run: Run, seed: int) -> Run:
 
 
 def setting_id(run: Run) -> str:
-    """A name for a run's config but its seed and learning rate: what these share is one setting of a table."""
+    """A hash of a run's config without seed and learning rate. Runs that share it are one setting."""
     return run_id(replace(with_seed(run, 0), lr=0.0) if hasattr(run, "lr") else with_seed(run, 0))  # type: ignore[type-var]
 
 
 def settings(runs: Iterable[Run]) -> Iterator[list[Run]]:
-    """Runs in groups of one setting each, in the order in which the first of each comes."""
+    """Runs grouped by setting, in the order of the first run of each."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(setting_id(run), []).append(run)

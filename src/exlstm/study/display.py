@@ -1,18 +1,18 @@
-"""What a person sees while a study runs: a live table on a terminal, a line per run that ended elsewhere."""
+"""Progress of a study: a live table on a terminal, a line per run that has ended elsewhere."""
 
 import sys
 import time
 from typing import Any
 
+from exlstm.runtime.machine import clock
 from exlstm.study.contract import Run
-from exlstm.study.pool import Event, Failed, Finished, Progress, Started
-from exlstm.train.display import clock
+from exlstm.study.pool import Event, Failed, Finished, RunProgress, Started
 
 _SHOWN = 8  # running runs in the live table
 
 
-class Board:
-    """Counts runs done, running, failed and left, guesses the time that is left, and shows it."""
+class ProgressTable:
+    """Numbers of runs done, running and failed, and an estimate of the time that is left."""
 
     def __init__(self, title: str, *, quiet: bool) -> None:
         self.title, self.quiet = title, quiet
@@ -27,16 +27,16 @@ class Board:
             self.live.start()
 
     def plan(self, total: int) -> None:
-        """How many runs there are in all, as far as it is known."""
+        """Sets the number of runs, as far as it is known."""
         self.total = total
         self._draw()
 
     def show(self, event: Event, run: Run) -> None:
-        """Takes in what happened."""
+        """Shows an event of a run."""
         label = describe(run)
         if isinstance(event, Started):
             self.running[event.id] = (label, 0.0, "")
-        elif isinstance(event, Progress):
+        elif isinstance(event, RunProgress):
             self.running[event.id] = (label, event.fraction, event.text)
         else:
             self.running.pop(event.id, None)
@@ -46,7 +46,7 @@ class Board:
         self._draw()
 
     def line(self) -> str:
-        """Where the study stands."""
+        """The first line of the table."""
         ended = self.done + self.failed
         parts = [f"{self.done} of {self.total} done", f"{len(self.running)} running", f"{self.failed} failed"]
         if ended and ended < self.total:
@@ -56,7 +56,7 @@ class Board:
         return f"{self.title}: {', '.join(parts)}"
 
     def close(self) -> None:
-        """The live table stays as it was last."""
+        """Ends the live table, which stays on the terminal."""
         if self.live is not None:
             self.live.stop()
 
@@ -88,13 +88,13 @@ class Board:
 
 
 def describe(run: Run) -> str:
-    """A run in words: its facets, learning rate and seed."""
+    """A run as text: its facets, learning rate and seed."""
     rate = [f"lr {run.lr:g}"] if hasattr(run, "lr") else []
     return ", ".join([*run.facets().values(), *rate, f"seed {run.seed}"])
 
 
 def outcome(row: dict[str, Any]) -> str:
-    """A result in a few words."""
+    """The result of a run as text."""
     tests = row.get("metrics", {}).get("tests", [])
     scores = ", ".join(f"{test['score']:.3f}" for test in tests)
     return f"score {scores}, {row['seconds']:.0f} s" if scores else "done"

@@ -1,18 +1,18 @@
-"""Drawings that several studies share, on a matplotlib figure that is given, and pictures of them as files."""
+"""Plots of several studies, drawn on a matplotlib figure, and figures as PNG."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; a model keeps its own in every picture
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d", "#b8a800")
+# Okabe and Ito's colors, distinct for color-blind readers; a model has the same in every picture
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d", "#b8a800")
 _GREY = "#6b7280"
 Points = Sequence[tuple[float, Sequence[float]]]
 
 
 def png(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
-    """What `draw` puts on a figure of this size in inches."""
+    """A figure of this size in inches, drawn by `draw`, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,15 +24,15 @@ def png(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
     return target.getvalue()
 
 
-def colour(index: int) -> str:
-    """The colour of a series."""
-    return _COLOURS[index % len(_COLOURS)]
+def color(index: int) -> str:
+    """The color of a series."""
+    return _COLORS[index % len(_COLORS)]
 
 
 def heat_map(figure: Any, values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str],
              *, label: str = "scaled accuracy, median of seeds", low: float = 0.0, high: float = 1.0,
              form: str = "{:.2f}") -> None:  # fmt: skip
-    """A table of numbers in shades, with the numbers in it; what is not there is hatched."""
+    """A heat map with its numbers; missing ones are grey."""
     import numpy as np
 
     axes = figure.add_subplot()
@@ -64,9 +64,9 @@ def strips(figure: Any, panels: Mapping[str, Mapping[str, Sequence[float]]], *, 
             axes.axvline(least, color=_GREY, linewidth=0.8, linestyle=(0, (4, 4)))
         for y, name in enumerate(names):
             seeds = panel.get(name, ())
-            axes.plot(seeds, [y] * len(seeds), "o", color=colour(y), alpha=0.55, markersize=5, markeredgewidth=0)
+            axes.plot(seeds, [y] * len(seeds), "o", color=color(y), alpha=0.55, markersize=5, markeredgewidth=0)
             if seeds:
-                axes.plot([median(seeds)] * 2, [y - 0.32, y + 0.32], color=colour(y), linewidth=2.5)
+                axes.plot([median(seeds)] * 2, [y - 0.32, y + 0.32], color=color(y), linewidth=2.5)
         axes.set_title(title.replace("_", " "), fontsize=9, loc="left")
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
@@ -83,9 +83,9 @@ def lines(axes: Any, series: Mapping[str, Points], *, x_label: str, y_label: str
     for index, (name, points) in enumerate(series.items(), first):
         found = [(x, values) for x, values in points if values]
         xs = [x for x, _ in found]
-        axes.plot(xs, [median(v) for _, v in found], "o-", color=colour(index), linewidth=1.8, markersize=4, label=name)
+        axes.plot(xs, [median(v) for _, v in found], "o-", color=color(index), linewidth=1.8, markersize=4, label=name)
         axes.fill_between(
-            xs, [min(v) for _, v in found], [max(v) for _, v in found], color=colour(index), alpha=0.13, linewidth=0
+            xs, [min(v) for _, v in found], [max(v) for _, v in found], color=color(index), alpha=0.13, linewidth=0
         )
     if log_x:
         axes.set_xscale("log", base=2)

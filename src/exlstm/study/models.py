@@ -1,10 +1,10 @@
 """The models that studies compare, at equal parameters.
 
-    contestants(width=64, heads=4)    {"xlstm[1:0]": ..., "xlstm[0:1]": ..., "xlstm[1:1]": ..., "lstm": ..., ...}
+    compared_models(width=64, heads=4)    {"xlstm[1:0]": ..., "xlstm[0:1]": ..., "xlstm[1:1]": ..., "lstm": ..., ...}
 
-Ours are stacks of the paper's blocks. A rival is any other entry of MIXERS: it joins every study by being there, each
-of its blocks followed by a gated MLP, as in Llama, unless a line here says more of it. The LSTM begins with the sLSTM's
-spread of forget biases: with 1.0 everywhere it counts, and learns parity of the lengths it was trained on only.
+xLSTMs are stacks of the paper's blocks. Every other entry of MIXERS is a model of its own in every study; each of its
+blocks is followed by a gated MLP, as in Llama, unless a line here says otherwise. The LSTM begins with the sLSTM's
+spread of forget biases: with 1.0 everywhere it counts, and learns parity at the lengths of training only.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,11 +28,11 @@ from exlstm.models.summary import parameters
 
 Stack = tuple[MixerConfig, ...]
 Settings = Mapping[str, Any]
-Maker = Callable[[int], LMConfig]
+Builder = Callable[[int], LMConfig]
 
-_CLOSE = 0.05  # how far parameter counts may be apart and still be called equal
+_CLOSE = 0.05  # relative difference of parameter counts that are called equal
 _LOW, _HIGH = 1 / 64, 64.0
-# what the sLSTM of the paper's formal languages has and its default has not (paper.md, appendix B.1.1 of the paper)
+# settings of the sLSTM for the paper's formal languages that are not its defaults (appendix B.1.1 of the paper)
 FORMAL: Mapping[str, Any] = {"conv_width": 0, "recurrent_init": "uniform"}
 
 
@@ -40,7 +40,7 @@ def xlstm(
     ratio: str, *, width: int, heads: int = 4, depth: int = 2, slstm: Settings | None = None,
     mlstm: Settings | None = None,
 ) -> LMConfig:  # fmt: skip
-    """xLSTM[a:b] with other settings of its cells than the default. The vocabulary is left to who knows the task."""
+    """xLSTM[a:b] with settings of its cells. The vocabulary is set by the task (`TokenProblem.build`)."""
     kinds: dict[str, MixerConfig] = {
         "m": MLSTMConfig(**{"heads": heads, **(mlstm or {})}),
         "s": SLSTMConfig(**{"heads": heads, **(slstm or {})}),
@@ -49,7 +49,7 @@ def xlstm(
 
 
 def stack(mixers: Stack, *, width: int) -> LMConfig:
-    """Blocks of these mixers; those that have no up-projection of their own get a gated MLP."""
+    """A model of these mixers; blocks without an up-projection of their own get a gated MLP."""
     return LMConfig(vocab_size=2, width=width, blocks=tuple(_block(mixer, width) for mixer in mixers))
 
 
@@ -60,11 +60,11 @@ def _block(mixer: MixerConfig, width: int) -> BlockConfig:
     return BlockConfig(mixer=mixer, mlp=paper_mlp(width) if ours else swiglu(width))
 
 
-def makers(
+def builders(
     *, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None,
     attention: Settings | None = None,
-) -> dict[str, Maker]:  # fmt: skip
-    """Every model of a comparison by its name in tables, as a function of its width.
+) -> dict[str, Builder]:  # fmt: skip
+    """Builders of all compared models, by the name in tables: functions from a width to an architecture.
 
     slstm, mlstm, attention: settings of these blocks, such as FORMAL; they may have other heads than the rest.
     """
@@ -85,21 +85,21 @@ def makers(
     }
 
 
-def _by_width(make: Callable[..., LMConfig]) -> Maker:
+def _by_width(make: Callable[..., LMConfig]) -> Builder:
     return lambda width: make(width=width)
 
 
-def contestants(*, width: int, target: int | None = None, **settings: Any) -> dict[str, LMConfig]:
-    """Every model of `makers(**settings)` at this width, with equal parameters.
+def compared_models(*, width: int, target: int | None = None, **settings: Any) -> dict[str, LMConfig]:
+    """The models of `builders(**settings)` at this width, with equal parameters.
 
-    target: parameters of each, without embedding and head; None for those of the largest as it is.
+    target: parameters of each, without embedding and head; None is those of the largest.
     """
-    found = {name: make(width) for name, make in makers(**settings).items()}
+    found = {name: make(width) for name, make in builders(**settings).items()}
     target = max(body_parameters(config) for config in found.values()) if target is None else target
     return {name: with_parameters(config, target) for name, config in found.items()}
 
 
-def with_state_bytes(make: Maker, target: int, length: int, *, step: int = 4) -> LMConfig:
+def with_state_bytes(make: Builder, target: int, length: int, *, step: int = 4) -> LMConfig:
     """The model at the width, a multiple of `step`, whose state after `length` tokens is nearest to `target` bytes."""
     low = step
     while _state_bytes(make(low + step), length) <= target:
@@ -113,21 +113,21 @@ def _state_bytes(config: LMConfig, length: int) -> int:
         return LM(config).state_bytes(length)
 
 
-@lru_cache(maxsize=4096)  # studies ask for the same models task by task, and a model takes milliseconds to build
+@lru_cache(maxsize=4096)  # studies ask for the same models task by task, and building one takes milliseconds
 def body_parameters(config: LMConfig) -> int:
-    """Parameters of a model without its embedding and head: what a task's vocabulary does not change."""
+    """Number of parameters without embedding and head, so that it does not depend on the vocabulary."""
     with torch.device("meta"):
         model = LM(config)
     return parameters(model) - parameters(model.embed) - (0 if config.tie_embeddings else parameters(model.head))
 
 
 def with_parameters(config: LMConfig, target: int) -> LMConfig:
-    """The model made as large as `target` (see `body_parameters`) by its MLPs and up-projections, all by one factor.
+    """The model with MLPs and up-projections scaled by one factor, so that `body_parameters` is `target`.
 
-    ValueError where that cannot be done within 5 %.
+    ValueError if that cannot be reached within 5 %.
     """
     low, high = _LOW, _HIGH
-    for _ in range(20):  # to a millionth of a factor
+    for _ in range(20):  # bisection, to a millionth of a factor
         middle = (low * high) ** 0.5
         low, high = (middle, high) if body_parameters(_scaled(config, middle)) < target else (low, middle)
     best = min((_scaled(config, factor) for factor in (low, high)), key=lambda c: abs(body_parameters(c) - target))
@@ -147,7 +147,7 @@ def _scaled(config: LMConfig, factor: float) -> LMConfig:
             hidden = max(1, round(factor * block.mlp.hidden))
             blocks.append(replace(block, mlp=MLPConfig(hidden=hidden, activation=block.mlp.activation)))
         elif isinstance(block.mixer, MLSTMConfig):
-            # the inner width in whole heads and blocks of q, k and v
+            # the inner width is a multiple of heads and of blocks of q, k and v
             unit = lcm(block.mixer.heads, block.mixer.qkv_block)
             up = max(1, round(factor * block.mixer.up_factor * config.width / unit)) * unit / config.width
             blocks.append(replace(block, mixer=replace(block.mixer, up_factor=up, up_multiple=unit)))

@@ -3,8 +3,8 @@
     with closing(run_local(jobs, workers=4)) as events:
         for event in events: ...
 
-What a job calls is a module-level function `call(argument, report) -> row`. It may call `report(fraction, text)` as
-often as it likes, and reads from `report.device` where it should run. The row is a plain dict that can be pickled.
+A job calls a module-level function `call(argument, report) -> row`. It runs on `report.device`, and may call
+`report(fraction, text)` as often as it likes. The row is a dict that can be pickled.
 """
 
 import multiprocessing
@@ -25,11 +25,15 @@ TRACEBACK_LINES = 10
 SECONDS_BETWEEN_REPORTS = 0.25
 
 
-class Report:
-    """Tells how far a run is, at most four times a second: what comes in between is dropped."""
+class ProgressReporter:
+    """Sends the progress of a run, at most four times a second; calls in between are dropped."""
 
     def __init__(
-        self, name: str, device: str, send: "Callable[[Progress], object]", clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        device: str,
+        send: "Callable[[RunProgress], object]",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.device = device
         self._name, self._send, self._clock = name, send, clock
@@ -39,14 +43,14 @@ class Report:
         now = self._clock()
         if now >= self._next:
             self._next = now + SECONDS_BETWEEN_REPORTS
-            self._send(Progress(self._name, fraction, text))
+            self._send(RunProgress(self._name, fraction, text))
 
 
-class Job(NamedTuple):
-    """A run to be: `call` and `argument` are pickled, and `id` names it in every event."""
+class PoolJob(NamedTuple):
+    """A run to execute. id: its name in events. call, argument: pickled for the worker."""
 
     id: str
-    call: Callable[[Any, Report], dict[str, Any]]
+    call: Callable[[Any, ProgressReporter], dict[str, Any]]
     argument: Any
 
 
@@ -54,7 +58,7 @@ class Started(NamedTuple):
     id: str
 
 
-class Progress(NamedTuple):
+class RunProgress(NamedTuple):
     id: str
     fraction: float
     text: str
@@ -66,29 +70,28 @@ class Finished(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """`error`: the last lines of the traceback, or how the process ended."""
+    """The end of a run that failed. error: the last lines of the traceback, or how the process ended."""
 
     id: str
     error: str
 
 
-Event = Started | Progress | Finished | Failed
+Event = Started | RunProgress | Finished | Failed
 
 
 def run_local(
-    jobs: Iterable[Job | None], *, workers: int, threads: int | None = None, devices: Sequence[str] = ("cpu",)
+    jobs: Iterable[PoolJob | None], *, workers: int, threads: int | None = None, devices: Sequence[str] = ("cpu",)
 ) -> Generator[Event, None, None]:
-    """Runs the jobs in processes that live on from job to job, and gives events as they come.
+    """Runs the jobs in worker processes, which are used again from job to job, and yields events as they come.
 
-    A job is taken from `jobs` only when a worker is free for it, after all events so far were given; None means that
-    there is none at the moment, and it is asked for again after the next event. Each job has one `Started` and then one
-    `Finished` or `Failed`; a failure, be it an exception or the end of the process, costs that run only. Closing the
-    generator ends all workers at once; they also end when this process does.
+    A job is taken from `jobs` only when a worker is free for it, after all events so far were yielded. None means that
+    there is no job at the moment; the next is taken after the next event. Each job has one `Started` and then one
+    `Finished` or `Failed`; an exception, or the end of the process, fails that run only. Closing the generator ends all
+    workers at once; they also end with this process.
 
-    Args:
-        workers: processes at a time; one is started when there is a job for it.
-        threads: of torch in each worker; None shares out what torch would use here.
-        devices: worker k is told `devices[k % len(devices)]` as `report.device`.
+    workers: processes at a time; one is started when there is a job for it.
+    threads: of torch in each worker; None divides the threads of torch in this process.
+    devices: worker k has `devices[k % len(devices)]` as `report.device`.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}; there has to be at least one.")
@@ -100,16 +103,16 @@ def run_local(
     return _run([_Worker(devices[k % len(devices)], each) for k in range(workers)], iter(jobs))
 
 
-def pack(job: Job) -> bytes:
+def pack(job: PoolJob) -> bytes:
     return pickle.dumps((job.call, job.argument))
 
 
-def attempt(name: str, packed: bytes, report: Report) -> Finished | Failed:
-    """Runs what was packed; whatever it raises, `sys.exit` too, is the run's and not the worker's."""
+def attempt(name: str, packed: bytes, report: ProgressReporter) -> Finished | Failed:
+    """Runs a packed job. Any exception, also SystemExit, is a `Failed` of the run and does not end the worker."""
     try:
         call, argument = pickle.loads(packed)
         row = call(argument, report)
-        pickle.dumps(row)  # a row that cannot travel is this run's failure
+        pickle.dumps(row)  # raises for a row that cannot be sent
         return Finished(name, row)
     except BaseException:
         return Failed(name, last_lines(traceback.format_exc()))
@@ -119,50 +122,45 @@ def last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-TRACEBACK_LINES:])
 
 
-def _run(team: "list[_Worker]", jobs: Iterator[Job | None]) -> Generator[Event, None, None]:
-    more = True
+def _run(slots: "list[_Worker]", jobs: Iterator[PoolJob | None]) -> Generator[Event, None, None]:
     try:
         while True:
-            for worker in team:
-                if more and worker.job is None:
-                    try:
-                        job = next(jobs)
-                    except StopIteration:
-                        more = False
-                        break
+            for worker in slots:
+                if worker.job is None:
+                    job = next(jobs, None)
                     if job is None:
                         break
                     worker.give(job)
                     yield Started(job.id)
-            busy = [worker for worker in team if worker.job is not None]
+            busy = [worker for worker in slots if worker.job is not None]
             if not busy:
                 return
-            # a second at most: a process that the worker started may hold the pipe open when the worker is gone
+            # with a timeout: a child of a dead worker may hold the pipe open
             wait([worker.connection for worker in busy], timeout=1.0)
             for worker in busy:
                 yield from worker.events()
     finally:
-        # a run leaves nothing behind but its row, so there is nothing to wait for
-        for worker in team:
+        # killed at once: a run leaves nothing behind but its row
+        for worker in slots:
             worker.end()
 
 
 class _Worker:
-    """A place in the team: a process, once there was a job for it, and another when that one has died."""
+    """A slot for a worker process, which is started with the first job, and again if it has died."""
 
     def __init__(self, device: str, threads: int) -> None:
         self.device, self.threads = device, threads
-        self.job: Job | None = None
+        self.job: PoolJob | None = None
         self.process: multiprocessing.process.BaseProcess | None = None
         self.connection: Connection
 
-    def give(self, job: Job) -> None:
+    def give(self, job: PoolJob) -> None:
         message = job.id, pack(job)
         try:
             if self.process is None or not self.process.is_alive():
                 self.start()
             self.connection.send(message)
-        except OSError:  # it died while it was idle, or just now
+        except OSError:  # it died in the meantime
             self.start()
             self.connection.send(message)
         self.job = job
@@ -172,16 +170,16 @@ class _Worker:
         # spawn: torch's threads and CUDA do not survive a fork
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        # daemon: where nobody closes the generator, Python's own ending must not wait for the worker
+        # daemon: if the generator is not closed, Python's exit must not wait for the worker
         self.process = context.Process(target=_serve, args=(theirs, self.device, self.threads), daemon=True)
         with _no_interrupt(), theirs:
             self.process.start()
 
     def events(self) -> Iterator[Event]:
-        """What the worker said since the last time, and if it is dead, its last event."""
+        """Events since the last call; if the process is dead, a `Failed` at the end."""
         assert self.job is not None
         assert self.process is not None
-        dead = not self.process.is_alive()  # before reading: what it said while it lived is then all there
+        dead = not self.process.is_alive()  # before reading, so that all that it sent is read
         try:
             while self.job is not None and self.connection.poll():
                 event: Event = self.connection.recv()
@@ -189,14 +187,14 @@ class _Worker:
         except (EOFError, OSError):
             dead = True
         if dead and self.job is not None:
-            self.process.join(5.0)  # the pipe is closed a moment before there is an exit code
+            self.process.join(5.0)  # the pipe closes a moment before there is an exit code
             yield from self._pass_on(Failed(self.job.id, _ending(self.process.exitcode)))
 
     def _pass_on(self, event: Event) -> Iterator[Event]:
         if isinstance(event, Finished | Failed):
             self.job = None
         if isinstance(event, Failed) and self.device != "cpu":
-            self.end()  # an error of CUDA stays in its process, and would fail every run after this one
+            self.end()  # an error of CUDA persists in its process, and would fail every later run
         yield event
 
     def end(self) -> None:
@@ -209,7 +207,7 @@ class _Worker:
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """A process started in here does not know Ctrl-C, from its first moment on: it is the parent that decides."""
+    """SIGINT is blocked in a process that is started inside, from its first moment on: the parent handles it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -234,18 +232,18 @@ def _ending(code: int | None) -> str:
 
 
 def _serve(connection: Connection, device: str, threads: int) -> None:
-    """A worker's life: one job after another, until nobody is there to send one."""
+    """The main function of a worker: runs jobs until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
             name, packed = connection.recv()
-            torch.set_num_threads(threads)  # anew, for a run may have changed it
-            connection.send(attempt(name, packed, Report(name, device, connection.send)))
+            torch.set_num_threads(threads)  # the last run may have changed it
+            connection.send(attempt(name, packed, ProgressReporter(name, device, connection.send)))
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed closed nothing itself, and a run may not look at its pipe for hours."""
+    """Ends this process when its parent ends: a killed parent closes no pipe, and a run may not read it for hours."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,9 +1,9 @@
-"""What a model of the study learns, and how it is scored: tasks of tokens, and the paper's search in real numbers.
+"""Problems of the studies, with losses and scores: tasks of tokens, and the paper's search in real numbers.
 
-A score is 0 for who knows nothing and 1 for who is always right: the paper's scaled accuracy, or for real numbers the
-share of the variance that is explained.
+A score is 0 for guessing and 1 for no errors: the paper's scaled accuracy or, for real numbers, the share of the
+variance that is explained.
 
-B batch  T time  D width of the input or of the model  M steps that are asked for, of all rows
+B batch  T time  D width of the input or of the model  M steps with a target, of all rows
 """
 
 import math
@@ -24,18 +24,18 @@ from exlstm.nn import init
 from exlstm.nn.linear import Linear
 from exlstm.train.loss import linear_cross_entropy
 
-REAL = "nearest_neighbours"  # the one lesson in real numbers
-_ROWS = 64  # of a batch in scoring
-_SIGMA = 3.0  # standard errors above guessing that are more than luck
-_EXPLAINED = 0.02  # of the variance: less is no better than the mean
+REAL = "nearest_neighbours"  # the only lesson in real numbers
+_ROWS = 64  # rows of a batch in scoring
+_SIGMA = 3.0  # standard errors above guessing that count as learned
+_EXPLAINED = 0.02  # share of the variance; less is at chance
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """A task, the lengths of its rows in training, and the ranges of lengths that are tested (the first validates).
+    """A task, the lengths of its rows in training, and the ranges of lengths in tests (validation has the first).
 
-    task: a name in TASKS, or "nearest_neighbours", the paper's search in real numbers. dense: the answers to all
-    prefixes are asked for in training, not only the last. Tests ask for what the paper asks.
+    task: a name in TASKS, or "nearest_neighbours", the paper's search in real numbers. dense: training has the answers
+    to all prefixes as targets, not only the last one. Targets of tests are the paper's.
     """
 
     task: str
@@ -58,17 +58,17 @@ class Problem(Protocol):
     lessons: tuple[Lesson, ...]
 
     def build(self, architecture: LMConfig) -> "Model":
-        """The model, with weights of torch's random numbers."""
+        """The model, initialized from torch's random generator."""
 
     def loss(self, model: "Model", step: int, *, seed: int, rows: int, device: torch.device) -> tuple[Tensor, int]:
-        """The mean loss of the batch of a training step, and the tokens that were read."""
+        """The mean loss of the batch of a training step, and its number of tokens."""
 
     def score(self, model: "Model", lesson: int, part: int, split: Split, rows: int) -> dict[str, Any]:
-        """How well a model in evaluation mode does on the first rows of a split, in one range of lengths."""
+        """Scores of a model in evaluation mode on the first rows of a split, in one range of lengths."""
 
 
 def problem_of(lessons: tuple[Lesson, ...]) -> Problem:
-    """The problem that these lessons make. ValueError where they cannot be learned together."""
+    """The problem of these lessons. ValueError if they cannot be learned together."""
     if any(lesson.task == REAL for lesson in lessons):
         if len(lessons) != 1:
             raise ValueError(f"{REAL} is in real numbers and cannot be learned beside another task; give it alone.")
@@ -77,15 +77,15 @@ def problem_of(lessons: tuple[Lesson, ...]) -> Problem:
 
 
 def ranges(lesson: Lesson) -> Iterator[tuple[int, int, int]]:
-    """(number, low, high) of every range that a lesson is tested on."""
+    """(number, low, high) of every range of lengths in a lesson's tests."""
     for part, (low, high) in enumerate(lesson.test):
         yield part, low, high
 
 
 class TokenProblem:
-    """One or several tasks of tokens; in a batch all rows are of one task, and tasks take turns.
+    """One or several tasks of tokens. A batch is of one task, and tasks take turns.
 
-    Several tasks share padding, token 0, and nothing else: each has tokens of its own.
+    Tasks share the token 0, which is padding; all other tokens are of one task.
     """
 
     def __init__(self, lessons: tuple[Lesson, ...]) -> None:
@@ -103,7 +103,7 @@ class TokenProblem:
 
     def batch(self, lesson: int, split: Split, low: int, high: int, *, seed: int, first: int, rows: int, dense: bool
               ) -> Batch:  # fmt: skip
-        """Rows of a lesson, in tokens of the whole vocabulary."""
+        """Rows of a lesson, in tokens of the joint vocabulary."""
         batch = task_batch(
             self.tasks[lesson],
             seed=seed,
@@ -121,7 +121,7 @@ class TokenProblem:
         return batch._replace(inputs_BT=moved[0], targets_BT=moved[1])
 
     def loss(self, model: "Model", step: int, *, seed: int, rows: int, device: torch.device) -> tuple[Tensor, int]:
-        """Cross entropy per answer. Rows start from nothing, padding comes last: neither resets nor lengths matter."""
+        """Cross entropy per target. Rows begin without a state and end in padding: no resets, no lengths."""
         assert isinstance(model, LM)
         turn, lesson = divmod(step, len(self.lessons))
         low, high = self.lessons[lesson].train
@@ -135,7 +135,7 @@ class TokenProblem:
         return total / max(len(targets_M), 1), batch.inputs_BT.numel()
 
     def score(self, model: "Model", lesson: int, part: int, split: Split, rows: int) -> dict[str, Any]:
-        """Accuracy of answers and of whole rows, also by length, beside what guessing reaches."""
+        """Accuracy of answers and of whole rows, also by length, beside that of guessing."""
         assert isinstance(model, LM)
         task, (low, high) = self.tasks[lesson], self.lessons[lesson].test[part]
         found = []
@@ -150,7 +150,7 @@ class TokenProblem:
         return {"task": task.name, "low": low, "high": high, **_token_scores(buckets, task.chance, guess)}
 
     def answers(self, model: LM, batch: Batch) -> Tensor:
-        """The likeliest token where one is asked for, [B, T], on the CPU."""
+        """The most likely token at every target, [B, T], on the CPU."""
         targets_BT, device = batch.targets_BT, model.head.weight.device
         x_BTD, _ = model.hidden(batch.inputs_BT.to(device))
         asked_BT = targets_BT != IGNORE
@@ -225,7 +225,7 @@ class RealProblem:
         return error_BT[batch.asked_BT.to(device)].square().mean(), batch.asked_BT.numel()
 
     def score(self, model: "Model", lesson: int, part: int, split: Split, rows: int) -> dict[str, Any]:
-        """The squared error, and the share of the variance of the targets that it leaves out."""
+        """The squared error, and the share of the variance of the targets that is explained."""
         low, high = self.lessons[lesson].test[part]
         device = next(model.parameters()).device
         errors, targets = [], []

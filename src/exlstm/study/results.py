@@ -3,7 +3,7 @@
     {"format": 1, "study": ..., "size": ..., "id": ..., "facets": {...}, "seed": ..., "config": {...},
      "status": "done" | "failed", "error": ..., "commit": ..., "machine": {...}, "versions": {...}, ...}
 
-and what the run gave: for a `Training` its parameters, state bytes, FLOPs, seconds, metrics, and metrics over time. A
+and the result of `execute`: for a `Training` parameters, state bytes, FLOPs, seconds, metrics, and metrics over time. A
 run that ended twice has two lines; the later one counts.
 """
 
@@ -12,33 +12,31 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from exlstm.nn.fields import json_value
-from exlstm.study.contract import Run, Size, Study, run_id, to_json
-from exlstm.train.files import reporting_failure, sync
-from exlstm.train.summary import commit, machine
+from exlstm.runtime.files import reporting_failure, sync
+from exlstm.runtime.machine import commit, machine
+from exlstm.study.contract import Row, Run, Size, Study, run_id, to_json
 
 FORMAT = 1
-Row = dict[str, Any]
 _VERSIONS = ("exlstm", "torch", "numpy", "numba", "triton")
 
 
 def result_path(folder: Path, study: str, size: Size) -> Path:
-    """Where the results of a study of this folder are."""
+    """The file of results of a study in this folder."""
     return folder / "results" / study / f"{size}.jsonl"
 
 
 class ResultFile:
-    """A file of results, read and added to line by line."""
+    """A file of results, to which lines are only added."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> dict[str, Row]:
-        """The newest row of every run, by id. A last line that a kill has cut off is not there.
+        """The newest row of every run, by id, without a last line that was cut off.
 
-        ValueError for a file that is of another format, or damaged elsewhere.
+        ValueError for a file of another format, or that is damaged elsewhere.
         """
         if not self.path.exists():
             return {}
@@ -57,7 +55,7 @@ class ResultFile:
         return self.path.read_bytes().split(b"\n")[:-1]
 
     def start(self, *, resume: bool, overwrite: bool) -> dict[str, Row]:
-        """The rows that a run of the study begins with. ValueError where there are some and nobody said what to do."""
+        """The rows to begin with. ValueError if there are some, and neither resume nor overwrite was asked for."""
         if resume and overwrite:
             raise ValueError("--resume keeps the results, --overwrite deletes them; give one of them.")
         hint = "free some space or change the permissions"
@@ -73,11 +71,11 @@ class ResultFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
                 whole = sum(len(line) + 1 for line in self._whole_lines())
-                os.truncate(self.path, whole)  # a line that was cut off would spoil the next
+                os.truncate(self.path, whole)  # a line that was cut off would damage the next
         return rows
 
     def add(self, row: Row) -> None:
-        """One more line, on the disk itself when this returns."""
+        """Adds a line, which is on the disk itself when this returns."""
         with (
             reporting_failure(self.path, "free some space, then go on with --resume"),
             self.path.open("a", encoding="utf-8") as file,
@@ -88,7 +86,7 @@ class ResultFile:
 
 
 def provenance() -> Row:
-    """Commit, machine and versions, as every row has them. Ask once: a long study may outlive the checkout's state."""
+    """Commit, machine and versions for every row. Read once, as the checkout may change during a long study."""
     found = machine()
     versions = {"python": platform.python_version()}
     for name in _VERSIONS:
@@ -101,7 +99,7 @@ def provenance() -> Row:
 
 
 def result_row(study: Study, size: Size, run: Run, outcome: Row, origin: Row) -> Row:
-    """The line of a run: what it was, where it ran, and what came out (status, error or numbers)."""
+    """The row of a run. outcome: status, error or numbers. origin: of `provenance`."""
     return {
         "format": FORMAT,
         "study": study.name,

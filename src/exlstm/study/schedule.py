@@ -1,26 +1,23 @@
-"""In which order a study's runs come: learning rates first, a setting's seeds as soon as its rate is chosen."""
+"""The order of a study's runs: learning rates first, a setting's seeds as soon as its rate is chosen."""
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from exlstm.study.cells import chosen, reported
-from exlstm.study.contract import Run, run_id, settings
-
-Row = dict[str, Any]
+from exlstm.study.aggregate import chosen, reported
+from exlstm.study.contract import Row, Run, run_id, settings
 
 
 class Schedule:
-    """What is left of an order, given the rows that there are, which the caller adds to and tells of with `ended`.
+    """The queue of runs that are not done. The caller adds a row to `rows` and then calls `ended`.
 
-    Done runs are left out, failed ones come once more. First rates and first seeds of all settings come first.
+    Failed runs come once more. First rates and first seeds of all settings come first.
     """
 
     def __init__(self, planned: Sequence[Run], rows: Mapping[str, Row], seeds: int) -> None:
         self.rows, self.seeds = rows, seeds
         self.groups = list(settings(planned))
-        self.runs: dict[str, Run] = {}  # all that were ready at some time
-        self.waiting: dict[int, set[str]] = {}  # settings whose rate is not chosen, with the runs that are to end first
+        self.runs: dict[str, Run] = {}  # all runs that were ready at some time
+        self.waiting: dict[int, set[str]] = {}  # settings whose rate is not chosen, with the runs that it waits for
         self._setting: dict[str, int] = {}
         self._ready: list[tuple[int, int, str]] = []
         for number, group in enumerate(self.groups):
@@ -32,16 +29,16 @@ class Schedule:
 
     @property
     def total(self) -> int:
-        """How many runs there are in this order, as far as it is known."""
+        """Number of runs in this queue, as far as it is known."""
         return len(self.runs) + self.seeds * len(self.waiting)
 
     def __iter__(self) -> Iterator[str | None]:
-        """Ids of runs as they are asked for; None: there may be more when a run has ended that is under way."""
+        """Ids of runs in order. None: there is none until one of the running runs has ended."""
         while self._ready or self.waiting:
             yield heapq.heappop(self._ready)[2] if self._ready else None
 
     def ended(self, name: str) -> None:
-        """The row of a run is there."""
+        """Takes note that the row of a run is there, which may choose a rate."""
         number = self._setting[name]
         if number in self.waiting:
             self.waiting[number].discard(name)
@@ -49,7 +46,7 @@ class Schedule:
                 self._choose(number)
 
     def wanted(self) -> list[Run]:
-        """All runs that belong to the order, done or not, as far as it is known."""
+        """All runs of the settings, done or not, as far as they are known."""
         found: list[Run] = []
         for group in self.groups:
             run = chosen(group, self.rows)
@@ -66,7 +63,7 @@ class Schedule:
                 self._add(layer, number, seed)
 
     def _add(self, layer: int, number: int, run: Run) -> str | None:
-        """Its id, if it is not done."""
+        """Adds a run that is not done; returns its id, None for a done one."""
         name = run_id(run)
         row = self.rows.get(name)
         if row is not None and row["status"] == "done":

@@ -1,4 +1,4 @@
-"""One run of most studies: a model is trained on lessons and tested."""
+"""`Training`: the run of most studies, in which a model learns lessons and is tested."""
 
 import math
 import time
@@ -12,27 +12,27 @@ from torch.nn.utils import clip_grad_norm_
 from exlstm.models.lm import LMConfig
 from exlstm.models.summary import flops_per_token, parameters
 from exlstm.nn.recurrence import graph_penalty, num_recurrent_weights
-from exlstm.study.pool import Report
+from exlstm.runtime.machine import autocast
+from exlstm.study.pool import ProgressReporter
 from exlstm.study.problems import Lesson, Model, Problem, problem_of, ranges
 from exlstm.train.config import TrainConfig
-from exlstm.train.evaluate import autocast
-from exlstm.train.optimiser import adamw
+from exlstm.train.optimizer import adamw
 from exlstm.train.schedule import due, learning_rate
 
-# settings of the size "quick": enough to see that all of a study works, and no more
+# settings of the size "quick": just enough to see that all of a study works
 QUICK: Mapping[str, int] = {"steps": 5, "batch": 8, "validations": 1, "validation_rows": 16, "test_rows": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A model, what it learns and how: everything that the result depends on.
+    """A model, its lessons and the settings of training: everything that the result depends on.
 
-    model       its name in tables; two architectures of one name must differ in `varied`
-    varied      (what, value) pairs that the study compares beside models, for its tables
-    seed        of the initial weights, of noise in training, and of the order of the training rows
-    enough      stop early at this validation score, seen twice in a row; None: never
-    graph_cost  price of an open connection of a learned graph, added to the loss (see `nn.recurrence`)
-    Tests and validations are the same rows in every run. The optimiser is AdamW with warm-up and a cosine.
+    Tests and validations are the same rows in every run. The optimizer is AdamW with warm-up and a cosine.
+    model: its name in tables; two architectures of one name must differ in `varied`.
+    varied: (what, value) pairs that the study compares beside models, for its tables.
+    seed: of the initial weights, of noise in training, and of the order of the training rows.
+    enough: stop early at this validation score, reached twice in a row; None: never.
+    graph_cost: price of an open connection of a learned graph, added to the loss (see `nn.recurrence`).
     """
 
     model: str
@@ -62,15 +62,15 @@ class Training:
                 raise ValueError(f"{name} is {getattr(self, name)} in a run of {self.model}; use at least 1.")
 
     def facets(self) -> dict[str, str]:
-        """What tables and `--only` know a run by; runs that share these differ in learning rate and seed only."""
+        """Names and values for tables and `--only`; runs that share them differ in learning rate and seed only."""
         return {"model": self.model, "task": "+".join(lesson.task for lesson in self.lessons), **dict(self.varied)}
 
-    def execute(self, report: Report) -> dict[str, Any]:
-        """Trains and tests. ValueError for a loss that is no number any more."""
+    def execute(self, report: ProgressReporter) -> dict[str, Any]:
+        """Trains and tests. ValueError for a loss that is not finite."""
         problem, place = problem_of(self.lessons), torch.device(report.device)
         torch.manual_seed(self.seed)
         model = problem.build(self.architecture).to(place)
-        course = _Course(self, problem, model, place)
+        course = TrainingLoop(self, problem, model, place)
         began = time.perf_counter()
         course.run(report)
         seconds = time.perf_counter() - began
@@ -94,8 +94,8 @@ class Training:
         }
 
 
-class _Course:
-    """The loop over steps, and what it has seen."""
+class TrainingLoop:
+    """The loop over steps, with its loss, validation score and curve so far."""
 
     def __init__(self, run: Training, problem: Problem, model: Model, device: torch.device) -> None:
         self.run_, self.problem, self.model, self.device = run, problem, model, device
@@ -108,8 +108,8 @@ class _Course:
         self.loss = self.validation = math.nan
         self.curve: list[dict[str, float]] = []
 
-    def run(self, report: Report) -> None:
-        """All steps, or those until it is enough."""
+    def run(self, report: ProgressReporter) -> None:
+        """Takes all steps, or those until the score `enough`."""
         run, recent = self.run_, []
         for step in range(run.steps):
             recent.append(self.take_step(step))
@@ -118,7 +118,7 @@ class _Course:
                 continue
             self.loss = float(torch.stack(recent).mean())
             recent.clear()
-            # the last step may have been the one too much, of which the loss does not know yet
+            # weights too: the last step may have spoiled them after its loss was computed
             for what, value in (("loss", self.loss), ("sum of weights", self.weights())):
                 if not math.isfinite(value):
                     raise ValueError(f"the {what} is {value} at step {self.step}; lower the learning rate {run.lr:g}.")
@@ -130,7 +130,7 @@ class _Course:
                 break
 
     def take_step(self, step: int) -> torch.Tensor:
-        """One step of the optimiser; the loss without the price of a graph."""
+        """One optimizer step; returns the loss without the price of a graph."""
         run = self.run_
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, step / run.steps)
@@ -144,7 +144,7 @@ class _Course:
         return loss.detach()
 
     def weights(self) -> float:
-        """Their sum, which is no number where one of them is none."""
+        """The sum of all weights, which is not finite if one of them is not."""
         return float(torch.stack([weight.detach().sum() for weight in self.model.parameters()]).sum())
 
     def validate(self) -> float:

@@ -1,1 +1,1 @@
-"""Floor 4b: from settings to a trained model in a run folder."""
+"""Floor 5b: training, from settings to a model in the folder of a run (`run_folder`)."""

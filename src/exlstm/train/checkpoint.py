@@ -27,7 +27,7 @@ from exlstm.mixers.state import leaves, map_state
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.saving import save
 from exlstm.models.lm import LM
-from exlstm.train.files import reporting_failure, sync
+from exlstm.runtime.files import beside, reporting_failure
 from exlstm.train.run_folder import RunFolder
 
 State = Any  # a tuple with the state of every block, or None
@@ -37,7 +37,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run stands. Everything else that a step depends on follows from it, the weights and the generators."""
+    """The step and time of a checkpoint. With weights and random generators it decides all that the next step does."""
 
     step: int = 0
     seconds: float = 0.0
@@ -47,7 +47,7 @@ class Position:
 def save_checkpoint(
     run: RunFolder, model: LM, optimizer: Optimizer, state: State, position: Position, *, tokens: int, batches: int
 ) -> None:
-    """Writes the checkpoint of `position`, unless it exists. tokens, batches: how many were used so far.
+    """Writes the checkpoint of `position`, unless it exists. tokens, batches: used so far.
 
     Raises ValueError, with the older checkpoints as they were, if the weights are not finite or the disk is full.
     """
@@ -69,38 +69,27 @@ def save_checkpoint(
         "data_position": batches,
         "random": _random_state(),
     }
-    temporary = run.checkpoints / f".{folder.name}.tmp"
-    with reporting_failure(folder, "the older checkpoints are intact: free some space and continue with --resume"):
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save(model, temporary)
-            save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-            if state is not None:
-                tensors = {f"{index:05d}": leaf.contiguous() for index, leaf in enumerate(leaves(state))}
-                save_file(tensors, temporary / "state.safetensors")
-            (temporary / "trainer.json").write_text(json.dumps(trainer))
-            for file in temporary.iterdir():
-                sync(file)
-            sync(temporary)
-            os.replace(temporary, folder)
-            sync(run.checkpoints)
-        except (OSError, SafetensorError):
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    hint = "the older checkpoints are intact: free some space and continue with --resume"
+    with reporting_failure(folder, hint, (OSError, SafetensorError)), beside(folder) as new:
+        save(model, new)
+        save_file(_optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
+        if state is not None:
+            tensors = {f"{index:05d}": leaf.contiguous() for index, leaf in enumerate(leaves(state))}
+            save_file(tensors, new / "state.safetensors")
+        (new / "trainer.json").write_text(json.dumps(trainer))
 
 
 def tidy(run: RunFolder, keep: int) -> None:
-    """Keeps the newest `keep` checkpoints and the best one, points checkpoints/best at it, and removes leftovers."""
+    """Removes all but the newest `keep` checkpoints and the best one, which the link checkpoints/best then names."""
     best = run.step_of("best")
     with reporting_failure(run.checkpoints, "free some space or change the permissions, and continue with --resume"):
         for step in run.steps()[:-keep]:
             if step != best:
-                # renamed first: a kill in the middle of the deletion leaves no half of a checkpoint behind
+                # renamed first: a kill in the middle of the deletion leaves no half of a checkpoint
                 os.replace(run.checkpoint_at(step), run.checkpoints / f".old-{step}")
         for leftover in run.checkpoints.glob(".*"):
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
-    # a convenience for people: `step_of("best")` reads the scores themselves, as some systems allow no links
+    # for the eye only: `step_of("best")` reads the scores, as some systems allow no links
     with suppress(OSError):
         link = run.checkpoints / ".best"
         link.symlink_to(run.checkpoint_at(best).name, target_is_directory=True)
@@ -108,9 +97,9 @@ def tidy(run: RunFolder, keep: int) -> None:
 
 
 def load_checkpoint(run: RunFolder, model: LM, optimizer: Optimizer, *, carry_state: bool) -> tuple[Position, State]:
-    """Puts the last checkpoint of the run into model, optimiser and random generators; returns where it stood.
+    """Loads the last checkpoint of the run into model, optimizer and random generators; returns its position and state.
 
-    Raises ValueError if it is truncated or of another model; then nothing of the run has changed.
+    Raises ValueError if it is truncated or of another model. Files of the run are not changed.
     """
     step = run.step_of("last")
     folder = run.checkpoint_at(step)

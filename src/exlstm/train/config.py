@@ -1,4 +1,4 @@
-"""Everything a training run depends on, as one value: the flags of `exlstm train`, and "train" in config.json."""
+"""Settings of a training run, as one value: the flags of `exlstm train`, and "train" in config.json."""
 
 import math
 import os
@@ -26,7 +26,7 @@ class More(float):
 
 
 def keeps_given(cls: Config) -> Config:
-    """A dataclass whose values know which of their fields were given, in `_given`; equality and JSON do not see it."""
+    """A class decorator: values have the names of the fields they were given in `_given`, outside equality and JSON."""
     plain = cls.__init__  # type: ignore[misc]
 
     @wraps(plain)
@@ -77,7 +77,7 @@ class TrainConfig:
     warmup: float = 0.02  # fraction of the budget in which the learning rate rises
     cooldown: float = 0.2  # fraction of the budget in which it falls, for wsd
     final_lr: float = 0.1  # learning rate at the end, as a fraction of the highest
-    weight_decay: float = 0.1  # AdamW's, for weight matrices only (table in exlstm/train/optimiser.py)
+    weight_decay: float = 0.1  # AdamW's, for weight matrices only (table in exlstm/train/optimizer.py)
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of squared gradients
     eps: float = 1e-8  # AdamW's guard against division by zero
@@ -167,7 +167,7 @@ class TrainConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Training tokens of one optimiser step."""
+        """Training tokens of one optimizer step."""
         return self.batch * self.length * self.accumulate
 
 
@@ -201,7 +201,7 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any], *, where: str = "the run") -> TrainConfig:
-    """Inverse of `to_json`; where: what the settings are of, for messages.
+    """The inverse of `to_json`. where: the origin of the settings, for messages.
 
     Raises ValueError for a setting that this version does not know, and for a value of another type.
     """
@@ -220,7 +220,7 @@ def from_json(data: dict[str, Any], *, where: str = "the run") -> TrainConfig:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is of the type that a field has."""
+    """True if a value from JSON has the type of a field."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, one) for one in typing.get_args(hint))
@@ -230,16 +230,16 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The settings with paths that mean the same in every working directory."""
+    """The settings with absolute paths."""
     return replace(config, **{name: _comparable(name, config) for name in PATHS})
 
 
 def resumed(asked: TrainConfig, saved: TrainConfig, *, steps: int, seconds: float) -> TrainConfig:
-    """The settings of a resumed run: the saved ones, with the budget and other harmless ones taken from `asked`.
+    """The settings of a resumed run: the saved ones, with the budget and others of `CHANGEABLE` taken from `asked`.
 
-    steps, seconds: what the run has used, which a budget of `More` is added to. A budget that is asked for, of whatever
-    kind, replaces the saved one; the learning rate follows it from then on.
-    Raises ValueError if a setting that is given differs from the saved run's and a run cannot change it.
+    steps, seconds: used so far, to which a budget of `More` is added. A budget of any kind that is asked for replaces
+    the saved one, and the learning rate follows it from then on.
+    Raises ValueError if a given setting differs from the saved one and a run cannot change it.
     """
     given = [field.name for field in fields(TrainConfig) if field.name in asked.given - {*INVOCATION}]
     for name in given:

@@ -9,10 +9,10 @@ from exlstm.train.setup import model_config
 
 
 def read_config(file: str) -> TrainConfig:
-    """The settings in a JSON file, of a new run.
+    """The settings of a new run, read from a JSON file.
 
-    Raises ValueError for a file that is none, for settings that are unknown, of another type or cannot work, and for
-    the config.json of a run whose model its settings do not make.
+    Raises ValueError for a file that is not JSON, for settings that are unknown, of another type or cannot work, and
+    for the config.json of a run whose model was given in Python.
     """
     path = Path(file).expanduser()
     try:

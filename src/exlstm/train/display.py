@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of training: a live bar on a terminal, a plain line every few seconds elsewhere."""
 
 import os
 import sys
@@ -11,14 +11,16 @@ from typing import Any, Protocol, TextIO, cast
 
 import torch
 
+from exlstm.runtime.machine import clock
+
 _PLAIN_SECONDS = 5.0
-_SPEED_SECONDS = 10.0  # the speed is an average over this time
+_SPEED_SECONDS = 10.0  # window of the average speed
 _SMOOTHING = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One optimiser step, as shown."""
+class StepProgress:
+    """Numbers of one optimizer step, for the display."""
 
     step: int
     fraction: float
@@ -46,12 +48,12 @@ class Output:
         self._try(self.stream.flush)
 
     def note(self, text: str) -> None:
-        """A line, at once."""
+        """Writes a line and flushes."""
         self.write(f"{text}\n")
         self.flush()
 
     def __getattr__(self, name: str) -> Any:
-        """`isatty`, `encoding` and what else a stream has."""
+        """`isatty`, `encoding` and other attributes of the stream."""
         return getattr(self.stream, name)
 
     def _try(self, act: Callable[[], Any]) -> None:
@@ -72,9 +74,9 @@ class Output:
 
 
 class Display(Protocol):
-    """Shows steps, and notes between them."""
+    """Shows steps, and lines of text between them."""
 
-    def show(self, progress: Progress) -> None: ...
+    def show(self, progress: StepProgress) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -82,18 +84,18 @@ class Display(Protocol):
 
 
 class Meter:
-    """Turns steps into the line that is shown: smoothed loss, recent speed, learning rate, memory."""
+    """Running averages of steps: smoothed loss and recent speed, as a line with learning rate and memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.recent: deque[tuple[float, int]] = deque()
         self.loss = self.bits = self.weight = 0.0
-        self.first: Progress | None = None
+        self.first: StepProgress | None = None
 
-    def left(self, progress: Progress) -> str:
-        """Time until the budget is used up, at the speed since the first step; nothing where that is not known.
+    def left(self, progress: StepProgress) -> str:
+        """Time until the budget is used up, at the speed since the first step; empty if unknown.
 
-        The first step shown is not counted: kernels are compiled in it.
+        The first step is not counted: kernels are compiled in it.
         """
         if self.first is None:
             self.first = progress
@@ -102,7 +104,7 @@ class Meter:
             return ""
         return f"{clock((progress.seconds - self.first.seconds) * (1 - progress.fraction) / done)} left"
 
-    def line(self, progress: Progress, now: float) -> str:
+    def line(self, progress: StepProgress, now: float) -> str:
         self.weight = _SMOOTHING * self.weight + 1 - _SMOOTHING
         self.loss = _SMOOTHING * self.loss + (1 - _SMOOTHING) * progress.loss
         self.bits = _SMOOTHING * self.bits + (1 - _SMOOTHING) * progress.bits_per_byte
@@ -125,7 +127,7 @@ class PlainDisplay:
         self.note = output.note
         self.shown = -_PLAIN_SECONDS
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: StepProgress) -> None:
         now = time.monotonic()
         line, left = self.meter.line(progress, now), self.meter.left(progress)
         if now - self.shown >= _PLAIN_SECONDS or progress.fraction >= 1:
@@ -137,7 +139,7 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """Two lines at the bottom of the terminal that are drawn again and again; notes scroll above them."""
+    """Two lines at the bottom of the terminal, redrawn at every step; notes scroll above them."""
 
     def __init__(self, device: torch.device, output: Output) -> None:
         from rich.console import Console
@@ -148,7 +150,7 @@ class LiveDisplay:
         self.live = Live(console=self.console, refresh_per_second=4)
         self.live.start()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: StepProgress) -> None:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -168,15 +170,8 @@ class LiveDisplay:
 
 
 def open_display(device: torch.device, output: Output) -> Display:
-    """The display that suits where the output goes."""
+    """A live display on a terminal, a plain one elsewhere."""
     return LiveDisplay(device, output) if output.isatty() else PlainDisplay(device, output)
-
-
-def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def memory(device: torch.device) -> str:

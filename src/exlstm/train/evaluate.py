@@ -1,4 +1,4 @@
-"""How good a model is on text: loss, perplexity and bits per byte, in memory that does not depend on the length.
+"""Loss, perplexity and bits per byte of a model on text, in memory that does not depend on the length.
 
 B batch  T time  D model width
 """
@@ -6,7 +6,6 @@ B batch  T time  D model width
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,25 +15,26 @@ import torch
 from numpy.typing import NDArray
 
 from exlstm.data.corpus import read_corpus
+from exlstm.data.model_tokenizer import tokenizer_of
 from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows_of
 from exlstm.data.text import Document, read_source
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM
-from exlstm.runtime.availability import bfloat16_is_emulated
+from exlstm.models.locate import ModelOnDisk, Which, locate
+from exlstm.runtime.machine import autocast, pick_device
 from exlstm.train.config import TrainConfig
-from exlstm.train.crew import Crew, default_workers, threads_shared
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
-from exlstm.train.named import Named, named
-from exlstm.train.run_folder import Which
+from exlstm.train.replicas import ThreadedReplicas, default_workers, threads_shared
+from exlstm.train.run_folder import RunFolder
 
 CONTEXTS = (256, 1024, 4096, 16384)
-LANE = 65_536  # a text of less than two lanes of so many tokens is read in one piece
-BEFORE = 1024  # tokens that a lane reads before its part of the text, so that it does not begin with nothing
+LANE = 65_536  # tokens; a text of less than two lanes is read as one
+BEFORE = 1024  # tokens before its part of the text that a lane reads unscored, for a state to begin with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """Sums over predictions; the text that `tokens` predicted tokens stand for has `bytes` bytes."""
+class TextScore:
+    """Total loss of predicted tokens. bytes: of the text that these tokens stand for."""
 
     nats: float = 0.0
     tokens: int = 0
@@ -66,21 +66,23 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` found. `whole` carries the state through all of the text, in `lanes` parts (see `score_whole`);
-    `coverage` is the share of the text that it reached in the time it had. `contexts` start from nothing every so many
-    tokens."""
+    """Scores of a model.
+
+    whole: of all of the text, with the state carried on, in `lanes` parts (see `score_whole`). coverage: the share of
+    the text that was read in the time limit. contexts: scores by length, each window from a fresh state.
+    """
 
     run: str
-    step: int | None  # None for a model that is of no run
+    step: int | None  # None for a model outside of runs
     text: str
-    whole: Score
+    whole: TextScore
     coverage: float
-    contexts: dict[int, Score]
-    left_out: str = ""  # files of the text that do not look like text
+    contexts: dict[int, TextScore]
+    left_out: str = ""  # files that do not look like text
     lanes: int = 1
 
     def table(self) -> str:
-        """For people."""
+        """The scores as plain text."""
         step = "" if self.step is None else f" step {self.step:,},"
         lines = [f"{self.run},{step} on {self.text}"]
         lines.append(f"{'context':>16}  {'loss':>7}  {'perplexity':>10}  {'bits/byte':>9}  {'tokens':>10}")
@@ -97,33 +99,8 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def slow_bfloat16(device: torch.device, dtype: str) -> bool:
-    """Whether products in bfloat16 are emulated, so that they take longer than those in float32."""
-    return dtype == "bfloat16" and device.type == "cpu" and bfloat16_is_emulated()
-
-
-def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """The precision of a run: for "bfloat16" matrix products round to bfloat16, weights and gates do not."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a user names; "auto" is a GPU if there is one.
-
-    Raises ValueError for one that is not there, and for "meta", which holds no numbers.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"--device {name!r} is not on this machine; use 'cpu' or 'auto'.") from error
-    return device
-
-
 def score(
-    crew: Crew,
+    replicas: ThreadedReplicas,
     batches: Iterable[Batch],
     byte_lengths: NDArray[np.int64],
     *,
@@ -131,13 +108,13 @@ def score(
     chunk: int,
     dtype: str = "float32",
     stop: Callable[[], bool] = lambda: False,
-) -> Score:
-    """Sums over batches. carry: the state goes on from each batch to the next, otherwise each starts from nothing.
+) -> TextScore:
+    """The total loss of batches. carry: each batch continues from the state of the one before.
 
-    chunk: at most so many steps go through the model at once, the state does the rest; this bounds the memory.
-    stop: asked before each chunk; the sums so far are returned when it says so.
+    chunk: steps per forward pass; longer batches are read in pieces, which bounds the memory.
+    stop: called before each chunk; True ends with the sums so far.
     """
-    device = crew.models[0].embed.weight.device
+    device = replicas.models[0].embed.weight.device
     nats, tokens, size = 0.0, 0, 0
     states: dict[int, Any] = {}
 
@@ -145,26 +122,26 @@ def score(
         inputs_BT, targets_BT, reset_BT, lengths_B = (x[part].to(device) for x in piece)
         ragged = bool((lengths_B < inputs_BT.shape[1]).any())
         with torch.inference_mode(), autocast(device, dtype):
-            hidden_BTD, states[number] = crew.hidden[number](
+            hidden_BTD, states[number] = replicas.hidden[number](
                 inputs_BT, states.get(number), reset_BT=reset_BT, lengths_B=lengths_B if ragged else None
             )
             return model_cross_entropy(model, hidden_BTD, targets_BT).item()
 
-    with crew.evaluating():
+    with replicas.evaluating():
         for fresh, piece in _pieces(batches, chunk):
             if stop():
                 break
             if fresh and not carry:
                 states.clear()
-            nats += sum(crew.run(partial(work, piece=piece), len(piece.inputs_BT)))
+            nats += sum(replicas.run(partial(work, piece=piece), len(piece.inputs_BT)))
             counted = piece.targets_BT[piece.targets_BT != IGNORE].numpy()
             tokens += len(counted)
             size += int(byte_lengths[counted].sum())
-    return Score(nats=nats, tokens=tokens, bytes=size)
+    return TextScore(nats=nats, tokens=tokens, bytes=size)
 
 
 def _pieces(batches: Iterable[Batch], chunk: int) -> Iterator[tuple[bool, Batch]]:
-    """Every batch in pieces of at most `chunk` steps, with whether the piece is the first of its batch."""
+    """Every batch in pieces of at most `chunk` steps; True for the first piece of a batch."""
     for batch in batches:
         for start in range(0, batch.inputs_BT.shape[1], chunk):
             part = slice(start, start + chunk)
@@ -174,7 +151,7 @@ def _pieces(batches: Iterable[Batch], chunk: int) -> Iterator[tuple[bool, Batch]
 
 
 def score_whole(
-    crew: Crew,
+    replicas: ThreadedReplicas,
     stream: TokenStream,
     byte_lengths: NDArray[np.int64],
     *,
@@ -183,13 +160,13 @@ def score_whole(
     minutes: float,
     dtype: str = "float32",
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[Score, float]:
-    """The whole text, its state carried on, and the share of it that the time was enough for.
+) -> tuple[TextScore, float]:
+    """The score of the whole text with its state carried on, and the share of it that was read in the time limit.
 
     A short text is one lane, from its first token to its last. A longer one is cut into lanes (see `lanes_for`) that
-    advance together, so that a share of it is an even sample. Each but the first reads the last tokens before its part
-    of the text first, which are not scored there: what lies further back than `BEFORE` is unknown at these few places,
-    and at no others. batch, length: at most so many lanes; steps are of batch * length tokens.
+    advance together, so that a share of it is an even sample. Each lane but the first begins with the `BEFORE` tokens
+    before its part, unscored; further back the state knows nothing there.
+    batch: at most so many lanes. length: a forward pass reads batch * length tokens.
     """
     count = lanes_for(stream, batch)
     length = length * batch // count
@@ -198,22 +175,22 @@ def score_whole(
 
     def over() -> bool:
         nonlocal first
-        # at least one batch: a number from little text is better than none
+        # at least one batch: a score of little text is better than none
         enough, first = not first and (stop() or time.monotonic() > deadline), False
         return enough
 
     text = lanes(stream, batch=count, length=length, context=BEFORE if count > 1 else 0)
-    total = score(crew, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
+    total = score(replicas, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
     return total, total.tokens / (len(stream) - 1)
 
 
 def lanes_for(stream: TokenStream, batch: int) -> int:
-    """How many lanes a text is read in: at most `batch`, of at least `LANE` tokens each, and at least one."""
+    """Number of lanes for a text: at most `batch`, of at least `LANE` tokens each, and at least one."""
     return max(1, min(batch, (len(stream) - 1) // LANE))
 
 
 def score_contexts(
-    crew: Crew,
+    replicas: ThreadedReplicas,
     stream: TokenStream,
     byte_lengths: NDArray[np.int64],
     contexts: Sequence[int],
@@ -222,11 +199,11 @@ def score_contexts(
     batch: int,
     chunk: int,
     dtype: str = "float32",
-) -> dict[int, Score]:
-    """For each context length: windows of so many tokens, each from a fresh state, over the same `tokens` tokens."""
+) -> dict[int, TextScore]:
+    """Scores by context length: windows of that length, each from a fresh state, over the same `tokens` tokens."""
     return {
         context: score(
-            crew,
+            replicas,
             windows_of(stream, length=context, batch=batch, limit=tokens),
             byte_lengths,
             carry=False,
@@ -239,19 +216,19 @@ def score_contexts(
 
 def score_beginning(
     model: LM, tokenizer: Tokenizer, docs: Sequence[Document], *, tokens: int, minutes: float, chunk: int = 256
-) -> Score:
-    """The first `tokens` tokens of a text, the state carried on, or as many of them as the time is enough for.
+) -> TextScore:
+    """The score of the first `tokens` tokens of a text, state carried on, or of those read in the time limit.
 
-    At least one chunk. Raises ValueError for a tokenizer with more tokens than the model knows.
+    At least one chunk is read. Raises ValueError for a tokenizer with more tokens than the model.
     """
     check_vocabulary(model, tokenizer)
     stream = beginning(docs, tokenizer, tokens)
-    crew = Crew(model, 1)
-    return score_whole(crew, stream, tokenizer.byte_lengths, batch=1, length=chunk, minutes=minutes)[0]
+    replicas = ThreadedReplicas(model, 1)
+    return score_whole(replicas, stream, tokenizer.byte_lengths, batch=1, length=chunk, minutes=minutes)[0]
 
 
 def beginning(docs: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> TokenStream:
-    """The first `tokens` targets of a text; no more of it is encoded than is needed."""
+    """The first `tokens` targets of a text, without encoding the rest."""
     taken: list[Document] = []
     size = 0
     for document in docs:
@@ -277,19 +254,19 @@ def evaluate(
     device: str = "auto",
     change: Callable[[LM], LM] | None = None,
 ) -> Evaluation:
-    """Score the model of a run, or one on disk in any layout.
+    """Scores the model of a run, or one on disk in any layout.
 
     data: any text (file, folder, glob, .jsonl), all of it; None is the run's own validation (or `part` "test") text.
     binary: take files of `data` that do not look like text, too.
     tokenizer: a tokenizer.json or "bytes"; None is the model's own.
-    change: what is done to the model first, such as quantising it.
+    change: applied to the model first, such as `quantize`.
     context: lengths to compare on the first `tokens` tokens; None is those of 256, 1024, 4096 and 16384 that fit.
     minutes: time limit of the pass over the whole text. Memory is that of one training batch.
     Raises ValueError for a missing model, checkpoint or text, and for a context that is longer than the text.
     """
-    found = named(name, checkpoint)
-    config = TrainConfig() if found.run is None else found.run.train_config()
-    words = found.tokenizer(tokenizer)
+    found = locate(name, checkpoint)
+    config = TrainConfig() if found.run is None else RunFolder(found.run).train_config()
+    words = tokenizer_of(found, tokenizer)
     model = found.load(device=pick_device(device))
     check_vocabulary(model, words)
     if change is not None:
@@ -300,12 +277,13 @@ def evaluate(
     lengths = words.byte_lengths
     workers = default_workers(model.embed.weight.device, config.batch)
     with threads_shared(workers):
-        crew = Crew(model, workers)
+        replicas = ThreadedReplicas(model, workers)
+        batch, chunk, dtype = config.batch, config.length, config.dtype
         contexts = score_contexts(
-            crew, stream, lengths, context, tokens=tokens, batch=config.batch, chunk=config.length, dtype=config.dtype
+            replicas, stream, lengths, context, tokens=tokens, batch=batch, chunk=chunk, dtype=dtype
         )
         whole, coverage = score_whole(
-            crew, stream, lengths, batch=config.batch, length=config.length, minutes=minutes, dtype=config.dtype
+            replicas, stream, lengths, batch=batch, length=chunk, minutes=minutes, dtype=dtype
         )
     text = f"{text} ({stream.bytes:,} bytes)"
     return Evaluation(
@@ -321,22 +299,22 @@ def evaluate(
 
 
 def text_of(
-    found: Named, config: TrainConfig, data: str | None, part: Literal["val", "test"], *, binary: bool
+    found: ModelOnDisk, config: TrainConfig, data: str | None, part: Literal["val", "test"], *, binary: bool
 ) -> tuple[Sequence[Document], str, str]:
-    """What a model is scored on, what it is called, and what was left out of it."""
+    """Documents to score, what the text is called, and which files of it were left out."""
     if data is not None:
         text = read_source(data, binary=binary)
         return text.documents, data, text.note()
     if found.run is None:
         raise ValueError(f"{found.weights} is of no run that has a text of its own; name one with --data.")
     corpus = read_corpus(config.data, binary=config.binary)
-    changed = corpus.fingerprint() != found.run.config()["data"]["sha256"]
+    changed = corpus.fingerprint() != RunFolder(found.run).config()["data"]["sha256"]
     docs: Sequence[Document] = getattr(corpus.split, part)
     return docs, f"the {part} part of the run's own data" + (", which has changed since" if changed else ""), ""
 
 
 def check_vocabulary(model: LM, tokenizer: Tokenizer) -> None:
-    """ValueError for a tokenizer with ids that the model does not know."""
+    """ValueError for a tokenizer with more tokens than the model."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {model.config.vocab_size}; "

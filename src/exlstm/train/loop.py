@@ -1,7 +1,7 @@
 """The training loop.
 
-A step is a function of the step number, the weights, the optimiser's averages, the random generators and (with
-carry_state) the carried state. A checkpoint holds exactly these, which is why a resumed run continues bit for bit.
+A step is a function of the step number, the weights, the optimizer's averages, the random generators and (with
+carry_state) the carried state. A checkpoint holds exactly these, so a resumed run continues bit for bit.
 
 B batch  T time  D model width  C classes (vocabulary)
 """
@@ -20,17 +20,18 @@ from exlstm.data.packing import Batch, TokenStream, batch_at, windows_of
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.mixers.state import detach, join, map_state
 from exlstm.models.lm import LM
+from exlstm.runtime.files import sync
+from exlstm.runtime.machine import autocast
 from exlstm.train.checkpoint import Position, load_checkpoint, save_checkpoint, tidy
 from exlstm.train.config import TrainConfig
-from exlstm.train.crew import Crew
-from exlstm.train.display import Display, Progress
-from exlstm.train.evaluate import autocast, score
-from exlstm.train.files import sync
+from exlstm.train.display import Display, StepProgress
+from exlstm.train.evaluate import score
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
-from exlstm.train.optimiser import adamw
+from exlstm.train.optimizer import adamw
+from exlstm.train.replicas import ThreadedReplicas
+from exlstm.train.run_folder.tensorboard import TensorBoard
 from exlstm.train.schedule import due, learning_rate, progress
 from exlstm.train.setup import Setup
-from exlstm.train.tensorboard import TensorBoard
 from exlstm.train.watchdog import NotFiniteError, first_bad_tensor, keep_random_state
 
 Sample = Callable[[LM, Tokenizer], str]  # generates a text for the report; the model is in evaluation mode
@@ -39,7 +40,7 @@ _LONG_AGO, _LATER = 1 << 20, 1 << 21
 
 
 class Step(NamedTuple):
-    """What one optimiser step has measured."""
+    """Measurements of one optimizer step."""
 
     nats: float
     bytes: int
@@ -47,7 +48,7 @@ class Step(NamedTuple):
 
 
 class Trainer:
-    """A run in progress: the things that change from step to step."""
+    """A run in progress: model, optimizer, position and carried state."""
 
     def __init__(self, setup: Setup, device: torch.device, display: Display, sample: Sample | None) -> None:
         self.setup, self.config, self.run_folder = setup, setup.config, setup.run
@@ -74,7 +75,7 @@ class Trainer:
         if self.config.resume:
             self.run_folder.cut_metrics(self.position.step)
         self.board: TensorBoard | None = None
-        self.crew = Crew(self.model, self.config.workers, compiled=self.config.compile)
+        self.replicas = ThreadedReplicas(self.model, self.config.workers, compiled=self.config.compile)
         self.began = time.monotonic() - self.position.seconds
 
     def seconds(self) -> float:
@@ -82,11 +83,11 @@ class Trainer:
         return time.monotonic() - self.began
 
     def fraction(self) -> float:
-        """How much of the budget is used up."""
+        """The share of the budget that is used up."""
         return progress(self.config, steps=self.position.step, seconds=self.seconds())
 
     def run(self, stop: Callable[[], bool]) -> Literal["budget", "signal"]:
-        """Trains until the budget is used up or `stop` says so; either way the last thing it does is to save."""
+        """Trains until the budget is used up or `stop()` is true, and saves at the end."""
         if not self.config.tensorboard:
             return self._train(stop)
         with closing(TensorBoard(self.run_folder, self.position.seconds)) as self.board:
@@ -113,7 +114,7 @@ class Trainer:
         return "budget"
 
     def step(self) -> None:
-        """One optimiser step and its line in metrics.jsonl."""
+        """One optimizer step and its line in metrics.jsonl."""
         fraction = self.fraction()
         lr = learning_rate(self.config, fraction)
         done = self._update(lr)
@@ -124,7 +125,7 @@ class Trainer:
             record = {"step": step, "tokens": tokens, "seconds": round(seconds, 3), "loss": loss}
             self.log({**record, "bits_per_byte": bits, "lr": lr, "gradient_norm": done.gradient_norm})
         self.display.show(
-            Progress(
+            StepProgress(
                 step=step,
                 fraction=self.fraction(),
                 seconds=seconds,
@@ -144,13 +145,13 @@ class Trainer:
             group["lr"] = lr
         restore_random_state = keep_random_state(self.device)
         with _explaining_compile_errors() if self.config.compile else nullcontext():
-            nats, size, state = self._gradients(self.crew)
+            nats, size, state = self._gradients(self.replicas)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
         if not (math.isfinite(nats) and math.isfinite(norm)):
 
             def run_again() -> None:
                 restore_random_state()
-                self._gradients(Crew(self.model, 1))
+                self._gradients(ThreadedReplicas(self.model, 1))
 
             where = first_bad_tensor(self.model, self.state, run_again)
             what = "gradient" if math.isfinite(nats) else "loss"
@@ -164,8 +165,8 @@ class Trainer:
         self.position = Position(step=self.position.step + 1)
         return Step(nats, size, norm)
 
-    def _gradients(self, crew: Crew) -> tuple[float, int, Any]:
-        """Gradients of the mean loss over the step's batches; the total in nats, the bytes, and the new state."""
+    def _gradients(self, replicas: ThreadedReplicas) -> tuple[float, int, Any]:
+        """Computes gradients of the mean loss over the step's batches. Returns total nats, bytes, and the new state."""
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
         state = self.state
@@ -178,27 +179,29 @@ class Trainer:
                 seed=config.seed,
                 carry=config.carry_state,
             )
-            parts = crew.run(partial(self._part, crew=crew, batch=batch, state=state), config.batch)
+            parts = replicas.run(partial(self._part, replicas=replicas, batch=batch, state=state), config.batch)
             nats += sum(loss for loss, _ in parts)
             size += int(self.byte_lengths_C[batch.targets_BT].sum())
             state = join([part_state for _, part_state in parts]) if config.carry_state else None
-        crew.gather_gradients()
+        replicas.gather_gradients()
         return nats, size, state
 
-    def _part(self, model: LM, part: slice, number: int, crew: Crew, batch: Batch, state: Any) -> tuple[float, Any]:
-        """Adds the gradient of some rows of a batch; their loss in nats, and their state."""
+    def _part(
+        self, model: LM, part: slice, number: int, replicas: ThreadedReplicas, batch: Batch, state: Any
+    ) -> tuple[float, Any]:
+        """Adds the gradient of some rows of a batch. Returns their loss in nats and their state."""
         inputs_BT, targets_BT, reset_BT = (x[part].to(self.device) for x in batch[:3])
         before = None if state is None else map_state(lambda x: x[part], state)
         with autocast(self.device, self.config.dtype):
-            hidden_BTD, after = crew.hidden[number](inputs_BT, before, reset_BT=reset_BT)
+            hidden_BTD, after = replicas.hidden[number](inputs_BT, before, reset_BT=reset_BT)
             loss = model_cross_entropy(model, hidden_BTD, targets_BT)
         (loss / self.config.tokens_per_step).backward()  # type: ignore[no-untyped-call]
         return loss.item(), detach(after) if self.config.carry_state else None
 
     def validate(self) -> None:
-        """Measures the loss on the validation slice, for the curve and for which checkpoint is the best."""
+        """Measures the loss on the validation slice, which also decides which checkpoint is the best."""
         found = score(
-            self.crew,
+            self.replicas,
             validation_slice(self.setup.val, self.config),
             self.setup.tokenizer.byte_lengths,
             carry=False,
@@ -212,13 +215,13 @@ class Trainer:
         self.display.note(f"step {step:,}: {found.bits_per_byte:.3f} bits/byte on {found.bytes:,} validation bytes")
 
     def log(self, record: dict[str, Any]) -> None:
-        """A line of metrics.jsonl, for TensorBoard as well if that is wanted."""
+        """Adds a line to metrics.jsonl, and to TensorBoard if it is on."""
         self.run_folder.append_metrics(record)
         if self.board is not None:
             self.board.add(record)
 
     def take_sample(self) -> None:
-        """Lets the model write something for the report; training's random numbers do not notice."""
+        """Generates a text for the report, without advancing training's random generators."""
         if self.sample is None:
             return
         self.model.eval()
@@ -228,7 +231,7 @@ class Trainer:
         self.log({"step": self.position.step, "tokens": self.tokens(), "sample": text})
 
     def save(self) -> None:
-        """A checkpoint of this very moment."""
+        """Saves a checkpoint of the present step and removes old ones."""
         if self.run_folder.metrics.exists():
             sync(self.run_folder.metrics)
         self.position = replace(self.position, seconds=self.seconds())
@@ -246,7 +249,7 @@ class Trainer:
 
 @contextmanager
 def _explaining_compile_errors() -> Iterator[None]:
-    """torch.compile can fail in many ways (no C++ compiler, an op that it cannot trace), none of them readable."""
+    """Turns failures of torch.compile, such as a missing C++ compiler, into a ValueError of one sentence."""
     try:
         yield
     except (ValueError, torch.OutOfMemoryError):
@@ -257,7 +260,7 @@ def _explaining_compile_errors() -> Iterator[None]:
 
 
 def validation_slice(stream: TokenStream, config: TrainConfig) -> list[Batch]:
-    """The same bounded sample of windows at every validation: all of a small text, spread over a large one."""
+    """Windows of the validation text, the same every time: all of a small text, a sample of a large one."""
     length = min(config.length, len(stream) - 1)
     if len(stream) <= config.validation_tokens:
         return list(windows_of(stream, length=length, batch=config.batch))

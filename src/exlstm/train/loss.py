@@ -16,16 +16,16 @@ from exlstm.ops.derivatives import twice
 from exlstm.runtime.availability import bfloat16_is_emulated
 from exlstm.runtime.tracing import TRANSFORMED, tracer
 
-# logits of one chunk, 64 MiB in float32. Each chunk reads and writes the whole gradient of the head: with a quarter of
-# it, and 32,000 classes, a step took 1.3 times as long
+# logits of one chunk, 64 MiB in float32. Each chunk reads and writes the whole gradient of the head: with chunks of a
+# quarter, and 32,000 classes, a step took 1.3 times as long
 _CHUNK = 1 << 24
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(cap(x W^T))[target] in chunks of tokens; no more logits than a chunk's ever exist.
+    """Sum of -log softmax(cap(x W^T))[target] in chunks of tokens, so that only one chunk of logits is in memory.
 
-    The gradients are made at once, where a chunk's probabilities are, and scaled in the backward. To compute the logits
-    again there took 1.4 times as long, with four products instead of three; what it saves is one [C, D].
+    Gradients are computed in the forward, from a chunk's probabilities, and scaled in the backward. Recomputing the
+    logits in the backward took 1.4 times as long (four products instead of three), and would save one [C, D].
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dw_CD = torch.zeros_like(w_CD, dtype=wide) if ctx.needs_input_grad[1] else None
         total = x_ND.new_zeros((), dtype=wide)
         rows = max(1, min(_rows(len(w_CD)), len(x_ND)))
-        # one for all chunks: fresh memory comes page by page, which takes time
+        # one buffer for all chunks: page faults of fresh memory take time
         room = x_ND.new_empty(rows, len(w_CD), dtype=wide)
         for start in range(0, len(x_ND), rows):
             chunk = slice(start, start + rows)
@@ -62,8 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _as_multiplied(x: Tensor) -> Tensor:
-    """x as products of the present precision take it: rounded by autocast, and with float32's products for bfloat16 on
-    a CPU that has none of its own."""  # fmt: skip
+    """x in the dtype that it is multiplied in: autocast's where that is on, float32 for emulated bfloat16 on a CPU."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
@@ -71,12 +70,12 @@ def _as_multiplied(x: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """a b, written to `out`, which may have another dtype."""
+    """The product a b in `out`, which may have another dtype."""
     return torch.mm(a, b, out=out) if a.dtype == out.dtype else out.copy_(a @ b)
 
 
 def _nats_and_gradient(z_LC: Tensor, targets_L: Tensor, cap: float | None) -> Tensor:
-    """The total of a chunk. In the memory of its logits, which are not capped yet, is then their gradient."""
+    """The total nats of a chunk. z_LC: logits before the cap; their gradient takes their place."""
     slope_LC = None
     if cap is not None:
         z_LC.div_(cap).tanh_()
@@ -98,7 +97,8 @@ def _nats_and_gradient(z_LC: Tensor, targets_L: Tensor, cap: float | None) -> Te
 class _CrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(logits)[target], in chunks of tokens, so that a big vocabulary needs no copy in float32.
 
-    Only the logits and one log-sum-exp per token are kept for the backward, which is softmax(logits) - onehot(target).
+    Saved for the backward, which is softmax(logits) - onehot(target), are the logits and one log-sum-exp per token.
+    Autograd of `_definition` would also save logits in float32, and round gradients at the target differently.
     """
 
     @staticmethod
@@ -124,13 +124,13 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _nats(logits_NC: Tensor, targets_N: Tensor, lse_N: Tensor) -> Tensor:
-    """The total, given the log-sum-exp of every row."""
+    """The total nats, given the log-sum-exp of every row."""
     picked_N = _wide(logits_NC.gather(1, targets_N.clamp(min=0)[:, None])[:, 0])
     return (lse_N - picked_N).where(targets_N != IGNORE, 0.0).sum()
 
 
 def _definition(logits_NC: Tensor, targets_N: Tensor) -> Tensor:
-    """`cross_entropy` in plain torch, of all rows at once."""
+    """`cross_entropy` in plain torch, all rows at once: for tracers, transforms and second derivatives."""
     return _nats(logits_NC, targets_N, _wide(logits_NC).logsumexp(dim=1))
 
 
@@ -143,7 +143,7 @@ def _rows(classes: int) -> int:
 
 
 def cross_entropy(logits_BTC: Tensor, targets_BT: Tensor) -> Tensor:
-    """Total in nats (a scalar, float32 or wider) over all predictions; int64 targets, those that are IGNORE count 0."""
+    """Total nats over all predictions, a scalar in float32 or wider. int64 targets; those that are IGNORE count 0."""
     logits_NC, targets_N = logits_BTC.flatten(0, 1), targets_BT.flatten()
     if tracer() is not None:
         return _definition(logits_NC, targets_N)
@@ -152,10 +152,10 @@ def cross_entropy(logits_BTC: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def linear_cross_entropy(x_BTD: Tensor, w_CD: Tensor, targets_BT: Tensor, cap: float | None = None) -> Tensor:
-    """`cross_entropy` of the logits x W^T, held within (-cap, cap) if there is a cap, in memory for one chunk of them.
+    """`cross_entropy` of the logits x W^T with one chunk of them in memory. cap: soft limit, cap tanh(logits / cap).
 
-    Products have the precision that they have in a Linear, also under autocast, and everything else is float32 or
-    wider. For training: both gradients are computed on the way. They have no gradients of their own.
+    Products have the precision of a Linear, also under autocast; everything else is float32 or wider. For training:
+    gradients are computed in the forward, and there are no second derivatives.
     Raises ValueError inside transforms of torch.func.
     """
     if tracer() is TRANSFORMED:
@@ -165,10 +165,10 @@ def linear_cross_entropy(x_BTD: Tensor, w_CD: Tensor, targets_BT: Tensor, cap: f
 
 
 def model_cross_entropy(model: LM, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-    """`cross_entropy` of the model's predictions, given what `model.hidden` returns, without all logits at once.
+    """`cross_entropy` of the model's predictions from `model.hidden`, without all logits in memory.
 
-    A head that somebody watches, or that is not a plain matrix, is called as it is, with a chunk of tokens at a time.
-    Under autograd such logits are kept.
+    A head with hooks, or that is not a plain matrix, is called as a module, with a chunk of tokens at a time. Autograd
+    then saves its logits.
     """
     head, cap = model.head, model.config.logit_cap
     if torch.is_grad_enabled() and type(head) is Linear and head.stored()[1] is None and not hooked(head):
@@ -179,5 +179,5 @@ def model_cross_entropy(model: LM, hidden_BTD: Tensor, targets_BT: Tensor) -> Te
 
 
 def bits_per_byte(nats: float, size: float) -> float:
-    """The loss in a unit that does not depend on the tokenizer: total nats / ln 2 / bytes of text."""
+    """Bits per byte, which do not depend on the tokenizer: nats / ln 2 / size."""
     return nats / math.log(2) / size

@@ -8,17 +8,19 @@ from dataclasses import replace
 
 from exlstm.data.yardsticks import yardsticks
 from exlstm.models.lm import LMConfig
+from exlstm.models.summary import parameters
+from exlstm.runtime.files import write_or_explain
+from exlstm.runtime.machine import clock, commit, pick_device, slow_bfloat16
 from exlstm.train.config import DEFAULT_STEPS, TrainConfig
-from exlstm.train.crew import Crew, threads_shared
-from exlstm.train.display import Display, Output, clock, open_display
-from exlstm.train.evaluate import pick_device, score_whole, slow_bfloat16
-from exlstm.train.files import write_atomically
+from exlstm.train.display import Display, Output, open_display
+from exlstm.train.evaluate import score_whole
 from exlstm.train.loop import Sample, Trainer
-from exlstm.train.report import write_report
+from exlstm.train.replicas import ThreadedReplicas, threads_shared
 from exlstm.train.run_folder import create_run
+from exlstm.train.run_folder.report import write_report
+from exlstm.train.run_folder.summary import RunSummary
 from exlstm.train.setup import set_up
 from exlstm.train.signals import stop_requests
-from exlstm.train.summary import RunSummary, commit
 
 
 def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample | None = None) -> RunSummary:
@@ -29,11 +31,11 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
     SIGINT, SIGTERM, SIGHUP (a closed terminal) and a standard output without a reader end it after the step at hand;
     then, too, everything is saved.
 
-    Raises ValueError, one sentence, for whatever the user can mend: settings, text, run folder, checkpoint, full disk,
-    and (NotFiniteError) a loss that is no number any more. Checkpoints that were there are never damaged.
+    Raises ValueError, one sentence, for settings, text, run folder, checkpoint or a full disk, and (NotFiniteError)
+    for a loss that is not finite. Checkpoints that were there are never damaged.
     """
     device = pick_device(config.device)
-    code = commit()  # now: a long run may outlive the checkout's state
+    code = commit()  # now: the checkout may change during a long run
     learns = config.tokenizer.startswith("bpe:") and not config.resume
     output = Output(sys.stdout)
     output.note(f"reading the text{f' and training the tokenizer {config.tokenizer}' * learns} ...")
@@ -45,7 +47,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
             return asked() or output.ended
 
         trainer = Trainer(setup, device, display, sample)
-        if not setup.config.resume:  # last of all that can be refused
+        if not setup.config.resume:  # after everything that can raise for a new run
             start = None if setup.start is None else setup.start.to_json()
             create_run(setup.run.path, setup.config, setup.model, setup.tokenizer, setup.about, start)
         _introduce(trainer, display)
@@ -60,7 +62,7 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
             step=trainer.position.step,
             tokens=trainer.tokens(),
             seconds=trainer.position.seconds,
-            parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+            parameters=parameters(trainer.model),
             seed=setup.config.seed,
             shares=setup.shares,
             commit=code,
@@ -69,17 +71,17 @@ def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample 
             display.note(f"scoring the whole validation text, for at most {setup.config.final_minutes:g} minutes")
             summary = _final_numbers(trainer, summary, stop)
     if summary.final is not None:
-        write_atomically(setup.run.path / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
+        write_or_explain(setup.run.path / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
     write_report(setup.run, setup.config, trainer.model, summary)
     output.note(_closing_words(summary))
-    if output.ended:  # the other one may still be read, as in `exlstm train | head`
+    if output.ended:  # stderr may still be read, as in `exlstm train | head`
         Output(sys.stderr).note(_closing_words(summary))
     return summary
 
 
 @contextmanager
 def _nothing_left(trainer: Trainer) -> Iterator[None]:
-    """Takes back the folder of a new run that fails in its first step, so that it is as if it had been refused."""
+    """Removes the folder of a new run that fails in its first step."""
     try:
         yield
     except Exception:
@@ -90,14 +92,13 @@ def _nothing_left(trainer: Trainer) -> Iterator[None]:
 
 def _introduce(trainer: Trainer, display: Display) -> None:
     setup, config = trainer.setup, trainer.config
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     budgets = [
         f"{config.steps:,} steps" if config.steps is not None else "",
         f"{config.minutes:g} minutes" if config.minutes is not None else "",
         f"{config.tokens:,} tokens" if config.tokens is not None else "",
     ]
     budget = " or ".join(filter(None, budgets)) or f"{DEFAULT_STEPS:,} steps"
-    size = f"{len(setup.model.blocks)} blocks, {parameters:,} parameters"
+    size = f"{len(setup.model.blocks)} blocks, {parameters(trainer.model):,} parameters"
     display.note(f"run {setup.run.path}: {size}, {config.dtype} on {trainer.device}")
     if slow_bfloat16(trainer.device, config.dtype):
         display.note("this CPU has no instructions for bfloat16: float32 would train several times faster")
@@ -116,13 +117,13 @@ def _introduce(trainer: Trainer, display: Display) -> None:
 
 
 def _final_numbers(trainer: Trainer, summary: RunSummary, stop: Callable[[], bool]) -> RunSummary:
-    """The best checkpoint on the whole validation text, beside the yardsticks; without them if a signal comes."""
+    """Adds the best checkpoint's score on the whole validation text, and the yardsticks; a signal leaves them out."""
     setup, config = trainer.setup, trainer.config
     best = setup.run.step_of("best")
     last = best == trainer.position.step
     model = trainer.model if last else setup.run.load_model(best, device=str(trainer.device))
     final, coverage = score_whole(
-        Crew(model, config.workers),
+        ThreadedReplicas(model, config.workers),
         setup.val,
         setup.tokenizer.byte_lengths,
         batch=config.batch,

@@ -1,10 +1,10 @@
-"""How far a run is, and the learning rate at that point: pure functions."""
+"""Progress of a run, and the learning rate at that point: pure functions."""
 
 import math
 
 from exlstm.train.config import DEFAULT_STEPS, TrainConfig
 
-_FIRST_LR = 0.01  # of the highest learning rate: a first step at exactly 0 would be wasted
+_FIRST_LR = 0.01  # of the highest; a first step at exactly 0 would be wasted
 
 
 def progress(config: TrainConfig, *, steps: int, seconds: float) -> float:
@@ -41,8 +41,8 @@ def learning_rate(config: TrainConfig, fraction: float) -> float:
 
 
 def due(times: int, before: float, after: float) -> bool:
-    """Whether one of `times` evenly spaced events of a run falls into the progress from `before` to `after`.
+    """True if one of `times` evenly spaced events of a run falls into the progress from `before` to `after`.
 
-    The last event falls on the end of the run. A small tolerance keeps 3 * (1 / 3) from missing an event by rounding.
+    The last event is at the end of the run. A small tolerance keeps 3 * (1 / 3) from missing an event by rounding.
     """
     return math.floor(after * times + 1e-9) > math.floor(before * times + 1e-9)

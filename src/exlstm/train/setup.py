@@ -1,4 +1,4 @@
-"""Everything a run needs before its first step: text, tokenizer, architecture, folder."""
+"""Setting up a run before its first step: text, tokenizer, architecture, folder."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,22 +16,21 @@ from exlstm.models.memory import check_memory
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import preset
 from exlstm.models.summary import parameters
+from exlstm.runtime.machine import clock, pick_device
 from exlstm.train.config import TrainConfig, resumed, with_absolute_paths
-from exlstm.train.crew import default_workers
-from exlstm.train.display import clock
-from exlstm.train.evaluate import pick_device
+from exlstm.train.replicas import default_workers
 from exlstm.train.run_folder import RunFolder, check_free, new_run_path, open_run
+from exlstm.train.run_folder.tensorboard import writer_class
 from exlstm.train.schedule import progress
 from exlstm.train.start import Start, read_start, start_of
-from exlstm.train.tensorboard import writer_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run that is ready to train. `about` describes the text, as config.json keeps it.
+    """A run that is ready to train.
 
-    shares: of the training tokens, of each source by name. notes: for the user. start: the model that it starts from,
-    None for new weights.
+    about: the entry "data" of config.json. shares: of the training tokens, by source. notes: for the user.
+    start: the model that the run starts from, None for new weights.
     """
 
     run: RunFolder
@@ -64,9 +63,9 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
     if start is not None and Path(start.model).is_relative_to(path.resolve()):
         raise ValueError(f"--overwrite would delete {start.model} to start from; choose another folder with --run.")
     if config.tensorboard:
-        writer_class()  # a missing package is told before the text is read
+        writer_class()  # raises for a missing package before the text is read
     if model is None:
-        preset(config.preset)  # an unknown name is told before the text is read
+        preset(config.preset)  # raises for an unknown name before the text is read
     corpus = read_corpus(config.data, binary=config.binary)
     split = corpus.split
     tokenizer = tokenizer or tokenizer_from_spec(config.tokenizer, [document.data for document in split.train])
@@ -83,7 +82,7 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
             f"--accumulate {config.accumulate} makes a step of {config.tokens_per_step:,} tokens and the text has "
             f"{len(train):,}; use a smaller one, or give more text."
         )
-    # a text that is too short for one batch is told before anything is written
+    # raises for a text that is too short for one batch before anything is written
     train.check(corpus.names, batch=config.batch, length=config.length, carry=config.carry_state)
     if config.workers > 1 and model.draws:
         source = "dropout" if model.dropout > 0 else "a learned graph"
@@ -92,7 +91,7 @@ def _new(config: TrainConfig, model: LMConfig | None) -> Setup:
             "leave --workers out."
         )
     if config.workers == 0:
-        alone = config.compile or model.draws  # from one generator, in the order of the calls
+        alone = config.compile or model.draws  # random numbers come from one generator, in the order of the calls
         config = replace(config, workers=default_workers(pick_device(config.device), config.batch, alone=alone))
     config = replace(with_absolute_paths(config), run=str(path))
     about = _describe(corpus, config, train, val)
@@ -149,8 +148,8 @@ def _ready(
 
 
 def _check_budget_left(run: RunFolder, config: TrainConfig, steps: int, seconds: float) -> None:
-    """ValueError for a finished run that is given nothing more to do."""
-    # one that ended without its final evaluation has that left to do
+    """ValueError for a finished run whose budget is used up."""
+    # without a summary the final evaluation is left to do
     if (run.path / "summary.json").exists() and progress(config, steps=steps, seconds=seconds) >= 1:
         more = "--minutes +10" if config.minutes is not None else "--steps +1000"
         raise ValueError(
@@ -173,7 +172,7 @@ def _parameters_of(model: LMConfig) -> int:
 
 
 def _shares(corpus: Corpus, config: TrainConfig, train: Mixture) -> dict[str, float]:
-    """As they are: rounded to rows where these stay with their source."""
+    """Shares of the sources as trained: rounded to rows where these stay with their source."""
     rows = train.rows(config.batch, carry=config.carry_state)
     return {name: count / sum(rows) for name, count in zip(corpus.names, rows, strict=True)}
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, `kill` and a closed terminal as a request: the step at hand is finished, then the run is saved."""
+"""SIGINT, SIGTERM and SIGHUP as a request to stop: the present step is finished, then the run is saved."""
 
 import signal
 import threading
@@ -12,11 +12,11 @@ _HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether SIGINT, SIGTERM or SIGHUP has come.
+    """Yields a function that is true once SIGINT, SIGTERM or SIGHUP has come.
 
     A second SIGINT or SIGTERM acts as usual, at once. SIGHUP never does, for a terminal that closes may send it twice,
     and SIGTERM after it; under `nohup` it stays ignored.
-    Outside the main thread, where Python delivers no signals, the answer is always no.
+    Outside the main thread Python delivers no signals, so the function is always false.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,20 +1,21 @@
-"""The model that a run starts from: its architecture, tokenizer and weights, told by a fingerprint."""
+"""The model that a run starts from: its architecture, tokenizer and weights, identified by a fingerprint."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from exlstm.data.model_tokenizer import tokenizer_of
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM, LMConfig
+from exlstm.models.locate import locate
 from exlstm.models.states.fingerprint import fingerprint
 from exlstm.train.config import ARCHITECTURE, TrainConfig
-from exlstm.train.named import named
 from exlstm.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """As config.json keeps it. model: the path of the weights; step: of the run that they are of, if they are."""
+    """The entry "from" of config.json. model: the path of the weights. step: of a run's checkpoint."""
 
     model: str
     fingerprint: str
@@ -24,8 +25,8 @@ class Start:
         return asdict(self)
 
     def load_into(self, model: LM) -> None:
-        """Puts the weights into a model of the same architecture. ValueError if they are gone, or others by now."""
-        found = named(self.model).load()
+        """Loads the weights into a model of the same architecture. ValueError if they are gone or have changed."""
+        found = locate(self.model).load()
         if fingerprint(found) != self.fingerprint:
             raise ValueError(
                 f"{self.model} has changed since the run that starts from it began; put it back, or start a new run."
@@ -34,7 +35,7 @@ class Start:
 
 
 def start_of(run: RunFolder) -> Start | None:
-    """What a run has started from. Raises ValueError if its config.json is damaged there."""
+    """The model that a run has started from. Raises ValueError if that entry of config.json is damaged."""
     found = run.config().get("from")
     try:
         return None if found is None else Start(**found)
@@ -43,12 +44,12 @@ def start_of(run: RunFolder) -> Start | None:
 
 
 def read_start(config: TrainConfig, model: LMConfig | None) -> tuple[Start, LMConfig, Tokenizer, str]:
-    """What `config.from_model` names: start, architecture, tokenizer, and a name for a run that starts there.
+    """The model of `config.from_model`: start, architecture, tokenizer, and a name for the new run.
 
-    Raises ValueError for settings that say otherwise, for a model that cannot be trained, or lacks a tokenizer.
+    Raises ValueError for settings that contradict it, and for a model that cannot be trained or has no tokenizer.
     """
     assert config.from_model is not None
-    source = named(Path(config.from_model).expanduser())
+    source = locate(Path(config.from_model).expanduser())
     own = source.tokenizer_file.is_file()
     for name in ARCHITECTURE:
         if name in config.given and (own or name != "tokenizer"):
@@ -59,8 +60,8 @@ def read_start(config: TrainConfig, model: LMConfig | None) -> tuple[Start, LMCo
         raise ValueError("an architecture and from_model were both given; leave one of them out.")
     if bits := source.bits():
         raise ValueError(f"{source.weights} is quantised ({bits}) and has no gradients; start from its full weights.")
-    tokenizer = source.tokenizer(None if own or "tokenizer" not in config.given else config.tokenizer)
+    tokenizer = tokenizer_of(source, None if own or "tokenizer" not in config.given else config.tokenizer)
     found = source.load()
     weights = source.weights.resolve()
     start = Start(model=str(weights), fingerprint=fingerprint(found), step=source.step)
-    return start, found.config, tokenizer, source.run.path.resolve().name if source.run else weights.stem
+    return start, found.config, tokenizer, source.run.resolve().name if source.run else weights.stem

@@ -1,4 +1,4 @@
-"""When a number goes bad, find out where: the step is run again with a look at every tensor on the way."""
+"""The first NaN or infinity of a step: the step is run again, with hooks on every module."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ class NotFiniteError(ValueError):
 def first_bad_tensor(model: LM, state: Any, run_again: Callable[[], None]) -> str:
     """Names the first tensor that is not finite: a parameter, the incoming state, an activation, or a gradient.
 
-    run_again: does the forward and backward passes of the bad step once more, from the same state and random numbers.
+    run_again: repeats the forward and backward passes of the step, from the same state and random numbers.
     """
     bad_parameters = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if bad_parameters:
@@ -30,14 +30,14 @@ def first_bad_tensor(model: LM, state: Any, run_again: Callable[[], None]) -> st
     if found:
         return found[0]
     gradients = [(name, parameter.grad) for name, parameter in reversed(list(model.named_parameters()))]
-    for name, gradient in gradients:  # the backward pass starts at the last layer
+    for name, gradient in gradients:  # the order of the backward
         if gradient is not None and not gradient.isfinite().all():
             return f"the gradient of the parameter {_with_block(model, name)}"
     return "none when the step is run again without --compile"
 
 
 def _watch(model: LM, run_again: Callable[[], None]) -> list[str]:
-    """Bad activations in the order of the forward pass, then their bad gradients in the order of the backward."""
+    """Activations that are not finite, in the order of the forward, then gradients, in that of the backward."""
     found: list[str] = []
 
     def watch_gradient(name: str, output: Tensor) -> None:
@@ -70,7 +70,7 @@ def _watch(model: LM, run_again: Callable[[], None]) -> list[str]:
 
 
 def _bad_state(leaf: Tensor) -> bool:
-    # minus infinity is the honest maximum of nothing
+    # the stabilizer of an empty state is minus infinity
     return leaf.is_floating_point() and bool((leaf.isnan() | leaf.isposinf()).any())
 
 
@@ -81,7 +81,7 @@ def _tensors(value: Any) -> list[tuple[str, Tensor]]:
 
 
 def _with_block(model: LM, name: str) -> str:
-    """The name, with the kind of the block that it belongs to."""
+    """The name of a parameter or module, with its block and the block's mixer."""
     parts = name.split(".")
     if parts[0] != "blocks" or len(parts) < 2:
         return name
@@ -90,7 +90,7 @@ def _with_block(model: LM, name: str) -> str:
 
 
 def keep_random_state(device: torch.device) -> Callable[[], None]:
-    """Remembers the random generators; the function it returns puts them back."""
+    """Saves the states of the random generators; returns a function that restores them."""
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 

@@ -5,9 +5,7 @@ Files are written beside their target and renamed when all are complete: a reade
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from exlstm.models.lm import LM
 from exlstm.models.quantized import bits_of, stored_once
 from exlstm.models.summary import quantized_layers
 from exlstm.models.weight_formats import Bits
+from exlstm.runtime.files import put_in_place, scratch_inside, sync
 
 SHARD_BYTES = 2 << 30
 CPU = torch.device("cpu")
@@ -134,7 +133,7 @@ def write(
     shards = plan_shards(rules, like, shard_bytes)
     index: dict[str, str] = {}
     total = 0
-    with scratch_in(folder) as scratch:
+    with scratch_inside(folder) as scratch:
         for number, shard in enumerate(shards):
             file = scratch / layout.shard(number, len(shards))
             tensors = shard_tensors(shard, take)
@@ -154,21 +153,7 @@ def write(
         if layout.indexed and len(files) > 1:
             last.append(scratch / INDEX)
             last[-1].write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1) + "\n")
-        put_in_place(folder, [*files, *last])
-
-
-@contextmanager
-def scratch_in(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside the target; an error removes it, and the target if it was made here."""
-    fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-            yield Path(scratch)
-    except BaseException:
-        if fresh:
-            folder.rmdir()
-        raise
+        replace_model(folder, [*files, *last])
 
 
 def plan_shards(rules: Sequence[Rule], like: Mapping[str, Tensor], shard_bytes: int) -> list[list[Rule]]:
@@ -206,19 +191,17 @@ def text_of(data: Mapping[str, Any], suffix: str) -> str:
     return text
 
 
-def put_in_place(folder: Path, files: Sequence[Path]) -> None:
-    """Renames files into their folder once they are on disk, and removes other files of a model saved there."""
+def replace_model(folder: Path, files: Sequence[Path]) -> None:
+    """Moves files into their folder, once they are on disk, and removes other files of a model saved there."""
     for file in files:
-        with open(file, "rb+") as handle:
-            os.fsync(handle.fileno())
+        sync(file)
     # a model in several files cannot be loaded without its index: no reader sees old and new files mixed
     (folder / INDEX).unlink(missing_ok=True)
     names = {file.name for file in files}
     for old in folder.iterdir():
         if old.name not in names and (old.name in CONFIGS or WEIGHT_FILES.fullmatch(old.name)):
             old.unlink()
-    for file in files:
-        file.replace(folder / file.name)
+    put_in_place(files, folder)
 
 
 def check_savable(model: LM, bits: Bits | None) -> None:

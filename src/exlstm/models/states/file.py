@@ -1,11 +1,7 @@
-"""Files of snapshots (safetensors): a conversation of any length in a file of constant size.
-
-Files are written beside their target and renamed: a reader sees a whole file or none.
-"""
+"""Files of snapshots (safetensors): a conversation of any length in a file of constant size."""
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -16,6 +12,7 @@ from exlstm.models.lm import LM
 from exlstm.models.states.fingerprint import weights_of
 from exlstm.models.states.snapshot import Snapshot
 from exlstm.nn.fields import json_value
+from exlstm.runtime.files import write_atomically
 
 KIND, VERSION = "exlstm-state", "1"
 
@@ -40,13 +37,7 @@ def save_state(snapshot: Snapshot, file: str | os.PathLike[str]) -> None:
     stored = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
     counts = json.dumps(snapshot.counts)
     data = save(stored, metadata={"kind": KIND, "version": VERSION, "fingerprint": owner, "counts": counts})
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".saving-") as scratch:
-        beside = Path(scratch, file.name)
-        with open(beside, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        beside.replace(file)
+    write_atomically(file, data)
 
 
 def check_place(file: str | os.PathLike[str]) -> None:

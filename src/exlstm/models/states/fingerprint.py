@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import MISSING, fields, is_dataclass
 from itertools import chain
-from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
 from exlstm.models.states.protocol import StatefulModel
+from exlstm.nn.fields import without_defaults
 
 SAMPLES = 1024  # numbers of each tensor that are hashed: a 7B takes well under a second
 
@@ -21,7 +20,7 @@ def fingerprint(model: StatefulModel) -> str:
     Hashed are name, dtype, shape of every tensor, and numbers at equal distances. Training, another seed, rounding and
     quantization change it; a change of only numbers in between does not.
     """
-    digest = hashlib.sha256(json.dumps(_plain(model.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(without_defaults(model.config), sort_keys=True).encode())
     for name, x in sorted(model.state_dict().items()):
         digest.update(f"\n{name} {x.dtype} {tuple(x.shape)}\n".encode())
         digest.update(_sampled_bytes(x))
@@ -85,15 +84,3 @@ def _sampled_bytes(x: Tensor) -> bytes:
     every = max(1, flat.numel() // SAMPLES)
     found: bytes = flat[::every].contiguous().cpu().view(torch.uint8).numpy().tobytes()
     return found
-
-
-def _plain(value: Any) -> Any:
-    """Config as plain data without fields at their default, so that new options keep old fingerprints valid."""
-    if is_dataclass(value):
-        plain = {
-            field.name: _plain(getattr(value, field.name))
-            for field in fields(value)
-            if field.default is MISSING or getattr(value, field.name) != field.default
-        }
-        return {"kind": type(value).__name__, **plain}
-    return [_plain(x) for x in value] if isinstance(value, (tuple, list)) else value

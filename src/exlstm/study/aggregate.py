@@ -1,20 +1,17 @@
-"""Results in the form that tables and claims take them: settings with their seeds, medians, and what is missing.
+"""Results by setting, for tables and claims: medians over seeds, failures, and runs that are missing.
 
-A learning rate is chosen per setting on the validation score of seed 0; the numbers of a setting are the test scores of
-seeds 1, 2, ... at that rate, which had no part in the choice. Where only one rate is tried nothing is chosen, and
-seed 0 counts as well.
+A learning rate is chosen per setting by the validation score of seed 0. Reported are test scores of seeds 1, 2, ... at
+that rate, which had no part in the choice. If only one rate is tried, seed 0 is reported as well.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-from exlstm.study.contract import Run, Size, Study, run_id, settings, with_seed
-from exlstm.study.parts import Table
+from exlstm.study.contract import Row, Run, Size, Study, run_id, settings, with_seed
+from exlstm.study.report_items import ReportTable
 
-Row = dict[str, Any]
 _COSTS = {
     "parameters": "parameters",
     "state_bytes": "state bytes at the longest test",
@@ -24,9 +21,9 @@ _COSTS = {
 
 
 def chosen(group: Sequence[Run], rows: Mapping[str, Row]) -> Run | None:
-    """Of a setting's runs, which differ in their learning rate, the one with the best validation score of seed 0.
+    """The run of a setting with the best validation score of seed 0, among runs that differ in their learning rate.
 
-    None until all of them have ended, and where all have failed.
+    None until all of them have ended, and if all have failed.
     """
     if len(group) == 1:
         return group[0]
@@ -41,15 +38,15 @@ def chosen(group: Sequence[Run], rows: Mapping[str, Row]) -> Run | None:
 
 
 def reported(run: Run, tried: int, seeds: int) -> list[Run]:
-    """The runs whose tests are reported for a setting of which `tried` learning rates were tried."""
+    """The runs whose tests are reported for a setting. tried: number of its learning rates."""
     return [with_seed(run, run.seed + number + (tried > 1)) for number in range(seeds)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One setting: its facets, the run that was chosen, the rows that are reported, and how many those should be.
+    """One setting: its facets, the chosen run, the rows that are reported, and their planned number.
 
-    Where all learning rates have failed on seed 0, these are the failed runs, and no more are planned.
+    If all learning rates have failed on seed 0, these are the failed runs, and no more are planned.
     """
 
     facets: dict[str, str]
@@ -61,12 +58,12 @@ class Cell:
 
     @property
     def missing(self) -> int:
-        """Runs that have not ended."""
+        """Number of runs that have not ended."""
         return self.planned - len(self.rows) - len(self.failed)
 
     @property
     def open(self) -> bool:
-        """Runs have not ended or have failed, so that nothing can be claimed: a crash is no answer."""
+        """True if runs have not ended or have failed, so that nothing can be claimed."""
         return bool(self.missing or self.failed)
 
     def tests(self, test: int = 0) -> list[Row]:
@@ -78,28 +75,28 @@ class Cell:
         return [float(entry[key]) for entry in self.tests(test)]
 
     def median(self, test: int = 0, key: str = "score") -> float | None:
-        """Over seeds; None without any."""
+        """The median over seeds; None without any."""
         found = self.scores(test, key)
         return median(found) if found else None
 
     def median_of(self, key: str) -> float | None:
-        """Of a number of the whole run, such as "parameters", over seeds; None without any."""
+        """The median over seeds of a number of the whole run, such as "parameters"; None without any."""
         found = [float(row[key]) for row in self.rows]
         return median(found) if found else None
 
     def solved(self, least: float = 0.99, test: int = 0, key: str = "score") -> int:
-        """How many seeds reach a score."""
+        """Number of seeds that reach a score."""
         return sum(score >= least for score in self.scores(test, key))
 
     def status(self, test: int = 0) -> str:
-        """ "not run", "failed", "at chance" (most seeds no better than guessing), or "learned"."""
+        """The state: "not run", "failed", "at chance" (most seeds no better than guessing), or "learned"."""
         if not self.rows:
             return "failed" if self.failed else "not run"
         lost = sum(bool(entry.get("at_chance")) for entry in self.tests(test))
         return "at chance" if 2 * lost > len(self.rows) else "learned"
 
     def text(self, test: int = 0, least: float = 0.99) -> str:
-        """For a table: the median, then seeds that solved it of those that ran; what is missing is said."""
+        """A cell of a table: the median, seeds that solved the task of those that ran, and what is missing."""
         state = self.status(test)
         if state in ("not run", "failed"):
             return state
@@ -111,7 +108,7 @@ class Cell:
 
 
 class Results:
-    """All that is known of a study at a size: what was planned, and the rows of what has ended."""
+    """Results of a study at a size: its planned settings, and the rows of runs that have ended."""
 
     def __init__(self, study: Study, size: Size, rows: Mapping[str, Row], seeds: int) -> None:
         self.study, self.size, self.rows, self.seeds = study, size, rows, seeds
@@ -119,11 +116,11 @@ class Results:
         self._settings = [(group[0].facets(), group) for group in settings(self.planned)]
 
     def cells(self, keep: Callable[[dict[str, str]], bool] = lambda facets: True) -> list[Cell]:
-        """Every setting whose facets are to be kept, in the study's order."""
+        """Settings for whose facets `keep` is true, in the study's order."""
         return [self._cell(facets, group) for facets, group in self._settings if keep(facets)]
 
     def cell(self, **facets: str) -> Cell:
-        """The one setting that has these facets. An assertion fails if there is none or more than one."""
+        """The only setting with these facets. AssertionError if there is none or more than one."""
         found = self.cells(lambda own: facets.items() <= own.items())
         assert len(found) == 1, f"{len(found)} settings have {facets}"
         return found[0]
@@ -132,10 +129,10 @@ class Results:
         """The values of a facet, in the study's order."""
         return list(dict.fromkeys(facets[facet] for facets, _ in self._settings if facet in facets))
 
-    def costs(self, by: str = "model", **facets: str) -> Table:
-        """What is equal in a comparison and what is not, for every value of a facet: medians over seeds and tasks.
+    def costs(self, by: str = "model", **facets: str) -> ReportTable:
+        """Costs of the compared settings, for every value of the facet `by`: medians over seeds and tasks.
 
-        Of the settings that have these facets.
+        facets: of the settings that count.
         """
         rows = []
         for value in self.values(by):
@@ -146,7 +143,7 @@ class Results:
                 middle = [median(row[key] for row in found) for key in _COSTS]
                 rows.append((value, *(f"{number:,.0f}" if number < 1e7 else f"{number:.1e}" for number in middle)))
         where = "".join(f", {name} {value}" for name, value in facets.items())
-        return Table(title=f"What a run costs{where}", columns=(by, *_COSTS.values()), rows=rows)
+        return ReportTable(title=f"What a run costs{where}", columns=(by, *_COSTS.values()), rows=rows)
 
     def _cell(self, facets: dict[str, str], group: Sequence[Run]) -> Cell:
         run = chosen(group, self.rows)

@@ -1,27 +1,27 @@
-"""loss.png and report.html of a run. The page is one file: no scripts, nothing loaded from elsewhere."""
+"""loss.png and report.html of a run."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 from exlstm.models.lm import LM
+from exlstm.runtime.files import write_or_explain
+from exlstm.runtime.machine import clock, machine
 from exlstm.train.config import TrainConfig, to_json
-from exlstm.train.display import clock
-from exlstm.train.files import write_atomically
-from exlstm.train.page import html_page, image, table, wide_table
-from exlstm.train.picture import loss_picture
 from exlstm.train.run_folder import RunFolder
+from exlstm.train.run_folder.html import html_page, image, table, wide_table
+from exlstm.train.run_folder.picture import loss_picture
+from exlstm.train.run_folder.summary import RunSummary, yardstick_rows
 from exlstm.train.start import start_of
-from exlstm.train.summary import RunSummary, machine, yardstick_rows
 
 
 def write_report(run: RunFolder, config: TrainConfig, model: LM, summary: RunSummary) -> None:
-    """Writes both files from metrics.jsonl and the summary, complete or not."""
+    """Writes both files from metrics.jsonl and the summary, which may be of an unfinished run."""
     records = list(run.read_metrics())
     title = f"{run.path.name}: {summary.parameters / 1e6:.2f} M parameters, {clock(summary.seconds)} of training"
     picture = loss_picture(records, summary.yardsticks, title)
-    write_atomically(run.path / "loss.png", picture)
-    write_atomically(run.path / "report.html", _page(run, config, model, summary, records, picture))
+    write_or_explain(run.path / "loss.png", picture)
+    write_or_explain(run.path / "report.html", _page(run, config, model, summary, records, picture))
 
 
 def _page(
@@ -37,7 +37,7 @@ def _page(
     text = (
         f"{data['documents']:,} documents, {data['train_bytes']:,} bytes to train on, {data['val_bytes']:,} to validate"
     )
-    sources = data.get("sources", [])  # which runs of earlier versions do not name
+    sources = data.get("sources", [])  # runs of earlier versions have none
     if len(sources) > 1:
         shares = (f"{source['share']:.1%} of the tokens from {source['name']}" for source in sources)
         text += f"; {', '.join(shares)}"
@@ -59,7 +59,7 @@ def _page(
 
 
 def settings(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    """What was set, by name; a text that was not named is that of the standard library."""
+    """Settings that are not None, by name; "data" is there always."""
     for name, value in to_json(config).items():
         if value is not None:
             yield name, str(value)

@@ -1,4 +1,4 @@
-"""Runs a study: what is left of it, on this machine's processes or on a Ray cluster, row by row into its file."""
+"""The runner of a study: its open runs, on this machine's processes or on a Ray cluster, row by row into its file."""
 
 import os
 from collections.abc import Generator, Mapping, Sequence
@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from exlstm.study.contract import Run, Size, Study, load_study, run_id, with_seed
-from exlstm.study.display import Board
-from exlstm.study.pool import Event, Failed, Finished, Job, Progress, Report, Started, run_local
-from exlstm.study.results import ResultFile, Row, provenance, result_path, result_row
+from exlstm.runtime.machine import pick_device
+from exlstm.study.contract import Row, Run, Size, Study, load_study, run_id, with_seed
+from exlstm.study.display import ProgressTable
+from exlstm.study.pool import Event, Failed, Finished, PoolJob, ProgressReporter, RunProgress, Started, run_local
+from exlstm.study.results import ResultFile, provenance, result_path, result_row
 from exlstm.study.schedule import Schedule
-from exlstm.train.evaluate import pick_device
 
 Only = Mapping[str, frozenset[str]]
 MOST_SEEDS = 10_000
-MOST_JOBS = 64  # of a small machine: a process takes 200 MB before it has begun
+MOST_JOBS = 64  # of a small machine: a process takes 200 MB at its start
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """How a study is to be run. seeds: how many are reported. jobs: processes, 0 for one per core or GPU."""
+class RunOptions:
+    """Options of `run_study`. seeds: how many are reported. jobs: processes at a time, 0 for one per core or GPU."""
 
     size: Size = "small"
     seeds: int = 5
@@ -37,8 +37,8 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Runs of this order that are done, that failed (with the last line of the first error), and that are left."""
+class RunReport:
+    """Numbers of wanted runs that are done, that failed, and that are left. error: last line of the first error."""
 
     done: int
     failed: int
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def only_of(words: str | None) -> Only:
-    """model=lstm,task=parity,task=s3 as a filter: values of one name are alternatives. ValueError for other words."""
+    """The filter model=lstm,task=parity,task=s3; values of one name are alternatives. ValueError for other words."""
     found: dict[str, frozenset[str]] = {}
     for word in filter(None, (words or "").split(",")):
         name, equals, value = word.partition("=")
@@ -57,8 +57,8 @@ def only_of(words: str | None) -> Only:
     return found
 
 
-def kept(planned: Sequence[Run], only: Only) -> list[Run]:
-    """The runs with these facets. ValueError where a name or a value is no run's."""
+def selected(planned: Sequence[Run], only: Only) -> list[Run]:
+    """The runs with these facets. ValueError for a name or a value that no run has."""
     for name, values in only.items():
         known = {run.facets().get(name) for run in planned} - {None}
         if not known:
@@ -70,39 +70,39 @@ def kept(planned: Sequence[Run], only: Only) -> list[Run]:
 
 
 def check_seeds(seeds: int) -> None:
-    """ValueError for a number of seeds that no study can have."""
+    """ValueError unless the number of seeds is in its range."""
     if not 1 <= seeds <= MOST_SEEDS:
         raise ValueError(f"--seeds is {seeds}; use 1 to {MOST_SEEDS:,}.")
 
 
-def conduct(study: Study, order: Order, folder: Path, *, quiet: bool = False) -> Outcome:
-    """Runs what is left of an order. ValueError for an order that cannot be carried out.
+def run_study(study: Study, options: RunOptions, folder: Path, *, quiet: bool = False) -> RunReport:
+    """Executes the runs that are not done yet. ValueError for options that cannot be followed.
 
-    Runs that are done are not repeated, failed ones are. Every row is on the disk before the next is waited for, so a
-    kill costs the runs at hand. A run that fails does not stop the others.
+    Failed runs are tried again. Every row is on the disk before the next is waited for, so a kill costs the runs at
+    hand. A run that fails does not stop the others.
     """
-    check_seeds(order.seeds)
+    check_seeds(options.seeds)
     most = max(MOST_JOBS, 4 * (os.cpu_count() or 1))
-    if not 0 <= order.jobs <= most:
-        raise ValueError(f"--jobs is {order.jobs}; each is a process, so use 0 to {most} on this machine.")
-    planned = kept(study.planned(order.size), order.only)
-    file = ResultFile(result_path(folder, study.name, order.size))
-    devices = [order.device] if order.cluster else _devices(order.device)
-    jobs = order.jobs or (len(devices) if devices[0] != "cpu" else torch.get_num_threads())
-    rows, origin = file.start(resume=order.resume, overwrite=order.overwrite), provenance()
-    schedule = Schedule(planned, rows, order.seeds)
-    with closing(Board(f"{study.name}, {order.size}", quiet=quiet)) as board:
-        board.plan(schedule.total)
-        with closing(_execute(study, order, schedule, jobs, devices)) as events:
+    if not 0 <= options.jobs <= most:
+        raise ValueError(f"--jobs is {options.jobs}; each is a process, so use 0 to {most} on this machine.")
+    planned = selected(study.planned(options.size), options.only)
+    file = ResultFile(result_path(folder, study.name, options.size))
+    devices = [options.device] if options.cluster else _devices(options.device)
+    jobs = options.jobs or (len(devices) if devices[0] != "cpu" else torch.get_num_threads())
+    rows, origin = file.start(resume=options.resume, overwrite=options.overwrite), provenance()
+    schedule = Schedule(planned, rows, options.seeds)
+    with closing(ProgressTable(f"{study.name}, {options.size}", quiet=quiet)) as table:
+        table.plan(schedule.total)
+        with closing(_execute(study, options, schedule, jobs, devices)) as events:
             for event in events:
-                row = _row(study, order.size, schedule.runs[event.id], event, origin)
+                row = _row(study, options.size, schedule.runs[event.id], event, origin)
                 if row is not None:
                     file.add(row)
                     rows[row["id"]] = row
                     schedule.ended(row["id"])
-                    board.plan(schedule.total)
-                board.show(event, schedule.runs[event.id])
-    return _outcome(schedule)
+                    table.plan(schedule.total)
+                table.show(event, schedule.runs[event.id])
+    return _run_report(schedule)
 
 
 def _row(study: Study, size: Size, run: Run, event: Event, origin: Row) -> Row | None:
@@ -110,15 +110,15 @@ def _row(study: Study, size: Size, run: Run, event: Event, origin: Row) -> Row |
         return result_row(study, size, run, {"status": "done", **event.row}, origin)
     if isinstance(event, Failed):
         return result_row(study, size, run, {"status": "failed", "error": event.error}, origin)
-    assert isinstance(event, Started | Progress)
+    assert isinstance(event, Started | RunProgress)
     return None
 
 
-def _outcome(schedule: Schedule) -> Outcome:
+def _run_report(schedule: Schedule) -> RunReport:
     wanted = [run_id(run) for run in schedule.wanted()]
     ended = [schedule.rows[name] for name in wanted if name in schedule.rows]
     errors = [row["error"] for row in ended if row["status"] == "failed"]
-    return Outcome(
+    return RunReport(
         done=len(ended) - len(errors),
         failed=len(errors),
         left=len(wanted) - len(ended),
@@ -127,30 +127,30 @@ def _outcome(schedule: Schedule) -> Outcome:
 
 
 def _devices(name: str) -> list[str]:
-    """One per GPU if there are any and none is named, else the one."""
+    """All GPUs for "auto" if there are any, otherwise the device of that name."""
     if name == "auto" and torch.cuda.is_available():
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [str(pick_device(name))]
 
 
 def _execute(
-    study: Study, order: Order, schedule: Schedule, jobs: int, devices: Sequence[str]
+    study: Study, options: RunOptions, schedule: Schedule, jobs: int, devices: Sequence[str]
 ) -> Generator[Event, None, None]:
-    def job(name: str) -> Job:
-        return Job(name, work_on, (study.name, study.source, order.size, name, schedule.runs[name].seed))
+    def job(name: str) -> PoolJob:
+        return PoolJob(name, work_on, (study.name, study.source, options.size, name, schedule.runs[name].seed))
 
     work = (None if name is None else job(name) for name in schedule)
-    if order.cluster is None:
-        # one thread each, as on a cluster: last bits depend on it, and must not depend on how many run at a time
+    if options.cluster is None:
+        # one thread each, as on a cluster: last bits depend on it, and must not depend on the number of workers
         threads = 1 if devices[0] == "cpu" else None
         return run_local(work, workers=max(1, min(jobs, schedule.total)), threads=threads, devices=devices)
     from exlstm.study.cluster import run_on_ray
 
-    return run_on_ray(work, address=order.cluster)
+    return run_on_ray(work, address=options.cluster)
 
 
-def work_on(argument: tuple[str, str, Size, str, int], report: Report) -> dict[str, Any]:
-    """What a worker does: reads the study's text and executes the run of this id, which is one of its with a seed."""
+def work_on(argument: tuple[str, str, Size, str, int], report: ProgressReporter) -> dict[str, Any]:
+    """The call of a worker: reads the study's text and executes the run of this id, a planned one with another seed."""
     name, source, size, wanted, seed = argument
     found = next(run for run in _runs(name, source, size) if run_id(with_seed(run, seed)) == wanted)
     return with_seed(found, seed).execute(report)

@@ -1,10 +1,10 @@
-"""The folder of a run, as training writes it and everything else reads it.
+"""The folder of a run: its files, and reading and writing them.
 
 config.json               {"format": 1, "train": settings, "model": architecture, "data": fingerprint}, and where the
                           run starts from a model "from": its path and fingerprint
 tokenizer.json            the tokenizer
 metrics.jsonl             one JSON object per line: training steps, validations and samples, told apart by their keys
-loss.png, report.html     pictures, rewritten when the run stops
+loss.png, report.html     curves and report, rewritten when the run stops
 summary.json              final numbers, present once the run is complete
 tensorboard/              with --tensorboard only
 checkpoints/step-00001200 exlstm/train/checkpoint.py; checkpoints/best is a link to the best of them
@@ -18,20 +18,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from exlstm.data.tokenizer import Tokenizer, tokenizer_from_json
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.own import config_from_json, config_to_json
 from exlstm.models.lm import LM, LMConfig
+from exlstm.models.locate import RUN_FORMAT, RunCheckpoints, Which, read_json
 from exlstm.nn.fields import json_value
+from exlstm.runtime.files import SCRATCH, reporting_failure, write_or_explain
 from exlstm.train.config import TrainConfig, from_json, to_json
-from exlstm.train.files import reporting_failure, write_atomically
 
 if sys.platform != "win32":
     import fcntl
 
-FORMAT = 1
 _TAIL = 1 << 16  # bytes
 _OWN = (
     "config.json",
@@ -44,35 +44,17 @@ _OWN = (
     "tensorboard",
 )
 
-Which = Literal["best", "last"]
-
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunFolder(RunCheckpoints):
     """The files of one run; `open_run` and `create_run` make one."""
-
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def config(self) -> dict[str, Any]:
-        """config.json as it is. Raises ValueError if it is damaged or of another format."""
-        data = read_json(self.path / "config.json")
-        if data.get("format") != FORMAT or not {"train", "model", "data"} <= set(data):
-            raise ValueError(
-                f"{self.path / 'config.json'} has format {data.get('format')!r}, not {FORMAT}; "
-                "it is not from this version of exlstm train."
-            )
-        return data
-
     def train_config(self) -> TrainConfig:
-        """The settings of the run. Before there was `binary`, every file was taken."""
+        """The settings of the run. Runs older than the setting `binary` took every file."""
         return from_json({"binary": True, **self.config()["train"]})
 
     def model_config(self) -> LMConfig:
@@ -83,47 +65,18 @@ class RunFolder:
         """The tokenizer of the run."""
         return tokenizer_from_json(read_json(self.path / "tokenizer.json"))
 
-    def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order."""
-        return sorted(int(folder.name.removeprefix("step-")) for folder in self.checkpoints.glob("step-[0-9]*"))
-
-    def checkpoint_at(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:08d}"
-
-    def position(self, step: int) -> dict[str, Any]:
-        """trainer.json of a checkpoint. Raises ValueError if it is damaged."""
-        return read_json(self.checkpoint_at(step) / "trainer.json")
-
-    def step_of(self, which: Which | int) -> int:
-        """The step of a checkpoint: the best one by validation loss, the last one, or the one of a given step.
-
-        Without any validation the last one is the best one. Raises ValueError if there is no such checkpoint.
-        """
-        steps = self.steps()
-        if not steps:
-            raise ValueError(f"{self.path} has no checkpoint yet; let it train until the first one is saved.")
-        if which == "last":
-            return steps[-1]
-        if which == "best":
-            scores = {step: self.position(step).get("validation_bits_per_byte") for step in steps}
-            scored = [step for step in steps if scores[step] is not None]
-            return min(scored, key=lambda step: (scores[step], -step)) if scored else steps[-1]
-        if which not in steps:
-            raise ValueError(f"{self.path} has no checkpoint of step {which!r}; it has {steps}, 'best' and 'last'.")
-        return which
-
     def used(self) -> tuple[int, float]:
-        """Steps and seconds at the last checkpoint; none where there is none, or a damaged one, which loading tells."""
+        """Steps and seconds at the last checkpoint; zeros without one, and for a damaged one."""
         with suppress(IndexError, ValueError, KeyError):
             position = self.position(self.steps()[-1])
             return int(position["step"]), float(position["seconds"])
         return 0, 0.0
 
     def keep_settings(self, config: TrainConfig) -> None:
-        """Makes these the settings of the run, so that it can be resumed with its new budget."""
+        """Writes the settings of a resumed run, with its new budget, to config.json."""
         data = self.config()
         if data["train"] != to_json(config):
-            write_atomically(self.path / "config.json", json.dumps({**data, "train": to_json(config)}, indent=2))
+            write_or_explain(self.path / "config.json", json.dumps({**data, "train": to_json(config)}, indent=2))
 
     def load_model(self, which: Which | int = "best", *, device: str = "cpu") -> LM:
         """The model of a checkpoint, in evaluation mode."""
@@ -156,9 +109,9 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The run is this process's for a while; a kill ends that too. ValueError if it is another's.
+        """A lock on the folder of checkpoints, which ends with the process. ValueError if another process holds it.
 
-        A lock on a folder needs no file of its own. Windows has none, and there the answer is always that it is free.
+        Windows has no such locks; there the run always counts as free.
         """
         if sys.platform == "win32":
             yield
@@ -192,26 +145,15 @@ class RunFolder:
             out.write(json.dumps(record) + "\n")
 
     def cut_metrics(self, step: int) -> None:
-        """Drops what was logged after `step`: the steps that a resumed run takes again."""
+        """Removes lines of metrics.jsonl after `step`: a resumed run takes these steps again."""
         kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
-        write_atomically(self.metrics, "".join(kept))
+        write_or_explain(self.metrics, "".join(kept))
 
     def remove(self) -> None:
-        """Deletes what a run writes, and the folder if nothing else is in it."""
+        """Deletes the files of the run, and the folder if nothing else is in it."""
         _clear(self)
         with suppress(OSError):
             self.path.rmdir()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file of a run. Raises ValueError if it is missing or not JSON."""
-    try:
-        data = json_value(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; {path.parent} is incomplete or not what exlstm train writes.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON; it is damaged or not what exlstm train writes.") from error
-    return data if isinstance(data, dict) else {}
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -241,8 +183,7 @@ def create_run(
 ) -> RunFolder:
     """Makes the folder; config.json comes last, so that a folder that has one is complete.
 
-    fingerprint, start: of the text, and of the model to start from.
-
+    fingerprint: of the text, the entry "data". start: the entry "from".
     Raises ValueError if something else is there already.
     """
     folder = RunFolder(path)
@@ -250,11 +191,11 @@ def create_run(
     with reporting_failure(path, "free some space or choose another folder with --run"):
         _clear(folder)
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / "tokenizer.json", json.dumps(tokenizer.to_json()))
-    content = {"format": FORMAT, "train": to_json(config), "model": config_to_json(model), "data": fingerprint}
+    write_or_explain(path / "tokenizer.json", json.dumps(tokenizer.to_json()))
+    content = {"format": RUN_FORMAT, "train": to_json(config), "model": config_to_json(model), "data": fingerprint}
     if start is not None:
         content["from"] = start
-    write_atomically(path / "config.json", json.dumps(content, indent=2))
+    write_or_explain(path / "config.json", json.dumps(content, indent=2))
     return folder
 
 
@@ -274,8 +215,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 def _clear(folder: RunFolder) -> None:
     # config.json first: a folder without it is not taken for a run if this is interrupted
-    for name in _OWN:
-        entry = folder.path / name
+    for entry in (*(folder.path / name for name in _OWN), *folder.path.glob(f"{SCRATCH}*")):
         if entry.is_dir():
             shutil.rmtree(entry)
         else:

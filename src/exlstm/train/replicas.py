@@ -1,8 +1,7 @@
-"""Work on several CPU threads, each with some rows of the batch.
+"""Data parallelism on CPU threads: replicas of a model share its weights, and each takes some rows of the batch.
 
-Rows are independent, so threads meet only once a step, when gradients are added. Threads inside every operation, which
-is what torch does by itself, meet thousands of times a step: on two cores that is a little slower when the machine is
-quiet, and ten times slower when another process keeps one of the cores busy.
+Threads synchronize once a step, when gradients are added. torch's own threads do so in every operation, thousands of
+times a step: on two cores that is a little slower on a quiet machine, and ten times slower beside a busy process.
 """
 
 import copy
@@ -18,33 +17,33 @@ from torch import Tensor, nn
 from exlstm.models.lm import LM
 
 Result = TypeVar("Result")
-Forward = Callable[..., Any]  # a model, its `hidden`, or that compiled
+Forward = Callable[..., Any]  # `LM.hidden`, compiled or not
 
 
-def shared_copy(model: LM) -> LM:
-    """A model with the same weights and buffers, in the same memory, and gradients of its own."""
-    # deepcopy takes these as the copies; buffers are quantised weights, which nothing changes
+def share_weights(model: LM) -> LM:
+    """A replica: the same weights and buffers, in the same memory, and gradients of its own."""
+    # deepcopy takes these as the copies; buffers are quantized weights, which are never written
     memo: dict[int, Tensor] = {id(x): x for x in model.buffers()}
     memo |= {id(x): nn.Parameter(x.detach(), requires_grad=x.requires_grad) for x in model.parameters()}
     return copy.deepcopy(model, memo)
 
 
-class Crew:
-    """A model, and copies that share its weights: one for each of `workers` threads.
+class ThreadedReplicas:
+    """A model and its replicas, one for each of `workers` threads.
 
-    hidden: `LM.hidden` of each of them; that of the only one may be compiled.
+    hidden: `LM.hidden` of each. compiled: by torch.compile, for one worker only.
     """
 
     def __init__(self, model: LM, workers: int, *, compiled: bool = False) -> None:
-        self.models = [model, *(shared_copy(model) for _ in range(workers - 1))]
+        self.models = [model, *(share_weights(model) for _ in range(workers - 1))]
         assert workers == 1 or not compiled
         self.hidden: list[Forward] = [torch.compile(model.hidden)] if compiled else [m.hidden for m in self.models]
         self.pool = ThreadPoolExecutor(
-            workers, "exlstm-crew", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+            workers, "exlstm-replicas", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         )
 
     def run(self, work: Callable[[LM, slice, int], Result], rows: int) -> list[Result]:
-        """`work(model, part, number)` for one part of `rows` rows per worker; results in the order of the rows."""
+        """Calls `work(model, part, number)` once per worker, on its slice of `rows` rows; results in row order."""
         workers = min(len(self.models), rows)
         if workers == 1:
             return [work(self.models[0], slice(0, rows), 0)]
@@ -53,17 +52,17 @@ class Crew:
         return list(self.pool.map(work, self.models[:workers], parts, range(workers)))
 
     def gather_gradients(self) -> None:
-        """Adds every worker's gradients to the model's, in a fixed order, and clears theirs."""
+        """Adds the replicas' gradients to the model's, in a fixed order, and clears them."""
         model, *others = self.models
-        for twin in others:
-            for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        for replica in others:
+            for mine, theirs in zip(model.parameters(), replica.parameters(), strict=True):
                 if theirs.grad is not None:
                     mine.grad = theirs.grad if mine.grad is None else mine.grad.add_(theirs.grad)
                     theirs.grad = None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """All models in evaluation mode for a while."""
+        """Evaluation mode for the model and its replicas."""
         was_training = self.models[0].training
         for model in self.models:
             model.eval()
@@ -75,13 +74,13 @@ class Crew:
 
 
 def default_workers(device: torch.device, batch: int, *, alone: bool = False) -> int:
-    """One per thread that torch may use on a CPU, at most one per row; one on other devices or where `alone`."""
+    """Workers for a batch: torch's threads on a CPU, at most one per row; 1 on other devices or if `alone`."""
     return 1 if alone or device.type != "cpu" else min(torch.get_num_threads(), batch)
 
 
 @contextmanager
 def threads_shared(workers: int) -> Iterator[None]:
-    """Every thread that computes gets its share of torch's threads; a `Crew` made inside keeps to that."""
+    """Divides torch's threads among `workers`. `ThreadedReplicas` made inside keep to that."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before // workers))
     try:

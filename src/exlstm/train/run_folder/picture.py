@@ -1,4 +1,4 @@
-"""loss.png: bits per byte while training, on the validation slice, and of the yardsticks."""
+"""loss.png: bits per byte in training, on the validation slice, and of the yardsticks."""
 
 import io
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exlstm.data.yardsticks import Yardsticks
-from exlstm.train.summary import yardstick_rows
+from exlstm.train.run_folder.summary import yardstick_rows
 
 _TRAIN, _VALIDATION, _GREY = "#2f6db3", "#d1570c", "#6b7280"
 
@@ -55,7 +55,7 @@ def _curve(records: Sequence[dict[str, Any]], key: str) -> tuple[NDArray[np.floa
 
 
 def _smoothed(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A centred moving average over a 20th of the curve, cut off at the ends."""
+    """A centered moving average over a 20th of the curve, shorter at the ends."""
     reach = len(y) // 40
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))
@@ -81,7 +81,7 @@ def _yardstick_lines(axes: Any, rows: Sequence[tuple[str, float]]) -> None:
 
 
 def _limits(axes: Any, values: Sequence[float]) -> None:
-    """All values, but not so much of the first steep fall that the rest becomes a flat line."""
+    """Limits of the y axis: all values, but only the end of the first steep fall."""
     finite = np.array([value for value in values if np.isfinite(value)])
     if len(finite):
         low, high = finite.min(), finite.max()

@@ -7,8 +7,8 @@ from torch import nn
 
 from exlstm.train.config import TrainConfig
 
-# The first row that matches a parameter's name decides whether weight decay pulls it towards zero. Matrices that mix
-# features decay. What is added, scales, opens gates, looks up or recurs does not: small is not simple there.
+# The first row that matches a parameter's name decides whether it has weight decay. Matrices that mix features have.
+# Biases, gains, convolutions, embeddings and recurrent weights have not: small is not simple there.
 DECAY_TABLE: tuple[tuple[str, bool], ...] = (
     ("embed.*", False),
     ("*norm.weight", False),
@@ -25,21 +25,21 @@ DECAY_TABLE: tuple[tuple[str, bool], ...] = (
 
 
 def decays(name: str) -> bool:
-    """Whether the parameter of this name decays. Raises ValueError if no row of the table matches."""
+    """True if the parameter of this name has weight decay. Raises ValueError if no row of the table matches."""
     for pattern, decision in DECAY_TABLE:
         if fnmatchcase(name, pattern):
             return decision
-    raise ValueError(f"no row of DECAY_TABLE in exlstm/train/optimiser.py matches the parameter {name!r}; add one.")
+    raise ValueError(f"no row of DECAY_TABLE in exlstm/train/optimizer.py matches the parameter {name!r}; add one.")
 
 
 def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the parameters that decay and of those that do not, each in the order of the model."""
+    """Names of the parameters with weight decay and of those without, each in the order of the model."""
     names = [name for name, _ in model.named_parameters()]
     return [name for name in names if decays(name)], [name for name in names if not decays(name)]
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """The optimiser of a run: decoupled weight decay (Loshchilov & Hutter 2019) on the first group only."""
+    """The optimizer of a run: decoupled weight decay (Loshchilov & Hutter 2019) on the first group only."""
     parameters = dict(model.named_parameters())
     decaying, others = decay_groups(model)
     groups = [

@@ -1,4 +1,4 @@
-"""The runs below a folder, a line each: how far they are, how good, and whether they are being trained."""
+"""The list of runs below a folder: state, steps, loss and bits per byte of each."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exlstm.models.checkpoints.loading import open_checkpoint
-from exlstm.train.run_folder import RunFolder, read_json
+from exlstm.models.locate import read_json
+from exlstm.train.run_folder import RunFolder
 
 _FILES = ("config.json", "tokenizer.json", "metrics.jsonl")
 
@@ -16,7 +17,7 @@ _FILES = ("config.json", "tokenizer.json", "metrics.jsonl")
 @dataclass(frozen=True, kw_only=True)
 class RunLine:
     """One run. loss: of the last training step, in nats. bits_per_byte: of the whole validation text for a finished
-    run, of the best validation for others. when: the last change, ISO 8601. problem: what is wrong with a damaged one.
+    run, of the best validation for others. when: the last change, ISO 8601. problem: of a damaged run.
     """
 
     run: str
@@ -79,7 +80,7 @@ def _running(run: RunFolder) -> bool:
 
 
 def _numbers(run: RunFolder) -> dict[str, Any]:
-    """ValueError and the like for a run that could not be resumed."""
+    """Fields of a `RunLine`. ValueError, KeyError, TypeError or OSError for a run that could not be resumed."""
     run.train_config(), run.model_config(), run.tokenizer()
     done, saved, bits = run.path / "summary.json", run.steps(), None
     if saved:

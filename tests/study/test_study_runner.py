@@ -1,4 +1,4 @@
-"""A study from its order to its rows: rates before seeds, nothing twice, failures and kills cost what they must."""
+"""A study from its options to its rows: rates before seeds, nothing twice, failures and kills cost what they must."""
 
 import itertools
 import json
@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from small_studies import COUNT, SLOW, count_study, lines_of, run_here
 
-from exlstm.study import conduct
-from exlstm.study.conduct import Order, Outcome, kept, only_of
+from exlstm.study import runner
 from exlstm.study.contract import run_id, with_seed
 from exlstm.study.results import result_path
+from exlstm.study.runner import RunOptions, RunReport, only_of, selected
 
 STUDY = count_study()
 
@@ -32,12 +32,12 @@ def here(tmp_path, monkeypatch):
         return run_here(jobs, **how)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conduct, "run_local", counted)
+    monkeypatch.setattr(runner, "run_local", counted)
     return tmp_path
 
 
 def go(folder, study=STUDY, **how):
-    return conduct.conduct(study, Order(**{"only": {}, "seeds": 2, "device": "cpu", **how}), folder, quiet=True)
+    return runner.run_study(study, RunOptions(**{"only": {}, "seeds": 2, "device": "cpu", **how}), folder, quiet=True)
 
 
 def ran(folder):
@@ -55,7 +55,7 @@ SEEDS = [(model, rate, seed) for seed in (1, 2) for model, rate in (("one", 0.1)
 
 
 def test_rates_on_seed_0_and_then_seeds_at_the_best(here):
-    assert go(here) == Outcome(done=12, failed=0, left=0)
+    assert go(here) == RunReport(done=12, failed=0, left=0)
     assert ran(here) == RATES + SEEDS
     rows = rows_in(here)
     assert [(row["config"]["model"], row["config"]["lr"], row["seed"]) for row in rows] == RATES + SEEDS
@@ -67,18 +67,18 @@ def test_rates_on_seed_0_and_then_seeds_at_the_best(here):
 
 def test_one_rate_is_no_choice(here):
     study = count_study(COUNT.replace("for lr in (0.1, 0.2)]", "for lr in (0.1,)]"))
-    assert go(here, study, seeds=3) == Outcome(done=9, failed=0, left=0)
+    assert go(here, study, seeds=3) == RunReport(done=9, failed=0, left=0)
     assert ran(here) == [(model, 0.1, seed) for seed in range(3) for model in ("one", "two", "bad")]
 
 
 def test_what_is_done_is_not_done_again(here):
     go(here)
     before = rows_in(here)
-    assert go(here, resume=True) == Outcome(done=12, failed=0, left=0)
+    assert go(here, resume=True) == RunReport(done=12, failed=0, left=0)
     assert rows_in(here) == before
     assert len(ran(here)) == 12
     # more seeds are added to those that there are
-    assert go(here, resume=True, seeds=3) == Outcome(done=15, failed=0, left=0)
+    assert go(here, resume=True, seeds=3) == RunReport(done=15, failed=0, left=0)
     assert ran(here)[12:] == [("one", 0.1, 3), ("two", 0.2, 3), ("bad", 0.2, 3)]
     with pytest.raises(ValueError, match=r"has results of 15 runs; add to them with --resume"):
         go(here)
@@ -94,7 +94,7 @@ def test_wherever_it_is_cut_off_it_goes_on(here, kept_lines):
     whole = file.read_text().splitlines(keepends=True)
     file.write_text("".join(whole[:kept_lines]) + whole[kept_lines][:50])
     (here / "log.txt").unlink()
-    assert go(here, resume=True) == Outcome(done=12, failed=0, left=0)
+    assert go(here, resume=True) == RunReport(done=12, failed=0, left=0)
     assert ran(here) == (RATES + SEEDS)[kept_lines:]
     assert {line["id"]: line for line in rows_in(here)} == {line["id"]: line for line in lines_of(file)}
     assert len(rows_in(here)) == 12
@@ -114,7 +114,7 @@ def test_a_failure_is_recorded_and_stops_nobody(here):
     assert go(here, resume=True).failed == 2
     assert ran(here)[10:] == [("bad", 0.1, 0), ("bad", 0.2, 0)]
     (here / "broken").unlink()
-    assert go(here, resume=True) == Outcome(done=12, failed=0, left=0)
+    assert go(here, resume=True) == RunReport(done=12, failed=0, left=0)
     assert ran(here)[12:] == [("bad", 0.1, 0), ("bad", 0.2, 0), ("bad", 0.2, 1), ("bad", 0.2, 2)]
 
 
@@ -127,7 +127,7 @@ def test_a_rate_that_fails_is_not_chosen(here):
 
 
 def test_only_some(here):
-    assert go(here, only=only_of("model=two")) == Outcome(done=4, failed=0, left=0)
+    assert go(here, only=only_of("model=two")) == RunReport(done=4, failed=0, left=0)
     assert {model for model, _, _ in ran(here)} == {"two"}
     go(here, only=only_of("model=two,task=count,model=one"), resume=True)
     assert Counter(model for model, _, _ in ran(here)) == {"two": 4, "one": 4}
@@ -137,8 +137,8 @@ def test_filters():
     assert only_of(None) == only_of("") == {}
     assert only_of("a=1,b=x=y,a=2") == {"a": {"1", "2"}, "b": {"x=y"}}
     planned = STUDY.planned("small")
-    assert kept(planned, {}) == planned
-    assert kept(planned, only_of("model=bad,task=count")) == planned[4:]
+    assert selected(planned, {}) == planned
+    assert selected(planned, only_of("model=bad,task=count")) == planned[4:]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_filters():
 )
 def test_wrong_filters_are_refused(words, message):
     with pytest.raises(ValueError, match=rf"^{message}$"):
-        kept(STUDY.planned("small"), only_of(words))
+        selected(STUDY.planned("small"), only_of(words))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_wrong_filters_are_refused(words, message):
         ({"resume": True, "overwrite": True}, r"--resume keeps the results, --overwrite deletes them; .*\."),
     ],
 )
-def test_orders_that_cannot_be_carried_out_touch_nothing(here, how, message):
+def test_options_that_cannot_be_followed_touch_nothing(here, how, message):
     with pytest.raises(ValueError, match=rf"^{message}$"):
         go(here, **how)
     assert list(here.iterdir()) == []
@@ -181,7 +181,7 @@ def test_runs_have_one_thread_however_many_run(here, monkeypatch):
         seen.append((how["workers"], how["threads"], how["devices"]))
         return run_here(jobs, **how)
 
-    monkeypatch.setattr(conduct, "run_local", spy)
+    monkeypatch.setattr(runner, "run_local", spy)
     go(here, jobs=4)
     go(here, jobs=1, overwrite=True)
     go(here, jobs=40, overwrite=True)
@@ -193,12 +193,12 @@ def test_a_row_is_in_the_file_before_the_next_run_begins(here, monkeypatch):
 
     def spy(jobs, **how):
         for event in run_here(jobs, **how):
-            if isinstance(event, conduct.Started):
+            if isinstance(event, runner.Started):
                 file = result_path(here, "count", "small")
                 lengths.append(len(lines_of(file)) if file.exists() else 0)
             yield event
 
-    monkeypatch.setattr(conduct, "run_local", spy)
+    monkeypatch.setattr(runner, "run_local", spy)
     go(here)
     assert lengths == list(range(12))
 
@@ -211,7 +211,7 @@ def test_runs_may_hold_what_cannot_be_hashed(here):
 
 def test_runs_without_a_terminal_are_told_line_by_line(here, capsys):
     (here / "broken").touch()
-    conduct.conduct(STUDY, Order(only=only_of("model=two,model=bad"), seeds=1, device="cpu"), here)
+    runner.run_study(STUDY, RunOptions(only=only_of("model=two,model=bad"), seeds=1, device="cpu"), here)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[1/6] done    two, count, lr 0.1, seed 0: score 0.100, 0 s"
     assert lines[1] == "[2/6] failed  bad, count, lr 0.1, seed 0: RuntimeError: no luck today"
@@ -331,5 +331,5 @@ def test_nothing_that_was_done_was_done_again(story):
 @pytest.mark.slow
 def test_a_report_follows_a_run(story):
     folder = result_path(story["whole folder"], "count", "small").parent
-    assert {path.name for path in folder.iterdir()} == {"small.jsonl", "small.md", "small.html", "small-rise.png"}
+    assert {path.name for path in folder.iterdir()} == {"small.jsonl", "small.md", "small-rise.png"}
     assert re.search(r"\[holds\] a claim that holds", story["whole"][0])

@@ -1,4 +1,4 @@
-"""What a report is made of: values that pages and terminals show in their own way."""
+"""Claims, tables and pictures: the items of a report, as values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """For people."""
+        """`holds` in words."""
         return {True: "holds", False: "does not hold", None: "not decided"}[self.holds]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of text under a heading; `note` says what is equal in it and what numbers mean."""
+class ReportTable:
+    """Rows of text under a heading. note: what is equal in the comparison, and what the numbers mean."""
 
     title: str
     columns: Sequence[str]
@@ -31,7 +31,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """`draw` draws on an empty matplotlib figure of `size` inches; `name` is that of its file, `note` stands below."""
+    """A picture. draw: draws on an empty matplotlib figure of `size` inches. name: of its file. note: stands below."""
 
     name: str
     title: str
@@ -40,10 +40,4 @@ class Picture:
     note: str = ""
 
 
-Part = Claim | Table | Picture
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text as lines, in columns as wide as they need."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+ReportItem = Claim | ReportTable | Picture

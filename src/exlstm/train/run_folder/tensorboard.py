@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exlstm.train.files import reporting_failure
+from exlstm.runtime.files import reporting_failure
 from exlstm.train.run_folder import RunFolder
 
 FOLDER = "tensorboard"
@@ -24,10 +24,10 @@ def writer_class() -> Any:
 
 
 class TensorBoard:
-    """A writer of everything that a run logs; what it has logged before is written first.
+    """A writer for the metrics of a run, beginning with those in metrics.jsonl.
 
-    The folder is made anew from metrics.jsonl each time, so no step that a resumed run takes again is there twice, and
-    a run may begin to use it later. seconds: the training time so far.
+    The folder is made anew each time, so steps that a resumed run takes again are there once, and a run may begin to
+    use it later. seconds: the training time so far.
     """
 
     def __init__(self, run: RunFolder, seconds: float) -> None:
@@ -40,7 +40,7 @@ class TensorBoard:
             self.add(record)
 
     def add(self, record: dict[str, Any]) -> None:
-        """One line of metrics.jsonl: "train/loss", "validation/loss", ..., and samples as text, at its step."""
+        """Writes a line of metrics.jsonl as "train/loss", "validation/loss", ..., and samples as text, at its step."""
         at = {"global_step": record["step"], "walltime": self.began + record.get("seconds", time.time() - self.began)}
         for name, value in record.items():
             if name not in _NO_SCALARS:
@@ -50,6 +50,6 @@ class TensorBoard:
             self.writer.add_text("sample", record["sample"], **at)
 
     def close(self) -> None:
-        """Writes what is not on the disk yet."""
+        """Writes what is still buffered."""
         with reporting_failure(self.folder, "free some space and continue with --resume"):
             self.writer.close()

@@ -1,4 +1,4 @@
-"""A page that is one file: no scripts, nothing loaded from elsewhere, light and dark."""
+"""HTML of one self-contained file: no scripts, nothing loaded from elsewhere, light and dark."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -24,27 +24,26 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
 
 
-def html_page(title: str, parts: Iterable[str], style: str = "") -> str:
-    """A whole page of these pieces of HTML; `style` is added to that of all pages."""
+def html_page(title: str, parts: Iterable[str]) -> str:
+    """A whole page of these pieces of HTML."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}{style}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
 
 
 def image(png: bytes, text: str) -> str:
-    """A picture inside the page; `text` says what it shows to those who cannot see it."""
+    """A picture inside the page, in base64. text: its alternative text."""
     return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def wide_table(rows: str) -> str:
-    """A table of these rows of HTML; on a narrow screen it scrolls, and the page does not."""
+    """A table of these rows of HTML, which scrolls by itself on a narrow screen."""
     return f'<div class="scroll"><table>{rows}</table></div>'
 
 
-def table(rows: Iterable[Sequence[str]], heading: Sequence[str] = ()) -> str:
-    """Rows of text."""
-    head = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in heading) + "</tr>" if heading else ""
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """A table of these rows of text."""
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return wide_table(head + body)
+    return wide_table(body)

@@ -8,7 +8,7 @@ from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.models.pattern import BLOCKS, lm_from_pattern
 from exlstm.train.config import TrainConfig
-from exlstm.train.optimiser import adamw, decay_groups, decays
+from exlstm.train.optimizer import adamw, decay_groups, decays
 
 
 def model(**changes: object) -> LM:

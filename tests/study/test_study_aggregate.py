@@ -6,7 +6,7 @@ import pytest
 from small_studies import COUNT, count_study, row_of, rows_of
 
 from exlstm.study import Cell, Results
-from exlstm.study.cells import chosen, reported
+from exlstm.study.aggregate import chosen, reported
 from exlstm.study.contract import run_id, with_seed
 
 STUDY = count_study()
