@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from exlstm.data.yardsticks import Yardsticks
+from exlstm.data.baselines import Baselines
 from exlstm.train.evaluate import Score
 
 
@@ -30,7 +30,7 @@ class RunSummary:
     final: Score | None = None  # on the whole validation text, state carried
     final_step: int | None = None  # the checkpoint that was scored: the best one
     coverage: float | None = None  # share of the validation text that the time was enough for
-    yardsticks: Yardsticks | None = None  # bits per byte on the same text
+    yardsticks: Baselines | None = None  # bits per byte on the same text
 
     def to_json(self) -> dict[str, Any]:
         """summary.json: these numbers, the machine, and the commit of exlstm itself."""
@@ -65,7 +65,7 @@ class RunSummary:
         )
 
 
-def yardstick_rows(found: Yardsticks) -> list[tuple[str, float]]:
+def yardstick_rows(found: Baselines) -> list[tuple[str, float]]:
     """Names for people, with bits per byte."""
     return [("trigram model", found.trigram), ("gzip -9", found.gzip), ("xz -9", found.xz)]
 

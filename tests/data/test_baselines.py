@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.data import yardsticks as subject
+from exlstm.data import baselines as subject
+from exlstm.data.baselines import Baselines, NGram, baselines, gzip_bits, xz_bits
 from exlstm.data.text import Document
-from exlstm.data.yardsticks import NGram, Yardsticks, gzip_bits, xz_bits, yardsticks
 
 # few different bytes, so that contexts repeat; NUL among them, because documents end with it
 TEXTS = st.lists(st.lists(st.sampled_from(b"abc\0\xff"), max_size=40).map(bytes), max_size=5)
@@ -95,7 +95,7 @@ def test_compressors_are_the_tools_at_their_best() -> None:
 def test_all_three() -> None:
     train = [Document("a", b"the cat sat on the mat\n" * 20)]
     val = [Document("b", b"the mat sat on the cat\n")]
-    assert yardsticks(train, val) == Yardsticks(
+    assert baselines(train, val) == Baselines(
         trigram=NGram([train[0].data], order=2).bits_per_byte([val[0].data]),
         gzip=gzip_bits([val[0].data]),
         xz=xz_bits([val[0].data]),

@@ -31,7 +31,7 @@ MAX_ORDER = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Yardsticks:
+class Baselines:
     """Bits per byte of the validation text."""
 
     trigram: float
@@ -94,11 +94,11 @@ class _Level(NamedTuple):
         return cls(codes, counts, contexts, totals, distinct)
 
 
-def yardsticks(train: Iterable[Document], val: Iterable[Document]) -> Yardsticks:
+def baselines(train: Iterable[Document], val: Iterable[Document]) -> Baselines:
     """Bits per byte on `val`: a trigram model of `train`, and gzip and xz at their best. ValueError if val is empty."""
     texts = [document.data for document in val]
     trigram = NGram((document.data for document in train), order=2)
-    return Yardsticks(trigram=trigram.bits_per_byte(texts), gzip=gzip_bits(texts), xz=xz_bits(texts))
+    return Baselines(trigram=trigram.bits_per_byte(texts), gzip=gzip_bits(texts), xz=xz_bits(texts))
 
 
 def gzip_bits(texts: Iterable[bytes]) -> float:
