@@ -99,9 +99,9 @@ def test_things_are_dealt_out_by_shares(shares: tuple[float, ...], more: int) ->
 def test_a_source_that_is_too_short_is_named() -> None:
     mixture = Mixture((source(0, 100), source(1, 20)), (0.5, 0.5))
     mixture.check(["code", "notes"], batch=2, length=8, carry=True)
-    with pytest.raises(ValueError, match=r"^notes: The text has 20 tokens and 1 window"):
+    with pytest.raises(ValueError, match=r"^notes: the text has 20 tokens and 1 window"):
         mixture.check(["code", "notes"], batch=2, length=30, carry=False)
-    with pytest.raises(ValueError, match=r"^notes: The text has 20 tokens and 3 window"):
+    with pytest.raises(ValueError, match=r"^notes: the text has 20 tokens and 3 window"):
         mixture.check(["code", "notes"], batch=6, length=8, carry=True)
     with pytest.raises(ValueError, match=r"^--batch 1 has fewer rows than --data has sources, 2, .*larger batch\.$"):
         mixture.check(["code", "notes"], batch=1, length=8, carry=True)

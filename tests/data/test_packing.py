@@ -238,7 +238,7 @@ def test_windows_read_the_same_targets_whatever_their_length(
 
 
 def test_no_documents() -> None:
-    with pytest.raises(ValueError, match="There are no documents to pack"):
+    with pytest.raises(ValueError, match="there are no documents to pack"):
         pack([], ByteTokenizer())
 
 
@@ -246,7 +246,7 @@ def test_a_text_shorter_than_a_window() -> None:
     stream = numbered([10])
     shape = {"batch": 2, "length": 6, "seed": 0}
     assert batch_at(stream, 0, **shape, carry=False).inputs_BT.shape == (2, 6)
-    with pytest.raises(ValueError, match=r"has 11 tokens and 2 window\(s\) of length 6 need 13: give more text"):
+    with pytest.raises(ValueError, match=r"has 11 tokens and 2 window\(s\) of length 6 need 13; give more text"):
         batch_at(stream, 0, **shape, carry=True)
     with pytest.raises(ValueError, match=r"has 11 tokens and 1 window\(s\) of length 11 need 12"):
         batch_at(stream, 0, batch=2, length=11, seed=0, carry=False)
@@ -259,7 +259,7 @@ def test_a_text_shorter_than_a_window() -> None:
 @pytest.mark.parametrize(("batch", "length"), [(0, 4), (2, 0), (-1, 4)])
 def test_impossible_shapes(batch: int, length: int) -> None:
     stream = numbered([100])
-    message = f"batch={batch} and length={length} must both be at least 1"
+    message = f"batch={batch} and length={length} hold no token; both must be at least 1"
     with pytest.raises(ValueError, match=message):
         batch_at(stream, 0, batch=batch, length=length, seed=0, carry=False)
     with pytest.raises(ValueError, match=message):

@@ -44,7 +44,7 @@ class NGram:
 
     def __init__(self, texts: Iterable[bytes], *, order: int) -> None:
         if not 0 <= order <= MAX_ORDER:
-            raise ValueError(f"order={order} is outside 0 to {MAX_ORDER}, the contexts that fit one 64-bit number.")
+            raise ValueError(f"order={order} does not fit one 64-bit number; use 0 to {MAX_ORDER}.")
         self.order = order
         codes, counts = _count(texts, order)
         self._levels: list[_Level] = []
@@ -123,7 +123,7 @@ def xz_bits(texts: Iterable[bytes]) -> float:
 def _size(texts: Sequence[bytes]) -> int:
     size = sum(map(len, texts))
     if not size:
-        raise ValueError("Bits per byte of 0 bytes mean nothing: give a validation part with text in it.")
+        raise ValueError("bits per byte of 0 bytes mean nothing; give a validation part with text in it.")
     return size
 
 

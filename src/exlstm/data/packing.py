@@ -66,7 +66,7 @@ def pack(docs: Iterable[Document], tokenizer: Tokenizer) -> TokenStream:
 
     parts = [part for ids in tokenizer.encode_documents(texts()) for part in (boundary, ids.astype(dtype))]
     if not parts:
-        raise ValueError("There are no documents to pack: give at least one.")
+        raise ValueError("there are no documents to pack; give at least one.")
     return TokenStream(tokens=np.concatenate(parts), bytes=size, boundary=tokenizer.boundary)
 
 
@@ -154,7 +154,7 @@ def windows_of(stream: TokenStream, *, length: int, batch: int = 1, limit: int |
     """
     _check(stream, batch=batch, length=length, windows=1)
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} leaves nothing to evaluate: use 1 or more tokens, or None for all.")
+        raise ValueError(f"limit={limit} leaves nothing to evaluate; use 1 or more tokens, or None for all.")
     total = len(stream) - 1 if limit is None else min(limit, len(stream) - 1)
     starts = np.arange(0, total, length)
     for first in range(0, len(starts), batch):
@@ -177,12 +177,12 @@ def _rows(stream: TokenStream, starts_B: NDArray[np.int64], stops_B: NDArray[np.
 
 def _check(stream: TokenStream, *, batch: int, length: int, windows: int) -> None:
     if batch < 1 or length < 1:
-        raise ValueError(f"batch={batch} and length={length} must both be at least 1.")
+        raise ValueError(f"batch={batch} and length={length} hold no token; both must be at least 1.")
     # one more token than steps: the last one's target
     need = max(windows * length, 1) + 1
     if len(stream) < need:
         raise ValueError(
-            f"The text has {len(stream)} tokens and {max(windows, 1)} window(s) of length {length} need {need}: "
+            f"the text has {len(stream)} tokens and {max(windows, 1)} window(s) of length {length} need {need}; "
             "give more text, or a smaller length or batch."
         )
 

@@ -96,7 +96,7 @@ def read_source(source: str | os.PathLike[str] | None = None, *, binary: bool = 
     if not found:
         hint = f" ({text.note()}; --binary, or binary=True, takes their bytes as they are)" if left_out else ""
         raise ValueError(
-            f"{label} holds no text{hint}: give a file, a folder, a glob or a .jsonl file with something in it."
+            f"{label} holds no text{hint}; give a file, a folder, a glob or a .jsonl file with something in it."
         )
     return text
 
@@ -122,7 +122,9 @@ def split_documents(docs: Sequence[Document], *, val: float = 0.04, test: float 
     Raises ValueError for shares outside [0, 1) or summing to 1 or more, and when a part would be empty.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise ValueError(f"val={val} and test={test} must be shares of at least 0 that leave something to train on.")
+        raise ValueError(
+            f"val={val} and test={test} leave nothing to train on; use shares of at least 0 that sum to less than 1."
+        )
     parts = _split_by_name(docs, val, test)
     by: Literal["file", "line"] = "file"
     total = sum(len(document.data) for document in docs)
@@ -133,7 +135,7 @@ def split_documents(docs: Sequence[Document], *, val: float = 0.04, test: float 
     for name, part, share in zip(("train", "val", "test"), parts, shares, strict=True):
         if share > 0 and not part:
             raise ValueError(
-                f"The {name} part of {len(docs)} document(s) with {total} bytes would be empty: "
+                f"the {name} part of {len(docs)} document(s) with {total} bytes would be empty; "
                 "give more text (lines to cut at, or more files), or another share."
             )
     train_part, val_part, test_part = parts
@@ -173,10 +175,10 @@ def _files(source: str) -> Iterator[tuple[str, Path]]:
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
         files = [match for match in matches if match.is_file()]
         if not files:
-            raise ValueError(f"No file matches {source!r}: check the pattern, and quote it so that the shell keeps it.")
+            raise ValueError(f"no file matches {source!r}; check the pattern, and quote it so that the shell keeps it.")
         yield from ((file.relative_to(root).as_posix(), file) for file in files)
     else:
-        raise ValueError(f"There is no file or folder {source!r}: give a file, a folder, a glob or a .jsonl file.")
+        raise ValueError(f"there is no file or folder {source!r}; give a file, a folder, a glob or a .jsonl file.")
 
 
 def _walk(root: Path, skip: Set[str] = frozenset()) -> Iterator[tuple[str, Path]]:
@@ -211,7 +213,7 @@ def _read(path: Path, *, binary: bool) -> bytes | None:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise ValueError(f"{error.filename} cannot be read ({error.strerror}): check its permissions.") from error
+    raise ValueError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def _documents_of(name: str, path: Path, data: bytes) -> Iterator[Document]:
@@ -229,10 +231,10 @@ def _text_field(line: bytes, path: Path, number: int) -> bytes:
         # JSON can spell half of a surrogate pair, which UTF-8 cannot; its three bytes are kept
         data: bytes = json_value(line)["text"].encode("utf-8", "surrogatepass")
     except ValueError as error:
-        raise ValueError(f"{path}, line {number} is not JSON ({error}): each line must be one JSON object.") from error
+        raise ValueError(f"{path}, line {number} is not JSON ({error}); each line must be one JSON object.") from error
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f'{path}, line {number} has no text: each line must be an object like {{"text": "..."}}.'
+            f'{path}, line {number} has no text; each line must be an object like {{"text": "..."}}.'
         ) from error
     return data
 

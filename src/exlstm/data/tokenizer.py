@@ -110,12 +110,14 @@ class BPETokenizer:
         from tokenizers import Tokenizer as Library
 
         if type(boundary) is not int or not 0 <= boundary < LARGEST_VOCABULARY:
-            raise ValueError(f"The boundary is {boundary!r}: it must be a token, from 0 to {LARGEST_VOCABULARY - 1}.")
+            raise ValueError(f"the boundary is {boundary!r}; it must be a token, from 0 to {LARGEST_VOCABULARY - 1}.")
         self._description = dict(description)
         try:
             library: tokenizers.Tokenizer = Library.from_str(json.dumps(as_is(self._description)))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"The tokenizers library cannot read this tokenizer: {error}.") from error
+            raise ValueError(
+                f"the tokenizers library cannot read this tokenizer ({error}); save it again or name another."
+            ) from error
         # special tokens that stand in a text are text
         library.encode_special_tokens = True
         self._library = library
@@ -165,7 +167,7 @@ class BPETokenizer:
     def _single_bytes(self, data: bytes) -> NDArray[np.uint32]:
         if self._byte_ids is None:
             raise ValueError(
-                f"The bytes {data[:8]!r} are not UTF-8 and this tokenizer has no tokens for single bytes: "
+                f"the bytes {data[:8]!r} are not UTF-8 and this tokenizer has no tokens for single bytes; "
                 'convert the text, or use the tokenizer "bytes" or "bpe:4096".'
             )
         return self._byte_ids[np.frombuffer(data, dtype=np.uint8)]
@@ -200,9 +202,9 @@ def train_bpe(documents: Sequence[bytes], vocab_size: int) -> BPETokenizer:
     from tokenizers import Tokenizer as Library
 
     if vocab_size < 257:
-        raise ValueError(f"A BPE of {vocab_size} tokens cannot hold 256 bytes and the boundary: use 257 or more.")
+        raise ValueError(f"a BPE of {vocab_size} tokens cannot hold 256 bytes and the boundary; use 257 or more.")
     if vocab_size > MOST_TOKENS:
-        raise ValueError(f"A BPE of {vocab_size} tokens is more than any text fills: use {MOST_TOKENS} or fewer.")
+        raise ValueError(f"a BPE of {vocab_size} tokens is more than any text fills; use {MOST_TOKENS} or fewer.")
     library = Library(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     split = pre_tokenizers.Split(Regex(BPE_PIECES), "isolated")
@@ -242,13 +244,15 @@ def tokenizer_from_spec(spec: str, documents: Sequence[bytes]) -> Tokenizer:
         return train_bpe(documents, int(spec.removeprefix("bpe:")))
     path = Path(spec).expanduser()
     if not spec or not path.is_file():
-        raise ValueError(f'Tokenizer {spec!r} is not "bytes", "bpe:4096" (or another size) or a tokenizer.json file.')
+        raise ValueError(
+            f'the tokenizer {spec!r} is unknown; name "bytes", "bpe:4096" (or another size) or a tokenizer.json file.'
+        )
     try:
         data = json_value(path.read_bytes())
         foreign = None if "kind" in data else BPETokenizer(data, _foreign_boundary(data))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{spec} is not a usable tokenizer.json ({error!r}): save it again or name another."
+            f"{spec} is not a usable tokenizer.json ({error!r}); save it again or name another."
         ) from error
     if foreign is None:
         return tokenizer_from_json(data)
@@ -263,7 +267,7 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
         return ByteTokenizer()
     if kind == "bpe" and isinstance(data.get("tokenizers"), Mapping) and isinstance(data.get("boundary"), int):
         return BPETokenizer(data["tokenizers"], data["boundary"])
-    raise ValueError(f"A tokenizer of kind {kind!r} is unknown or incomplete: this version reads 'bytes' and 'bpe'.")
+    raise ValueError(f"a tokenizer of kind {kind!r} is unknown or incomplete; this version reads 'bytes' and 'bpe'.")
 
 
 def byte_characters() -> list[str]:
@@ -279,7 +283,7 @@ _BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(_BYTE_CHA
 
 def _in_vocabulary(token: int, vocab_size: int) -> int:
     if not 0 <= token < vocab_size:
-        raise ValueError(f"Token {token} is outside the vocabulary of {vocab_size}: is this the model's tokenizer?")
+        raise ValueError(f"token {token} is outside the vocabulary of {vocab_size}; use the model's own tokenizer.")
     return token
 
 
@@ -386,7 +390,7 @@ def _refuse_losses(tokenizer: Tokenizer, documents: Sequence[bytes], spec: str) 
             same = next((i for i, (a, b) in enumerate(zip(data, back, strict=False)) if a != b), len(back))
             here = slice(same, same + 20)
             raise ValueError(
-                f"The tokenizer {spec} turns {data[here]!r} into {back[here]!r}, so bits per byte would mean nothing: "
+                f"the tokenizer {spec} turns {data[here]!r} into {back[here]!r}, so bits per byte would mean nothing; "
                 'use a lossless one (a byte-level BPE, "bytes" or "bpe:4096").'
             )
         left -= len(data)

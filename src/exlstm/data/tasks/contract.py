@@ -85,9 +85,9 @@ class Task:
 def numbers_for(name: str, *, seed: int, split: Split, first: int, size: int) -> Numbers:
     """The random numbers of rows first, first + 1, ... of a split. ValueError for an unknown split or no rows."""
     if split not in ("train", "validation", "test"):
-        raise ValueError(f"split={split!r} is unknown: use 'train', 'validation' or 'test'.")
+        raise ValueError(f"split={split!r} is unknown; use 'train', 'validation' or 'test'.")
     if first < 0 or size < 1:
-        raise ValueError(f"first={first} and size={size} name no rows: use first >= 0 and size >= 1.")
+        raise ValueError(f"first={first} and size={size} name no rows; use first >= 0 and size >= 1.")
     index_B = np.arange(first, first + size, dtype=np.uint64)
     return Numbers(_mix(np.array([_key(f"{name}:{seed}:{split}")], dtype=np.uint64) + _GOLDEN * index_B))
 
@@ -100,7 +100,7 @@ def task_rows(
     if not lengths:
         near = task.lengths(min_length, task.shortest + max(min_length, 0) + task.stride)
         raise ValueError(
-            f"{task.name} has no rows of {min_length} to {max_length} tokens: use a range that contains {near[0]}."
+            f"{task.name} has no rows of {min_length} to {max_length} tokens; use a range that contains {near[0]}."
         )
     numbers = numbers_for(task.name, seed=seed, split=split, first=first, size=size)
     lengths_B = lengths.start + lengths.step * numbers.below("length", len(lengths), 1)[:, 0]
@@ -124,7 +124,7 @@ def task_batch(
     Raises ValueError when the task has no rows in the range of lengths, or no answers to prefixes.
     """
     if dense and task.labels is None:
-        raise ValueError(f"{task.name} has no answers to prefixes: use dense=False.")
+        raise ValueError(f"{task.name} has no answers to prefixes; use dense=False.")
     rows, lengths_B = task_rows(
         task, seed=seed, split=split, first=first, size=size, min_length=min_length, max_length=max_length
     )

@@ -39,7 +39,7 @@ def nearest_neighbours(
     """
     if not 2 <= min_length <= max_length:
         raise ValueError(
-            f"min_length={min_length} and max_length={max_length}: use at least 2 steps and min_length <= max_length."
+            f"min_length={min_length} and max_length={max_length} hold no rows; use at least 2 steps and min_length <= max_length."
         )
     numbers = numbers_for("nearest_neighbours", seed=seed, split=split, first=first, size=size)
     lengths_B = min_length + numbers.below("length", max_length - min_length + 1, 1)[:, 0]

@@ -25,7 +25,7 @@ def recall(*, pairs: int, vocab_size: int = 8192) -> Task:
     keys, half = vocab_size // 2 - 1, vocab_size // 2
     if pairs < 1 or keys < pairs or vocab_size % 2:
         raise ValueError(
-            f"vocab_size={vocab_size} and pairs={pairs} do not fit: use at least 1 pair and an even vocabulary of "
+            f"vocab_size={vocab_size} and pairs={pairs} do not fit; use at least 1 pair and an even vocabulary of "
             f"{2 * (max(pairs, 1) + 1)} or more."
         )
 

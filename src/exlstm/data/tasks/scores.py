@@ -55,7 +55,7 @@ def scaled_accuracy(predictions: Tensor, targets_BT: Tensor, chance: float) -> f
 def scaled(accuracy: float, chance: float) -> float:
     """(accuracy - chance) / (1 - chance). ValueError for a chance outside [0, 1)."""
     if not 0 <= chance < 1:
-        raise ValueError(f"chance={chance} leaves nothing to be better than: use a number from 0 to less than 1.")
+        raise ValueError(f"chance={chance} leaves nothing to be better than; use a number from 0 to less than 1.")
     return (accuracy - chance) / (1 - chance)
 
 
@@ -66,7 +66,7 @@ def best_constant(targets_BT: Tensor) -> float:
     """
     asked_N = targets_BT[targets_BT != IGNORE]
     if not len(asked_N):
-        raise ValueError("Nothing is asked: give targets that are not all IGNORE.")
+        raise ValueError("nothing is asked; give targets that are not all IGNORE.")
     return int(asked_N.bincount().max()) / len(asked_N)
 
 
@@ -77,7 +77,7 @@ def by_length(results: Iterable[tuple[Tensor, Batch]], edges: Sequence[int]) -> 
     Raises ValueError for fewer than two edges, or edges that do not rise.
     """
     if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
-        raise ValueError(f"edges={list(edges)} make no buckets: use two or more rising lengths.")
+        raise ValueError(f"edges={list(edges)} make no buckets; use two or more rising lengths.")
     sums = [[0, 0, 0, 0] for _ in edges[1:]]
     for predictions, batch in results:
         right_BT, asked_BT = _right(predictions, batch.targets_BT)
@@ -94,7 +94,7 @@ def _right(predictions: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Which tokens are asked for and right, and which are asked for."""
     if predictions.shape[:2] != targets_BT.shape or predictions.ndim not in (2, 3):
         raise ValueError(
-            f"predictions of shape {tuple(predictions.shape)} do not fit targets of shape {tuple(targets_BT.shape)}: "
+            f"predictions of shape {tuple(predictions.shape)} do not fit targets of shape {tuple(targets_BT.shape)}; "
             "give tokens [B, T] or logits [B, T, C]."
         )
     tokens = predictions.argmax(-1) if predictions.ndim == 3 else predictions
@@ -104,5 +104,5 @@ def _right(predictions: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 def _share(right: int, asked: int) -> float:
     if not asked:
-        raise ValueError("Nothing is asked: give targets that are not all IGNORE.")
+        raise ValueError("nothing is asked; give targets that are not all IGNORE.")
     return right / asked
