@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.data.mixture import Mixture, apportioned
+from exlstm.data.mixture import Mixture, apportion
 from exlstm.data.packing import TokenStream, batch_at
 
 BOUNDARY, WIDTH = 0, 10_000
@@ -89,7 +89,7 @@ def test_a_carried_row_stays_with_its_source() -> None:
 @given(shares=shares_of, more=st.integers(0, 30))
 def test_things_are_dealt_out_by_shares(shares: tuple[float, ...], more: int) -> None:
     total = len(shares) + more
-    counts = apportioned(shares, total)
+    counts = apportion(shares, total)
     assert sum(counts) == total
     assert min(counts) >= 1
     if all(share * total >= 1 for share in shares):

@@ -1,11 +1,10 @@
-"""Where text comes from, and how it is divided into train, validation and test.
+"""Documents from files and folders, and their split into train, validation and test.
 
-A document is a name and its bytes. Names are relative to the source (with `/` on every system), so that an order or a
-split that depends on names is the same on every machine. Bytes are kept as they are: nothing is decoded here, except
-JSON lines, which are UTF-8 by definition.
+A document is a name and its bytes. Names are relative to the source, with `/` on every system, so an order or a split
+by names is the same on every machine. Bytes are not decoded here, except JSON lines, which are UTF-8 by definition.
 
-A file looks like text if its beginning has no NUL byte and is either UTF-8 or free of the control characters that no
-text has. So texts in Latin-1, Shift JIS and the like are text; UTF-16, pictures, archives and weights are not.
+A file looks like text if its first MiB has no NUL byte and is UTF-8 or free of unusual control characters. So Latin-1
+and Shift JIS are text; UTF-16, pictures, archives and weights are not.
 """
 
 import codecs
@@ -20,19 +19,19 @@ from typing import Literal, NamedTuple, NoReturn
 
 from exlstm.nn.fields import json_value
 
-Data = str | tuple[str, ...] | None  # what names a text: a source, several, or the Python standard library
+Data = str | tuple[str, ...] | None  # a source, several, or the Python standard library
 
-# A part of a split by file may be this many times smaller or larger than asked for; otherwise documents are cut.
+# A part of a split by file may miss its size by this factor; beyond it, documents are cut.
 SPLIT_TOLERANCE = 4.0
-BEGINNING = 1 << 20  # bytes of a file that tell whether it is text
-# but for bell, backspace, tab, line feed, vertical tab, form feed, carriage return and escape
+PROBE_BYTES = 1 << 20  # the beginning of a file that tells whether it is text
+# all but bell, backspace, tab, line feed, vertical tab, form feed, carriage return and escape
 CONTROLS = bytes({*range(32), 127} - {7, 8, 9, 10, 11, 12, 13, 27})
-NAMED = 3  # files that are named as left out; of more, so many
+MAX_NAMED = 3  # files that a note names
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text: `name` relative to its source, `data` its bytes (never empty when it comes from `documents`)."""
+    """A text: its name relative to the source, and its bytes, which `documents` never leaves empty."""
 
     name: str
     data: bytes
@@ -40,24 +39,27 @@ class Document:
 
 @dataclass(frozen=True)
 class Text:
-    """The non-empty documents of a source, sorted by name, of `files` files; `left_out` do not look like text."""
+    """The non-empty documents of a source, sorted by name.
+
+    files: how many files were looked at. left_out: names of those that do not look like text.
+    """
 
     documents: list[Document]
     files: int
     left_out: list[str]
 
     def note(self) -> str:
-        """What was left out, for the user; empty if nothing was."""
+        """A note for the user about files left out; empty if there are none."""
         count = len(self.left_out)
         if not count:
             return ""
-        names = ", ".join([*self.left_out[:NAMED], *["..."] * (count > NAMED)])
+        names = ", ".join([*self.left_out[:MAX_NAMED], *["..."] * (count > MAX_NAMED)])
         files = "files do" if count > 1 else "file does" if self.files == 1 else "files does"
         return f"{count} of {self.files} {files} not look like text: {names}"
 
 
 class Split(NamedTuple):
-    """Three disjoint lists of documents; `by` says whether whole documents were dealt out or each one was cut."""
+    """Three disjoint lists of documents. by: "file" where documents are whole, "line" where each one was cut."""
 
     train: list[Document]
     val: list[Document]
@@ -68,10 +70,10 @@ class Split(NamedTuple):
 def documents(source: str | os.PathLike[str] | None = None, *, binary: bool = False) -> list[Document]:
     """All non-empty documents of a source, sorted by name.
 
-    source  None: the Python standard library of the running interpreter (`*.py`, without installed packages);
-            otherwise a file, a folder (with its subfolders, hidden names skipped) or a glob pattern such as
-            `notes/**/*.txt`. Every file is one document, but each line of a `.jsonl` file is one: its `text` field.
-    binary  Take files that do not look like text, too. They are left out otherwise; `read_source` says which.
+    source: a file, a folder with its subfolders (hidden names are skipped), or a glob pattern such as `notes/**/*.txt`.
+    None is the Python standard library of the running interpreter: `*.py`, without installed packages. Every file is
+    one document, except that each line of a `.jsonl` file is one, its `text` field.
+    binary: also take files that do not look like text. Otherwise they are left out, and `read_source` lists them.
 
     Raises ValueError for a source that does not exist, cannot be read, holds no text, or has a malformed JSON line.
     """
@@ -79,7 +81,7 @@ def documents(source: str | os.PathLike[str] | None = None, *, binary: bool = Fa
 
 
 def read_source(source: str | os.PathLike[str] | None = None, *, binary: bool = False) -> Text:
-    """The `documents` of a source, with the names of what was left out."""
+    """The `documents` of a source, with the names of the files left out."""
     label = f"the Python standard library at {sysconfig.get_path('stdlib')}" if source is None else os.fspath(source)
     found: list[Document] = []
     left_out: list[str] = []
@@ -102,7 +104,7 @@ def read_source(source: str | os.PathLike[str] | None = None, *, binary: bool = 
 
 
 def looks_like_text(beginning: bytes) -> bool:
-    """Whether a file that begins so is text; the last character may be cut off."""
+    """Whether these first bytes of a file are text; the last character may be incomplete."""
     if b"\0" in beginning:
         return False
     try:
@@ -113,11 +115,11 @@ def looks_like_text(beginning: bytes) -> bool:
 
 
 def split_documents(docs: Sequence[Document], *, val: float = 0.04, test: float = 0.04) -> Split:
-    """Divide documents into train, validation and test; `val` and `test` are shares of the bytes, met approximately.
+    """Divides documents into train, validation and test; `val` and `test` are approximate shares of the bytes.
 
-    By file: a document goes where the hash of its name says, so adding or removing others does not move it. Where that
-    misses a share by more than SPLIT_TOLERANCE (one document, or a few of very unequal size), every document
-    is cut instead, at line ends: its beginning trains, its end is validation and then test.
+    A hash of its name decides where a document goes, so adding or removing others does not move it. If a part then
+    misses its size by more than SPLIT_TOLERANCE, as with one document, every document is cut at line ends instead: its
+    beginning is for training, its end for validation and then test.
 
     Raises ValueError for shares outside [0, 1) or summing to 1 or more, and when a part would be empty.
     """
@@ -143,7 +145,7 @@ def split_documents(docs: Sequence[Document], *, val: float = 0.04, test: float 
 
 
 def fingerprint(docs: Iterable[Document]) -> str:
-    """SHA-256 (hexadecimal) over names and bytes in order: equal exactly when the corpus is."""
+    """SHA-256 (hexadecimal) of all names and bytes in order: equal exactly when the documents are."""
     digest = hashlib.sha256()
     for document in docs:
         name = document.name.encode("utf-8", "surrogateescape")
@@ -153,7 +155,7 @@ def fingerprint(docs: Iterable[Document]) -> str:
 
 
 def cut_at_line(data: bytes, position: int) -> int:
-    """The last place at or before `position` where a line ends (0 when there is none)."""
+    """The last line end at or before `position`, 0 if there is none."""
     return len(data) if position >= len(data) else data.rfind(b"\n", 0, position) + 1
 
 
@@ -182,8 +184,8 @@ def _files(source: str) -> Iterator[tuple[str, Path]]:
 
 
 def _walk(root: Path, skip: Set[str] = frozenset()) -> Iterator[tuple[str, Path]]:
-    """Every file below `root` with its relative name; links to folders are not followed, they may form circles."""
-    for folder, subfolders, names in os.walk(root, onerror=_refuse):
+    """Every file below `root` with its relative name. Links to folders are not followed: they may form circles."""
+    for folder, subfolders, names in os.walk(root, onerror=_raise_unreadable):
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in skip | {"__pycache__"}]
         for path in (Path(folder, name) for name in names if not name.startswith(".")):
             if path.is_file():
@@ -198,21 +200,21 @@ def _glob_root(pattern: Path) -> Path:
 
 
 def _read(path: Path, *, binary: bool) -> bytes | None:
-    """The content; None, after the beginning, for a file that does not look like text."""
+    """The content of a file; None for one whose first bytes do not look like text."""
     try:
         with path.open("rb", buffering=0) as file:
-            beginning = file.read(BEGINNING)
+            beginning = file.read(PROBE_BYTES)
             if not binary and not looks_like_text(beginning):
                 return None
-            if not file.seekable():  # a pipe
+            if not file.seekable():  # a pipe cannot go back
                 return beginning + file.readall()
             file.seek(0)
             return file.readall()
     except OSError as error:
-        _refuse(error)
+        _raise_unreadable(error)
 
 
-def _refuse(error: OSError) -> NoReturn:
+def _raise_unreadable(error: OSError) -> NoReturn:
     raise ValueError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from error
 
 
@@ -228,7 +230,7 @@ def _documents_of(name: str, path: Path, data: bytes) -> Iterator[Document]:
 
 def _text_field(line: bytes, path: Path, number: int) -> bytes:
     try:
-        # JSON can spell half of a surrogate pair, which UTF-8 cannot; its three bytes are kept
+        # JSON can spell half of a surrogate pair, which UTF-8 cannot: keep its three bytes
         data: bytes = json_value(line)["text"].encode("utf-8", "surrogatepass")
     except ValueError as error:
         raise ValueError(f"{path}, line {number} is not JSON ({error}); each line must be one JSON object.") from error
@@ -240,7 +242,7 @@ def _text_field(line: bytes, path: Path, number: int) -> bytes:
 
 
 def _position(name: str) -> float:
-    """A name's place in [0, 1), the same on every machine."""
+    """A hash of a name in [0, 1), the same on every machine."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
