@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from programs import in_process_of_its_own
+from processes import run_process
 
 import exlstm.cli
 from exlstm.cli import INTERRUPTED, MISTAKE, READER_GONE, main
@@ -97,4 +97,4 @@ def test_memory_that_is_not_enough_is_one_sentence(error, monkeypatch, refused):
 
 
 def test_the_name_xlstm_keeps_its_small_x():
-    assert "\nxLSTM language models: " in in_process_of_its_own("--help").stdout
+    assert "\nxLSTM language models: " in run_process("--help").stdout

@@ -14,7 +14,7 @@ from lm_eval.__main__ import HarnessCLI
 from lm_eval.api.instance import Instance
 
 import exlstm.cli
-from documented import ROOT, commands_of, runs
+from document_commands import ROOT, commands_of, runs
 from exlstm.data.tokenizer import ByteTokenizer
 from exlstm.harness import main
 from exlstm.harness.model import HarnessModel

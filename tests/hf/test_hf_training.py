@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
+from hf_cases import VOCAB, both, build, padded, tokens
 from torch.testing import assert_close
 
 from exlstm.hf import from_lm
-from models import VOCAB, both, build, padded, tokens
 
 # the new name of these settings is younger than the oldest transformers that is supported
 pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning")
