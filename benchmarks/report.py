@@ -1,4 +1,4 @@
-"""The tables of docs/results/cpu.md and its picture, made from the results and from nothing else."""
+"""The tables of docs/results/cpu.md and its picture, made from the results alone."""
 
 import textwrap
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What must be reached on a CPU, and how each number is found in the results. Ratios are speed, ours over the peer's.
+"""The targets on a CPU, and how each number is found in the results. Ratios are speed, ours over the peer's.
 
 What limits a number that is not reached is written by hand in `limits.md`, under the target's key.
 """
@@ -51,13 +51,13 @@ class Target:
 
 
 def record(results: Results, case: str, name: str) -> Record | None:
-    """A measurement that was not refused."""
+    """The measurement, None if it is missing or was refused."""
     found = results.get(case, {}).get(name)
     return None if found is None or "red" in found else found
 
 
 def records(results: Results, case: str, ending: str = "", beginning: str = "") -> list[Record]:
-    """The measurements whose names are like this; none at all if one was refused: the rest alone would flatter."""
+    """Measurements by pattern of names; none if one of them was refused, since the rest alone would flatter."""
     found = [x for name, x in results.get(case, {}).items() if name.endswith(ending) and name.startswith(beginning)]
     return [] if any("red" in x for x in found) else found
 
@@ -71,7 +71,7 @@ def ratio(case: str, name: str, ours: str, peer: str) -> Find:
 
 
 def ratios(case: str, ending: str, ours: str, peer: str, fold: Callable[[list[float]], float]) -> Find:
-    """Over all measurements of a case whose name ends like this."""
+    """The ratio over all measurements of a case whose names have this ending."""
 
     def find(results: Results) -> float | None:
         values = [x["ratios"][ours][peer]["of_medians"] for x in records(results, case, ending)]
@@ -81,7 +81,7 @@ def ratios(case: str, ending: str, ours: str, peer: str, fold: Callable[[list[fl
 
 
 def derived(case: str, ending: str, fold: Callable[[list[float]], float], *path: str) -> Find:
-    """A derived number of all measurements of a case whose name ends like this."""
+    """A derived number over all measurements of a case whose names have this ending."""
 
     def find(results: Results) -> float | None:
         values = []
@@ -102,9 +102,7 @@ def decode_over(peer: str, shortest: int = 0) -> Find:
         for dtype in ("float32", "bfloat16"):
             for found in records(results, "decode", dtype):
                 for ours, peers in found["ratios"].items():
-                    context = ours.partition("@")[
-                        2
-                    ]  # a loop of the model's calls is there for comparison, and has none
+                    context = ours.partition("@")[2]  # the loop of calls has no target
                     if context and int(context) >= shortest:
                         same = peer if peer in peers else f"{peer} @{context}"
                         values += [peers[same]["of_medians"]] if same in peers else []
@@ -125,7 +123,7 @@ def longest_over_shortest(results: Results) -> float | None:
 
 
 def memory_growth(results: Results) -> float | None:
-    """Of our models; Llama is there for comparison."""
+    """The largest ratio of our models; Llama is for comparison."""
     names = [name for name in results.get("memory", {}) if name != "llama"]
     values = [found["largest_over_shortest"] for name in names if (found := record(results, "memory", name))]
     return max(values, default=None)

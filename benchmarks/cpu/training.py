@@ -1,4 +1,4 @@
-"""One training step as different users take it: forward, mean cross entropy, backward, AdamW."""
+"""One training step in two forms: forward, mean cross entropy, backward, AdamW."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ PLAIN, ROWS = "exlstm, plain loop", "exlstm, rows on threads"
 
 
 def optimiser(model: nn.Module) -> torch.optim.AdamW:
-    """The same for everybody. The rate is so small that no run leaves the region where it began."""
+    """AdamW, the same for all programs, with a rate so small that no run leaves its initial region."""
     return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
 
