@@ -31,7 +31,7 @@ class Target:
         return value <= self.bound if self.at_most else value >= self.bound
 
     def margin(self, value: float) -> float:
-        """How many times better than asked; below 1 it is not reached."""
+        """The number over its bound, or the inverse if smaller is better; below 1 the target is missed."""
         return self.bound / value if self.at_most else value / self.bound
 
     def shown(self, value: float) -> str:
@@ -163,7 +163,7 @@ def train_targets() -> Iterator[Target]:
 
 
 def op_targets() -> Iterator[Target]:
-    """Both directions of both ops; "nowhere less" is judged at the worst size."""
+    """Targets for both directions of both ops; "nowhere less" is judged at the worst size."""
     for ending, told in {"forward": "forward", "forward_backward": "forward + backward"}.items():
         over = partial(ratios, "slstm_op", f"_{ending}", "exlstm", "nn.LSTM")
         work = f"sLSTM with its input projection vs nn.LSTM, {told}"
@@ -202,6 +202,6 @@ TARGETS: tuple[Target, ...] = (
 
 
 def limits(path: Path = LIMITS) -> dict[str, str]:
-    """What limits a number, by key: the paragraphs under `## key` of limits.md, on one line each."""
+    """Limits by key of a target: the paragraphs under `## key` of limits.md, on one line each."""
     sections = path.read_text().split("\n## ")[1:]
     return {key.strip(): " ".join(text.split()) for key, _, text in (section.partition("\n") for section in sections)}

@@ -67,7 +67,7 @@ TINY = {
 
 
 def run(bench: Bench) -> None:
-    """Both sizes in float32 and bfloat16, then with quantised weights."""
+    """Times both sizes in float32 and bfloat16, then with quantized weights."""
     for name, size in (TINY if bench.quick else SIZES).items():
         wanted = [dtype for dtype in DTYPES if bench.wants(f"{name}_{dtype}")]
         if not wanted and not any(bench.wants(f"{name}_{weights}") for weights in QUANTISED):

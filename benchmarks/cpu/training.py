@@ -37,7 +37,7 @@ def plain_step(model: nn.Module, tokens_BT: Tensor, dtype: torch.dtype | None = 
 
 
 def rows_step(model: LM, tokens_BT: Tensor, dtype: torch.dtype | None = None) -> Run:
-    """As `exlstm train` does it: each thread has some rows of the batch, and gradients are added at the end."""
+    """The loop of `exlstm train`: each thread has some rows of the batch, and gradients are added at the end."""
     workers = default_workers(torch.device("cpu"), len(tokens_BT))
     steps, targets_BT = optimiser(model), tokens_BT.roll(-1, 1)
     with threads_shared(workers):

@@ -70,7 +70,7 @@ def card(folder: Path) -> str:
 
 
 def machine_lines(results: Results, machines: dict[str, Any]) -> list[str]:
-    """Where the numbers come from, a line per machine and code, and the ceilings that were measured beside them."""
+    """The machines of the results, a line for each machine and commit, and the ceilings measured beside them."""
     found: dict[str, list[str]] = {}
     for case, machine in machines.items():
         records = list(results[case].values())

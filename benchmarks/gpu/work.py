@@ -220,7 +220,7 @@ class Stage:
 
 
 def derived(work: Work, timings: Mapping[str, Timing], rates: dict[str, float]) -> dict[str, Any]:
-    """How close each variant is to the roofline, its time per step, and what the case wants to know besides."""
+    """Derived numbers: the share of the roofline, the time per step, and those that the case derives."""
     costs = {name: work.variants[name].cost for name in timings}
     least = {name: cost.seconds(rates) for name, cost in costs.items() if cost is not None}
     found: dict[str, Any] = {

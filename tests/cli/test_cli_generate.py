@@ -180,7 +180,7 @@ def test_every_prompt_has_a_seed_of_its_own(here, tmp_path, run, monkeypatch):
 
 
 def test_the_state_after_a_stop_string_is_that_of_what_was_said(here, tmp_path, run):
-    """What led to the stop string is not in it."""
+    """The state excludes the tokens of the stop string."""
     options = ("generate", "run", "--prompt", "the ", "--temperature", "0", "--max-tokens", "60")
     text = run(*options).rstrip("\n")
     said = run(*options, "--stop", text[24:27], "--save-state", str(tmp_path / "state")).rstrip("\n")

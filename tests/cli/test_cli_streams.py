@@ -1,4 +1,4 @@
-"""What a command does when its output cannot be written, and when Ctrl-C comes before it has begun."""
+"""Output that cannot be written, and Ctrl-C before a command has begun."""
 
 import importlib.abc
 import os
@@ -22,7 +22,7 @@ def started(words, **streams):
 @UNIX
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["train", "--help"]], ids=" ".join)
 def test_a_reader_that_has_gone(words):
-    """As in `exlstm --help | head -1`, written by print, rich or tyro."""
+    """A closed pipe, as in `exlstm --help | head -1`, behind print, rich or tyro."""
     reads, writes = os.pipe()
     os.close(reads)
     done = started(words, stdout=writes)

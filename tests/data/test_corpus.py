@@ -67,7 +67,7 @@ def test_sources_that_do_not_go_together(data: tuple[str, ...] | str, message: s
 
 
 def test_each_source_is_split_as_it_is_alone() -> None:
-    """Both are in every part, and a source that is added moves no document of another."""
+    """Every part has documents of both sources, and another source moves none of them."""
     split = read_corpus(("code", "notes:0.9")).split
     alone = [split_documents(documents(name)) for name in ("code", "notes")]
     for part, one, other in zip(split[:3], *(parts[:3] for parts in alone), strict=True):

@@ -26,7 +26,7 @@ def numbered(sizes: list[int]) -> TokenStream:
 
 
 def places(stream: TokenStream, batch: Batch) -> list[int]:
-    """Where in the stream the valid inputs of a batch are, checking that targets are the tokens that follow."""
+    """Places of the valid inputs of a batch in the stream; checks that targets are the next tokens."""
     found = []
     where = {int(token): i for i, token in enumerate(stream.tokens) if token != BOUNDARY}
     for inputs, targets, length in zip(batch.inputs_BT, batch.targets_BT, batch.lengths_B, strict=True):

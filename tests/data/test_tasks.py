@@ -375,7 +375,7 @@ def test_answers_are_equally_likely(name: str) -> None:
 
 
 def test_counts_are_not_equally_likely() -> None:
-    """What the docstring says about a constant answer to majority_count."""
+    """The docstring of majority_count is right about a constant answer."""
     batch = task_batch(TASKS["majority_count"], seed=0, split="train", first=0, size=4000, min_length=3, max_length=40)
     answers = batch.targets_BT[batch.targets_BT != IGNORE]
     assert int(answers.bincount().argmax()) == 2

@@ -62,7 +62,7 @@ def test_the_standard_library_splits_by_file_near_the_shares(library: list[Docum
 
 
 def test_the_split_never_moves() -> None:
-    """These names were dealt out by the hash of the first version; a saved run's validation part depends on it."""
+    """The hash of the first version split these names so; the validation part of saved runs depends on it."""
     split = split_documents([Document(f"file{i}.py", b"x" * 100) for i in range(120)])
     assert names(split.val) == ["file0.py", "file69.py", "file90.py"]
     assert names(split.test) == ["file11.py", "file24.py", "file37.py", "file50.py", "file63.py", "file71.py"]
@@ -169,7 +169,7 @@ def test_a_source_of_nothing_else_names_the_flag(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 @pytest.mark.parametrize("data", [b"text", b"text" * (1 << 19)], ids=len)
 def test_a_pipe_is_read_once(tmp_path: Path, data: bytes) -> None:
-    """As in --data <(zcat notes.gz); more than the beginning that is looked at."""
+    """A pipe, as in --data <(zcat notes.gz), of more than the bytes that are probed."""
     os.mkfifo(tmp_path / "pipe")
     with ThreadPoolExecutor() as other:
         written = other.submit((tmp_path / "pipe").write_bytes, data)
