@@ -1,4 +1,4 @@
-"""What a case is given to measure with: the gate first, then the clock, then the file."""
+"""The bench of a case: checks numbers, then times, then writes the results."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ class Bench:
         return 2 if self.quick else self.rounds
 
     def wants(self, name: str) -> bool:
-        """Whether this measurement is to be done now: ask before building what it needs."""
+        """Whether this measurement is still to be done; called before its inputs are built."""
         if self.only and name not in self.only:
             return False
         return not (self.resume and self.store.has(name, self.commit))
@@ -71,7 +71,7 @@ class Bench:
         self.write(name, about, record, began)
 
     def record(self, name: str, about: str, take: Callable[[], dict[str, Any]], check: Check) -> None:
-        """Keeps what `take` measures in its own way (memory, fresh processes), if `check` passes."""
+        """Records what `take` measures by its own means (memory, fresh processes), if `check` passes."""
         if not self.wants(name):
             return
         began = time.monotonic()
@@ -80,7 +80,7 @@ class Bench:
             self.write(name, about, {"accuracy": accuracy} | take(), began)
 
     def passes(self, name: str, about: str, check: Check) -> dict[str, Any] | None:
-        """The numbers of the accuracy check; None if it failed: then it is written down, and nothing is timed."""
+        """The numbers of the accuracy check. None if it failed: the failure is recorded, and nothing is timed."""
         try:
             return check()
         except AssertionError as problem:
@@ -101,7 +101,7 @@ def today() -> str:
 
 
 def in_one_line(record: dict[str, Any]) -> str:
-    """What the terminal shows of a measurement."""
+    """A measurement in one line for the terminal."""
     parts = [f"{variant} {x['median']:.4g} ms" for variant, x in record.get("milliseconds", {}).items()]
     for ours, peers in record.get("ratios", {}).items():
         parts += [f"{ours} / {peer} = {x['of_medians']:.2f} ({x['of_rounds']:.2f})" for peer, x in peers.items()]

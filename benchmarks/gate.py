@@ -1,4 +1,4 @@
-"""What has to hold before a case may be timed: a fast wrong answer is worth nothing.
+"""The gate: checks that a case must pass before it is timed, since a fast wrong answer is worth nothing.
 
 Models are compared as a whole: one number for the logits and one for all gradients, each the error against the float64
 definition. Ops are judged by the rule of the tests (tests/accuracy.py), tensor by tensor.
@@ -21,7 +21,7 @@ Found = tuple[Tensor, dict[str, Tensor]]  # logits; gradients by name
 
 
 def definition(model: LM) -> LM:
-    """The same weights, every op step by step as it is defined."""
+    """A model with the same weights, each of whose ops runs its definition."""
     plain = copy.deepcopy(model)
     for mixer in plain.mixers:
         if hasattr(mixer, "backend"):
@@ -30,7 +30,7 @@ def definition(model: LM) -> LM:
 
 
 def logits_of(model: nn.Module, tokens_BT: Tensor) -> Tensor:
-    """Whatever a model returns them in."""
+    """The logits in the output of any model."""
     out = model(tokens_BT)
     if isinstance(out, tuple):
         return out[0]
@@ -38,7 +38,7 @@ def logits_of(model: nn.Module, tokens_BT: Tensor) -> Tensor:
 
 
 def logits_and_gradients(model: nn.Module, tokens_BT: Tensor, dtype: torch.dtype | None = None) -> Found:
-    """Of the mean cross entropy, under autocast to `dtype` if there is one; the model's own gradients stay None."""
+    """Gradients of the mean cross entropy, under autocast to `dtype` if given; the .grad of parameters stays None."""
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         logits_BTC = logits_of(model, tokens_BT)
     loss = cross_entropy(logits_BTC.flatten(0, 1).to(torch.promote_types(logits_BTC.dtype, torch.float32)),
@@ -48,7 +48,7 @@ def logits_and_gradients(model: nn.Module, tokens_BT: Tensor, dtype: torch.dtype
 
 
 def error(found: Found, exact: Found) -> dict[str, float]:
-    """Relative, of the logits, and of the gradients: root mean square over all parameter tensors."""
+    """Relative errors of the logits and of the gradients, as root mean squares over all parameter tensors."""
     squares = [relative(found[1][name], gradient) ** 2 for name, gradient in exact[1].items()]
     return {"logits": relative(found[0], exact[0]), "gradients": (sum(squares) / len(squares)) ** 0.5}
 
@@ -71,7 +71,7 @@ def check_training(model: LM, tokens_BT: Tensor, dtype: torch.dtype | None = Non
 
 
 def check_same(model: LM, peer: nn.Module, tokens_BT: Tensor, translate: Callable[[Any], Any]) -> dict[str, Any]:
-    """That the peer, whose weights `model` holds, computes the same logits and gradients: the same job."""
+    """Checks that a peer with the weights of `model` computes the same logits and gradients."""
     logits_BTC, gradients = logits_and_gradients(peer, tokens_BT)
     difference = error(logits_and_gradients(model, tokens_BT), (logits_BTC, translate(gradients)))
     for what, value in difference.items():

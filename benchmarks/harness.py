@@ -29,7 +29,7 @@ class Timing(NamedTuple):
         return median(self.rounds)
 
     def to_json(self) -> dict[str, Any]:
-        """In milliseconds."""
+        """The times in milliseconds."""
         values = {"median": self.median, "low": min(self.rounds), "high": max(self.rounds)}
         return {name: rounded(1e3 * value) for name, value in values.items()} | {"calls": self.calls}
 
@@ -54,12 +54,12 @@ def side_by_side(
 
 
 def warm_up(runs: Mapping[str, Run], warmup: int, clock: Clock) -> dict[str, float]:
-    """Seconds of the last of `warmup` calls of each."""
+    """Seconds of the last of `warmup` calls of each variant."""
     return {name: [max(clock(run, 1), 1e-7) for _ in range(warmup)][-1] for name, run in runs.items()}
 
 
 def seconds_per_call(run: Run, calls: int) -> float:
-    """The mean over some calls in a row."""
+    """Seconds per call, the mean over some calls in a row."""
     began = time.perf_counter()
     for _ in range(calls):
         run()
@@ -68,7 +68,7 @@ def seconds_per_call(run: Run, calls: int) -> float:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """A collection in the middle of a measurement would be charged to whoever is measured."""
+    """Switches garbage collection off, whose time would count for the variant being measured."""
     gc.collect()
     gc.disable()
     try:
@@ -78,7 +78,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def ratios(timings: Mapping[str, Timing]) -> dict[str, dict[str, dict[str, float]]]:
-    """Speed of each of ours over each peer's: {ours: {peer: {"of_medians", "of_rounds"}}}; above 1 we are faster."""
+    """Speed of ours over each peer: {ours: {peer: {"of_medians", "of_rounds"}}}; above 1 ours is faster."""
     ours = {name: timing for name, timing in timings.items() if name.startswith(OURS)}
     peers = {name: timing for name, timing in timings.items() if not name.startswith(OURS)}
     return {
@@ -94,10 +94,10 @@ def ratios(timings: Mapping[str, Timing]) -> dict[str, dict[str, dict[str, float
 
 
 def mean_ratio(values: list[float]) -> float:
-    """Ratios are averaged geometrically: twice as fast and half as fast is as fast."""
+    """The geometric mean, in which twice as fast and half as fast is 1."""
     return geometric_mean(values)
 
 
 def rounded(value: float) -> float:
-    """Four digits: more than a timing has."""
+    """A number with four digits, more than a timing is good for."""
     return float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""What the numbers were measured on, and how fast that is at the two things that bound everything."""
+"""The machine of a measurement, and its speed at matrix products and at reading memory."""
 
 import subprocess
 import time
@@ -17,7 +17,7 @@ from exlstm.runtime.machine import machine as processor
 
 PACKAGES = ("numpy", "numba", "xlstm", "mlstm_kernels", "transformers")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-# what decides a number: changes elsewhere, such as new results, do not make a measurement another one
+# code on which results depend; changes elsewhere, such as new results, do not make a measurement stale
 CODE = (
     "src",
     "benchmarks",
@@ -83,7 +83,7 @@ def git(*arguments: str) -> str | None:
 def speed() -> dict[str, float]:
     """GFLOP/s of float32 matrix products and GB/s of reading memory, right now; about half a second.
 
-    Taken before and after each measurement: the better of the two is what the machine could do meanwhile.
+    Measured before and after each measurement; the better of the two counts.
     """
     threads = torch.get_num_threads()
     found = {"sgemm_gflops": rounded(sgemm())}
@@ -102,7 +102,7 @@ def matrices() -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def long_vector() -> Tensor:
-    """256 MB: no cache holds it. Kept, because fresh pages are slow."""
+    """256 MB, which no cache holds; allocated once, because fresh pages are slow."""
     return torch.ones(1 << 26)
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/results/cpu.md and its picture, made from the results and from nothing else."""
+"""The tables of docs/results/cpu.md and its picture, made from the results alone."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ def target_table(results: Results, targets: Iterable[Target] = TARGETS, texts: d
 
 
 def machine_lines(results: Results, machines: dict[str, Any]) -> str:
-    """Where the numbers come from; one line per machine and code, normally one."""
+    """The machines of the results, a line for each machine and commit."""
     if not results:
         return "Nothing has been measured yet."
     found: dict[str, list[str]] = {}

@@ -8,14 +8,14 @@ from typing import Any
 ALL_RESULTS = Path(__file__).parent / "results"  # a folder for CPUs, and one for each kind of GPU
 RESULTS = ALL_RESULTS / "cpu"
 FORMAT = 1
-# of a machine, what has to be equal for two measurements to stand in one table
+# fields of a machine that must be equal for two measurements to be in one table
 SAME = ("cpu", "cores", "threads", "instructions", "torch", "versions")
 Record = dict[str, Any]
 Results = dict[str, dict[str, Record]]  # case -> measurement -> record
 
 
 class Store:
-    """The file of one case. same: what of the machine has to be equal for the file to go on."""
+    """The file of one case. same: fields of the machine that must be equal for results to be added to it."""
 
     def __init__(self, folder: Path, case: str, machine: dict[str, Any], same: tuple[str, ...] = SAME) -> None:
         self.path, self.machine = folder / f"{case}.json", machine
@@ -41,7 +41,7 @@ class Store:
 
 
 def load(folder: Path = RESULTS) -> tuple[Results, dict[str, dict[str, Any]]]:
-    """Everything measured, and the machine of each case."""
+    """All results, and the machine of each case."""
     files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     return (
         {case: content["measured"] for case, content in files.items()},

@@ -1,4 +1,4 @@
-"""What must be reached on a CPU, and how each number is found in the results. Ratios are speed, ours over the peer's.
+"""The targets on a CPU, and how each number is found in the results. Ratios are speed, ours over the peer's.
 
 What limits a number that is not reached is written by hand in `limits.md`, under the target's key.
 """
@@ -31,7 +31,7 @@ class Target:
         return value <= self.bound if self.at_most else value >= self.bound
 
     def margin(self, value: float) -> float:
-        """How many times better than asked; below 1 it is not reached."""
+        """The number over its bound, or the inverse if smaller is better; below 1 the target is missed."""
         return self.bound / value if self.at_most else value / self.bound
 
     def shown(self, value: float) -> str:
@@ -51,13 +51,13 @@ class Target:
 
 
 def record(results: Results, case: str, name: str) -> Record | None:
-    """A measurement that was not refused."""
+    """The measurement, None if it is missing or was refused."""
     found = results.get(case, {}).get(name)
     return None if found is None or "red" in found else found
 
 
 def records(results: Results, case: str, ending: str = "", beginning: str = "") -> list[Record]:
-    """The measurements whose names are like this; none at all if one was refused: the rest alone would flatter."""
+    """Measurements by pattern of names; none if one of them was refused, since the rest alone would flatter."""
     found = [x for name, x in results.get(case, {}).items() if name.endswith(ending) and name.startswith(beginning)]
     return [] if any("red" in x for x in found) else found
 
@@ -71,7 +71,7 @@ def ratio(case: str, name: str, ours: str, peer: str) -> Find:
 
 
 def ratios(case: str, ending: str, ours: str, peer: str, fold: Callable[[list[float]], float]) -> Find:
-    """Over all measurements of a case whose name ends like this."""
+    """The ratio over all measurements of a case whose names have this ending."""
 
     def find(results: Results) -> float | None:
         values = [x["ratios"][ours][peer]["of_medians"] for x in records(results, case, ending)]
@@ -81,7 +81,7 @@ def ratios(case: str, ending: str, ours: str, peer: str, fold: Callable[[list[fl
 
 
 def derived(case: str, ending: str, fold: Callable[[list[float]], float], *path: str) -> Find:
-    """A derived number of all measurements of a case whose name ends like this."""
+    """A derived number over all measurements of a case whose names have this ending."""
 
     def find(results: Results) -> float | None:
         values = []
@@ -102,9 +102,7 @@ def decode_over(peer: str, shortest: int = 0) -> Find:
         for dtype in ("float32", "bfloat16"):
             for found in records(results, "decode", dtype):
                 for ours, peers in found["ratios"].items():
-                    context = ours.partition("@")[
-                        2
-                    ]  # a loop of the model's calls is there for comparison, and has none
+                    context = ours.partition("@")[2]  # the loop of calls has no target
                     if context and int(context) >= shortest:
                         same = peer if peer in peers else f"{peer} @{context}"
                         values += [peers[same]["of_medians"]] if same in peers else []
@@ -125,7 +123,7 @@ def longest_over_shortest(results: Results) -> float | None:
 
 
 def memory_growth(results: Results) -> float | None:
-    """Of our models; Llama is there for comparison."""
+    """The largest ratio of our models; Llama is for comparison."""
     names = [name for name in results.get("memory", {}) if name != "llama"]
     values = [found["largest_over_shortest"] for name in names if (found := record(results, "memory", name))]
     return max(values, default=None)
@@ -165,7 +163,7 @@ def train_targets() -> Iterator[Target]:
 
 
 def op_targets() -> Iterator[Target]:
-    """Both directions of both ops; "nowhere less" is judged at the worst size."""
+    """Targets for both directions of both ops; "nowhere less" is judged at the worst size."""
     for ending, told in {"forward": "forward", "forward_backward": "forward + backward"}.items():
         over = partial(ratios, "slstm_op", f"_{ending}", "exlstm", "nn.LSTM")
         work = f"sLSTM with its input projection vs nn.LSTM, {told}"
@@ -204,6 +202,6 @@ TARGETS: tuple[Target, ...] = (
 
 
 def limits(path: Path = LIMITS) -> dict[str, str]:
-    """What limits a number, by key: the paragraphs under `## key` of limits.md, on one line each."""
+    """Limits by key of a target: the paragraphs under `## key` of limits.md, on one line each."""
     sections = path.read_text().split("\n## ")[1:]
     return {key.strip(): " ".join(text.split()) for key, _, text in (section.partition("\n") for section in sections)}

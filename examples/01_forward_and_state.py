@@ -1,4 +1,4 @@
-"""One call does everything: train, read a prompt, decode, stream. The state is a value that you hold.
+"""One call for training, reading a prompt, decoding and streaming. The state is a value.
 
 python examples/01_forward_and_state.py
 """
@@ -17,7 +17,7 @@ with torch.no_grad():
     # the whole sequence at once
     logits_BTC, end = model(tokens_BT)
 
-    # cut anywhere, hand the state on: the same numbers
+    # cut anywhere and pass the state on: the same numbers
     first_BTC, state = model(tokens_BT[:, :37])
     second_BTC, _ = model(tokens_BT[:, 37:], state)
     torch.testing.assert_close(torch.cat([first_BTC, second_BTC], dim=1), logits_BTC)

@@ -39,7 +39,7 @@ for step in range(STEPS):
     if step % 20 == 0 or step == STEPS - 1:
         print(f"step {step:4d}  {loss.item() / math.log(2):.3f} bits per byte")
 
-# a text of any length in constant memory: read it in pieces and hand the state on
+# a text of any length in constant memory: read it in chunks and pass the state on
 model.eval()
 state, total, pieces = None, 0.0, held_out[: 1 + 20 * LENGTH].unfold(0, LENGTH + 1, LENGTH)
 with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Generate: streaming, with a seed, several prompts of different lengths at once, and one prompt continued many times.
+"""Generation: streaming, with a seed, several prompts of different lengths at once, one prompt continued many times.
 
 python examples/03_generate.py [RUN]        a folder that `exlstm train` has written; without it, one is trained
 """
@@ -16,7 +16,7 @@ from exlstm.train.run_folder import open_run
 with tempfile.TemporaryDirectory() as scratch:
     name = sys.argv[1] if len(sys.argv) > 1 else f"{scratch}/run"
     if len(sys.argv) == 1:
-        # `exlstm train --data examples --preset laptop-tiny ...`: a few seconds on these very scripts
+        # `exlstm train --data examples --preset laptop-tiny ...`: a few seconds on these scripts
         config = TrainConfig(
             run=name, data=str(Path(__file__).parent), preset="laptop-tiny", steps=200, batch=8, length=64, lr=1e-2,
             validations=1, yardsticks=False,
@@ -24,7 +24,7 @@ with tempfile.TemporaryDirectory() as scratch:
         train(config)
     model, tokenizer = open_run(name).load_model(), open_run(name).tokenizer()
 
-# text, piece by piece as it comes
+# the text, token by token
 print("\nimport ", end="")
 for event in stream(model, ["import "], tokenizer=tokenizer, max_tokens=80, sampling=SamplingConfig(temperature=0.7)):
     print(event.text, end="", flush=True)
@@ -44,7 +44,7 @@ for prompt, completion in zip(
 ):
     print(repr(prompt + (completion.text or "")))
 
-# a prompt that is read once and continued three times: what was read is a value
+# a prompt that is read once and continued three times: a snapshot is a value
 snapshot = model.read([tokenizer.boundary, *tokenizer.encode(b"class ")])
 print("\nthree classes:")
 for completion in generate(model, [snapshot] * 3, tokenizer=tokenizer, max_tokens=12, sampling=sampling):

@@ -1,4 +1,4 @@
-"""Train on rows packed with many documents: resets keep them from seeing each other, and no step is padding.
+"""Train on rows packed with many documents: resets separate them, and no step is padding.
 
 python examples/04_packed_documents.py
 """

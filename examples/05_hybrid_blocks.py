@@ -1,4 +1,4 @@
-"""An architecture is a tuple of blocks: mix mLSTM, sLSTM and attention as you like.
+"""An architecture is a tuple of blocks, here of mLSTM, sLSTM and attention.
 
 python examples/05_hybrid_blocks.py
 """

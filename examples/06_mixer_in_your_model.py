@@ -11,7 +11,7 @@ from exlstm import SLSTMConfig
 
 
 class BitCounter(nn.Module):
-    """Says after every bit whether the number of ones so far is odd."""
+    """A model that predicts after every bit whether the number of ones so far is odd."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ for step in range(200):
         right = (logits_BTC.argmax(dim=-1) == odd_BT).float().mean().item()
         print(f"step {step:3d}  length {bits_BT.shape[1]:2d}  loss {loss.item():.4f}  right {right:.1%}")
 
-# trained on at most 41 bits; now a stream of 20,000, in pieces, with nothing but the state in between
+# trained on at most 41 bits; now a stream of 20,000, in chunks, with only the state carried over
 stream_BT = torch.randint(2, (1, 20_000))
 odd_BT, state, right = stream_BT.cumsum(dim=1) % 2, None, 0
 with torch.no_grad():

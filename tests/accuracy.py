@@ -1,4 +1,4 @@
-"""How every fast form is judged: it may be at most `factor` times as wrong as the definition in the same precision.
+"""The accuracy rule: a fast form may be at most `factor` times as wrong as the definition in the same precision.
 
 Both errors are taken against the definition in float64 on the same, already rounded, inputs. Judged are the output,
 every tensor of the state, and the gradient of every floating-point input through all of them at once. The largest error
@@ -27,7 +27,7 @@ def assert_as_accurate(
 
 
 def exact_plain_and_fast(fast: Op, definition: Op, inputs: Sequence[Tensor], names: Sequence[str]) -> list[Found]:
-    """What each finds for one draw, under the same names."""
+    """Results of the float64 definition, the plain form and the fast form for one draw, under the same names."""
     exact_inputs = [x.double() if x.is_floating_point() else x for x in inputs]
     weights = loss_weights(definition, exact_inputs)
     runs = (definition, exact_inputs), (definition, inputs), (fast, inputs)
@@ -55,7 +55,7 @@ def compare(draws: Iterable[Sequence[Found]], factor: float = 2.0) -> None:
 
 
 def check_kind(label: str, plain: Tensor, got: Tensor) -> None:
-    """In every draw: the same dtype and shape, and nothing that is not a number."""
+    """Checks dtype, shape and finiteness in every draw."""
     assert got.dtype == plain.dtype, f"{label}: is {got.dtype}, the definition gives {plain.dtype}"
     assert got.shape == plain.shape, f"{label}: shape {tuple(got.shape)}, the definition gives {tuple(plain.shape)}"
     assert torch.isfinite(got).all(), f"{label}: not finite"

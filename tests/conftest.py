@@ -1,4 +1,4 @@
-"""What holds in every test: names tell the truth about shapes, seeds are fixed, unwritten memory is NaN, one thread."""
+"""Fixtures of every test: checks of shape names, fixed seeds, NaN in unwritten memory, one thread, an own cache."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def same_start() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
-    """Measurements that are kept go to a folder of the tests' own."""
+    """Redirects the cache of measurements to a folder of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "folder", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
@@ -54,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of Triton kernels run on a CPU through its interpreter; with a GPU they are its own, compiled."""
+    """Marks tests of Triton kernels with `gpu` where there is a GPU; elsewhere they run through the interpreter."""
     for item in items:
         if torch.cuda.is_available() and item.path.stem.endswith("_triton"):
             item.add_marker(pytest.mark.gpu)
@@ -64,15 +64,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def watches(item: pytest.Item) -> bool:
-    """Whether names are checked in a test: where tensors carry suffixes; looking makes each call in Python dearer."""
+    """Whether shape names are checked in a test: only where tensors carry suffixes, since it slows every call."""
     if item.path.stem.endswith(("_triton", "_tracing")):
-        # every call that Triton's interpreter or torch's compiler makes would be looked at too: one test is enough
+        # calls inside of Triton's interpreter and torch's compiler would be checked too: one test is enough
         return item.name == "test_names"
     return item.path.parent.name in {"ops", "nn", "mixers", "models", "train", "infer"}
 
 
 def watched_once(inner_test: Callable[..., None]) -> Callable[..., None]:
-    """The test below a @given, its names checked in the first example: the others differ in sizes, not in names."""
+    """Wraps the test of a @given to check names in its first example: others differ in sizes only."""
     seen: list[None] = []
 
     @wraps(inner_test)

@@ -1,4 +1,4 @@
-"""The peers' models, and their weights under our names. Used by tests/golden and by benchmarks.
+"""Models of the peers, and maps of their weights to our names. Used by tests/golden and by benchmarks.
 
 `from_paper` and `from_large` take any tensors by name, weights or gradients.
 """

@@ -1,4 +1,4 @@
-"""Names tell the truth about shapes: `x_BTD` has three dimensions, and within one call a letter means one size.
+"""The checker of shape names: `x_BTD` has three dimensions, and within one call a letter means one size.
 
 `watch()` looks at the first calls of each function of the package, as they return. Violations are collected rather than
 raised, because an exception out of a profile function switches the profile off and would make a second run of the same
@@ -35,7 +35,7 @@ def fields(kind: type) -> tuple[str, ...]:
 
 
 def violations(values: dict[str, Any], sizes: dict[str, int]) -> Iterator[str]:
-    """What is wrong with these named values, given the sizes that letters already have."""
+    """Violations among these named values, given the sizes that letters already have."""
     for name, value in values.items():
         if isinstance(value, ARRAYS):
             if found := SUFFIX.fullmatch(name):

@@ -1,8 +1,8 @@
 """Documents are tests: their Python runs, their commands are parsed and run, the site builds.
 
 Where a command runs: those of the tutorials here, between their Python; the README's in test_readme.py, with a smaller
-budget; those of lm-evaluation-harness in tests/harness. What does not run is named in documented.py with the reason.
-Blocks of one page share a namespace and run in order, in an empty folder.
+budget; those of lm-evaluation-harness in tests/harness. Commands that do not run are in document_commands.py, with the
+reason. Blocks of one page share a namespace and run in order, in an empty folder.
 """
 
 import os
@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from documented import NOT_RUN, OTHERS, PAGES, PROGRAMS, ROOT, blocks, commands, commands_of, name, runs
+from document_commands import NOT_RUN, OTHERS, PAGES, PROGRAMS, ROOT, blocks, commands, commands_of, name, runs
 from exlstm.cli import main
 from exlstm.cli.commands import COMMANDS, FOREIGN, GROUPS
 

@@ -1,4 +1,4 @@
-"""Every example runs, says something, warns of nothing, and leaves nothing behind; one as a program of its own."""
+"""Every example runs, prints something, warns of nothing, and leaves no files; one of them in its own process."""
 
 import runpy
 import subprocess

@@ -1,4 +1,4 @@
-"""What is shipped: the declared dependencies, the lock, and a wheel that installs and runs."""
+"""The package: the declared dependencies, the lock, and a wheel that installs and runs."""
 
 import ast
 import re
@@ -85,7 +85,7 @@ def run(*command, cwd):
 
 
 def test_a_wheel_has_every_file_and_runs_where_the_source_is_not(tmp_path):
-    """Built from a copy, since setuptools leaves things behind, and installed in an environment of its own."""
+    """The wheel is built from a copy, since setuptools leaves files behind, and installed in a new environment."""
     source = tmp_path / "source"
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):

@@ -1,4 +1,4 @@
-"""What the package promises by name. A change here is a change that users notice: CHANGELOG.md has to say it."""
+"""The public names and signatures. Users notice a change here, so CHANGELOG.md has to say it."""
 
 import inspect
 import re
@@ -226,7 +226,7 @@ def test_the_signatures(path):
 def test_everything_public_says_what_it_is(path):
     thing = named(path)
     assert thing.__doc__
-    assert not thing.__doc__.startswith(f"{thing.__name__}("), "this is what Python writes when nobody did"
+    assert not thing.__doc__.startswith(f"{thing.__name__}("), "Python made this docstring"
 
 
 def test_the_mixers_have_these_names():

@@ -10,7 +10,7 @@ import shutil
 import sys
 
 import exlstm
-from documented import ROOT, commands_of, runs
+from document_commands import ROOT, commands_of, runs
 from exlstm.cli import main
 
 SMALL = ["--batch", "2", "--length", "32", "--validations", "1", "--samples", "0", "--no-yardsticks"]

@@ -44,7 +44,7 @@ def test_documents_quote_the_results(path: Path, document: Path) -> None:
         assert f"{value:.3f}" in row
 
 
-def test_the_recipes_beat_their_yardsticks() -> None:
+def test_the_recipes_beat_their_baselines() -> None:
     demo, recipe = (json.loads(path.read_text()) for path in RESULTS)
     assert demo["validation"]["bits_per_byte"] < demo["yardsticks_bits_per_byte"]["trigram"]
     assert recipe["validation"]["bits_per_byte"] < recipe["yardsticks_bits_per_byte"]["gzip"]

@@ -30,7 +30,7 @@ def run(bench: Bench) -> None:
 def disturbed(
     repeats: int, runs: Mapping[str, Run], alone: Mapping[str, Timing], _speed: dict[str, float]
 ) -> dict[str, Any]:
-    """The same again beside a busy core."""
+    """The timings beside a busy core."""
     with busy_core():
         beside = side_by_side(runs, repeats=repeats, warmup=1)
     return {
@@ -41,7 +41,7 @@ def disturbed(
 
 @contextmanager
 def busy_core() -> Iterator[None]:
-    """Another process that computes all the time, as users' machines have them."""
+    """Starts a process that keeps one core busy."""
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         yield

@@ -1,4 +1,4 @@
-"""Decoding one token at a time, batch 1, random weights: what a token costs after contexts of different lengths.
+"""Decoding one token at a time, batch 1, random weights: the time per token after contexts of different lengths.
 
 xLSTM-7B's layout in two sizes, vocabulary 50304, next to transformers' xLSTM with native kernels (the same weights) and
 transformers' Llama of equal size with its KV cache. Each timing is of several tokens in a row, greedy. The states are
@@ -67,7 +67,7 @@ TINY = {
 
 
 def run(bench: Bench) -> None:
-    """Both sizes in float32 and bfloat16, then with quantised weights."""
+    """Times both sizes in float32 and bfloat16, then with quantized weights."""
     for name, size in (TINY if bench.quick else SIZES).items():
         wanted = [dtype for dtype in DTYPES if bench.wants(f"{name}_{dtype}")]
         if not wanted and not any(bench.wants(f"{name}_{weights}") for weights in QUANTISED):
@@ -111,7 +111,7 @@ def xlstm(size: Size) -> LM:
 
 
 def llama_of(size: Size) -> nn.Module:
-    """As wide and deep, with the same MLP and vocabulary."""
+    """Llama of the same width, depth, MLP and vocabulary."""
     return llama_like(
         size.width, hidden=size.hidden, blocks=size.blocks, heads=size.llama_heads, vocabulary=size.vocabulary,
         longest=max(size.llama_contexts),
@@ -149,7 +149,7 @@ def theirs(model: LM, size: Size) -> nn.Module:
 
 @torch.inference_mode()
 def read_contexts(model: LM, size: Size) -> dict[int, Any]:
-    """The state after each context: one pass through the longest, without the logits, which nobody asks for."""
+    """The state after each context, from one pass through the longest, without logits."""
     generator, state, states = torch.Generator().manual_seed(2), None, {}
     tokens_T = torch.randint(size.vocabulary, (size.read,), generator=generator)
     position = 0
@@ -171,7 +171,7 @@ def advance(model: LM, tokens_BT: Tensor, state: Any) -> Any:
 
 
 def decode(loop: TokenLoop, tokens: int) -> None:
-    """What `generate` does with the model."""
+    """Decodes with a `TokenLoop`, as `generate` does."""
     token_B = torch.zeros(1, dtype=torch.long)
     for _ in range(tokens):
         token_B = loop(token_B).argmax(-1)
@@ -179,7 +179,7 @@ def decode(loop: TokenLoop, tokens: int) -> None:
 
 @torch.inference_mode()
 def decode_by_calls(model: LM, state: Any, tokens: int) -> None:
-    """The call of training and prefill, one token at a time."""
+    """Decodes with a call of the model for every token."""
     token_BT = torch.zeros(1, 1, dtype=torch.long)
     for _ in range(tokens):
         logits_BTC, state = model(token_BT, state)
@@ -200,7 +200,7 @@ def decode_official(model: nn.Module, size: Size) -> Run:
 
 
 def decode_llama(model: nn.Module, size: Size, context: int) -> Run:
-    """The cache grows as it does for users; after each run it is cut back to the context."""
+    """Decodes with Llama's growing cache, which is cut back to the context after each run."""
     from transformers import DynamicCache
 
     cache, shape = DynamicCache(), (1, size.llama_heads, context, size.width // size.llama_heads)
@@ -218,7 +218,7 @@ def decode_llama(model: nn.Module, size: Size, context: int) -> Run:
 
 
 def quantised(bench: Bench, name: str, size: Size, model: LM, states: dict[int, Any]) -> None:
-    """Weights of 8 and of 4 bits, each next to bfloat16."""
+    """Times weights of 8 and of 4 bits, each next to bfloat16."""
     state = states[size.contexts[0]]
     for weights in QUANTISED:
         if not bench.wants(f"{name}_{weights}"):
@@ -287,7 +287,7 @@ def one_by_one(model: LM, tokens_BT: Tensor) -> Tensor:
 
 
 def bytes_per_token(model: LM) -> int:
-    """What decoding one token has to move: every weight but the embedding's other rows, the state in and out."""
+    """Bytes that decoding one token moves: every weight but the embedding's other rows, the state in and out."""
     weights = sum(p.nbytes for name, p in model.named_parameters() if name != "embed.weight")
     return weights + 2 * model.state_bytes()
 

@@ -28,7 +28,7 @@ OURS = {"mlstm": "mmmm", "one_slstm": "mmms", "mlstm_large": "MMMM"}
 
 
 def run(bench: Bench) -> None:
-    """Our mixes, and Llama for comparison."""
+    """Measures our mixes of blocks, and Llama for comparison."""
     lengths, tokens, width = ((64, 128), 256, 64) if bench.quick else ((512, 2048, 8192), 8192, 256)
     for name in (*OURS, "llama"):
         about = (
@@ -74,14 +74,14 @@ def child(name: str, length: int, tokens: int, width: int) -> float:
     plain_step(model, batch(VOCABULARY, 1, 64))()
     step = plain_step(model, batch(VOCABULARY, tokens // length, length))
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the memory in use
     for _ in range(2):
         step()
     return (status("VmHWM") - before) / 2**10
 
 
 def status(field: str) -> int:
-    """KiB, from the kernel."""
+    """A field of /proc/self/status in KiB."""
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 

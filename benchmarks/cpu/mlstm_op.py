@@ -24,7 +24,7 @@ LONGEST_PARALLEL = 512  # its time and memory grow with the square of the length
 
 
 def run(bench: Bench) -> None:
-    """Every shape and length, without gradients and with them."""
+    """Times every shape and length, without gradients and with them."""
     shapes = {"b1h2k16v16": (1, 2, 16, 16)} if bench.quick else SHAPES
     for shape, (B, H, K, V) in shapes.items():
         for T in (128,) if bench.quick else LENGTHS:
@@ -44,7 +44,7 @@ def measure(bench: Bench, name: str, size: tuple[int, ...], both: bool) -> None:
 
 
 def programs(size: tuple[int, ...], both: bool) -> tuple[dict[str, Run], Check, str]:
-    """Ours and the fastest of theirs, the check of their numbers, and what the fastest is called."""
+    """Our op and the fastest peer, the check of their numbers, and the name of the peer."""
     B, T, H, K, V = size
     inputs = draw(*size)
     first = [x.transpose(1, 2).contiguous() for x in inputs]  # theirs have the heads before the time
@@ -65,7 +65,7 @@ def draw(B: int, T: int, H: int, K: int, V: int, seed: int = 0) -> list[Tensor]:
 
 
 def kernels(T: int) -> dict[str, Callable[..., Any]]:
-    """Their native variants; options that a caller would choose."""
+    """The native variants of the peer, with options that a caller would choose."""
     from mlstm_kernels.torch.chunkwise.native import mlstm_chunkwise__native_autograd as autograd
     from mlstm_kernels.torch.chunkwise.native import mlstm_chunkwise__native_custbw as custbw
     from mlstm_kernels.torch.parallel import mlstm_parallel__native_autograd as parallel
@@ -82,7 +82,7 @@ def kernels(T: int) -> dict[str, Callable[..., Any]]:
 
 
 def fastest(runs: Mapping[str, Run]) -> tuple[str, Run]:
-    """The one to compare with, by the better of two calls after a warm-up."""
+    """The fastest variant, by the better of two calls after a warm-up."""
     seconds = {name: min([seconds_per_call(run, 1) for _ in range(3)][1:]) for name, run in runs.items()}
     name = min(seconds, key=seconds.__getitem__)
     return name, runs[name]

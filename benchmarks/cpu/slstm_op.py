@@ -22,7 +22,7 @@ WIDTHS, BATCHES = (64, 128, 256, 512, 1024), (1, 4, 8, 32)
 
 
 def run(bench: Bench) -> None:
-    """Every width and batch, without gradients and with them."""
+    """Times every width and batch, without gradients and with them."""
     T = 16 if bench.quick else 256
     for D in (32, 64) if bench.quick else WIDTHS:
         for B in (1, 4) if bench.quick else BATCHES:
@@ -70,7 +70,7 @@ def without_gradients(f: Callable[..., Tensor], inputs: list[Tensor]) -> None:
 
 
 def with_gradients(f: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> None:
-    # nn.LSTM keeps its own parameters, which ask for gradients already
+    # the parameters of nn.LSTM require gradients already
     inputs = [x if x.is_leaf and x.requires_grad else x.detach().requires_grad_() for x in inputs]
     torch.autograd.grad(f(*inputs), inputs, grad)
 

@@ -1,4 +1,4 @@
-"""What a user waits for before anything happens: the import, and the first use of each compiled kernel.
+"""Startup times: the import, and the first use of each compiled kernel.
 
 Fresh processes, in turn. The first use is timed in a copy of the package whose kernels were never compiled, and then
 again and again in the same copy, where they are read from the disk.
@@ -43,7 +43,7 @@ FIRST_USES = {
 
 
 def run(bench: Bench) -> None:
-    """Imports, and first uses."""
+    """Times imports and first uses."""
     rounds = 2 if bench.quick else 11
     bench.record("import", "a fresh process that imports and ends, seconds", partial(imports, rounds), dict)
     uses = ("slstm_forward",) if bench.quick else FIRST_USES

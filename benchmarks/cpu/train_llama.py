@@ -21,7 +21,7 @@ VOCABULARY, HEADS, BLOCKS = 256, 4, 4
 
 
 def run(bench: Bench) -> None:
-    """The plain loop for all lengths; rows on threads where there are rows."""
+    """Times the plain loop for all lengths, and rows on threads where there is more than one row."""
     width, tokens = (64, 256) if bench.quick else (256, 8192)
     for T in (64, 128, 256) if bench.quick else (512, 2048, 8192):
         if not bench.wants(f"t{T}"):

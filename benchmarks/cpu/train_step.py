@@ -23,7 +23,7 @@ BF16 = torch.bfloat16
 
 
 def run(bench: Bench) -> None:
-    """float32 for every mix; bfloat16 matrix products as well for the mLSTM blocks."""
+    """Times every mix in float32, and mLSTM blocks also with bfloat16 products."""
     width, B, T = (64, 2, 64) if bench.quick else (256, 4, 512)
     tokens_BT = batch(VOCABULARY, B, T)
     for mix, pattern in MIXES.items():
@@ -46,7 +46,7 @@ def run(bench: Bench) -> None:
             f"{ROWS}, bfloat16": rows_step(copy.deepcopy(ours), tokens_BT, BF16),
             "xlstm": plain_step(copy.deepcopy(peer), tokens_BT),
         }
-        if has_bfloat16() or bench.quick:  # elsewhere it takes 14 seconds a step, and says nothing
+        if has_bfloat16() or bench.quick:  # elsewhere it takes 14 seconds a step and shows nothing
             runs["xlstm, bfloat16"] = plain_step(copy.deepcopy(peer), tokens_BT, BF16)
         about = f"step of mmmm (width {width}), batch {B} x {T}, AdamW, matrix products in bfloat16 (autocast)"
         bench.measure("mlstm_bfloat16", about, runs, partial(check, ours, peer, tokens_BT, BF16),
@@ -54,7 +54,7 @@ def run(bench: Bench) -> None:
 
 
 def pair(pattern: str, width: int, length: int) -> tuple[LM, torch.nn.Module]:
-    """Ours and theirs with the same weights; recurrent weights, zero at first, are made to matter."""
+    """Our model and the peer with the same weights; recurrent weights, zero at first, are drawn at random."""
     torch.manual_seed(0)
     slstm_at = [index for index, letter in enumerate(pattern) if letter == "s"]
     peer = paper_model(vocab_size=VOCABULARY, width=width, length=length, blocks=len(pattern), slstm_at=slstm_at)

@@ -1,4 +1,4 @@
-"""One training step as different users take it: forward, mean cross entropy, backward, AdamW."""
+"""One training step in two forms: forward, mean cross entropy, backward, AdamW."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ PLAIN, ROWS = "exlstm, plain loop", "exlstm, rows on threads"
 
 
 def optimiser(model: nn.Module) -> torch.optim.AdamW:
-    """The same for everybody. The rate is so small that no run leaves the region where it began."""
+    """AdamW, the same for all programs, with a rate so small that no run leaves its initial region."""
     return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
 
@@ -37,7 +37,7 @@ def plain_step(model: nn.Module, tokens_BT: Tensor, dtype: torch.dtype | None = 
 
 
 def rows_step(model: LM, tokens_BT: Tensor, dtype: torch.dtype | None = None) -> Run:
-    """As `exlstm train` does it: each thread has some rows of the batch, and gradients are added at the end."""
+    """The loop of `exlstm train`: each thread has some rows of the batch, and gradients are added at the end."""
     workers = default_workers(torch.device("cpu"), len(tokens_BT))
     steps, targets_BT = optimiser(model), tokens_BT.roll(-1, 1)
     with threads_shared(workers):

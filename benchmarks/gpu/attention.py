@@ -24,7 +24,7 @@ BACKENDS = {"flash attention": "FLASH_ATTENTION", "cuDNN attention": "CUDNN_ATTE
 
 
 def works(setup: Setup) -> Iterator[Work]:
-    """Every length, without gradients and with them."""
+    """Times every length, without gradients and with them."""
     tokens, lengths = (TINY_TOKENS, TINY_LENGTHS) if setup.tiny else (TOKENS, LENGTHS)
     for T in lengths:
         for direction, both in DIRECTIONS.items():
@@ -51,7 +51,7 @@ class Heads:
         return [torch.randn(self.shape, device=self.setup.device, dtype=self.setup.dtype) for _ in range(3)]
 
     def build(self, backend: str, both: bool) -> Run:
-        """torch's attention with one backend and no other."""
+        """torch's attention with one fixed backend."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         def attention(*qkv: Tensor) -> Tensor:
@@ -62,6 +62,6 @@ class Heads:
 
 
 def cost(B: int, heads: int, T: int, both: bool) -> Cost:
-    """See the top of this page."""
+    """The cost, as the module's docstring counts it."""
     numbers = B * heads * T * WIDTH
     return Cost(2 * numbers * (11 if both else 4), 2 * numbers * T * (3.5 if both else 1))

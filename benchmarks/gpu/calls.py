@@ -1,4 +1,4 @@
-"""How every op is called, ours and theirs: forward without gradients, or forward and backward with a gradient given."""
+"""Calls of ops, ours and the peers': forward without gradients, or forward and backward with a given gradient."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,12 +16,12 @@ MIDDLE, MOST = 0.03, 0.3
 
 
 def output(found: Any) -> Tensor:
-    """What an op computes, without the state beside it."""
+    """The output of an op without its state."""
     return found[0] if isinstance(found, tuple) else found
 
 
 def call(op: Callable[..., Any], inputs: Sequence[Tensor], grad: Callable[[], Tensor] | None) -> Run:
-    """The run of one direction; it gives back the output, or the gradients of all inputs."""
+    """A call of one direction, which returns the output, or the gradients of all inputs."""
     return partial(forward, op, inputs) if grad is None else partial(forward_backward, op, inputs, grad())
 
 

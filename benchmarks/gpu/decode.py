@@ -27,7 +27,7 @@ CALLED = "exlstm, model called"
 
 
 def works(setup: Setup) -> Iterator[Work]:
-    """One measurement of all contexts."""
+    """Yields one measurement of all contexts."""
     bench = Decoding(setup)
     cost = bench.cost()
     contexts, tokens = (TINY_CONTEXTS, TINY_TOKENS) if setup.tiny else (CONTEXTS, TOKENS)
@@ -62,7 +62,7 @@ def model_of(config: LMConfig, setup: Setup) -> LM:
 
 
 class Decoding:
-    """The model and its states, made when they are first asked for."""
+    """The model and its states, made at first use."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -80,7 +80,7 @@ class Decoding:
 
     @torch.no_grad()
     def state(self, context: int) -> Any:
-        """After reading that many tokens, in pieces; without the logits, which nobody asks for."""
+        """The state after so many tokens, read in chunks without logits."""
         state: Any = None
         for piece_T in self.tokens_T(context).split(self.read):
             if not len(piece_T):
@@ -93,7 +93,7 @@ class Decoding:
         return state
 
     def build(self, context: int) -> Run:
-        """What `generate` does with the model; the loop goes on where the last run ended."""
+        """Decodes with a `TokenLoop`, which continues where the last run ended."""
         loop = self.loops[context] = TokenLoop(self.model, self.state(context))
 
         def run() -> Tensor:
@@ -106,7 +106,7 @@ class Decoding:
         return run
 
     def build_called(self, context: int) -> Run:
-        """The call of training and prefill, one token at a time."""
+        """Decodes with a call of the model for every token."""
         first = self.state(context)
 
         @torch.no_grad()
@@ -133,7 +133,7 @@ class Decoding:
         }  # fmt: skip
 
     def cost(self) -> Cost:
-        """Of all tokens of a timing; nothing is built to count it."""
+        """The cost of all tokens of a timing, counted without building the model."""
         with torch.device("meta"):
             model = LM(self.config)
         weights = sum(p.numel() for name, p in model.named_parameters() if name != "embed.weight")

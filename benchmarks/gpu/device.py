@@ -1,4 +1,4 @@
-"""The GPU as an instrument: what it is called, a clock that runs on it, and how fast it copies and multiplies.
+"""The GPU: its name, a clock that runs on it, and its speed at copies and matrix products.
 
 On a CPU, where tests run all of this at tiny sizes, the clock is the time that passes.
 """
@@ -16,7 +16,7 @@ from benchmarks.machine import installed
 from exlstm.runtime.machine import machine as processor
 
 PACKAGES = ("triton", "mlstm_kernels", "fla-core", "flashrnn", "numpy")
-# what has to be equal for two measurements to stand in one file; the host behind the card may be another
+# fields that must be equal for two measurements to be in one file; the host of the card may differ
 SAME = ("gpu", "torch", "cudnn", "versions")
 FLUSH_BYTES = 1 << 28  # more than any L2 cache
 FILLS = 32  # of so many bytes before each call: some milliseconds
@@ -92,14 +92,14 @@ def least(clock: Clock, run: Run) -> float:
 
 
 def free(device: torch.device) -> None:
-    """Gives back the card's memory that nobody holds."""
+    """Frees the unused memory of the card."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def finish(device: torch.device) -> None:
-    """Waits for the card: what went wrong there is raised here."""
+    """Waits for the card, so that its errors are raised here."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 

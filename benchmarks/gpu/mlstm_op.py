@@ -32,7 +32,7 @@ OPEN = 30.0  # an input gate that is 1
 
 
 def works(setup: Setup) -> Iterator[Work]:
-    """Both shapes, without gradients and with them."""
+    """Yields both shapes, without gradients and with them."""
     for shape, size in (TINY if setup.tiny else SHAPES).items():
         for direction, both in DIRECTIONS.items():
             B, T, H, K, V = size
@@ -49,7 +49,7 @@ def works(setup: Setup) -> Iterator[Work]:
 
 
 class Inputs:
-    """The same numbers for everybody, made when they are first asked for; the gates have only the dtype's digits."""
+    """Inputs, the same for all programs, made at first use; gates have the digits of the dtype only."""
 
     def __init__(self, size: Size, setup: Setup) -> None:
         self.size, self.setup = size, setup
@@ -92,7 +92,7 @@ Like = Callable[[Inputs, Tensor], dict[str, float]]
 
 
 def ours(inputs: Inputs, both: bool) -> dict[str, Variant]:
-    """As anybody calls it, and with chunks of given lengths."""
+    """Our op by default, and with chunks of given lengths."""
 
     def build(options: dict[str, int]) -> Run:
         op = partial(mlstm, backend="triton", **options)
@@ -111,7 +111,7 @@ def ours(inputs: Inputs, both: bool) -> dict[str, Variant]:
 
 
 def mlstm_kernels(kernel: str, inputs: Inputs, **options: Any) -> Called:
-    """Their own chunk lengths, gates in the dtype as they expect them."""
+    """The peer with its own chunk lengths and gates in the dtype, as it expects them."""
     from mlstm_kernels.torch import get_mlstm_kernel
 
     op = partial(get_mlstm_kernel(f"chunkwise--{kernel}"), **options)
@@ -131,7 +131,7 @@ def build_peer(peer: Peer, inputs: Inputs, both: bool) -> Run:
 
 
 def like_exp(inputs: Inputs, got_BHTV: Tensor) -> dict[str, float]:
-    """That it computes the mLSTM."""
+    """Checks that a variant computes the mLSTM."""
     return same_rows(got_BHTV.transpose(1, 2), inputs.plain)
 
 
@@ -151,7 +151,7 @@ def sigmoid(*x: Tensor) -> Tensor:
     return mlstm(*x, input_gate="sigmoid", normalize=False, backend="chunkwise")[0]
 
 
-# chunks above 128 are wrong in the backward of xl_chunk, so nobody would take them
+# chunks above 128 are wrong in the backward of xl_chunk
 PEERS: dict[str, tuple[Peer, Like]] = {
     "mlstm_kernels xl_chunk 128": (partial(mlstm_kernels, "triton_xl_chunk", chunk_size=128), like_exp),
     "mlstm_kernels xl_chunk 64": (partial(mlstm_kernels, "triton_xl_chunk", chunk_size=64), like_exp),
@@ -167,7 +167,7 @@ PEERS: dict[str, tuple[Peer, Like]] = {
 
 
 def cost(size: Size, both: bool) -> Cost:
-    """See the top of this page; s = 2, for bfloat16."""
+    """The cost, as the module's docstring counts it, with s = 2 for bfloat16."""
     B, T, H, K, V = size
     numbers, gates = (6 * K + 5 * V, 6) if both else (2 * K + 2 * V, 2)
     flops = (4 * K * V + FLOPS_CHUNK * (K + V)) * (3 if both else 1)

@@ -1,4 +1,4 @@
-"""The tables of docs/results/gpu.md and a picture for each GPU, made from the results and from nothing else."""
+"""The tables of docs/results/gpu.md and a picture for each GPU, made from the results alone."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def write_report(results: Path, page: Path = PAGE) -> list[Path]:
 
 
 def gpu_folders(results: Path) -> list[Path]:
-    """Those with anything in them, by name."""
+    """The folders with results, sorted by name."""
     return [folder for folder in sorted(results.iterdir()) if folder.name != "cpu" and any(folder.glob("*.json"))]
 
 
@@ -47,7 +47,7 @@ def filled(text: str, results: Path) -> str:
 
 
 def section(folder: Path) -> str:
-    """Everything about one kind of GPU."""
+    """The section of one kind of GPU."""
     results, machines = load(folder)
     parts = [
         f"## {card(folder)}",
@@ -65,12 +65,12 @@ def picture(folder: Path) -> str:
 
 
 def card(folder: Path) -> str:
-    """As its driver calls it."""
+    """The name of a card in its driver."""
     return next(iter(load(folder)[1].values()))["gpu"]
 
 
 def machine_lines(results: Results, machines: dict[str, Any]) -> list[str]:
-    """Where the numbers come from, a line per machine and code, and the ceilings that were measured beside them."""
+    """The machines of the results, a line for each machine and commit, and the ceilings measured beside them."""
     found: dict[str, list[str]] = {}
     for case, machine in machines.items():
         records = list(results[case].values())
@@ -96,7 +96,7 @@ def machine_lines(results: Results, machines: dict[str, Any]) -> list[str]:
 
 
 def case_table(measured: dict[str, Record]) -> str:
-    """Every variant with its time, share of the roofline and ratios; then who is missing, and why."""
+    """Every variant with its time, share of the roofline and ratios; then the missing peers with their reasons."""
     rows = [("measurement", "result", "speed, ours over theirs", "absent")]
     for name, found in measured.items():
         absent = "<br>".join(f"{variant}: {reason}" for variant, reason in found.get("absent", {}).items())
@@ -111,7 +111,7 @@ def case_table(measured: dict[str, Record]) -> str:
 
 
 def line(variant: str, found: Record) -> str:
-    """One variant's numbers."""
+    """The numbers of a variant."""
     derived, parts = found["derived"], [f"{found['milliseconds'][variant]['median']:.4g} ms"]
     for key, unit in {"us_per_step": "us a step", "milliseconds_per_token": "ms a token"}.items():
         if variant in derived.get(key, {}):

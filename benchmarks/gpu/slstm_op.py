@@ -29,7 +29,7 @@ SURE = 32  # steps after which a rounding is not yet another sequence
 
 
 def works(setup: Setup) -> Iterator[Work]:
-    """Both shapes, without gradients and with them."""
+    """Yields both shapes, without gradients and with them."""
     rows, steps = (2, 4) if setup.tiny else (B, T)
     for shape, (H, V) in (TINY if setup.tiny else SHAPES).items():
         for direction, both in DIRECTIONS.items():
@@ -49,7 +49,7 @@ def works(setup: Setup) -> Iterator[Work]:
 
 
 class Inputs:
-    """The same numbers for everybody, on the card when they are first asked for, and every program on them."""
+    """Inputs, the same for all programs, made on the card at first use, and the programs on them."""
 
     def __init__(self, B: int, T: int, H: int, V: int, setup: Setup) -> None:
         self.size, self.setup = (B, T, H, V), setup
@@ -77,12 +77,12 @@ class Inputs:
         return self.normal(*shape, seed=3)
 
     def op(self, both: bool) -> Run:
-        """From pre-activations."""
+        """Our op from pre-activations."""
         op = partial(slstm, backend="triton")
         return call(op, [self.x_BTHGV, self.r_HKGV], partial(self.grad, *self.size) if both else None)
 
     def projected(self, both: bool) -> Run:
-        """With the dense projection that nn.LSTM has in front."""
+        """Our op behind a dense projection, as nn.LSTM has one."""
         B, T, H, V = self.size
         w_JD, b_J = 0.1 * self.normal(4 * H * V, H * V, seed=4), 0.1 * self.normal(4 * H * V, seed=5)
 
@@ -110,13 +110,13 @@ class Inputs:
         return call(op, inputs, partial(self.grad, T, B, H, V) if both else None)
 
     def lstm(self, both: bool) -> Run:
-        """cuDNN's, one layer."""
+        """One layer of cuDNN's LSTM."""
         B, T, H, V = self.size
         lstm = nn.LSTM(H * V, H * V, batch_first=True).to(self.setup.device, self.setup.dtype)
 
         if not both:
             return call(lstm, [self.x_BTD], None)
-        # its weights ask for gradients already, and are its own
+        # its parameters require gradients already
         x_BTD, grad_BTD = self.x_BTD.clone().requires_grad_(), self.grad(B, T, H * V)
         return lambda: torch.autograd.grad(lstm(x_BTD)[0], [x_BTD, *lstm.parameters()], grad_BTD)
 
@@ -129,7 +129,7 @@ class Inputs:
         return self.check_rule(both, found) | ({} if both else self.first_steps(found))
 
     def check_flashrnn(self, h_TBHV: Tensor) -> dict[str, float]:
-        """That it computes the sLSTM."""
+        """Checks that flashrnn computes the sLSTM."""
         return self.first_steps(h_TBHV.transpose(0, 1))
 
     def first_steps(self, h_BTHV: Tensor) -> dict[str, float]:
@@ -139,7 +139,7 @@ class Inputs:
 
 
 def cost(B: int, T: int, H: int, V: int, both: bool) -> Cost:
-    """See the top of this page."""
+    """The cost, as the module's docstring counts it."""
     numbers = B * T * H * V * (14 if both else 5) + 4 * H * V * V * (3 if both else 1)
     return Cost(2 * numbers, 8 * V * V * B * T * H * (3 if both else 1))
 

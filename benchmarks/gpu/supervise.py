@@ -1,7 +1,7 @@
-"""Every case on a GPU, in processes of their own, within a given time.
+"""The supervisor: runs every case on a GPU in a process of its own, within a given time.
 
-First everything is compiled, several processes at a time and none of them timed: compilers keep what they made on disk,
-and a GPU is lent by the minute. Then the cases are timed, one after another. A process that dies, hangs or loses the
+First everything is compiled, several processes at a time and none of them timed: compilers cache on disk, and GPU time
+is scarce. Then the cases are timed, one after another. A process that dies, hangs or loses the
 card in a call costs that variant and no more: another process goes on without it, and the record says why.
 """
 
@@ -53,7 +53,7 @@ def every_case(options: Namespace, folder: Path, cases: list[str], code: str) ->
 
 
 def one_case(options: Namespace, folder: Path, case: str, code: str, until: float) -> bool:
-    """Whether all went well. As many processes as it takes, each without what the last one did not survive."""
+    """Whether a case ran without failures. Each process leaves out the variants that ended earlier ones."""
     without: dict[str, str] = {}
     marker = folder / f"{case}.trying"
     marker.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def child(options: Namespace, folder: Path, case: str, code: str, without: dict[
 
 
 def run(command: list[str], seconds: float, **options: object) -> int | None:
-    """The exit code; None if it was still running then, and was killed."""
+    """The exit code of a process, None if it ran out of time and was killed."""
     try:
         return subprocess.run(command, cwd=ROOT, check=False, timeout=seconds, **options).returncode  # type: ignore[call-overload]
     except subprocess.TimeoutExpired:
@@ -119,7 +119,7 @@ def compilations(options: Namespace, folder: Path, cases: list[str], code: str) 
 
 
 def bench_of(options: Namespace, folder: Path, case: str, code: str | None) -> Bench:
-    """What a case writes to. Results of another card or of other versions begin anew."""
+    """The bench of a case. Results of another card or of other versions are replaced."""
     store = Store(folder, case, machine(), SAME)
     if store.other_machine:
         print(f"{store.path.name} holds results of another GPU or other versions; it begins anew")

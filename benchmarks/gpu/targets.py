@@ -1,4 +1,4 @@
-"""What must be reached on a GPU, and how each number is found in the results of one.
+"""The targets on a GPU, and how each number is found in its results.
 
 Ratios are speed, ours over the peer's. Times are asked of an H100 or H200. Ours is the fastest of our variants, unless
 a target names one.
@@ -27,7 +27,7 @@ HEADS = {"h12v64": "12 heads of 64", "h6v128": "6 heads of 128"}
 
 
 def milliseconds(case: str, name: str) -> Find:
-    """Of our fastest variant."""
+    """The time of our fastest variant."""
 
     def find(results: Results) -> float | None:
         found = record(results, case, name)
@@ -49,7 +49,7 @@ def over(case: str, names: list[str], chosen: Callable[[str], bool], ours: str |
 
 
 def worst_ratio(found: Record | None, chosen: Callable[[str], bool], ours: str | None) -> float | None:
-    """Of one measurement: of each of ours its worst, and of these the best, for a user takes that."""
+    """The worst ratio of our best variant in one measurement."""
     by_variant = {} if found is None else found["ratios"]
     worst = [
         min(x["of_medians"] for peer, x in peers.items() if chosen(peer))

@@ -1,4 +1,4 @@
-"""One measurement: what is timed side by side, what shows that it is right, and what it cannot be faster than.
+"""One measurement: its variants, their checks, and its least possible time.
 
 A peer that is not installed, fails, or computes something else is left out, and the record says why in one line.
 """
@@ -27,7 +27,7 @@ Derive = Callable[[Mapping[str, Timing], dict[str, float]], dict[str, Any]]
 
 
 class Setup(NamedTuple):
-    """Where, in which dtype, and whether only to see that everything runs."""
+    """The device and dtype, and whether only to check that everything runs."""
 
     device: torch.device
     dtype: torch.dtype = torch.bfloat16
@@ -41,12 +41,12 @@ class Cost(NamedTuple):
     flops: float
 
     def seconds(self, rates: Mapping[str, float]) -> float:
-        """At the rates that were measured, memory and arithmetic at the same time."""
+        """Seconds at the measured rates, memory and arithmetic at the same time."""
         return max(self.bytes / rates["copy_gb_s"] / 1e9, self.flops / rates["gemm_tflops"] / 1e12)
 
 
 def finite(found: Any) -> dict[str, Any]:
-    """All numbers of a tensor, or of several."""
+    """Checks that all numbers of one or several tensors are finite."""
     for x in (found,) if isinstance(found, Tensor) else found:
         assert torch.isfinite(x).all(), "not all of its numbers are finite"
     return {}
@@ -78,7 +78,7 @@ class Work:
 
 @dataclass(kw_only=True)
 class Stage:
-    """Does the measurements of a case, one after another.
+    """Runs the measurements of a case, one after another.
 
     until: time.monotonic() after which none begins. without: what an earlier process did not survive, by
     "measurement/variant", and why. marker: a file that tells which call a process that died was in; None writes and
@@ -96,7 +96,7 @@ class Stage:
     left: int = 0  # measurements that there was no time for
 
     def measure(self, work: Work) -> None:
-        """Everything about one measurement; it is on disk when this returns."""
+        """Runs one measurement and writes it to disk."""
         if not self.bench.wants(work.name):
             return
         if time.monotonic() > self.until:
@@ -188,7 +188,7 @@ class Stage:
 
     @contextmanager
     def watched(self, work: Work, name: str) -> Iterator[None]:
-        """While this lasts the marker tells what is being tried, and too long ends the process."""
+        """Writes the running call to the marker, and ends the process if it takes too long."""
         if self.marker is None:
             yield
             return
@@ -206,7 +206,7 @@ class Stage:
             faulthandler.cancel_dump_traceback_later()
 
     def leave_if_dead(self, work: Work, name: str, problem: Exception) -> None:
-        """A card that met a wrong address answers this process no more: another goes on, without this variant."""
+        """Ends the process after an illegal address on the card; another process continues without this variant."""
         try:
             finish(self.setup.device)
         except RuntimeError:
@@ -220,7 +220,7 @@ class Stage:
 
 
 def derived(work: Work, timings: Mapping[str, Timing], rates: dict[str, float]) -> dict[str, Any]:
-    """How close each variant is to the roofline, its time per step, and what the case wants to know besides."""
+    """Derived numbers: the share of the roofline, the time per step, and those that the case derives."""
     costs = {name: work.variants[name].cost for name in timings}
     least = {name: cost.seconds(rates) for name, cost in costs.items() if cost is not None}
     found: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""Equations as MathML, made when the site is built: no script and no network when it is read.
+"""Equations become MathML when the site is built, so that reading it needs no script and no network.
 
-Sources use GitHub's notation, so the pages read well there too: a fenced block ```math and inline $`...`$.
+Sources use GitHub's notation, which GitHub shows too: a fenced block ```math and inline $`...`$.
 """
 
 import re
@@ -15,13 +15,13 @@ formulas: list[str] = []
 
 
 def to_mathml(latex: str, display: str) -> str:
-    """latex2mathml knows array but not aligned, and sets `log f` without a space."""
+    """MathML of an equation. latex2mathml has no aligned, and sets `log f` without a space."""
     latex = latex.replace(r"\begin{aligned}", r"\begin{array}{rl}").replace(r"\end{aligned}", r"\end{array}")
     return convert(latex, display=display).replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em"/>')
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Takes the formulas out before Markdown sees their underscores."""
+    """Replaces formulas by placeholders, so that Markdown does not read their underscores."""
     formulas.clear()
 
     def remember(mathml: str) -> str:
@@ -33,7 +33,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Puts them back as MathML."""
+    """Replaces the placeholders by MathML."""
     for number, mathml in enumerate(formulas):
         html = html.replace(PLACE.format(number), mathml)
     return html

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from programs import TINY, in_process_of_its_own, write_text
+from processes import TINY, run_process, write_text
 
 from exlstm.cli import main
 
@@ -13,7 +13,7 @@ def trained(tmp_path_factory):
     """A folder with text.txt and a run of a few steps in it; tests that change a run copy it."""
     folder = tmp_path_factory.mktemp("cli")
     write_text(folder / "text.txt")
-    done = in_process_of_its_own("train", "--data", "text.txt", "--run", "run", "--steps", "40", *TINY, cwd=folder)
+    done = run_process("train", "--data", "text.txt", "--run", "run", "--steps", "40", *TINY, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 

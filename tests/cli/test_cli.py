@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields, replace
 
 import pytest
-from programs import TINY, in_process_of_its_own, start
+from processes import TINY, run_process, start_process
 
 import exlstm
 from exlstm.cli import main
@@ -24,11 +24,11 @@ from exlstm.train.run_folder.summary import RunSummary
 
 
 def test_help_as_a_program():
-    done = in_process_of_its_own("--help")
+    done = run_process("--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert all(re.search(rf"\b{name}\b", done.stdout) for name in COMMANDS)
-    assert in_process_of_its_own().stdout == done.stdout
-    assert in_process_of_its_own("--version").stdout == f"exlstm {exlstm.__version__}\n"
+    assert run_process().stdout == done.stdout
+    assert run_process("--version").stdout == f"exlstm {exlstm.__version__}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -322,7 +322,7 @@ def test_a_damaged_run_is_named(name, damage, command, here, tmp_path, refused):
     ],
 )
 def test_the_same_sentence_in_a_process(words, sentence, encoding):
-    done = in_process_of_its_own(*words, PYTHONIOENCODING=encoding)
+    done = run_process(*words, PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence + "\n")
 
 
@@ -455,7 +455,7 @@ def test_take_choice_leaves_the_other_words():
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_in_training_saves(trained, tmp_path, run):
     folder = str(tmp_path / "stopped")
-    with start(trained, "train", "--data", "text.txt", "--run", folder, "--steps", "1000000", *TINY) as process:
+    with start_process(trained, "train", "--data", "text.txt", "--run", folder, "--steps", "1000000", *TINY) as process:
         while b"step 1 " not in process.stdout.readline():
             pass
         process.send_signal(signal.SIGINT)

@@ -53,7 +53,7 @@ def test_every_layout_there_and_back(large, tmp_path, run):
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_fewer_bits_and_what_they_cost(here, tmp_path, run, weights):
-    """What is printed is what the two models score on the same tokens."""
+    """The printed perplexities are the scores of the two models on the same tokens."""
     out = run("convert", "run", str(tmp_path / "small"), "--weights", weights, "--data", "text.txt", "--tokens", "600")
     found = re.search(r"^perplexity on 600 tokens: ([\d.]+) -> ([\d.]+) \(([+-][\d.]+)%\), bits per byte", out, re.M)
     before, after, change = map(float, found.groups())

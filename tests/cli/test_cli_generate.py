@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from programs import in_process_of_its_own, start
+from processes import run_process, start_process
 
 import exlstm
 from exlstm.cli import main
@@ -48,7 +48,7 @@ ENDLESS = ("generate", "run", "--prompt", "the ", "--temperature", "0", "--max-t
 
 
 def test_text_streams_and_a_reader_that_leaves_ends_it(trained):
-    with start(trained, *ENDLESS) as process:
+    with start_process(trained, *ENDLESS) as process:
         assert process.stdout.read(12).startswith(b"the ")  # comes although the command has not ended
         process.stdout.close()
         assert process.wait(timeout=60) == 141
@@ -80,7 +80,7 @@ def test_every_piece_is_shown_at_once(here, monkeypatch):
 def test_ctrl_c_ends_the_text_and_not_the_program(trained, tmp_path):
     """The state of what was said is kept, and goes on."""
     file = tmp_path / "state"
-    with start(trained, *ENDLESS, "--save-state", str(file)) as process:
+    with start_process(trained, *ENDLESS, "--save-state", str(file)) as process:
         said = process.stdout.read(40)
         process.send_signal(signal.SIGINT)
         said += process.stdout.read()
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_the_text_and_not_the_program(trained, tmp_path):
 def test_ctrl_c_in_a_conversation_ends_the_reply(trained):
     """The next line is answered."""
     words = ("generate", "run", "--chat", "--turn", "{}", "--temperature", "0", "--max-tokens", "1000000")
-    with start(trained, *words) as process:
+    with start_process(trained, *words) as process:
         process.stdin.write(b"the cat\n")
         process.stdin.flush()
         process.stdout.read(30)
@@ -111,7 +111,7 @@ def test_ctrl_c_in_a_conversation_ends_the_reply(trained):
 
 def test_a_terminal_without_the_characters_gets_question_marks(trained):
     words = ("generate", "run", "--prompt", "é😀", "--max-tokens", "3")
-    done = in_process_of_its_own(*words, cwd=trained, PYTHONIOENCODING="ascii")
+    done = run_process(*words, cwd=trained, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("??")
 
@@ -124,7 +124,7 @@ def test_a_prompt_from_a_file_or_standard_input(here, tmp_path, run, monkeypatch
     want = run(*options, "--prompt", "the cat\nsat")
     (tmp_path / "prompt").write_text("the cat\nsat")
     assert run(*options, "--file", str(tmp_path / "prompt")) == want
-    done = in_process_of_its_own(*options, "--file", "-", cwd=here, standard_input="the cat\nsat")
+    done = run_process(*options, "--file", "-", cwd=here, standard_input="the cat\nsat")
     assert done.stdout == want
 
 
@@ -180,7 +180,7 @@ def test_every_prompt_has_a_seed_of_its_own(here, tmp_path, run, monkeypatch):
 
 
 def test_the_state_after_a_stop_string_is_that_of_what_was_said(here, tmp_path, run):
-    """What led to the stop string is not in it."""
+    """The state excludes the tokens of the stop string."""
     options = ("generate", "run", "--prompt", "the ", "--temperature", "0", "--max-tokens", "60")
     text = run(*options).rstrip("\n")
     said = run(*options, "--stop", text[24:27], "--save-state", str(tmp_path / "state")).rstrip("\n")
@@ -253,7 +253,7 @@ def test_mistakes(here, refused, words, fragments):
 
 def chat(folder, *lines, words=()):
     options = ("generate", "run", "--chat", "--temperature", "0.7", "--max-tokens", "12", *words)
-    return in_process_of_its_own(*options, cwd=folder, standard_input="".join(f"{line}\n" for line in lines))
+    return run_process(*options, cwd=folder, standard_input="".join(f"{line}\n" for line in lines))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a command does when its output cannot be written, and when Ctrl-C comes before it has begun."""
+"""Output that cannot be written, and Ctrl-C before a command has begun."""
 
 import importlib.abc
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from programs import in_process_of_its_own
+from processes import run_process
 
 import exlstm.cli
 from exlstm.cli import INTERRUPTED, MISTAKE, READER_GONE, main
@@ -22,7 +22,7 @@ def started(words, **streams):
 @UNIX
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["train", "--help"]], ids=" ".join)
 def test_a_reader_that_has_gone(words):
-    """As in `exlstm --help | head -1`, written by print, rich or tyro."""
+    """A closed pipe, as in `exlstm --help | head -1`, behind print, rich or tyro."""
     reads, writes = os.pipe()
     os.close(reads)
     done = started(words, stdout=writes)
@@ -97,4 +97,4 @@ def test_memory_that_is_not_enough_is_one_sentence(error, monkeypatch, refused):
 
 
 def test_the_name_xlstm_keeps_its_small_x():
-    assert "\nxLSTM language models: " in in_process_of_its_own("--help").stdout
+    assert "\nxLSTM language models: " in run_process("--help").stdout

@@ -56,7 +56,7 @@ def test_a_file_whose_name_ends_like_a_share_is_that_file(here: Path) -> None:
         (("code", "notes:0"), r"^--data 'notes:0' has the share 0; write one between 0 and 1, such as notes:0.3\.$"),
         (("code", "notes:3"), r"has the share 3"),
         (("code", "notes:nan"), r"has the share nan"),
-        (("code", "nowhere:0.3"), r"There is no file or folder 'nowhere'"),
+        (("code", "nowhere:0.3"), r"there is no file or folder 'nowhere'"),
         (("code", "code/"), r"and one is in the other; name each text once\.$"),
         (("notes/a.txt:0.5", "notes"), r"and one is in the other"),
     ],
@@ -67,7 +67,7 @@ def test_sources_that_do_not_go_together(data: tuple[str, ...] | str, message: s
 
 
 def test_each_source_is_split_as_it_is_alone() -> None:
-    """Both are in every part, and a source that is added moves no document of another."""
+    """Every part has documents of both sources, and another source moves none of them."""
     split = read_corpus(("code", "notes:0.9")).split
     alone = [split_documents(documents(name)) for name in ("code", "notes")]
     for part, one, other in zip(split[:3], *(parts[:3] for parts in alone), strict=True):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.data.mixture import Mixture, apportioned
+from exlstm.data.mixture import Mixture, apportion
 from exlstm.data.packing import TokenStream, batch_at
 
 BOUNDARY, WIDTH = 0, 10_000
@@ -89,7 +89,7 @@ def test_a_carried_row_stays_with_its_source() -> None:
 @given(shares=shares_of, more=st.integers(0, 30))
 def test_things_are_dealt_out_by_shares(shares: tuple[float, ...], more: int) -> None:
     total = len(shares) + more
-    counts = apportioned(shares, total)
+    counts = apportion(shares, total)
     assert sum(counts) == total
     assert min(counts) >= 1
     if all(share * total >= 1 for share in shares):
@@ -99,9 +99,9 @@ def test_things_are_dealt_out_by_shares(shares: tuple[float, ...], more: int) ->
 def test_a_source_that_is_too_short_is_named() -> None:
     mixture = Mixture((source(0, 100), source(1, 20)), (0.5, 0.5))
     mixture.check(["code", "notes"], batch=2, length=8, carry=True)
-    with pytest.raises(ValueError, match=r"^notes: The text has 20 tokens and 1 window"):
+    with pytest.raises(ValueError, match=r"^notes: the text has 20 tokens and 1 window"):
         mixture.check(["code", "notes"], batch=2, length=30, carry=False)
-    with pytest.raises(ValueError, match=r"^notes: The text has 20 tokens and 3 window"):
+    with pytest.raises(ValueError, match=r"^notes: the text has 20 tokens and 3 window"):
         mixture.check(["code", "notes"], batch=6, length=8, carry=True)
     with pytest.raises(ValueError, match=r"^--batch 1 has fewer rows than --data has sources, 2, .*larger batch\.$"):
         mixture.check(["code", "notes"], batch=1, length=8, carry=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from exlstm.data.packing import IGNORE, Batch, TokenStream, batch_at, lanes, pack, windows_of
+from exlstm.data.packing import IGNORE, Batch, TokenStream, batch_at, pack, sequential_batches, windows_of
 from exlstm.data.packing import _shuffled as shuffled
 from exlstm.data.text import Document
 from exlstm.data.tokenizer import ByteTokenizer, train_bpe
@@ -26,7 +26,7 @@ def numbered(sizes: list[int]) -> TokenStream:
 
 
 def places(stream: TokenStream, batch: Batch) -> list[int]:
-    """Where in the stream the valid inputs of a batch are, checking that targets are the tokens that follow."""
+    """Places of the valid inputs of a batch in the stream; checks that targets are the next tokens."""
     found = []
     where = {int(token): i for i, token in enumerate(stream.tokens) if token != BOUNDARY}
     for inputs, targets, length in zip(batch.inputs_BT, batch.targets_BT, batch.lengths_B, strict=True):
@@ -133,7 +133,7 @@ def test_shuffled_windows_reset_at_their_start_and_at_boundaries(
 
 
 @given(stream=STREAMS, batch=st.integers(1, 4), length=st.integers(1, 9), seed=st.integers(0, 9))
-def test_a_carried_lane_goes_on_where_it_stopped(stream: TokenStream, batch: int, length: int, seed: int) -> None:
+def test_a_carried_row_goes_on_where_it_stopped(stream: TokenStream, batch: int, length: int, seed: int) -> None:
     if len(stream) <= batch * length:
         return
     windows = len(stream) // (batch * length)
@@ -177,11 +177,11 @@ def test_a_batch_depends_on_its_step_alone() -> None:
 
 
 @given(size=st.integers(1, 70), batch=st.integers(1, 6), length=st.integers(1, 9), context=st.integers(0, 30))
-def test_lanes_read_what_comes_before_them_without_targets(size: int, batch: int, length: int, context: int) -> None:
+def test_segments_read_the_tokens_before_them_without_targets(size: int, batch: int, length: int, context: int) -> None:
     stream = numbered([size])  # of one document, whose tokens tell their places
     where = {int(token): place for place, token in enumerate(stream.tokens)}
     rows: list[list[tuple[int, bool]]] = [[] for _ in range(batch)]
-    for at in lanes(stream, batch=batch, length=length, context=context):
+    for at in sequential_batches(stream, batch=batch, length=length, context=context):
         assert at.lengths_B.min() >= 1
         assert at.inputs_BT.shape[1] == at.lengths_B.max() <= length + 1
         for row, steps in enumerate(at.lengths_B.tolist()):
@@ -198,10 +198,10 @@ def test_lanes_read_what_comes_before_them_without_targets(size: int, batch: int
 
 
 @given(stream=STREAMS, batch=st.integers(1, 6), length=st.integers(1, 9))
-def test_lanes_read_every_target_once_in_order(stream: TokenStream, batch: int, length: int) -> None:
+def test_sequential_batches_read_every_target_once_in_order(stream: TokenStream, batch: int, length: int) -> None:
     all_places: list[int] = []
     rows: list[list[int]] = [[] for _ in range(batch)]
-    for number, at in enumerate(lanes(stream, batch=batch, length=length)):
+    for number, at in enumerate(sequential_batches(stream, batch=batch, length=length)):
         check_kinds(at)
         assert at.lengths_B.min() >= 1
         assert at.inputs_BT.shape[1] == at.lengths_B.max() <= length + 1
@@ -215,7 +215,7 @@ def test_lanes_read_every_target_once_in_order(stream: TokenStream, batch: int, 
             rows[row] += found[:steps]
             found = found[steps:]
     assert sorted(all_places) == list(range(len(stream) - 1))
-    # the lanes one after another are the stream: each goes on where it stopped
+    # the rows one after another are the stream: each goes on where it stopped
     assert [place for row in rows for place in row] == list(range(len(stream) - 1))
 
 
@@ -238,7 +238,7 @@ def test_windows_read_the_same_targets_whatever_their_length(
 
 
 def test_no_documents() -> None:
-    with pytest.raises(ValueError, match="There are no documents to pack"):
+    with pytest.raises(ValueError, match="there are no documents to pack"):
         pack([], ByteTokenizer())
 
 
@@ -246,24 +246,24 @@ def test_a_text_shorter_than_a_window() -> None:
     stream = numbered([10])
     shape = {"batch": 2, "length": 6, "seed": 0}
     assert batch_at(stream, 0, **shape, carry=False).inputs_BT.shape == (2, 6)
-    with pytest.raises(ValueError, match=r"has 11 tokens and 2 window\(s\) of length 6 need 13: give more text"):
+    with pytest.raises(ValueError, match=r"has 11 tokens and 2 window\(s\) of length 6 need 13; give more text"):
         batch_at(stream, 0, **shape, carry=True)
     with pytest.raises(ValueError, match=r"has 11 tokens and 1 window\(s\) of length 11 need 12"):
         batch_at(stream, 0, batch=2, length=11, seed=0, carry=False)
     with pytest.raises(ValueError, match=r"has 11 tokens and 1 window\(s\) of length 11 need 12"):
         list(windows_of(stream, length=11))
     with pytest.raises(ValueError, match=r"has 1 tokens and 1 window\(s\) of length 4 need 2"):
-        list(lanes(numbered([0]), batch=1, length=4))
+        list(sequential_batches(numbered([0]), batch=1, length=4))
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 4), (2, 0), (-1, 4)])
 def test_impossible_shapes(batch: int, length: int) -> None:
     stream = numbered([100])
-    message = f"batch={batch} and length={length} must both be at least 1"
+    message = f"batch={batch} and length={length} hold no token; both must be at least 1"
     with pytest.raises(ValueError, match=message):
         batch_at(stream, 0, batch=batch, length=length, seed=0, carry=False)
     with pytest.raises(ValueError, match=message):
-        list(lanes(stream, batch=batch, length=length))
+        list(sequential_batches(stream, batch=batch, length=length))
     with pytest.raises(ValueError, match=message):
         list(windows_of(stream, batch=batch, length=length))
 

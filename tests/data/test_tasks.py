@@ -353,7 +353,7 @@ def test_dense_targets_are_the_answers_to_prefixes(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(TASKS) - set(DENSE)))
 def test_dense_targets_are_refused_where_there_are_none(name: str) -> None:
     task = TASKS[name]
-    with pytest.raises(ValueError, match=f"{name} has no answers to prefixes: use dense=False"):
+    with pytest.raises(ValueError, match=f"{name} has no answers to prefixes; use dense=False"):
         task_batch(
             task, seed=0, split="train", first=0, size=1, min_length=3, max_length=4 * task.shortest + 4, dense=True
         )
@@ -375,7 +375,7 @@ def test_answers_are_equally_likely(name: str) -> None:
 
 
 def test_counts_are_not_equally_likely() -> None:
-    """What the docstring says about a constant answer to majority_count."""
+    """The docstring of majority_count is right about a constant answer."""
     batch = task_batch(TASKS["majority_count"], seed=0, split="train", first=0, size=4000, min_length=3, max_length=40)
     answers = batch.targets_BT[batch.targets_BT != IGNORE]
     assert int(answers.bincount().argmax()) == 2
@@ -535,13 +535,13 @@ def test_rows_never_change(name: str) -> None:
 
 def test_lengths_without_rows_are_refused_with_one_that_has() -> None:
     draw = {"seed": 0, "split": "train", "first": 0, "size": 1}
-    with pytest.raises(ValueError, match="reverse_string has no rows of 4 to 4 tokens: use a range that contains 5"):
+    with pytest.raises(ValueError, match="reverse_string has no rows of 4 to 4 tokens; use a range that contains 5"):
         task_batch(TASKS["reverse_string"], **draw, min_length=4, max_length=4)
     with pytest.raises(
-        ValueError, match="recall_48_of_512 has no rows of 3 to 40 tokens: use a range that contains 192"
+        ValueError, match="recall_48_of_512 has no rows of 3 to 40 tokens; use a range that contains 192"
     ):
         task_batch(TASKS["recall_48_of_512"], **draw, min_length=3, max_length=40)
-    with pytest.raises(ValueError, match="parity has no rows of 9 to 8 tokens: use a range that contains 9"):
+    with pytest.raises(ValueError, match="parity has no rows of 9 to 8 tokens; use a range that contains 9"):
         task_batch(TASKS["parity"], **draw, min_length=9, max_length=8)
     task_batch(TASKS["reverse_string"], **draw, min_length=4, max_length=5)
 
@@ -549,7 +549,7 @@ def test_lengths_without_rows_are_refused_with_one_that_has() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": "eval"}, "split='eval' is unknown: use 'train', 'validation' or 'test'"),
+        ({"split": "eval"}, "split='eval' is unknown; use 'train', 'validation' or 'test'"),
         ({"size": 0}, "first=0 and size=0 name no rows"),
         ({"first": -1}, "first=-1 and size=1 name no rows"),
     ],
@@ -561,7 +561,7 @@ def test_rows_that_are_not_there(change: dict, message: str) -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="min_length=1 and max_length=5: use at least 2 steps"):
+    with pytest.raises(ValueError, match="min_length=1 and max_length=5 hold no rows; use at least 2 steps"):
         nearest_neighbours(seed=0, split="train", first=0, size=1, min_length=1, max_length=5)
     with pytest.raises(ValueError, match="min_length=6 and max_length=5"):
         nearest_neighbours(seed=0, split="train", first=0, size=1, min_length=6, max_length=5)

@@ -62,7 +62,7 @@ def test_the_standard_library_splits_by_file_near_the_shares(library: list[Docum
 
 
 def test_the_split_never_moves() -> None:
-    """These names were dealt out by the hash of the first version; a saved run's validation part depends on it."""
+    """The hash of the first version split these names so; the validation part of saved runs depends on it."""
     split = split_documents([Document(f"file{i}.py", b"x" * 100) for i in range(120)])
     assert names(split.val) == ["file0.py", "file69.py", "file90.py"]
     assert names(split.test) == ["file11.py", "file24.py", "file37.py", "file50.py", "file63.py", "file71.py"]
@@ -106,14 +106,14 @@ def test_cut_at_line() -> None:
 
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.5, 0.5), (1.0, 0.0)])
 def test_impossible_shares(val: float, test: float) -> None:
-    with pytest.raises(ValueError, match=rf"val={val} and test={test} must be shares"):
+    with pytest.raises(ValueError, match=rf"val={val} and test={test} leave nothing to train on"):
         split_documents([Document("a", b"a\nb\n")], val=val, test=test)
 
 
 @pytest.mark.parametrize("docs", [[], [Document("a", b"one line without an end")]])
 def test_a_part_that_would_be_empty(docs: list[Document]) -> None:
     with pytest.raises(
-        ValueError, match=rf"The \w+ part of {len(docs)} document\(s\) .* would be empty: give more text"
+        ValueError, match=rf"the \w+ part of {len(docs)} document\(s\) .* would be empty; give more text"
     ):
         split_documents(docs)
 
@@ -169,7 +169,7 @@ def test_a_source_of_nothing_else_names_the_flag(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 @pytest.mark.parametrize("data", [b"text", b"text" * (1 << 19)], ids=len)
 def test_a_pipe_is_read_once(tmp_path: Path, data: bytes) -> None:
-    """As in --data <(zcat notes.gz); more than the beginning that is looked at."""
+    """A pipe, as in --data <(zcat notes.gz), of more than the bytes that are probed."""
     os.mkfifo(tmp_path / "pipe")
     with ThreadPoolExecutor() as other:
         written = other.submit((tmp_path / "pipe").write_bytes, data)
@@ -221,13 +221,13 @@ def test_a_bad_json_line_is_named(tmp_path: Path, line: bytes, message: str) -> 
 
 
 def test_missing_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"There is no file or folder '.*nothing\.txt': give"):
+    with pytest.raises(ValueError, match=r"there is no file or folder '.*nothing\.txt'; give"):
         documents(tmp_path / "nothing.txt")
-    with pytest.raises(ValueError, match=r"There is no file or folder '': give"):
+    with pytest.raises(ValueError, match=r"there is no file or folder ''; give"):
         documents("")
-    with pytest.raises(ValueError, match=r"No file matches '.*\*\.txt': check the pattern"):
+    with pytest.raises(ValueError, match=r"no file matches '.*\*\.txt'; check the pattern"):
         documents(str(tmp_path / "*.txt"))
-    with pytest.raises(ValueError, match="holds no text: give a file"):
+    with pytest.raises(ValueError, match="holds no text; give a file"):
         documents(tmp_path)
     with pytest.raises(ValueError, match=r"empty\.txt holds no text"):
         documents(write(tmp_path / "empty.txt", b""))
@@ -243,7 +243,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied", os.fspath(self))
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(ValueError, match=r"a\.txt cannot be read \(Permission denied\): check its permissions"):
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read \(Permission denied\); check its permissions"):
         documents(path)
 
 

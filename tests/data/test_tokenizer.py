@@ -199,15 +199,15 @@ def test_bpe_compresses_python() -> None:
 
 @pytest.mark.parametrize("vocab_size", [0, 256])
 def test_a_bpe_too_small_for_bytes(vocab_size: int) -> None:
-    with pytest.raises(ValueError, match=rf"A BPE of {vocab_size} tokens cannot hold .* use 257 or more"):
+    with pytest.raises(ValueError, match=rf"a BPE of {vocab_size} tokens cannot hold .* use 257 or more"):
         tokenizer_from_spec(f"bpe:{vocab_size}", SOURCE)
 
 
 @pytest.mark.parametrize("token", [-1, 600])
 def test_a_token_outside_the_vocabulary(trained: BPETokenizer, token: int) -> None:
-    with pytest.raises(ValueError, match=rf"Token {token} is outside the vocabulary of 600"):
+    with pytest.raises(ValueError, match=rf"token {token} is outside the vocabulary of 600"):
         trained.decode([5, token])
-    with pytest.raises(ValueError, match="Token 257 is outside the vocabulary of 257"):
+    with pytest.raises(ValueError, match="token 257 is outside the vocabulary of 257"):
         ByteTokenizer().decode([257])
 
 
@@ -232,7 +232,7 @@ def test_a_foreign_file_without_a_boundary_gets_one(tmp_path: Path) -> None:
     assert (tokenizer.boundary, tokenizer.vocab_size) == (6, 7)
     check_round_trip(tokenizer, b"ab  ba ab\n")
     with pytest.raises(
-        ValueError, match=r"The bytes b'\\xff' are not UTF-8 and this tokenizer has no tokens for single"
+        ValueError, match=r"the bytes b'\\xff' are not UTF-8 and this tokenizer has no tokens for single"
     ):
         tokenizer.encode(b"ab\xff")
 
@@ -264,19 +264,19 @@ def test_a_file_that_is_no_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["", "byte", "bpe", "bpe:many", "bpe:-4", "missing/tokenizer.json"])
 def test_an_unknown_spec(spec: str) -> None:
-    with pytest.raises(ValueError, match=f'Tokenizer \'{spec}\' is not "bytes", "bpe:4096"'):
+    with pytest.raises(ValueError, match=f'the tokenizer \'{spec}\' is unknown; name "bytes", "bpe:4096"'):
         tokenizer_from_spec(spec, [])
 
 
 @pytest.mark.parametrize("boundary", [-1, True, 10**12])
 def test_a_boundary_that_is_no_token(boundary: int) -> None:
-    with pytest.raises(ValueError, match=rf"The boundary is {boundary}: it must be a token, from 0 to 16777215\.$"):
+    with pytest.raises(ValueError, match=rf"the boundary is {boundary}; it must be a token, from 0 to 16777215\.$"):
         tokenizer_from_json({"kind": "bpe", "tokenizers": {}, "boundary": boundary})
 
 
 @pytest.mark.parametrize("data", [{}, {"kind": "words"}, {"kind": "bpe"}, {"kind": "bpe", "tokenizers": {}}])
 def test_an_unknown_kind(data: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"A tokenizer of kind .* is unknown or incomplete"):
+    with pytest.raises(ValueError, match=r"a tokenizer of kind .* is unknown or incomplete"):
         tokenizer_from_json(data)
 
 
@@ -301,5 +301,5 @@ def test_a_long_text_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.mark.parametrize("size", [10**12, int("1" * 23)])
 def test_a_bpe_that_no_memory_holds(size: int) -> None:
-    with pytest.raises(ValueError, match=f"A BPE of {size} tokens is more than any text fills: use 1048576 or fewer"):
+    with pytest.raises(ValueError, match=f"a BPE of {size} tokens is more than any text fills; use 1048576 or fewer"):
         tokenizer_from_spec(f"bpe:{size}", [b"text"])

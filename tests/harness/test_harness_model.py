@@ -179,7 +179,7 @@ def test_settings_of_generation_that_are_not_there(folder, settings, message):
 
 
 def test_the_tokenizer_is_the_one_in_the_folder(lm, folder, tmp_path):
-    """Ours, or transformers'; a run's own is read with the run."""
+    """Tokenizers in our form and in that of transformers; the one of a run is read with the run."""
     exlstm.save(lm, tmp_path)
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         HarnessModel(str(tmp_path))

@@ -14,7 +14,7 @@ from lm_eval.__main__ import HarnessCLI
 from lm_eval.api.instance import Instance
 
 import exlstm.cli
-from documented import ROOT, commands_of, runs
+from document_commands import ROOT, commands_of, runs
 from exlstm.data.tokenizer import ByteTokenizer
 from exlstm.harness import main
 from exlstm.harness.model import HarnessModel
@@ -90,7 +90,7 @@ def results(folder, out, *words):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_line_on_the_tasks_of_the_examples(folder, tmp_path, monkeypatch, capfd):
-    """As docs/harness.md shows it, by both routes; the network is not there, and the numbers are the definition's."""
+    """Both routes of docs/harness.md, without a network, give the numbers of the definition."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -119,7 +119,7 @@ LINES = [words[1:] for words in commands_of(ROOT / "docs/harness.md") if words[0
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the harness would have begun to do."""
+    """The settings with which the harness would have begun."""
     found = []
     monkeypatch.setattr(HarnessCLI, "execute", lambda _, arguments: found.append(arguments))
     return found
@@ -154,7 +154,7 @@ def test_a_device_that_is_given_stays(asked, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("words", [words for words in LINES if runs(["exlstm", *words])], ids=lambda words: words[2])
 def test_the_lines_of_the_page_run(words, folder, tmp_path, monkeypatch, capfd):
-    """As they stand, without a network, where the models that they name are."""
+    """The commands as written, without a network, with models where they name them."""
     for name in ("runs/demo", "model"):
         shutil.copytree(folder, tmp_path / name)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

@@ -99,7 +99,7 @@ def common(pytestconfig, tmp_path_factory):
 
 
 class Small:
-    """What the tests ask for a small model and its input."""
+    """The interface through which the tests get a small model and its input."""
 
     batch_size, seq_length, is_training = 3, 7, True
     hidden_size, num_hidden_layers, vocab_size = 32, 2, 99

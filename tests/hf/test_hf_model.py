@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from hf_cases import KINDS, VOCAB, both, build, padded, tokens
 from torch.testing import assert_close
 
 import exlstm
 from exlstm.hf import ExlstmCache, ExlstmConfig, ExlstmForCausalLM, from_lm
-from models import KINDS, VOCAB, both, build, padded, tokens
 
 # three rows of 7, 4 and 2 tokens in 7 columns
 COLUMNS = {

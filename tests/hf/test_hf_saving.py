@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 import transformers
+from hf_cases import build, tokens
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import exlstm
 import exlstm.hf
 from exlstm.hf import ExlstmConfig, ExlstmForCausalLM, from_lm
-from models import build, tokens
 
 
 def assert_same(one, two):

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 import transformers
+from hf_cases import build
 
 import exlstm
 from exlstm.data.tokenizer import BPETokenizer, ByteTokenizer, tokenizer_from_spec, train_bpe
 from exlstm.hf import from_lm, save_tokenizer
-from models import build
 
 TEXTS = [
     "hello  world\n\n\tdef f(x): return 1234567  # é 漢字 😀 e\u0301",

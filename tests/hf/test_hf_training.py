@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
+from hf_cases import VOCAB, both, build, padded, tokens
 from torch.testing import assert_close
 
 from exlstm.hf import from_lm
-from models import VOCAB, both, build, padded, tokens
 
 # the new name of these settings is younger than the oldest transformers that is supported
 pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning")
@@ -82,7 +82,7 @@ def test_checkpointing_gives_the_same_gradients(reentrant, dtype):
 
 @pytest.mark.parametrize("place", [None, [range(7), range(3, 7), (0, 5)]], ids=["whole", "padded"])
 def test_labels_that_are_shifted_already(place):
-    """They stand where they are predicted, in the place of labels: the last column has one too."""
+    """shift_labels stand in the column that predicts them, so the last column has one too."""
     _, model = both()
     input_ids, mask = (tokens(3, 7), None) if place is None else padded(ROWS, place)
     targets = tokens(3, 7, seed=9)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stand_in import StandInGraph, install, tensors_of
+from fake_cuda_graph import FakeCudaGraph, install_fake_cuda, tensors_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exlstm.infer import token_loop
@@ -39,9 +39,9 @@ VARIANTS = {name: config() for name, config in MIXERS.items() if name != "attent
 @pytest.fixture
 def graphs(monkeypatch):
     """Loops on a CPU make stand-ins of graphs; how many they have made is `graphs.made`."""
-    install(monkeypatch)
+    install_fake_cuda(monkeypatch)
     monkeypatch.setitem(token_loop.KINDS, "cpu", GraphSteps)
-    return StandInGraph
+    return FakeCudaGraph
 
 
 def build(config, seed=0, dtype=torch.float64, device="cpu"):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stand_in import install
+from fake_cuda_graph import install_fake_cuda
 
 from exlstm.data.tokenizer import ByteTokenizer
 from exlstm.infer import token_loop
@@ -90,7 +90,7 @@ def test_company_changes_nothing(pattern, dtype):
 def test_graphs(monkeypatch):
     model = build("ms")
     want = alone(model)
-    install(monkeypatch)
+    install_fake_cuda(monkeypatch)
     monkeypatch.setitem(token_loop.KINDS, "cpu", GraphSteps)
     engine = Engine(model, slots=3)
     for request in REQUESTS:

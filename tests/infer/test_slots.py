@@ -4,7 +4,7 @@ from weakref import ref
 
 import pytest
 import torch
-from stand_in import StandInGraph, install
+from fake_cuda_graph import FakeCudaGraph, install_fake_cuda
 
 from exlstm.infer import token_loop
 from exlstm.infer.captured import CapturedSteps
@@ -130,13 +130,13 @@ def flat(things):
 
 
 def test_graphs_of_all_sizes_share_one_memory(monkeypatch):
-    install(monkeypatch)
+    install_fake_cuda(monkeypatch)
     monkeypatch.setitem(token_loop.KINDS, "cpu", GraphSteps)
     model = build("ms", torch.float64)
     slots = FixedSlots(model, 6)
     exercise(model, slots, 1e-12)
     assert slots.nbytes == 6 * model.state_bytes()
-    assert StandInGraph.made == 4
+    assert FakeCudaGraph.made == 4
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(13, 2), (32, 4), (33, 0)])

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from every_op import OPS, results
+from op_cases import OPS, results
 
 from exlstm.ops.block_linear import block_linear
 from exlstm.ops.gated_norm import gated_norm

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from every_op import TRITON, results
+from op_cases import TRITON, results
 from triton_cases import here
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")

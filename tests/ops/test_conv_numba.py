@@ -3,8 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import comparison
 import pytest
-import same
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +27,7 @@ def call(*x, **options):
 
 numba = partial(call, backend="numba")
 definition = partial(call, backend="torch")
-everything = partial(same.everything, names=NAMES)
+everything = partial(comparison.everything, names=NAMES)
 
 
 def assert_equal(got, want):
@@ -85,7 +85,7 @@ def test_far_from_zero(far):
     x = make(1, 8, 5, 1)
     x[0] = torch.linspace(-far, far, 40).view(1, 8, 5)
     want = everything([t.double() for t in x], partial(definition, activation="silu"))
-    same.assert_same(everything(x, partial(numba, activation="silu")), want, tolerance=1e-6)
+    comparison.assert_same(everything(x, partial(numba, activation="silu")), want, tolerance=1e-6)
 
 
 def halves(x):

@@ -4,16 +4,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
+import comparison
 import pytest
-import same
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accuracy import DRAWS, assert_as_accurate, compare
-from cases import every_pair
 from exlstm.ops.gated_norm import gated_norm
 from exlstm.runtime.backend import recorded
+from pairwise import every_pair
 
 VARIANTS = [(activation, skip) for activation in ("silu", "sigmoid") for skip in (True, False)]
 NAMES = ("h", "gain", "z", "skip", "c", "bias")
@@ -47,7 +47,7 @@ numba = partial(call, backend="numba")
 
 def everything(op, x, **options):
     """The output and every gradient, for one fixed loss."""
-    return same.everything(x, partial(op, **options), NAMES[: len(x)])
+    return comparison.everything(x, partial(op, **options), NAMES[: len(x)])
 
 
 def with_bias(x):
@@ -91,7 +91,7 @@ def test_any_shape_is_the_definition(B, T, H, V, seed, variant, eps):
     options = {"activation": activation, "eps": eps if V > 2 else 0.1}
     x = make(B, T, H, V, seed=seed, skip=skip)
     want = everything(definition, [t.double() for t in x], **options)
-    same.assert_same(everything(numba, x, **options), want, tolerance=2e-5 if V > 4 else 1e-3)
+    comparison.assert_same(everything(numba, x, **options), want, tolerance=2e-5 if V > 4 else 1e-3)
 
 
 @every_pair(variant=VARIANTS, size=[(1, 4, 128), (512, 4, 128), (70, 3, 33), (50, 1, 1000), (40, 30, 4)])
@@ -163,7 +163,7 @@ def test_gates_that_are_open_or_shut():
     x[2][:, 0], x[2][:, 1], x[2][:, 2], x[2][:, 3] = 200.0, -200.0, 20.0, -20.0
     for activation in ("silu", "sigmoid"):
         want = everything(definition, [t.double() for t in x], activation=activation)
-        same.assert_same(everything(numba, x, activation=activation), want, tolerance=2e-6)
+        comparison.assert_same(everything(numba, x, activation=activation), want, tolerance=2e-6)
 
 
 @pytest.mark.parametrize("number", [0, 2, 4], ids=["h", "z", "c"])
@@ -210,7 +210,7 @@ def test_an_expanded_gradient():
         x = [t.to(dtype).requires_grad_() for t in make(2, 5, 2, 6)]
         op(*x)[0].sum().backward()
         grads.append({f"gradient of {name}": t.grad for name, t in zip(NAMES[:5], x, strict=True)})
-    same.assert_same(*grads, tolerance=1e-5)
+    comparison.assert_same(*grads, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("number", [0, 2, 4], ids=["h", "z", "c"])

@@ -4,17 +4,17 @@ from functools import partial
 
 import pytest
 import torch
+from comparison import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlstm_cases import BACKENDS, NAMES, ROUNDING, call, everything, in_true_units, make, resets
-from same import assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accuracy import DRAWS, assert_as_accurate, compare, outputs
-from cases import every_pair
 from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.mlstm import MLSTMState, mlstm_step
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS, spans
+from pairwise import every_pair
 
 
 @st.composite

@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 import torch
+from comparison import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlstm_cases import BACKENDS, NAMES, ROUNDING, call, everything, in_true_units, make, resets
-from same import assert_same
 
 from exlstm.ops.mlstm import MLSTMState, mlstm, mlstm_recurrent, zero_state
 

@@ -4,15 +4,15 @@ from functools import partial
 
 import pytest
 import torch
+from comparison import assert_same
 from mlstm_cases import BACKENDS, NAMES, call, everything, in_true_units, make, resets
-from same import assert_same
 from test_gates import GATES
 
 from accuracy import DRAWS, assert_as_accurate, compare, outputs
-from cases import every_pair
 from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.mlstm import MLSTMState, mlstm
 from exlstm.runtime.backend import recorded
+from pairwise import every_pair
 
 OLD = {("exp", "sigmoid"), ("sigmoid", "sigmoid")}  # what the other pages test
 COMBINATIONS = [(i, f) for i in INPUT_GATES for f in FORGET_GATES if (i, f) not in OLD]

@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from comparison import assert_same
 from mlstm_cases import BACKENDS, BORDERS, call, everything, make, one_by_one, packed, resets
-from same import assert_same
 
 from exlstm.ops.mlstm import MLSTMState, mlstm
 

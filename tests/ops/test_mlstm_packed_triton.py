@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from comparison import assert_same
 from mlstm_cases import BORDERS, call, everything, one_by_one, packed, resets
-from same import assert_same
 from triton_cases import here
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")

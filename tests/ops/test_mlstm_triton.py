@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 import torch
+from comparison import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlstm_cases import NAMES, call, drawn, everything, make, output_and_gradients, resets, with_a_large_unit
-from same import assert_same
 from triton_cases import DEVICE, here
 
 from accuracy import assert_as_accurate

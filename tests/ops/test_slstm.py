@@ -4,16 +4,16 @@ from functools import partial
 
 import pytest
 import torch
+from comparison import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same import assert_same
 from slstm_cases import NAMES, call, everything, make, resets
 
 from accuracy import DRAWS, assert_as_accurate, compare, outputs
-from cases import every_pair
 from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.slstm import SLSTMState, slstm, slstm_recurrent, slstm_step, zero_state
 from exlstm.runtime.backend import recorded
+from pairwise import every_pair
 
 BACKENDS = ["numba", "recurrent"]
 ROUNDING = 1e-12

@@ -5,16 +5,16 @@ from functools import partial
 
 import pytest
 import torch
-from same import assert_same
+from comparison import assert_same
 from slstm_cases import NAMES, call, everything, make, resets
 from test_gates import GATES
 
 from accuracy import assert_as_accurate
-from cases import every_pair
 from exlstm.ops.gates import INPUT_GATES, SMALL
 from exlstm.ops.slstm import SLSTMState, slstm, zero_state
 from exlstm.ops.slstm.reference import SHUT
 from exlstm.runtime.backend import recorded
+from pairwise import every_pair
 
 BACKENDS = ["numba", "recurrent"]
 BOTH = pytest.mark.parametrize("backend", BACKENDS)

@@ -5,13 +5,12 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
+from comparison import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
-from same import assert_same
 from slstm_cases import call, everything, make, resets
 
-from cases import every_pair
 from exlstm.ops.slstm import SLSTMState, slstm
 from exlstm.ops.slstm.numba import op as scan
 from exlstm.ops.slstm.numba import tile as numba_tile
@@ -28,6 +27,7 @@ from exlstm.ops.slstm.numba.tile import (
 )  # fmt: skip
 from exlstm.runtime.cpu.memory import address_of
 from exlstm.runtime.cpu.simd import FASTMATH
+from pairwise import every_pair
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 import torch
+from comparison import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same import assert_same
 from slstm_cases import NAMES, call, everything, make, resets
 from triton_cases import DEVICE, here
 

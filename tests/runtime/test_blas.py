@@ -3,8 +3,8 @@
 import numpy as np
 from numba import njit
 
-from cases import every_pair
 from exlstm.runtime.cpu import blas
+from pairwise import every_pair
 
 
 @njit

@@ -1,4 +1,4 @@
-"""What the tests of the pool and of the cluster run: workers import it by its name."""
+"""Jobs for tests of the pool and of the cluster; workers import this module by its name."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def chatter(times, report):
 
 
 def leave_a_child_behind(folder, report):
-    """Dies while a fork of it lives on, with all its open files, until it is let go."""
+    """Exits while a forked child lives on with its open files, until a file tells the child to end."""
     if os.fork() == 0:
         try:
             wait_for(Path(folder) / "let go")
@@ -66,7 +66,7 @@ def wait_for(path, seconds=60.0):
 
 
 def meet(argument, report):
-    """Ends only if somebody else runs at the same time."""
+    """Ends only if another job runs at the same time."""
     folder, mine, other = argument
     (Path(folder) / mine).touch()
     wait_for(Path(folder) / other)
@@ -79,7 +79,7 @@ def meet_and_fail(argument, report):
 
 
 def forever(folder, report):
-    """Busy without end, and never looks at its pipe."""
+    """A busy loop that never reads its pipe."""
     path = Path(folder) / f"{os.getpid()}.tmp"
     path.touch()
     path.rename(path.with_suffix(".pid"))
@@ -89,6 +89,6 @@ def forever(folder, report):
 
 
 def mixed_jobs():
-    """Good ones and bad ones, for comparing orders and places."""
+    """Jobs that succeed and jobs that fail, to compare orders and places."""
     squares = [PoolJob(f"square {k}", square, k) for k in range(4)]
     return [*squares[:2], PoolJob("raises", fail, "first line\nsecond line"), *squares[2:]]

@@ -1,4 +1,4 @@
-"""Studies that are small enough for tests of the machine, a pool that runs in this process, and rows without a run."""
+"""Small studies, a pool that runs in this process, and rows of results made without a run."""
 
 import json
 
@@ -93,7 +93,7 @@ def trainings():
 
 
 class Quiet:
-    """A report that writes down what it is told."""
+    """A report that records its calls."""
 
     device = "cpu"
 
@@ -143,7 +143,7 @@ ORIGIN = {
 
 
 def row_of(study, run, *, size="small", error=None, score=0.5, validation=0.0, at_chance=False):
-    """A row of results as a run would have left it."""
+    """A row of results like that of a run."""
     outcome = {
         "status": "done",
         "metrics": {"validation": validation, "tests": [{"task": "count", "score": score, "at_chance": at_chance}]},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pool_jobs
 import pytest
-from test_pool import alive, outcome, pids, wait_until
+from test_study_pool import alive, outcome, pids, wait_until
 
 from exlstm.study import cluster
 from exlstm.study.cluster import run_on_ray

@@ -174,7 +174,7 @@ def test_evaluate_agrees_with_the_end_of_the_run(settings: Settings, tiny: LMCon
         ({"context": [100_000]}, "give more text"),
         ({"context": [0]}, "length=0"),
         ({"checkpoint": 5}, "no checkpoint of step 5"),
-        ({"data": "/nowhere"}, "There is no file or folder '/nowhere'"),
+        ({"data": "/nowhere"}, "there is no file or folder '/nowhere'"),
         ({"device": "abacus"}, "--device 'abacus'"),
     ],
 )

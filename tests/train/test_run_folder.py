@@ -232,8 +232,8 @@ def test_without_links_the_best_is_still_known(tmp_path: Path, monkeypatch: pyte
     [
         ({"length": 100_000}, "give more text"),
         ({"batch": 5000, "carry_state": True}, "give more text"),
-        ({"data": "/nowhere/at/all.txt"}, "There is no file or folder '/nowhere/at/all.txt'"),
-        ({"tokenizer": "words"}, "Tokenizer 'words' is not"),
+        ({"data": "/nowhere/at/all.txt"}, "there is no file or folder '/nowhere/at/all.txt'"),
+        ({"tokenizer": "words"}, "the tokenizer 'words' is unknown"),
         ({"preset": "desktop"}, "there is no preset 'desktop'; choose one of .*laptop-tiny"),
         ({"blocks": "mxm"}, "the block pattern 'mxm'"),
         ({"device": "cuda:99"}, "--device 'cuda:99' is not on this machine"),

@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny_runs import Settings, ctrl_c_at, numbers, weights
 
+from exlstm.data.baselines import Baselines, baselines
 from exlstm.data.text import documents, split_documents
-from exlstm.data.yardsticks import Yardsticks, yardsticks
 from exlstm.models.lm import Block, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train import display, loop
@@ -123,10 +123,10 @@ def test_compile_that_fails(settings: Settings, tiny: LMConfig, monkeypatch: pyt
         train(settings(compile=True), model=tiny)
 
 
-def test_yardsticks_are_measured_on_the_same_text(settings: Settings, tiny: LMConfig, text: Path) -> None:
+def test_baselines_are_measured_on_the_same_text(settings: Settings, tiny: LMConfig, text: Path) -> None:
     done = train(settings(yardsticks=True, final_minutes=9.0), model=tiny)
     split = split_documents(documents(str(text)))
-    assert done.yardsticks == yardsticks(split.train, split.val)
+    assert done.yardsticks == baselines(split.train, split.val)
     assert done.final is not None
     assert done.final.bytes == sum(len(document.data) for document in split.val)
     table = done.table().splitlines()
@@ -218,8 +218,8 @@ def test_the_report_of_a_stopped_run(settings: Settings, tiny: LMConfig) -> None
     assert "Comparison" not in page.words
 
 
-@pytest.mark.parametrize("found", [None, Yardsticks(trigram=2.27, gzip=1.71, xz=1.7)])
-def test_pictures_of_little(found: Yardsticks | None) -> None:
+@pytest.mark.parametrize("found", [None, Baselines(trigram=2.27, gzip=1.71, xz=1.7)])
+def test_pictures_of_little(found: Baselines | None) -> None:
     """No step at all, one step, and a loss that is no number."""
     records = [{"tokens": 1, "bits_per_byte": 8.0}, {"tokens": 2, "bits_per_byte": math.nan}]
     for count in range(3):

@@ -1,6 +1,6 @@
-"""The command line: `exlstm COMMAND`. Mistakes cost one sentence on stderr, never a traceback.
+"""The command line: `exlstm COMMAND`. A user's mistake is one sentence on stderr, never a traceback.
 
-Everything else is imported inside `main`, which also answers Ctrl-C while that goes on.
+Everything else is imported inside `main`, so that Ctrl-C is handled during imports too.
 """
 
 import contextlib
@@ -10,15 +10,15 @@ import sys
 from collections.abc import Sequence
 
 MISTAKE = 2
-INTERRUPTED = 130  # what shells report for a program that SIGINT ended
-READER_GONE = 141  # and for SIGPIPE
+INTERRUPTED = 130  # the exit code of shells for a program that SIGINT ended
+READER_GONE = 141  # the same for SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code.
 
-    0 for success, 2 for what the user can put right (one sentence on stderr), 130 after Ctrl-C, 141 when the reader of
-    the output has gone. With a closed stdout or stderr (`>&-`) the command runs and its output is dropped.
+    0 is success, 2 a mistake of the user (one sentence on stderr), 130 Ctrl-C, 141 a closed pipe behind stdout. With a
+    closed stdout or stderr (`>&-`) the command runs and its output is dropped.
     """
     words = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     _open_streams()
@@ -47,17 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Makes stdout and stderr able to take every text."""
+    """Makes stdout and stderr writable for every text."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the shell closed it
+        if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end a command
+            stream.reconfigure(errors="replace")  # a character outside the terminal's encoding must not end a command
 
 
 def _reader_gone(stop: BaseException) -> bool:
-    """Whether a pipe broke. rich and tyro turn that into SystemExit."""
+    """Whether a pipe broke, which rich and tyro turn into SystemExit."""
     return isinstance(stop, BrokenPipeError) or isinstance(stop.__context__, BrokenPipeError)
 
 
@@ -73,7 +73,7 @@ def _complain(sentence: str) -> None:
 
 
 def _drop_unwritten() -> None:
-    """Python writes what is left at exit; where that cannot be written, it would fail again there."""
+    """Sends output that cannot be written to /dev/null, or else Python would fail again at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -82,7 +82,7 @@ def _drop_unwritten() -> None:
 
 
 def _memory_gone(error: Exception) -> bool:
-    """torch has a class of its own for a GPU's memory and none for the CPU's."""
+    """Whether memory ran out. torch has a class of error for memory of a GPU, and none for that of a CPU."""
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     )

@@ -1,6 +1,6 @@
-"""The commands: each is a frozen dataclass of options, whose comments are its help, and a function.
+"""The commands. Each is a frozen dataclass of options, whose comments are its help, and a function.
 
-PyTorch is imported inside the functions, so that help and complaints about options come at once.
+PyTorch is imported inside the functions, so that help and errors in options come at once.
 """
 
 from collections.abc import Callable
@@ -106,7 +106,7 @@ def train(options: TrainConfig) -> None:
 
 
 def demo(options: TrainConfig) -> None:
-    """`exlstm demo`: train, then show what came out."""
+    """`exlstm demo`: trains, then prints a sample."""
     from exlstm.train.run import train as run_training
 
     if options.run == RECIPES["demo"].run and not options.resume:
@@ -121,11 +121,11 @@ def demo(options: TrainConfig) -> None:
 
 
 def evaluate(options: Evaluate) -> None:
-    """`exlstm eval`: the model as it was saved and, where asked for, with other weights."""
+    """`exlstm eval`: scores the model as it was saved and, with --weights, in another precision."""
     from exlstm.infer.quantize import with_weights
     from exlstm.train.evaluate import evaluate as run_evaluation
 
-    _check_not_quantised(options)
+    _check_not_quantized(options)
     run = partial(
         run_evaluation,
         options.model,
@@ -144,7 +144,7 @@ def evaluate(options: Evaluate) -> None:
     if options.weights != "as-saved":
         other = run(change=partial(with_weights, weights=options.weights))
         print(f"\nWith {options.weights} weights:\n{other.table()}")
-        # a pass over the whole text that ran out of time read other bytes than the other one
+        # passes over the whole text that ran out of time have not read the same bytes
         same = saved.coverage == other.coverage == 1 or not saved.contexts
         where, (before, after) = "the whole text", (saved.whole, other.whole)
         if not same:
@@ -193,7 +193,7 @@ def explain(options: Explain) -> None:
 
 
 def tune(options: Tune) -> None:
-    """`exlstm tune`: the kernels of every kind of mLSTM cell that the model has."""
+    """`exlstm tune`: times the kernels of every kind of mLSTM cell in the model."""
     import torch
 
     from exlstm.mixers.state import leaves
@@ -220,7 +220,7 @@ def tune(options: Tune) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What a command takes and does. `help` is its line in the overview, `more` what only its own help says."""
+    """A command. help: its line in the overview. more: text that only its own help has."""
 
     help: str
     more: str = ""
@@ -231,7 +231,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """A command of other software, which takes the words as they are and returns the exit code."""
+    """A command of other software, which parses the words itself and returns the exit code."""
 
     help: str
     run: Callable[[list[str]], int]
@@ -340,8 +340,8 @@ def _lengths(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _check_not_quantised(options: Evaluate) -> None:
-    """Said at once, not after the minutes that the first of two evaluations takes."""
+def _check_not_quantized(options: Evaluate) -> None:
+    """Raises ValueError for --weights of a quantized model before the first of two evaluations, which takes minutes."""
     from exlstm.models.locate import locate
 
     if options.weights in ("int8", "int4"):
@@ -351,7 +351,7 @@ def _check_not_quantised(options: Evaluate) -> None:
 
 
 def _architecture(name: str) -> "LMConfig":
-    """Of a run or a model on disk, if there is one of that name, otherwise of a preset."""
+    """The architecture of a run or model on disk, if there is one of that name, else of a preset."""
     from exlstm.models.locate import locate
     from exlstm.models.presets import PRESETS, preset
 
@@ -374,7 +374,7 @@ def _without_weights(config: "LMConfig") -> "LM":
 
 
 def _sample(model: "LM", tokenizer: "Tokenizer") -> str:
-    """A text for the report of a training run, always with the same random numbers."""
+    """A sample for the report of a training run, always with the same random numbers."""
     from exlstm.infer.generate import generate as run
     from exlstm.infer.sampling import SamplingConfig
 

@@ -1,4 +1,4 @@
-"""`exlstm convert`: a model in another layout, dtype, or with fewer bits, and what that costs."""
+"""`exlstm convert`: writes a model in another layout, dtype, or with fewer bits, and measures the loss of quality."""
 
 import shutil
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Convert:
 
 
 def convert(options: Convert) -> None:
-    """Streams the weights, takes the tokenizer along, and says what changed."""
+    """Converts the weights shard by shard, copies the tokenizer, and prints sizes and perplexities."""
     import torch
 
     from exlstm.data.model_tokenizer import tokenizer_of
@@ -58,14 +58,14 @@ def convert(options: Convert) -> None:
     weights = None if options.weights == "as-saved" else options.weights
     tokenizer = options.tokenizer is not None or source.tokenizer_file.is_file()
     if tokenizer:
-        tokenizer_of(source, options.tokenizer)  # one that cannot be read is told before anything is written
-    text = read_source(options.data, binary=options.binary) if tokenizer and weights is not None else None  # and so is
+        tokenizer_of(source, options.tokenizer)  # raises before anything is written
+    text = read_source(options.data, binary=options.binary) if tokenizer and weights is not None else None  # as well
     read = run_conversion(
         source.weights, options.target, layout=options.layout, dtype=dtype, weights=weights, overwrite=options.overwrite
     )
     if notes := read.notes():
         print(notes)
-    take_tokenizer_along(source, options)
+    copy_tokenizer(source, options)
     print(f"{describe(source.weights, read.layout.name)} -> {describe(Path(options.target), options.layout)}")
     if weights is None:
         return
@@ -74,7 +74,7 @@ def convert(options: Convert) -> None:
         return
     if text.left_out:
         print(f"{text.note()} (--binary takes them)")
-    before, after = measured(source, text.documents, options)
+    before, after = scores_of_both(source, text.documents, options)
     print(
         f"perplexity on {before.tokens:,} tokens: {before.perplexity:.4f} -> {after.perplexity:.4f} "
         f"({after.perplexity / before.perplexity - 1:+.2%}), "
@@ -83,15 +83,18 @@ def convert(options: Convert) -> None:
 
 
 def describe(path: Path, layout: str) -> str:
-    """A model on disk in a few words."""
+    """Path, layout and size of a model on disk."""
     from exlstm.models.checkpoints.files import shards_of
 
     files = shards_of(path) if path.is_dir() else [path]
     return f"{path} ({layout}, {sum(file.stat().st_size for file in files):,} bytes)"
 
 
-def take_tokenizer_along(source: "ModelOnDisk", options: Convert) -> None:
-    """Ours as it is; transformers gets one that its AutoTokenizer reads. That of an overwritten model goes."""
+def copy_tokenizer(source: "ModelOnDisk", options: Convert) -> None:
+    """Writes the tokenizer beside the model, for transformers in a form that AutoTokenizer reads.
+
+    The tokenizer of an overwritten model is deleted first.
+    """
     from exlstm.data.model_tokenizer import tokenizer_of
     from exlstm.models.checkpoints.target import TOKENIZER_FILES
 
@@ -114,8 +117,10 @@ def take_tokenizer_along(source: "ModelOnDisk", options: Convert) -> None:
         )
 
 
-def measured(source: "ModelOnDisk", docs: "Sequence[Document]", options: Convert) -> "tuple[TextScore, TextScore]":
-    """Scores of both models on the same tokens, one model in memory at a time."""
+def scores_of_both(
+    source: "ModelOnDisk", docs: "Sequence[Document]", options: Convert
+) -> "tuple[TextScore, TextScore]":
+    """Scores of the source and the target on the same tokens, with one model in memory at a time."""
     from exlstm.data.model_tokenizer import tokenizer_of
     from exlstm.models.locate import ModelOnDisk
     from exlstm.train.evaluate import score_beginning

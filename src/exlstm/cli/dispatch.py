@@ -1,4 +1,4 @@
-"""Which command the words on the command line name, and running it."""
+"""The dispatcher of the command line: finds the command, parses its options and runs it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ KNOWN = {**COMMANDS, **GROUPS, **FOREIGN}
 
 
 def dispatch(name: str, words: Sequence[str]) -> int:
-    """The exit code of a command that has not failed."""
+    """Runs a command and returns its exit code; errors are raised."""
     if name in FOREIGN:
         return FOREIGN[name].run(list(words))
     if name in ("-h", "--help"):
@@ -33,7 +33,7 @@ def dispatch(name: str, words: Sequence[str]) -> int:
 
 
 def _in_group(group: str, words: Sequence[str]) -> int:
-    """A command such as `exlstm study run`."""
+    """Runs a command of a group, such as `exlstm study run`."""
     name, *rest = words or ["--help"]
     commands = GROUPS[group].commands
     if name in ("-h", "--help"):
@@ -67,6 +67,6 @@ def _overview(program: str, about: str, commands: Mapping[str, Any]) -> None:
 
 
 def _sentence(help_line: str) -> str:
-    """A line of the overview as a sentence: xLSTM is a name and keeps its small x."""
+    """A line of the overview as a sentence. The name xLSTM keeps its small x."""
     name = help_line.startswith("xLSTM")
     return f"{help_line if name else help_line[0].upper() + help_line[1:]}."

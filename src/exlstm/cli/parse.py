@@ -1,4 +1,4 @@
-"""From words on the command line to a dataclass of options, or to one sentence that says why not."""
+"""The parser: words on the command line become a dataclass of options, or an error of one sentence."""
 
 import contextlib
 import difflib
@@ -27,10 +27,10 @@ METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 def parse(
     kind: type[Options], words: Sequence[str], *, program: str, description: str, default: Options | None = None
 ) -> Options | None:
-    """The options, or None when only help was asked for, which is then on stdout.
+    """The options, or None for --help, which is printed to stdout.
 
-    default: values of the options that are not given; None takes those of the dataclass. A `TrainConfig` knows which
-    ones are in the words, or given in its default.
+    default: values of options that are not given; None takes those of the dataclass. A `TrainConfig` remembers which
+    settings were given, in the words or in its default.
     Raises ValueError for an unknown option and for a value that does not fit.
     """
     complaint = io.StringIO()
@@ -41,7 +41,7 @@ def parse(
                 kind,
                 prog=program,
                 description=description,
-                args=gathered(words, take_several(kind)),
+                args=gather_values(words, multi_value_options(kind)),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 return_unknown_args=True,
                 registry=_registry(),
@@ -49,7 +49,7 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             return None
-        # what the dataclass itself has refused is a sentence already
+        # an error of the dataclass is a sentence already
         reason = stop.__context__ if type(stop.__context__) is ValueError else _first_part(complaint.getvalue())
         raise ValueError(f"{str(reason).rstrip('.')}; see {program} --help.") from None
     known = ["--" + field.name.replace("_", "-") for field in fields(kind)]  # type: ignore[arg-type]
@@ -62,8 +62,8 @@ def parse(
     return options
 
 
-def gathered(words: Sequence[str], flags: Iterable[str]) -> list[str]:
-    """The words with all values of each of these options behind its first occurrence: --stop a --stop b: --stop a b."""
+def gather_values(words: Sequence[str], flags: Iterable[str]) -> list[str]:
+    """Moves all values of a repeated option behind its first occurrence: --stop a --stop b becomes --stop a b."""
     names = [word.partition("=")[0] for word in words]
     repeated = [flag for flag in flags if names.count(flag) > 1]
     found: dict[str, list[str]] = {}
@@ -83,8 +83,8 @@ def gathered(words: Sequence[str], flags: Iterable[str]) -> list[str]:
     return [word for part in parts for word in part]
 
 
-def take_several(kind: type) -> list[str]:
-    """Options of a dataclass that take any number of values."""
+def multi_value_options(kind: type) -> list[str]:
+    """The options of a dataclass that take any number of values."""
     hints = typing.get_type_hints(kind)
     return [
         "--" + name.replace("_", "-")
@@ -94,7 +94,7 @@ def take_several(kind: type) -> list[str]:
 
 
 def given_in(words: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Names of the fields whose options are among the words, which the parser has taken."""
+    """The fields whose options are among the words, after the parser has accepted them."""
     # a value cannot look like an option: "--run --resume" is refused, and "--run=--resume" is one word
     there = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     found = [flag for flag in known if not there.isdisjoint((flag, "--no-" + flag.removeprefix("--")))]
@@ -102,7 +102,7 @@ def given_in(words: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def take_option(option: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes `option VALUE` out of the words: its last value (None without it, "" for a missing one), and the others."""
+    """Removes `option VALUE` from the words. Returns its last value (None without it, "" if missing) and the rest."""
     taken, rest, ahead = None, [], iter(words)
     for word in ahead:
         name, equals, value = word.partition("=")
@@ -114,7 +114,7 @@ def take_option(option: str, words: Sequence[str]) -> tuple[str | None, list[str
 
 
 def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options]) -> tuple[Options | None, list[str]]:
-    """Takes `option NAME` out of the words: the choice of that name, None without the option, and the other words."""
+    """Removes `option NAME` from the words. Returns the choice of that name (None without it) and the rest."""
     name, rest = take_option(option, words)
     if name is None:
         return None, rest
@@ -124,7 +124,7 @@ def take_choice(option: str, words: Sequence[str], choices: Mapping[str, Options
 
 
 def training_settings(words: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tuple[TrainConfig | None, list[str]]:
-    """What the other words of `exlstm train` change: the settings of --recipe or --config; and these words."""
+    """The settings of --recipe or --config of `exlstm train`, None without either, and the remaining words."""
     recipe, words = take_choice("--recipe", words, recipes)
     file, words = take_option("--config", words)
     words = [re.sub("^--from(?=$|=)", "--from-model", word) for word in words]
@@ -138,7 +138,7 @@ def training_settings(words: Sequence[str], recipes: Mapping[str, TrainConfig]) 
 
 
 def checkpoint_of(text: str) -> "Which | int":
-    """--checkpoint: best, last, or the number of a step. ValueError for anything else."""
+    """The value of --checkpoint: best, last, or the number of a step. Raises ValueError for other text."""
     if text == "best":
         return "best"
     if text == "last":
@@ -149,7 +149,7 @@ def checkpoint_of(text: str) -> "Which | int":
 
 
 def check_at_least(options: object, **least: float) -> None:
-    """ValueError for an option that is below its least value or no number; one that was left out is not looked at."""
+    """Raises ValueError for an option that is NaN or below its least value; None is not checked."""
     for name, bound in least.items():
         value = getattr(options, name)
         if value is not None and not value >= bound:
@@ -163,7 +163,7 @@ def similar(word: str, known: Iterable[str]) -> str:
 
 
 def _registry() -> ConstructorRegistry:
-    """tyro's rules, but an option that may be left out is shown by the type it takes: --steps INT, not {None}|INT."""
+    """tyro's rules, except that an optional option is shown by its type: --steps INT, not {None}|INT."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -217,7 +217,7 @@ def _registry() -> ConstructorRegistry:
 
 
 def _first_part(box: str) -> str:
-    """What is wrong, from the box in which tyro says it: a title, this, and other parts behind rules or empty lines."""
+    """The error in a box that tyro prints: the part behind its title, up to a rule or an empty line."""
     lines = [line.strip(" │─-╭╮╰╯") for line in box.splitlines()[1:]]
     part = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
     text = " ".join(part) or "these options do not fit"

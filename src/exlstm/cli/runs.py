@@ -1,4 +1,4 @@
-"""`exlstm runs`: what there is below a folder."""
+"""`exlstm runs`: the runs below a folder."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -17,7 +17,7 @@ class Runs:
 
 
 def runs(options: Runs) -> None:
-    """One line per run, the same on a terminal and in a pipe."""
+    """Prints one line per run, the same on a terminal and in a pipe."""
     import json
 
     from exlstm.train.run_folder.runs import list_runs, table

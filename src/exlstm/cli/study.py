@@ -76,7 +76,7 @@ def study_list(options: StudyList) -> None:
         question, counts = find_study(name, folder).question, []
         for size in SIZES:
             if not result_path(folder, name, size).exists():
-                counts.append("–")  # and its runs, which take seconds to list, are not looked at
+                counts.append("–")  # its runs, which take seconds to list, are not needed
                 continue
             cells = _results(name, size, None, options.folder).cells()
             counts.append(f"{sum(not cell.missing for cell in cells)} of {len(cells)}")
@@ -85,7 +85,7 @@ def study_list(options: StudyList) -> None:
 
 
 def study_run(options: StudyRun) -> None:
-    """`exlstm study run`: and then the report. ValueError at the end if a run has failed."""
+    """`exlstm study run`: runs, then reports. Raises ValueError at the end if a run has failed."""
     from exlstm.study.contract import find_study
     from exlstm.study.runner import RunOptions, only_of, run_study
 
@@ -115,7 +115,7 @@ def study_run(options: StudyRun) -> None:
 
 
 def study_report(options: StudyReport) -> None:
-    """`exlstm study report`: claims and tables here, a page with pictures beside the results."""
+    """`exlstm study report`: prints claims and tables, writes a page with pictures beside the results."""
     from exlstm.study.report import terminal_text, write_report
 
     results = _results(options.name, options.size, options.seeds, options.folder)
@@ -133,7 +133,7 @@ def study_compare(options: StudyCompare) -> None:
 
 
 def _resume(options: StudyRun) -> str:
-    """The command that goes on with this one."""
+    """The command that resumes this one."""
     words = ["exlstm", "study", "run", options.name]
     for field in fields(options):
         value = getattr(options, field.name)

@@ -1,1 +1,1 @@
-"""Text, tokenizers, packed streams of tokens, and the yardsticks that a language model is measured with."""
+"""Text, tokenizers, packed streams of tokens, and the baselines of a language model."""

@@ -1,7 +1,7 @@
-"""The text of a run: one source or several, each with its share of the training tokens, split each by itself.
+"""The text of a run: one source or several, each with a share of the training tokens and a split of its own.
 
-A source is written as `documents` takes it, with or without its share behind a colon: `notes/:0.3`. Sources without one
-divide what is left by their size.
+A source is written as `documents` takes it, with or without a share behind a colon: `notes/:0.3`. Sources without a
+share divide the remaining tokens by their size.
 """
 
 import glob
@@ -16,12 +16,12 @@ from exlstm.data.packing import TokenStream, pack
 from exlstm.data.text import Data, Document, Split, Text, fingerprint, read_source, split_documents
 from exlstm.data.tokenizer import Tokenizer
 
-ROUNDING = 1e-3  # shares may miss 1 by so much
+ROUNDING = 1e-3  # tolerance of the sum of all shares
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One of the sources. share: of the training tokens, where the user gave it."""
+    """A source and its text. share: the part of the training tokens that the user asked for, if any."""
 
     path: str | None
     share: float | None
@@ -30,57 +30,58 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What `read_corpus` found."""
+    """All sources of a run, in the order given."""
 
     sources: tuple[Source, ...]
 
     @property
     def documents(self) -> list[Document]:
-        """Of all sources, in their order."""
+        """Documents of all sources, in order."""
         return [document for source in self.sources for document in source.text.documents]
 
     @property
     def names(self) -> list[str]:
-        """Short names of the sources: no folders of this machine, unless two would be called the same."""
+        """Names of the sources without their folders; full paths where two names would be equal."""
         paths = ["the Python standard library" if source.path is None else source.path for source in self.sources]
         short = [Path(path).name or path for path in paths]
         return short if len(set(short)) == len(short) else paths
 
     @cached_property
     def splits(self) -> list[Split]:
-        """Of each source."""
+        """The split of each source."""
         return [split_documents(source.text.documents) for source in self.sources]
 
     @property
     def split(self) -> Split:
-        """The parts of all of them joined: validation and test text go by size, whatever the shares."""
+        """The splits of all sources joined. Shares apply to training: validation and test text go by size."""
         train, val, test = ([document for part in parts for document in part] for parts in zip(
             *(split[:3] for split in self.splits), strict=True
         ))  # fmt: skip
         return Split(train, val, test, "line" if any(split.by == "line" for split in self.splits) else "file")
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal): equal exactly when the documents are, and the sources that they are of."""
+        """SHA-256 (hexadecimal): equal exactly when the documents and their division into sources are equal."""
         found = [fingerprint(source.text.documents) for source in self.sources]
         return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
     def mixture(self, tokenizer: Tokenizer) -> Mixture:
-        """The training text, encoded."""
+        """The encoded training text of all sources, with the share of each."""
         streams = tuple(pack(split.train, tokenizer) for split in self.splits)
         return Mixture(streams, tuple(_shares([source.share for source in self.sources], streams)))
 
     def notes(self) -> list[str]:
-        """What was left out of which source, for the user."""
+        """Notes for the user: which files of which source were left out."""
         return [note for source in self.sources if (note := source.text.note())]
 
 
 def read_corpus(data: Data, *, binary: bool = False) -> Corpus:
-    """All sources of a text. binary: as in `documents`.
+    """Reads all sources of a run. binary: as in `documents`.
 
-    Raises ValueError as `documents` does, for shares that do not sum to 1, and for a source that is inside of another:
-    its documents would train and validate.
+    Raises ValueError as `documents` does, and for shares that do not sum to 1. Raises ValueError for a source inside
+    another one, since the same document could then be in the training and the validation part.
     """
-    named = [(None, None)] if data is None else [_named(word) for word in ((data,) if isinstance(data, str) else data)]
+    words = (data,) if isinstance(data, str) else data
+    named = [(None, None)] if words is None else [_path_and_share(word) for word in words]
     given = [share for _, share in named if share is not None]
     if given and (abs(sum(given) - 1) > ROUNDING if len(given) == len(named) else sum(given) >= 1):
         rest = "" if len(given) == len(named) else " and leave nothing for the others"
@@ -93,8 +94,8 @@ def read_corpus(data: Data, *, binary: bool = False) -> Corpus:
     return Corpus(sources=tuple(sources))
 
 
-def _named(word: str) -> tuple[str, float | None]:
-    """The path and the share of `notes/:0.3`. A file whose name ends so is that file."""
+def _path_and_share(word: str) -> tuple[str, float | None]:
+    """The path and the share of a word such as `notes/:0.3`; the word of an existing file is all path."""
     path, colon, number = word.rpartition(":")
     try:
         share = float(number)
@@ -116,7 +117,7 @@ def _check_apart(paths: Sequence[str]) -> None:
 
 
 def _shares(given: Sequence[float | None], streams: Sequence[TokenStream]) -> list[float]:
-    """Shares that sum to 1: those that were given, and for the others what is left, by size."""
+    """Shares that sum to 1. Sources without a given share divide the remainder by size."""
     total = sum(share for share in given if share is not None)
     rest = sum(len(stream) for share, stream in zip(given, streams, strict=True) if share is None)
     scale = 1 if rest else 1 / total

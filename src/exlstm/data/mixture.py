@@ -1,7 +1,7 @@
-"""Training text of several sources: which row of a batch comes from which of them.
+"""Training batches from several sources: the source of each row is a function of the step number.
 
-A batch is a function of the step number here, too. All rows of all steps are counted, and in every CYCLE of them each
-source has its share of places, spread evenly; a source's own count of rows is the turn of its window.
+All rows of all steps are numbered. Each source has its share of the rows in every CYCLE of them, spread evenly. The
+number of a row among the rows of its source selects its window.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ CYCLE = 10_000  # rows: shares are exact to 1 / CYCLE
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Streams, and the share of the training tokens that comes from each; shares sum to 1."""
+    """Token streams, and the share of the training tokens drawn from each; shares sum to 1."""
 
     streams: tuple[TokenStream, ...]
     shares: tuple[float, ...]
@@ -30,14 +30,16 @@ class Mixture:
 
     @property
     def bytes(self) -> int:
-        """Of the text of all streams."""
+        """Bytes of text in all streams."""
         return sum(stream.bytes for stream in self.streams)
 
     def batch_at(self, step: int, *, batch: int, length: int, seed: int, carry: bool) -> Batch:
-        """The training batch of a step, rows of one source beside each other; `packing.batch_at` of a single stream.
+        """The training batch of a step, with the rows of one source beside each other.
 
-        carry=False  Rows take turns, so that after any number of them each source has its share, to within two rows.
-        carry=True   A row stays with its source for good: shares are rounded to rows of a batch, at least one each.
+        Equal to `packing.batch_at` for a single stream.
+        carry: whether the state of a row goes on in the next step. If not, sources take turns, and after any number of
+        rows each has its share to within two rows. If so, a row always reads the same source; shares are rounded to
+        rows of a batch, at least one row each.
         """
         if carry:
             counts = self.rows(batch, carry=True)
@@ -58,11 +60,11 @@ class Mixture:
         return Batch(*map(torch.cat, zip(*parts, strict=True)))
 
     def rows(self, batch: int, *, carry: bool) -> list[int]:
-        """How many rows each source has, of a batch when carried, or else of CYCLE."""
-        return apportioned(self.shares, batch if carry else CYCLE)
+        """Rows of each source: in a batch when carried, else in a CYCLE."""
+        return apportion(self.shares, batch if carry else CYCLE)
 
     def check(self, names: Sequence[str], *, batch: int, length: int, carry: bool) -> None:
-        """ValueError, naming the source, for one that is too short for its rows of a batch, or gets none."""
+        """Raises ValueError for a source that is too short for its rows of a batch, or has no row."""
         if carry and batch < len(self.streams):
             raise ValueError(
                 f"--batch {batch} has fewer rows than --data has sources, {len(self.streams)}, and with --carry-state "
@@ -77,7 +79,7 @@ class Mixture:
 
     @cached_property
     def _cycle(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of each source in a cycle; the source of every place in it, and its turn among those of the source."""
+        """Rows of each source in a cycle; the source of every row, and its number among the rows of that source."""
         counts = self.rows(1, carry=False)
         turns = np.concatenate([np.arange(count) for count in counts])
         sources = np.repeat(np.arange(len(counts)), counts)
@@ -86,10 +88,10 @@ class Mixture:
         return np.array(counts), sources[order], turns[order]
 
 
-def apportioned(shares: Sequence[float], total: int) -> list[int]:
-    """`total` things dealt out by shares that sum to 1: at least one each, and otherwise as near as whole numbers get.
+def apportion(shares: Sequence[float], total: int) -> list[int]:
+    """Divides the whole number `total` by shares that sum to 1: at least 1 each, and as near as whole numbers get.
 
-    There are at least as many things as shares.
+    `total` is at least the number of shares.
     """
     ideal = [share * total for share in shares]
     counts = [max(1, int(number)) for number in ideal]

@@ -2,7 +2,7 @@
 
 A stream is boundary, document, boundary, document, ... . For training it is a ring: the first boundary follows the last
 document, so every token is the target of the one before it. A batch is a pure function of the stream, the seed and the
-step, so a run resumes exactly from its step number. For evaluation the stream is a line that is read once.
+step, so a run resumes exactly from its step number. For evaluation the stream is read once, from beginning to end.
 
 B batch  T time
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from exlstm.data.text import Document
 from exlstm.data.tokenizer import Tokenizer
 
-# The target of a padded step: what torch's cross entropy ignores.
+# The target of a padded step: the value that torch's cross entropy ignores.
 IGNORE = -100
 
 
@@ -40,10 +40,10 @@ class TokenStream:
 
 
 class Batch(NamedTuple):
-    """One step's data, int64. Row b has `lengths_B[b]` steps, the rest is padding (input 0, target IGNORE).
+    """Inputs and targets of one step, int64. Row b has `lengths_B[b]` steps, the rest is padding.
 
-    `reset_BT` (bool) is true where the state must be cleared before the step: the inputs that are boundaries, and
-    the places where a carried state would come from somewhere else.
+    Padding has input 0 and target IGNORE. `reset_BT` (bool) is true where the state must be cleared before a step: at
+    boundaries, and where a carried state would belong to another place of the stream.
     """
 
     inputs_BT: Tensor
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
 
 def pack(docs: Iterable[Document], tokenizer: Tokenizer) -> TokenStream:
-    """Encode and join documents. ValueError when there are none."""
+    """Encodes and joins documents. Raises ValueError when there are none."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     boundary = np.array([tokenizer.boundary], dtype=dtype)
     size = 0
@@ -66,23 +66,23 @@ def pack(docs: Iterable[Document], tokenizer: Tokenizer) -> TokenStream:
 
     parts = [part for ids in tokenizer.encode_documents(texts()) for part in (boundary, ids.astype(dtype))]
     if not parts:
-        raise ValueError("There are no documents to pack: give at least one.")
+        raise ValueError("there are no documents to pack; give at least one.")
     return TokenStream(tokens=np.concatenate(parts), bytes=size, boundary=tokenizer.boundary)
 
 
 def batch_at(stream: TokenStream, step: int, *, batch: int, length: int, seed: int, carry: bool) -> Batch:
     """The training batch of a step, `batch` rows of `length` tokens.
 
-    carry=False  Shuffled windows. Each epoch cuts the ring into windows from a new random place and visits them in a
-                 new random order; a batch may span two epochs. Every window starts with a cleared state.
-    carry=True   Each epoch cuts the ring into `batch` lanes from a new random place, and row b of consecutive steps are
-                 consecutive windows of lane b, so the state of one step belongs to the next; lanes reset at step 0
-                 of an epoch.
+    carry: whether the state of a row goes on in the next step.
+    Without carry, each epoch cuts the ring into windows from a new random place and visits them in a new random order.
+    Every window starts with a cleared state, and a batch may span two epochs.
+    With carry, each epoch cuts the ring into `batch` segments from a new random place. Row b of consecutive steps reads
+    consecutive windows of segment b; its state is cleared at the first step of an epoch.
+    Either way an epoch visits every token once, except for a remainder of less than one window (one batch with carry)
+    whose place is random.
 
-    In both cases an epoch visits every token once, except for a remainder smaller than one window (one batch when
-    carried) that the random place moves around.
-
-    Raises ValueError when batch or length is below 1, and when the text is too short for one window (one per lane).
+    Raises ValueError when batch or length is below 1, and when the text is too short for one window (with carry, one
+    for each row).
     """
     assert step >= 0
     check_fits(stream, batch=batch, length=length, carry=carry)
@@ -90,14 +90,14 @@ def batch_at(stream: TokenStream, step: int, *, batch: int, length: int, seed: i
         return windows_at(stream, range(step * batch, (step + 1) * batch), length=length, seed=seed)
     windows = len(stream) // (batch * length)
     epoch, window = divmod(step, windows)
-    lanes_B = np.arange(batch, dtype=np.int64) * windows
-    return _cut(stream, _phase(stream, seed, epoch) + (lanes_B + window) * length, length, fresh=window == 0)
+    first_B = np.arange(batch, dtype=np.int64) * windows
+    return _cut(stream, _phase(stream, seed, epoch) + (first_B + window) * length, length, fresh=window == 0)
 
 
 def windows_at(stream: TokenStream, turns: Sequence[int], *, length: int, seed: int) -> Batch:
-    """Shuffled windows by their turn, which counts from 0 on through all epochs; each starts with a cleared state.
+    """Shuffled windows by their number, counted from 0 through all epochs; each starts with a cleared state.
 
-    The text holds at least one window, and there is at least one turn.
+    The text holds at least one window, and `turns` has at least one number.
     """
     windows = len(stream) // length
     visits = [divmod(turn, windows) for turn in turns]
@@ -106,12 +106,12 @@ def windows_at(stream: TokenStream, turns: Sequence[int], *, length: int, seed: 
 
 
 def check_fits(stream: TokenStream, *, batch: int, length: int, carry: bool) -> None:
-    """ValueError for a text that is too short for one window (one per lane when carried)."""
+    """Raises ValueError for a text that is too short for one window (with carry, one for each row)."""
     _check(stream, batch=batch, length=length, windows=batch if carry else 1)
 
 
 def _cut(stream: TokenStream, starts_B: NDArray[np.int64], length: int, *, fresh: bool) -> Batch:
-    """Rows of the ring. fresh: every row starts with a cleared state."""
+    """Rows cut from the ring. fresh: every row starts with a cleared state."""
     places = (starts_B[:, None] + np.arange(length + 1)) % len(stream)
     tokens = torch.from_numpy(stream.tokens[places].astype(np.int64))
     inputs_BT, targets_BT = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -121,24 +121,24 @@ def _cut(stream: TokenStream, starts_B: NDArray[np.int64], length: int, *, fresh
     return Batch(inputs_BT, targets_BT, reset_BT, torch.full((len(starts_B),), length))
 
 
-def lanes(stream: TokenStream, *, batch: int, length: int, context: int = 0) -> Iterator[Batch]:
-    """The whole stream in order, with a state to carry from each batch to the next: every target exactly once.
+def sequential_batches(stream: TokenStream, *, batch: int, length: int, context: int = 0) -> Iterator[Batch]:
+    """Batches that read the whole stream once, in order; the state is carried from each batch to the next.
 
-    The stream is cut into `batch` lanes of as many steps each, up to one (fewer lanes when it is shorter than that).
-    Lanes but the first begin inside a document, with a cleared state: their first `context` steps are those that come
-    before their part of the stream, without targets. Batches have `length` steps, the last one 1 to `length + 1`.
-    Memory does not depend on the stream. The stream's first boundary is no target.
+    The stream is cut into `batch` segments, a row each, whose lengths differ by at most one step; a stream of fewer
+    targets has fewer rows. All segments but the first begin inside a document, with a cleared state. They first read
+    the `context` tokens before them, without targets. Batches have `length` steps, the last one 1 to `length + 1`.
+    Every token but the first boundary is a target once. Memory does not depend on the length of the stream.
     """
     _check(stream, batch=batch, length=length, windows=0)
     targets = len(stream) - 1
     context = min(context, targets - 1)
     batch = min(batch, targets - context)
-    # the first lane has targets for the `context` steps too, so that all lanes are as long
+    # the first segment has targets in its `context` steps, so all segments are as long with them
     edges = context + np.arange(batch + 1) * (targets - context) // batch
     starts_B = edges[:-1] - context
     shortest = int((edges[1:] - starts_B).min())
     for start in range(0, shortest, length):
-        # lanes differ by at most one token, which joins the last batch: no lane ever comes with length 0
+        # the token by which segments differ joins the last batch, so that no row has length 0
         last = start + length >= shortest
         stops_B = edges[1:] if last else starts_B + start + length
         found = _rows(stream, starts_B + start, stops_B, first=start == 0)
@@ -149,12 +149,12 @@ def lanes(stream: TokenStream, *, batch: int, length: int, context: int = 0) -> 
 def windows_of(stream: TokenStream, *, length: int, batch: int = 1, limit: int | None = None) -> Iterator[Batch]:
     """The first `limit` targets of the stream (None: all) in windows of `length`, each starting from a cleared state.
 
-    Different lengths see the same targets, so their losses compare contexts. The last window may be shorter, the
-    last batch may have fewer rows. ValueError when the stream is shorter than one window, or limit below 1.
+    Any two lengths have the same targets, so their losses compare contexts. The last window may be shorter, and the
+    last batch may have fewer rows. Raises ValueError for a stream shorter than one window, and for a limit below 1.
     """
     _check(stream, batch=batch, length=length, windows=1)
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} leaves nothing to evaluate: use 1 or more tokens, or None for all.")
+        raise ValueError(f"limit={limit} leaves nothing to evaluate; use 1 or more tokens, or None for all.")
     total = len(stream) - 1 if limit is None else min(limit, len(stream) - 1)
     starts = np.arange(0, total, length)
     for first in range(0, len(starts), batch):
@@ -177,12 +177,12 @@ def _rows(stream: TokenStream, starts_B: NDArray[np.int64], stops_B: NDArray[np.
 
 def _check(stream: TokenStream, *, batch: int, length: int, windows: int) -> None:
     if batch < 1 or length < 1:
-        raise ValueError(f"batch={batch} and length={length} must both be at least 1.")
-    # one more token than steps: the last one's target
+        raise ValueError(f"batch={batch} and length={length} hold no token; both must be at least 1.")
+    # one token more than steps: the last target
     need = max(windows * length, 1) + 1
     if len(stream) < need:
         raise ValueError(
-            f"The text has {len(stream)} tokens and {max(windows, 1)} window(s) of length {length} need {need}: "
+            f"the text has {len(stream)} tokens and {max(windows, 1)} window(s) of length {length} need {need}; "
             "give more text, or a smaller length or batch."
         )
 
@@ -192,7 +192,7 @@ def _key(seed: int, epoch: int) -> int:
 
 
 def _phase(stream: TokenStream, seed: int, epoch: int) -> int:
-    """Where on the ring an epoch starts to cut; the first one starts at the beginning."""
+    """The place on the ring where an epoch begins to cut; 0 for the first epoch."""
     return _mix(_key(seed, epoch)) % len(stream) if epoch else 0
 
 
@@ -204,7 +204,7 @@ def _mix(x: int) -> int:
 
 
 def _shuffled(index: int, size: int, seed: int, epoch: int) -> int:
-    """Where `index` goes in this epoch's permutation of range(size): constant time and memory for any size.
+    """Element `index` of this epoch's permutation of range(size), in constant time and memory.
 
     A Feistel network permutes the smallest range of 4^n that holds `size`; walking its cycle until the number is
     below `size` again permutes range(size).

@@ -1,11 +1,10 @@
-"""Where text comes from, and how it is divided into train, validation and test.
+"""Documents from files and folders, and their split into train, validation and test.
 
-A document is a name and its bytes. Names are relative to the source (with `/` on every system), so that an order or a
-split that depends on names is the same on every machine. Bytes are kept as they are: nothing is decoded here, except
-JSON lines, which are UTF-8 by definition.
+A document is a name and its bytes. Names are relative to the source, with `/` on every system, so an order or a split
+by names is the same on every machine. Bytes are not decoded here, except JSON lines, which are UTF-8 by definition.
 
-A file looks like text if its beginning has no NUL byte and is either UTF-8 or free of the control characters that no
-text has. So texts in Latin-1, Shift JIS and the like are text; UTF-16, pictures, archives and weights are not.
+A file looks like text if its first MiB has no NUL byte and is UTF-8 or free of unusual control characters. So Latin-1
+and Shift JIS are text; UTF-16, pictures, archives and weights are not.
 """
 
 import codecs
@@ -20,19 +19,19 @@ from typing import Literal, NamedTuple, NoReturn
 
 from exlstm.nn.fields import json_value
 
-Data = str | tuple[str, ...] | None  # what names a text: a source, several, or the Python standard library
+Data = str | tuple[str, ...] | None  # a source, several, or the Python standard library
 
-# A part of a split by file may be this many times smaller or larger than asked for; otherwise documents are cut.
+# A part of a split by file may miss its size by this factor; beyond it, documents are cut.
 SPLIT_TOLERANCE = 4.0
-BEGINNING = 1 << 20  # bytes of a file that tell whether it is text
-# but for bell, backspace, tab, line feed, vertical tab, form feed, carriage return and escape
+PROBE_BYTES = 1 << 20  # the beginning of a file that tells whether it is text
+# all but bell, backspace, tab, line feed, vertical tab, form feed, carriage return and escape
 CONTROLS = bytes({*range(32), 127} - {7, 8, 9, 10, 11, 12, 13, 27})
-NAMED = 3  # files that are named as left out; of more, so many
+MAX_NAMED = 3  # files that a note names
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text: `name` relative to its source, `data` its bytes (never empty when it comes from `documents`)."""
+    """A text: its name relative to the source, and its bytes, which `documents` never leaves empty."""
 
     name: str
     data: bytes
@@ -40,24 +39,27 @@ class Document:
 
 @dataclass(frozen=True)
 class Text:
-    """The non-empty documents of a source, sorted by name, of `files` files; `left_out` do not look like text."""
+    """The non-empty documents of a source, sorted by name.
+
+    files: how many files were looked at. left_out: names of those that do not look like text.
+    """
 
     documents: list[Document]
     files: int
     left_out: list[str]
 
     def note(self) -> str:
-        """What was left out, for the user; empty if nothing was."""
+        """A note for the user about files left out; empty if there are none."""
         count = len(self.left_out)
         if not count:
             return ""
-        names = ", ".join([*self.left_out[:NAMED], *["..."] * (count > NAMED)])
+        names = ", ".join([*self.left_out[:MAX_NAMED], *["..."] * (count > MAX_NAMED)])
         files = "files do" if count > 1 else "file does" if self.files == 1 else "files does"
         return f"{count} of {self.files} {files} not look like text: {names}"
 
 
 class Split(NamedTuple):
-    """Three disjoint lists of documents; `by` says whether whole documents were dealt out or each one was cut."""
+    """Three disjoint lists of documents. by: "file" where documents are whole, "line" where each one was cut."""
 
     train: list[Document]
     val: list[Document]
@@ -68,10 +70,10 @@ class Split(NamedTuple):
 def documents(source: str | os.PathLike[str] | None = None, *, binary: bool = False) -> list[Document]:
     """All non-empty documents of a source, sorted by name.
 
-    source  None: the Python standard library of the running interpreter (`*.py`, without installed packages);
-            otherwise a file, a folder (with its subfolders, hidden names skipped) or a glob pattern such as
-            `notes/**/*.txt`. Every file is one document, but each line of a `.jsonl` file is one: its `text` field.
-    binary  Take files that do not look like text, too. They are left out otherwise; `read_source` says which.
+    source: a file, a folder with its subfolders (hidden names are skipped), or a glob pattern such as `notes/**/*.txt`.
+    None is the Python standard library of the running interpreter: `*.py`, without installed packages. Every file is
+    one document, except that each line of a `.jsonl` file is one, its `text` field.
+    binary: also take files that do not look like text. Otherwise they are left out, and `read_source` lists them.
 
     Raises ValueError for a source that does not exist, cannot be read, holds no text, or has a malformed JSON line.
     """
@@ -79,7 +81,7 @@ def documents(source: str | os.PathLike[str] | None = None, *, binary: bool = Fa
 
 
 def read_source(source: str | os.PathLike[str] | None = None, *, binary: bool = False) -> Text:
-    """The `documents` of a source, with the names of what was left out."""
+    """The `documents` of a source, with the names of the files left out."""
     label = f"the Python standard library at {sysconfig.get_path('stdlib')}" if source is None else os.fspath(source)
     found: list[Document] = []
     left_out: list[str] = []
@@ -96,13 +98,13 @@ def read_source(source: str | os.PathLike[str] | None = None, *, binary: bool = 
     if not found:
         hint = f" ({text.note()}; --binary, or binary=True, takes their bytes as they are)" if left_out else ""
         raise ValueError(
-            f"{label} holds no text{hint}: give a file, a folder, a glob or a .jsonl file with something in it."
+            f"{label} holds no text{hint}; give a file, a folder, a glob or a .jsonl file with something in it."
         )
     return text
 
 
 def looks_like_text(beginning: bytes) -> bool:
-    """Whether a file that begins so is text; the last character may be cut off."""
+    """Whether these first bytes of a file are text; the last character may be incomplete."""
     if b"\0" in beginning:
         return False
     try:
@@ -113,16 +115,18 @@ def looks_like_text(beginning: bytes) -> bool:
 
 
 def split_documents(docs: Sequence[Document], *, val: float = 0.04, test: float = 0.04) -> Split:
-    """Divide documents into train, validation and test; `val` and `test` are shares of the bytes, met approximately.
+    """Divides documents into train, validation and test; `val` and `test` are approximate shares of the bytes.
 
-    By file: a document goes where the hash of its name says, so adding or removing others does not move it. Where that
-    misses a share by more than SPLIT_TOLERANCE (one document, or a few of very unequal size), every document
-    is cut instead, at line ends: its beginning trains, its end is validation and then test.
+    A hash of its name decides where a document goes, so adding or removing others does not move it. If a part then
+    misses its size by more than SPLIT_TOLERANCE, as with one document, every document is cut at line ends instead: its
+    beginning is for training, its end for validation and then test.
 
     Raises ValueError for shares outside [0, 1) or summing to 1 or more, and when a part would be empty.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise ValueError(f"val={val} and test={test} must be shares of at least 0 that leave something to train on.")
+        raise ValueError(
+            f"val={val} and test={test} leave nothing to train on; use shares of at least 0 that sum to less than 1."
+        )
     parts = _split_by_name(docs, val, test)
     by: Literal["file", "line"] = "file"
     total = sum(len(document.data) for document in docs)
@@ -133,7 +137,7 @@ def split_documents(docs: Sequence[Document], *, val: float = 0.04, test: float 
     for name, part, share in zip(("train", "val", "test"), parts, shares, strict=True):
         if share > 0 and not part:
             raise ValueError(
-                f"The {name} part of {len(docs)} document(s) with {total} bytes would be empty: "
+                f"the {name} part of {len(docs)} document(s) with {total} bytes would be empty; "
                 "give more text (lines to cut at, or more files), or another share."
             )
     train_part, val_part, test_part = parts
@@ -141,7 +145,7 @@ def split_documents(docs: Sequence[Document], *, val: float = 0.04, test: float 
 
 
 def fingerprint(docs: Iterable[Document]) -> str:
-    """SHA-256 (hexadecimal) over names and bytes in order: equal exactly when the corpus is."""
+    """SHA-256 (hexadecimal) of all names and bytes in order: equal exactly when the documents are."""
     digest = hashlib.sha256()
     for document in docs:
         name = document.name.encode("utf-8", "surrogateescape")
@@ -151,7 +155,7 @@ def fingerprint(docs: Iterable[Document]) -> str:
 
 
 def cut_at_line(data: bytes, position: int) -> int:
-    """The last place at or before `position` where a line ends (0 when there is none)."""
+    """The last line end at or before `position`, 0 if there is none."""
     return len(data) if position >= len(data) else data.rfind(b"\n", 0, position) + 1
 
 
@@ -173,15 +177,15 @@ def _files(source: str) -> Iterator[tuple[str, Path]]:
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
         files = [match for match in matches if match.is_file()]
         if not files:
-            raise ValueError(f"No file matches {source!r}: check the pattern, and quote it so that the shell keeps it.")
+            raise ValueError(f"no file matches {source!r}; check the pattern, and quote it so that the shell keeps it.")
         yield from ((file.relative_to(root).as_posix(), file) for file in files)
     else:
-        raise ValueError(f"There is no file or folder {source!r}: give a file, a folder, a glob or a .jsonl file.")
+        raise ValueError(f"there is no file or folder {source!r}; give a file, a folder, a glob or a .jsonl file.")
 
 
 def _walk(root: Path, skip: Set[str] = frozenset()) -> Iterator[tuple[str, Path]]:
-    """Every file below `root` with its relative name; links to folders are not followed, they may form circles."""
-    for folder, subfolders, names in os.walk(root, onerror=_refuse):
+    """Every file below `root` with its relative name. Links to folders are not followed: they may form circles."""
+    for folder, subfolders, names in os.walk(root, onerror=_raise_unreadable):
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in skip | {"__pycache__"}]
         for path in (Path(folder, name) for name in names if not name.startswith(".")):
             if path.is_file():
@@ -196,22 +200,22 @@ def _glob_root(pattern: Path) -> Path:
 
 
 def _read(path: Path, *, binary: bool) -> bytes | None:
-    """The content; None, after the beginning, for a file that does not look like text."""
+    """The content of a file; None for one whose first bytes do not look like text."""
     try:
         with path.open("rb", buffering=0) as file:
-            beginning = file.read(BEGINNING)
+            beginning = file.read(PROBE_BYTES)
             if not binary and not looks_like_text(beginning):
                 return None
-            if not file.seekable():  # a pipe
+            if not file.seekable():  # a pipe cannot go back
                 return beginning + file.readall()
             file.seek(0)
             return file.readall()
     except OSError as error:
-        _refuse(error)
+        _raise_unreadable(error)
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise ValueError(f"{error.filename} cannot be read ({error.strerror}): check its permissions.") from error
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise ValueError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def _documents_of(name: str, path: Path, data: bytes) -> Iterator[Document]:
@@ -226,19 +230,19 @@ def _documents_of(name: str, path: Path, data: bytes) -> Iterator[Document]:
 
 def _text_field(line: bytes, path: Path, number: int) -> bytes:
     try:
-        # JSON can spell half of a surrogate pair, which UTF-8 cannot; its three bytes are kept
+        # JSON can spell half of a surrogate pair, which UTF-8 cannot: keep its three bytes
         data: bytes = json_value(line)["text"].encode("utf-8", "surrogatepass")
     except ValueError as error:
-        raise ValueError(f"{path}, line {number} is not JSON ({error}): each line must be one JSON object.") from error
+        raise ValueError(f"{path}, line {number} is not JSON ({error}); each line must be one JSON object.") from error
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f'{path}, line {number} has no text: each line must be an object like {{"text": "..."}}.'
+            f'{path}, line {number} has no text; each line must be an object like {{"text": "..."}}.'
         ) from error
     return data
 
 
 def _position(name: str) -> float:
-    """A name's place in [0, 1), the same on every machine."""
+    """A hash of a name in [0, 1), the same on every machine."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 

@@ -1,7 +1,7 @@
-"""Tokenizers: bytes, a byte-level BPE trained on the spot, or a `tokenizer.json` of the `tokenizers` library.
+"""Tokenizers: bytes, a byte-level BPE trained on the text, or a `tokenizer.json` of the `tokenizers` library.
 
-All of them spell every token as a fixed string of bytes, so decoding is concatenation and `decode(encode(x)) == x`. One
-more token, the boundary, starts every document; no text encodes to it, and it decodes to nothing.
+Every token is a fixed string of bytes, so decoding is concatenation and `decode(encode(x)) == x`. One more token, the
+boundary, starts every document; no text encodes to it, and it decodes to nothing.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from exlstm.data.progress import UNIT, Progress
+from exlstm.data.progress import UNIT, ProgressLine
 from exlstm.nn.fields import json_value
 
 if TYPE_CHECKING:
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 # with the one character before it, up to three digits, punctuation with the line end and indentation that
 # follow, blank lines with the indentation after them, other white space.
 BPE_PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?|\s*[\r\n]+[ \t]*|\s+"
-# The boundary of a foreign tokenizer is the first of these that it has; otherwise a new token is added behind its last.
+# The boundary of a foreign tokenizer: the first of these that it has, else a new token behind its last.
 BOUNDARY_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
-# Characters in one call of the tokenizers library: bounds its memory (about 100 bytes per token) for any corpus.
+# Characters in one call of the tokenizers library: bounds its memory, about 100 bytes per token.
 GROUP_CHARS = 1 << 22
-# Longer documents are cut at line ends before they are encoded, which lets one document use every core.
+# Longer documents are cut at line ends before they are encoded, so that one document can use every core.
 PIECE_CHARS = 1 << 18
-# The most that a tokenizer is trained to have: the library reserves memory for all of them at once.
-MOST_TOKENS = 1 << 20
-# How much text shows that a foreign tokenizer gives back what it was given.
+# The largest vocabulary that is trained: the library reserves memory for all tokens at once.
+MAX_TRAINED_TOKENS = 1 << 20
+# Text on which a foreign tokenizer must be lossless.
 SAMPLE_BYTES = 1 << 18
 
 
 class Tokenizer(Protocol):
-    """What the rest of the house asks of a tokenizer. Ids lie in [0, vocab_size)."""
+    """The interface of all tokenizers. Ids lie in [0, vocab_size)."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
 
     @property
     def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes that each id stands for, [vocab_size]; 0 for the boundary. Summed over a text's ids: its bytes."""
+        """Bytes of each token, [vocab_size]; 0 for the boundary. Summed over the ids of a text they are its bytes."""
 
     def encode(self, data: bytes) -> list[int]:
         """The ids of a text, without the boundary."""
@@ -58,10 +58,10 @@ class Tokenizer(Protocol):
         """`encode` for many texts, one array each, in bounded memory and on all cores."""
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The text of ids; boundaries stand for nothing. ValueError for an id outside the vocabulary."""
+        """The text of ids; a boundary is the empty text. Raises ValueError for an id outside the vocabulary."""
 
     def to_json(self) -> dict[str, Any]:
-        """For `tokenizer_from_json`."""
+        """JSON data from which `tokenizer_from_json` makes the same tokenizer."""
 
 
 class ByteTokenizer:
@@ -91,31 +91,32 @@ class ByteTokenizer:
         return {"kind": "bytes"}
 
 
-LARGEST_VOCABULARY = 1 << 24  # a table has an entry for each token
+MAX_VOCABULARY = 1 << 24  # a table has an entry for each token
 
 
 class BPETokenizer:
     """A tokenizer of the `tokenizers` library, used byte for byte.
 
     `description` is its JSON (the content of a `tokenizer.json`) and `boundary` the id that starts documents.
-    UTF-8 runs are encoded by the library; every other byte becomes the token of that byte, where the tokenizer has
-    them (byte-level BPE, byte fallback). Additions at the start of a text and Unicode normalisation are switched off,
-    and text that looks like a special token is encoded as text. One loss is left: SentencePiece takes U+2581 for
-    a space.
+    The library encodes UTF-8 text. Every other byte becomes the token of that byte, where the tokenizer has them
+    (byte-level BPE, byte fallback). Prefixes at the start of a text and Unicode normalization are switched off, and
+    text that looks like a special token is encoded as text. One loss remains: SentencePiece takes U+2581 for a space.
 
-    Raises ValueError when the description cannot be read, and for undecodable bytes without single-byte tokens.
+    Raises ValueError for a description that the library cannot read, and for undecodable bytes without such tokens.
     """
 
     def __init__(self, description: Mapping[str, Any], boundary: int) -> None:
         from tokenizers import Tokenizer as Library
 
-        if type(boundary) is not int or not 0 <= boundary < LARGEST_VOCABULARY:
-            raise ValueError(f"The boundary is {boundary!r}: it must be a token, from 0 to {LARGEST_VOCABULARY - 1}.")
+        if type(boundary) is not int or not 0 <= boundary < MAX_VOCABULARY:
+            raise ValueError(f"the boundary is {boundary!r}; it must be a token, from 0 to {MAX_VOCABULARY - 1}.")
         self._description = dict(description)
         try:
-            library: tokenizers.Tokenizer = Library.from_str(json.dumps(as_is(self._description)))
+            library: tokenizers.Tokenizer = Library.from_str(json.dumps(lossless_description(self._description)))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"The tokenizers library cannot read this tokenizer: {error}.") from error
+            raise ValueError(
+                f"the tokenizers library cannot read this tokenizer ({error}); save it again or name another."
+            ) from error
         # special tokens that stand in a text are text
         library.encode_special_tokens = True
         self._library = library
@@ -142,7 +143,7 @@ class BPETokenizer:
 
     def encode_documents(self, documents: Iterable[bytes]) -> Iterator[NDArray[np.integer[Any]]]:
         parts: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
-        progress = Progress("encoding the text")
+        progress = ProgressLine("encoding the text")
         for group in _groups(documents):
             texts = [piece for piece in group if isinstance(piece, str)]
             encoded = iter(self._library.encode_batch_fast(texts, add_special_tokens=False))
@@ -165,44 +166,46 @@ class BPETokenizer:
     def _single_bytes(self, data: bytes) -> NDArray[np.uint32]:
         if self._byte_ids is None:
             raise ValueError(
-                f"The bytes {data[:8]!r} are not UTF-8 and this tokenizer has no tokens for single bytes: "
+                f"the bytes {data[:8]!r} are not UTF-8 and this tokenizer has no tokens for single bytes; "
                 'convert the text, or use the tokenizer "bytes" or "bpe:4096".'
             )
         return self._byte_ids[np.frombuffer(data, dtype=np.uint8)]
 
 
 class Decoder:
-    """Text from a stream of ids; a character whose bytes are not all there yet is held back."""
+    """An incremental decoder: it holds back a character until all of its bytes have come."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # bytes that can never become UTF-8 show as U+FFFD
+        # bytes that cannot become UTF-8 decode to U+FFFD
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """The text that this id completes, often the empty string for parts of characters."""
+        """The text that this id completes, which is empty for a part of a character."""
         return self._utf8.decode(self._tokenizer.decode([token]))
 
     def finish(self) -> str:
-        """What an unfinished character leaves (U+FFFD), or the empty string; afterwards the decoder is new again."""
+        """U+FFFD for an unfinished character, else the empty string; then resets the decoder."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
 
 
 def train_bpe(documents: Sequence[bytes], vocab_size: int) -> BPETokenizer:
-    """Byte-level BPE of at most `vocab_size` ids, counting 256 bytes and the boundary (less if the text is short).
+    """Trains a byte-level BPE of at most `vocab_size` ids, 256 bytes and the boundary among them.
 
-    Undecodable bytes are left out of the training; they still encode. Long texts take minutes, of which stderr tells.
-    ValueError for a vocab_size below 257 or above MOST_TOKENS.
+    Short texts give fewer ids. Undecodable bytes are left out of the training and still encode. Long texts take
+    minutes, with progress on stderr. Raises ValueError for a vocab_size below 257 or above MAX_TRAINED_TOKENS.
     """
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Library
 
     if vocab_size < 257:
-        raise ValueError(f"A BPE of {vocab_size} tokens cannot hold 256 bytes and the boundary: use 257 or more.")
-    if vocab_size > MOST_TOKENS:
-        raise ValueError(f"A BPE of {vocab_size} tokens is more than any text fills: use {MOST_TOKENS} or fewer.")
+        raise ValueError(f"a BPE of {vocab_size} tokens cannot hold 256 bytes and the boundary; use 257 or more.")
+    if vocab_size > MAX_TRAINED_TOKENS:
+        raise ValueError(
+            f"a BPE of {vocab_size} tokens is more than any text fills; use {MAX_TRAINED_TOKENS} or fewer."
+        )
     library = Library(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     split = pre_tokenizers.Split(Regex(BPE_PIECES), "isolated")
@@ -215,7 +218,7 @@ def train_bpe(documents: Sequence[bytes], vocab_size: int) -> BPETokenizer:
         show_progress=False,
     )
     size = sum(map(len, documents))
-    progress = Progress(f"training a tokenizer of {vocab_size:,} tokens", size)
+    progress = ProgressLine(f"training a tokenizer of {vocab_size:,} tokens", size)
 
     def texts() -> Iterator[str]:
         for data in documents:
@@ -231,10 +234,10 @@ def train_bpe(documents: Sequence[bytes], vocab_size: int) -> BPETokenizer:
 
 
 def tokenizer_from_spec(spec: str, documents: Sequence[bytes]) -> Tokenizer:
-    """The tokenizer that a user names: "bytes", "bpe:SIZE" (trained on `documents`), or the path of a `tokenizer.json`.
+    """The tokenizer of a spec: "bytes", "bpe:SIZE" (trained on `documents`), or the path of a `tokenizer.json`.
 
-    A `tokenizer.json` may be a run's or one of the `tokenizers` library. The latter must give back the beginning
-    of `documents` exactly. Raises ValueError otherwise, and for a spec that is none of the three.
+    A `tokenizer.json` may be a run's or one of the `tokenizers` library. The latter must be lossless on the beginning
+    of `documents`. Raises ValueError otherwise, and for any other spec.
     """
     if spec == "bytes":
         return ByteTokenizer()
@@ -242,32 +245,34 @@ def tokenizer_from_spec(spec: str, documents: Sequence[bytes]) -> Tokenizer:
         return train_bpe(documents, int(spec.removeprefix("bpe:")))
     path = Path(spec).expanduser()
     if not spec or not path.is_file():
-        raise ValueError(f'Tokenizer {spec!r} is not "bytes", "bpe:4096" (or another size) or a tokenizer.json file.')
+        raise ValueError(
+            f'the tokenizer {spec!r} is unknown; name "bytes", "bpe:4096" (or another size) or a tokenizer.json file.'
+        )
     try:
         data = json_value(path.read_bytes())
         foreign = None if "kind" in data else BPETokenizer(data, _foreign_boundary(data))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{spec} is not a usable tokenizer.json ({error!r}): save it again or name another."
+            f"{spec} is not a usable tokenizer.json ({error!r}); save it again or name another."
         ) from error
     if foreign is None:
         return tokenizer_from_json(data)
-    _refuse_losses(foreign, documents, spec)
+    _check_lossless(foreign, documents, spec)
     return foreign
 
 
 def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that `to_json` described. ValueError for anything else."""
+    """The tokenizer that `to_json` described. Raises ValueError for any other data."""
     kind = data.get("kind")
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "bpe" and isinstance(data.get("tokenizers"), Mapping) and isinstance(data.get("boundary"), int):
         return BPETokenizer(data["tokenizers"], data["boundary"])
-    raise ValueError(f"A tokenizer of kind {kind!r} is unknown or incomplete: this version reads 'bytes' and 'bpe'.")
+    raise ValueError(f"a tokenizer of kind {kind!r} is unknown or incomplete; this version reads 'bytes' and 'bpe'.")
 
 
 def byte_characters() -> list[str]:
-    """The character by which byte-level vocabularies write each byte: itself if printable, else from U+0100 on."""
+    """The character of each byte in byte-level vocabularies: itself if printable, else one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -279,12 +284,12 @@ _BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(_BYTE_CHA
 
 def _in_vocabulary(token: int, vocab_size: int) -> int:
     if not 0 <= token < vocab_size:
-        raise ValueError(f"Token {token} is outside the vocabulary of {vocab_size}: is this the model's tokenizer?")
+        raise ValueError(f"token {token} is outside the vocabulary of {vocab_size}; use the model's own tokenizer.")
     return token
 
 
 def _pieces(data: bytes) -> Iterator[str | bytes]:
-    """A text as runs of characters (cut at line ends) and runs of undecodable bytes."""
+    """A text as strings (cut at line ends) and runs of undecodable bytes, in order."""
     # "surrogateescape" maps every byte that is not UTF-8 to one of U+DC80..U+DCFF, which UTF-8 itself never yields
     for number, run in enumerate(re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape"))):
         if number % 2:
@@ -319,7 +324,7 @@ def _is_byte_level(description: Mapping[str, Any]) -> bool:
 
 
 def _spelling(description: Mapping[str, Any], library: "tokenizers.Tokenizer", boundary: int) -> list[bytes]:
-    """The bytes of every id; ids that no token has (and the boundary) spell nothing."""
+    """The bytes of every id; none for the boundary and for ids without a token."""
     byte_level = _is_byte_level(description)
     added = {id_: token.content for id_, token in library.get_added_tokens_decoder().items()}
     vocabulary = library.get_vocab(with_added_tokens=True)
@@ -345,18 +350,18 @@ def _byte_ids(description: Mapping[str, Any], library: "tokenizers.Tokenizer") -
     return None if None in ids else np.array(ids, dtype=np.uint32)
 
 
-def as_is(description: dict[str, Any]) -> dict[str, Any]:
-    """The same tokenizer without anything that adds to a text, changes it, or cuts it off."""
-    parts = {key: _plain(description.get(key)) for key in ("normalizer", "pre_tokenizer")}
+def lossless_description(description: dict[str, Any]) -> dict[str, Any]:
+    """A description without the steps that add to a text, change it, or cut it off."""
+    parts = {key: _lossless_part(description.get(key)) for key in ("normalizer", "pre_tokenizer")}
     return {**description, **parts, "post_processor": None, "truncation": None, "padding": None}
 
 
-def _plain(part: Any) -> Any:
+def _lossless_part(part: Any) -> Any:
     if part is None or part["type"] in ("Prepend", "NFC"):
         return None
     part = dict(part)
     for key in {"normalizers", "pretokenizers"} & part.keys():
-        part[key] = [plain for inner in part[key] if (plain := _plain(inner)) is not None]
+        part[key] = [plain for inner in part[key] if (plain := _lossless_part(inner)) is not None]
     if "add_prefix_space" in part:
         part["add_prefix_space"] = False
     if "prepend_scheme" in part:
@@ -377,7 +382,7 @@ def _foreign_boundary(description: Mapping[str, Any]) -> int:
     return highest + 1
 
 
-def _refuse_losses(tokenizer: Tokenizer, documents: Sequence[bytes], spec: str) -> None:
+def _check_lossless(tokenizer: Tokenizer, documents: Sequence[bytes], spec: str) -> None:
     left = SAMPLE_BYTES
     for document in documents:
         data = document[:left].decode("utf-8", "ignore").encode()
@@ -386,7 +391,7 @@ def _refuse_losses(tokenizer: Tokenizer, documents: Sequence[bytes], spec: str) 
             same = next((i for i, (a, b) in enumerate(zip(data, back, strict=False)) if a != b), len(back))
             here = slice(same, same + 20)
             raise ValueError(
-                f"The tokenizer {spec} turns {data[here]!r} into {back[here]!r}, so bits per byte would mean nothing: "
+                f"the tokenizer {spec} turns {data[here]!r} into {back[here]!r}, so bits per byte would mean nothing; "
                 'use a lossless one (a byte-level BPE, "bytes" or "bpe:4096").'
             )
         left -= len(data)

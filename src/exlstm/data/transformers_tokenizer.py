@@ -1,4 +1,4 @@
-"""Our tokenizers for transformers: the same ids for the same text, in files that AutoTokenizer reads.
+"""Tokenizers in files that AutoTokenizer of transformers reads, with the same ids for the same text.
 
 Writing them needs the `tokenizers` library only.
 """
@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from exlstm.data.tokenizer import BOUNDARY_NAMES, BPETokenizer, ByteTokenizer, Tokenizer, as_is, byte_characters
+from exlstm.data.tokenizer import (
+    BOUNDARY_NAMES,
+    BPETokenizer,
+    ByteTokenizer,
+    Tokenizer,
+    byte_characters,
+    lossless_description,
+)
 from exlstm.nn.fields import json_value
 from exlstm.runtime.files import write_atomically
 
@@ -17,12 +24,12 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, begin_with_boundary: bool = True) -> None:
     """Writes `tokenizer` into `folder` for AutoTokenizer: tokenizer.json and tokenizer_config.json.
 
-    The boundary is its bos, eos and padding token, and stands in front of every text, as in training, unless
-    `begin_with_boundary` is False or the text is encoded with add_special_tokens=False. What looks like a special token
-    in a text is text. generation_config.json gets the boundary too, so that `generate` stops where a document ends;
-    other settings that stand in it stay. Texts of more than 262,144 characters, which ours cuts at line ends before it
-    encodes them, may get other ids at these places. Raises ValueError for a tokenizer that these files cannot hold, and
-    for a folder with a tokenizer.json in our own form. Raises OSError when the disk is full; no file is half-written.
+    The boundary is its bos, eos and padding token. It begins every text, as in training, unless `begin_with_boundary`
+    is False or the text is encoded with add_special_tokens=False. Text that looks like a special token is text.
+    generation_config.json gets the boundary too, so that `generate` stops at the end of a document; its other settings
+    stay. Texts of more than 262,144 characters, which exlstm cuts at line ends before it encodes them, may get other
+    ids at the cuts. Raises ValueError for a tokenizer that these files cannot hold, and for a folder with a
+    tokenizer.json in exlstm's own form. Raises OSError when the disk is full; no file is half-written.
     """
     place = Path(folder)
     if _is_ours(place / "tokenizer.json"):
@@ -48,14 +55,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, begin_with_bound
 
 
 def _with_boundary(tokenizer: Tokenizer, begin_with_boundary: bool) -> tuple[dict[str, Any], str]:
-    """The description for the `tokenizers` library, and what the boundary is called in it."""
+    """The description for the `tokenizers` library, and the name of the boundary in it."""
     from tokenizers import AddedToken, processors
     from tokenizers import Tokenizer as Library
 
     if isinstance(tokenizer, ByteTokenizer):
         library = _bytes()
     elif isinstance(tokenizer, BPETokenizer):
-        library = Library.from_str(json.dumps(as_is(tokenizer.to_json()["tokenizers"])))
+        library = Library.from_str(json.dumps(lossless_description(tokenizer.to_json()["tokenizers"])))
     else:
         raise ValueError(
             f"a {type(tokenizer).__name__} has no form for transformers; pass one that exlstm trained or read."
@@ -80,7 +87,7 @@ def _with_boundary(tokenizer: Tokenizer, begin_with_boundary: bool) -> tuple[dic
 
 
 def _bytes() -> Any:
-    """Byte-level BPE that never merges: each byte is its own id."""
+    """Byte-level BPE without merges: each byte is its own id."""
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers
 

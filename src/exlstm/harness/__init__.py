@@ -1,4 +1,4 @@
-"""exlstm for lm-evaluation-harness: the model name `exlstm`, and its command line with that name known.
+"""exlstm for lm-evaluation-harness: the model `exlstm`, and the harness's command line with that model registered.
 
     from exlstm.harness import main
     main(["--model", "exlstm", "--model_args", "pretrained=runs/my-run", "--tasks", "lambada_openai"])
@@ -12,10 +12,10 @@ from contextlib import suppress
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs lm-evaluation-harness's own command line on these words, with the model `exlstm` known; its exit code.
+    """Runs the command line of lm-evaluation-harness with the model `exlstm` registered; returns its exit code.
 
-    Without a device, there and in a file that --config names, it is a GPU if there is one; the harness's own default is
-    one that many machines lack. Raises ValueError if lm-evaluation-harness is not installed.
+    If neither the words nor a --config file name a device, it is a GPU if there is one; the default of the harness,
+    cuda:0, does not exist on many machines. Raises ValueError if lm-evaluation-harness is not installed.
     """
     try:
         from lm_eval.__main__ import HarnessCLI, setup_logging
@@ -27,10 +27,10 @@ def main(words: Sequence[str]) -> int:
     from exlstm.runtime.machine import pick_device
 
     with suppress(ImportError):
-        # its own model `hf` then reads our folders too, where transformers is installed
+        # with transformers installed, the model `hf` of the harness reads exlstm folders too
         import exlstm.hf  # noqa: F401
     before = sys.argv
-    # its parser reads these, whatever it is given
+    # the parser of the harness reads sys.argv only
     sys.argv = ["exlstm lm-eval", *words]
     try:
         setup_logging()
@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _device_in(config: str | None) -> str | None:
-    """The device that a file of settings names."""
+    """The device in a file of settings, None without one."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     return None if config is None else EvaluatorConfig.load_yaml_config(config).get("device")

@@ -1,4 +1,4 @@
-"""The model `exlstm` of lm-evaluation-harness: log-likelihoods with states, texts of any length, no windows."""
+"""The model `exlstm` of lm-evaluation-harness: log-likelihoods with carried state, for texts of any length."""
 
 import os
 from collections.abc import Sequence
@@ -25,22 +25,24 @@ from exlstm.runtime.machine import pick_device
 
 Scored = tuple[float, bool]
 Pair = tuple[tuple[str, str], list[int], list[int]]
-# what a task may set for an answer
+# generation settings that a task may have
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 OTHERS = ("until", "do_sample", "max_gen_toks", "num_beams")
 
 
 @register_model("exlstm")
 class HarnessModel(TemplateLM):  # type: ignore[misc]
-    """A folder with a model, or of a run, for lm-evaluation-harness.
+    """A model or run on disk as a model of lm-evaluation-harness.
 
-    pretrained: the folder, with a model in any layout that `exlstm.load` knows. tokenizer: a tokenizer.json or "bytes";
-    None takes the run's, or the one in the folder.
-    checkpoint: of a run. weights: "as-saved", "float32", "bfloat16", "int8" or "int4". window: None reads every text
-    whole; a number cuts texts into windows of so many tokens, as models with a longest input have to.
-    add_bos_token: whether a context begins with the boundary, as in training. seed: of sampled answers.
+    pretrained: a folder with a run, or with a model in any layout that `exlstm.load` knows.
+    tokenizer: a tokenizer.json or "bytes"; None takes the one of the run or folder.
+    checkpoint: "best", "last" or a step, for a run.
+    weights: "as-saved", "float32", "bfloat16", "int8" or "int4".
+    window: None reads every text whole; a number cuts texts into windows of so many tokens.
+    add_bos_token: whether a context begins with the boundary, as in training.
+    seed: of sampled answers.
     batch_size: sequences at a time; "auto" is 16.
-    Raises ValueError for a folder without a model or a tokenizer, and for settings that are none.
+    Raises ValueError for a folder without a model or a tokenizer, and for invalid settings.
     """
 
     def __init__(
@@ -68,27 +70,27 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The boundary: it ends a document, and begins one."""
+        """The boundary token, between documents."""
         return self._tokenizer.boundary
 
     @property
     def max_length(self) -> int:
-        """The window, or more than any text has."""
+        """The window, or a number larger than any text."""
         return self.window or 2**31 - 1
 
     @property
     def tokenizer_name(self) -> str:
-        """What caches of requests are told apart by."""
+        """The name of the tokenizer in the harness's cache of requests."""
         return self.name.replace(os.sep, "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        """The ids of a text, with the boundary in front if asked for (None: as add_bos_token says)."""
+        """The ids of a text; add_special_tokens puts the boundary in front, None takes add_bos_token."""
         front = self.add_bos_token if add_special_tokens is None else add_special_tokens
         return [self.eot_token_id] * front + self._tokenizer.encode(string.encode())
 
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests: Sequence[Pair], disable_tqdm: bool = False) -> list[Scored]:
-        """Each context is read once, however many continuations it has."""
+        """Log-likelihoods of continuations; each context is read once, however many continuations it has."""
         results: list[Scored] = [(0.0, True)] * len(requests)
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
@@ -109,7 +111,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return results
 
     def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
-        """What of a context is read: with a window, as much as fits before the last token of the continuation."""
+        """The end of a context that fits into the window before the last token of the continuation."""
         if not context:
             raise ValueError("a context has no tokens; set add_bos_token=True, so that it begins with the boundary.")
         if self.window is None:
@@ -123,8 +125,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @torch.inference_mode()
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, the boundary before them. The state is carried from beginning to end, so nothing is cut; with
-        a window it is the usual sum over windows that do not overlap."""  # fmt: skip
+        """Log-likelihoods of whole texts after a boundary, with the state carried from beginning to end.
+
+        With a window it is the usual sum over windows that do not overlap.
+        """
         texts = [[self.eot_token_id, *self.tok_encode(request.args[0], False)] for request in requests]
         totals = [0.0] * len(texts)
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood_rolling requests")
@@ -146,7 +150,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return sum(total for total, _ in self._loglikelihood_tokens(pairs, disable_tqdm=True))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations, each up to the first of its stop strings, to the end of the document, or max_gen_toks."""
+        """Continuations up to a stop string, the end of the document, or max_gen_toks."""
         asked = [self._request(index, *request.args) for index, request in enumerate(requests)]
         pieces: list[list[str]] = [[] for _ in asked]
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests")

@@ -1,4 +1,4 @@
-"""Log-likelihoods with states as values: a context is read once, and each of its continuations begins from its state.
+"""Log-likelihoods with carried state: a context is read once, and all of its continuations begin from its state.
 
 B batch  T time  D model width  C classes (vocabulary)  N tokens  L tokens of one chunk
 """
@@ -12,35 +12,35 @@ from exlstm.mixers.state import LMState, rows
 from exlstm.models.lm import LM
 
 Tokens = Sequence[int]
-# what is read at a time: memory does not grow with a text
+# steps read at a time, so that memory does not grow with a text
 STEPS = 512
-# logits of so many numbers at a time, 64 MiB in float32
+# logits made at a time, 64 MiB in float32
 LOGITS = 1 << 24
 
 
-class Score:
-    """Sum of log probabilities in nats, and whether each token was the most likely one."""
+class LogLikelihood:
+    """The sum of log probabilities in nats, and whether every token was the most likely one."""
 
     def __init__(self) -> None:
         self.total, self.greedy = 0.0, True
 
     def add(self, log_probs: Tensor, greedy: Tensor) -> None:
-        """Counts some more tokens."""
+        """Adds the log probabilities of further tokens."""
         self.total += float(log_probs.double().sum())
         self.greedy = self.greedy and bool(greedy.all())
 
 
 def score_choices(
     model: LM, context: Sequence[Tokens], choices: Sequence[Sequence[Tokens]], batch: int
-) -> Iterator[list[Score]]:
-    """For each context, which has at least one token, a score for each of its continuations, in order.
+) -> Iterator[list[LogLikelihood]]:
+    """The scores of the continuations of each context, in order. A context has at least one token.
 
-    All contexts are read together, so give as many as one batch takes; continuations are scored `batch` at a time.
+    All contexts are read in one batch; continuations are scored `batch` at a time.
     """
     state = read(model, [line[:-1] for line in context])
-    # the last token of a context is read with the continuation, for what follows it is the continuation's first token
+    # the last token of a context predicts the first of the continuation, so it is read with the continuation
     forks = [(row, line[-1], choice) for row, line in enumerate(context) for choice in choices[row]]
-    scores = [Score() for _ in forks]
+    scores = [LogLikelihood() for _ in forks]
     order = sorted(range(len(forks)), key=lambda index: -len(forks[index][2]))
     for first in range(0, len(order), batch):
         here = order[first : first + batch]
@@ -52,9 +52,9 @@ def score_choices(
         yield [next(results) for _ in choices[row]]
 
 
-def score_texts(model: LM, texts: Sequence[Tokens]) -> list[Score]:
-    """A score for each text, which has at least one token: of all its tokens but the first, given all before them."""
-    scores = [Score() for _ in texts]
+def score_texts(model: LM, texts: Sequence[Tokens]) -> list[LogLikelihood]:
+    """The score of each text: of all tokens but the first, each given all before it. A text has at least one token."""
+    scores = [LogLikelihood() for _ in texts]
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     state = model.zero_state(len(texts))
     _score(model, [texts[index] for index in order], state, [scores[index] for index in order])
@@ -62,7 +62,7 @@ def score_texts(model: LM, texts: Sequence[Tokens]) -> list[Score]:
 
 
 def read(model: LM, texts: Sequence[Tokens]) -> LMState:
-    """The states after these texts, which may be empty."""
+    """The states after these texts, any of which may be empty."""
     state = model.zero_state(len(texts))
     for start in range(0, max(map(len, texts)), STEPS):
         tokens_BT, lengths_B = _padded([text[start : start + STEPS] for text in texts], model)
@@ -70,8 +70,8 @@ def read(model: LM, texts: Sequence[Tokens]) -> LMState:
     return state
 
 
-def _score(model: LM, texts: Sequence[Tokens], state: LMState, scores: Sequence[Score]) -> None:
-    """Scores of all tokens but the first. The longest text comes first: rows that are done are left out."""
+def _score(model: LM, texts: Sequence[Tokens], state: LMState, scores: Sequence[LogLikelihood]) -> None:
+    """Scores all tokens but the first. Texts are sorted, the longest first, so that finished rows can be left out."""
     for start in range(0, len(texts[0]) - 1, STEPS):
         parts = [text[start : start + STEPS + 1] for text in texts if len(text) - 1 > start]
         if len(parts) < len(texts):
@@ -89,7 +89,7 @@ def _score(model: LM, texts: Sequence[Tokens], state: LMState, scores: Sequence[
 
 
 def _log_probs(model: LM, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each target: its log probability, in float32 or wider, and whether it is the most likely token."""
+    """The log probability of each target, in float32 or wider, and whether it is the most likely token."""
     size = max(1, LOGITS // model.config.vocab_size)
     log_probs, greedy = [], []
     for x_LD, targets_L in zip(torch.split(hidden_ND, size), torch.split(targets_N, size), strict=True):
@@ -101,7 +101,7 @@ def _log_probs(model: LM, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor,
 
 
 def _padded(texts: Sequence[Tokens], model: LM) -> tuple[Tensor, Tensor | None]:
-    """[B, T] with zeros behind each text, and the lengths where they differ."""
+    """Tokens [B, T] with zeros behind each text, and the lengths, None where all are equal."""
     lengths = [len(text) for text in texts]
     T = max(lengths)
     tokens_BT = torch.zeros(len(texts), T, dtype=torch.long)
@@ -113,8 +113,7 @@ def _padded(texts: Sequence[Tokens], model: LM) -> tuple[Tensor, Tensor | None]:
 
 
 def batches(items: Iterable[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in groups of `size`, those of similar length together, the longest first: what does not fit fails at
-    once."""  # fmt: skip
+    """Indices in groups of `size` of similar length, the longest first, so that too little memory shows at once."""
     order = sorted(items, key=lambda index: -lengths[index])
     for first in range(0, len(order), size):
         yield order[first : first + size]

@@ -1,4 +1,4 @@
-"""exlstm for transformers: importing this page makes its Auto classes know the model type `exlstm`.
+"""exlstm for transformers: importing this module registers the model type `exlstm` with the Auto classes.
 
     import exlstm.hf
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)  # a folder that exlstm.save wrote

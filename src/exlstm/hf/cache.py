@@ -1,4 +1,4 @@
-"""What transformers carries from step to step: our state, whose size does not depend on how much was read."""
+"""The cache of transformers as the state of an exlstm model, whose size does not depend on how much was read."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from exlstm.mixers.state import LMState, leaves, rows
 
 
 class ExlstmCache(Cache):  # type: ignore[misc]
-    """The state after `length` columns of input, padding included; state=None means nothing read yet.
+    """The state after `length` columns of input, padding included; state=None before the first call.
 
-    A call of the model returns a new cache and leaves the one it was given as it was: keep one, and go on from it as
-    often as you like. The three methods of beam search exchange the state of this object; no tensor is written to.
+    A call of the model returns a new cache and leaves its argument unchanged, so one cache can be continued many times.
+    The three methods of beam search replace the state of this object; no tensor is changed in place.
     """
 
     def __init__(self, state: LMState | None = None, length: int = 0) -> None:
@@ -25,12 +25,12 @@ class ExlstmCache(Cache):  # type: ignore[misc]
         return f"ExlstmCache(length={self.length}, batch_size={self.batch_size})"
 
     def __len__(self) -> int:
-        """How many blocks it holds the state of."""
+        """The number of blocks whose state it holds."""
         return 0 if self.state is None else len(self.state)
 
     @property
     def batch_size(self) -> int:
-        """Rows; -1 while nothing is read."""
+        """The number of rows, -1 before the first call."""
         return -1 if self.state is None else len(leaves(self.state)[0])
 
     @property
@@ -50,36 +50,36 @@ class ExlstmCache(Cache):  # type: ignore[misc]
         return self.length
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """-1: there is no longest input."""
+        """-1: the length of the input is not limited."""
         return -1
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         return self.state is not None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i becomes what row beam_idx[i] was."""
+        """Replaces row i by row beam_idx[i]."""
         if self.state is not None:
             self.state = rows(self.state, beam_idx.to(leaves(self.state)[0].device))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Only these rows, in this order."""
+        """Keeps these rows, in this order."""
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times, one after the other."""
+        """Repeats every row `repeats` times; copies stand beside each other."""
         if self.state is not None:
             self.reorder_cache(torch.arange(self.batch_size).repeat_interleave(repeats))
 
     def reset(self) -> None:
-        """Nothing read yet."""
+        """Clears the state."""
         self.state, self.length = None, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused: a state cannot be cut back."""
+        """Raises ValueError: a recurrent state cannot be cut back."""
         raise ValueError(
             f"a recurrent state cannot forget its last {tokens_to_remove} tokens; keep the cache of an earlier call."
         )
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any) -> tuple[Tensor, Tensor]:
-        """Refused: it holds states, not keys and values."""
+        """Raises ValueError: the cache holds states, not keys and values."""
         raise ValueError("an ExlstmCache holds states, not keys and values; pass it to an exlstm model only.")

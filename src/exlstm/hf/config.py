@@ -1,4 +1,4 @@
-"""The architecture as transformers keeps it: the keys of our own config.json, no more and no less."""
+"""The config of an exlstm model in transformers, with the keys of exlstm's own config.json."""
 
 import os
 from dataclasses import MISSING, fields
@@ -11,18 +11,18 @@ from exlstm.models.checkpoints.own import FORMAT, config_from_json, config_to_js
 from exlstm.models.checkpoints.target import check_no_run
 from exlstm.models.lm import LMConfig
 
-# There is no longest input. Who asks gets the largest number that everybody can hold: without one,
-# lm-evaluation-harness would cut every text into windows of 2048 tokens.
+# The length of the input is not limited, but lm-evaluation-harness cuts every text into windows of 2048 tokens unless
+# a config has a number; this is the largest that fits 32 bits.
 NO_LIMIT = 2**31 - 1
 
 
 class ExlstmConfig(PreTrainedConfig):  # type: ignore[misc]
-    """`LMConfig` for transformers. Its fields stand here under the names that they have in config.json.
+    """`LMConfig` for transformers, with the field names of config.json.
 
         config = ExlstmConfig.from_lm(exlstm.preset("laptop-small"))
         config.lm_config() == exlstm.preset("laptop-small")
 
-    Raises ValueError for an architecture that does not fit, and for a quantised model's config.json.
+    Raises ValueError for an architecture that is not valid, and for the config.json of a quantized model.
     """
 
     model_type = "exlstm"
@@ -45,7 +45,7 @@ class ExlstmConfig(PreTrainedConfig):  # type: ignore[misc]
                 f"the model has {weights} weights, which transformers cannot read; load it with exlstm.load, "
                 "or save the model it was quantised from."
             )
-        # transformers takes this for a switch of its own, and for False where it is missing
+        # transformers has a switch of this name, which is False where it is missing
         kwargs.setdefault("tie_embeddings", kwargs.pop("tie_word_embeddings", False))
         super().__post_init__(**kwargs)
         for field in fields(LMConfig):
@@ -64,18 +64,21 @@ class ExlstmConfig(PreTrainedConfig):  # type: ignore[misc]
         return cls(**data)
 
     def lm_config(self) -> LMConfig:
-        """The architecture. ValueError where it does not fit, or is not there."""
+        """The architecture. Raises ValueError where it is missing or not valid."""
         if self.blocks is None:
             raise ValueError("the config has no blocks; make one with ExlstmConfig.from_lm(exlstm.preset(name)).")
         values = {field.name: getattr(self, field.name) for field in fields(LMConfig)}
         return config_from_json({"format": self.format, "model_type": "exlstm", **values})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """As in transformers, which a model's `save_pretrained` begins with. ValueError for the folder of a run."""
+        """As in transformers. Raises ValueError for the folder of a run.
+
+        The `save_pretrained` of a model calls this first, so it is checked there too.
+        """
         check_no_run(Path(save_directory))
         super().save_pretrained(save_directory, **kwargs)
 
     @property
     def num_hidden_layers(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len(self.blocks or ())

@@ -1,4 +1,4 @@
-"""Our LM as a model of transformers: the same modules under the same names, so both read what either one saved.
+"""`LM` as a model of transformers: modules have the same names, so each reads what the other saved.
 
 B batch  T columns of input  L columns when packed  D model width  C classes (vocabulary)
 """
@@ -27,10 +27,10 @@ _PARTS = ("embed", "blocks", "norm", "head")
 
 
 class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """The `LM` of an `ExlstmConfig`, with what transformers asks of a model: `generate`, `Trainer`, `save_pretrained`.
+    """The `LM` of an `ExlstmConfig` as a model of transformers, with `generate`, `Trainer` and `save_pretrained`.
 
-    `ExlstmForCausalLM(config)` draws fresh weights, `from_pretrained(folder)` reads those that `save_pretrained` or
-    `exlstm.save` wrote, and `ExlstmForCausalLM(config, lm)` shares those of a model that is there.
+    `ExlstmForCausalLM(config)` draws fresh weights. `from_pretrained(folder)` reads weights that `save_pretrained` or
+    `exlstm.save` wrote. `ExlstmForCausalLM(config, lm)` shares the weights of `lm`.
     """
 
     config_class = ExlstmConfig
@@ -38,13 +38,13 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     _is_stateful = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 - as transformers wants it
+    _no_split_modules = ["Block"]  # noqa: RUF012 - an attribute that transformers reads
     _tied_weights_keys = {"head.weight": "embed.weight"}  # noqa: RUF012 - the same
 
     def __init__(self, config: ExlstmConfig, lm: LM | None = None) -> None:
         super().__init__(config)
         lm = LM(config.lm_config()) if lm is None else lm
-        # not a part of this module: its parts are, under the names that they have there
+        # not a submodule: its parts are submodules here, under the same names
         self.__dict__["_lm"] = lm
         for name in _PARTS:
             setattr(self, name, getattr(lm, name))
@@ -57,7 +57,7 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @property
     def lm(self) -> LM:
-        """The `exlstm.LM` of these very weights, for everything that takes one: quantising, `TokenLoop`, `explain`."""
+        """The `exlstm.LM` with these weights, for `quantize`, `TokenLoop`, `explain` and all that takes an `LM`."""
         lm: LM = self.__dict__["_lm"]
         for name in _PARTS:
             if getattr(lm, name) is not getattr(self, name):
@@ -83,17 +83,22 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         skip_logits: bool | None = None,
         **more: Tensor | None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits [B, T, C] for the token after each column, and with labels the loss.
+        """Logits [B, T, C] for the token after each column, and the loss if there are labels.
 
-        input_ids: [B, T] integers; or inputs_embeds: [B, T, D]. attention_mask: [B, T] or longer, 0 for padding, which
-        may be anywhere: it changes nothing, and its logits are those of the last token before it. past_key_values: what
-        an earlier call returned for these rows. position_ids are not used. labels: [B, T], those that are -100 do not
-        count; each token is predicted from the tokens before it. The loss is their mean, or their sum divided by
-        num_items_in_batch. shift_labels: [B, T], in the place of labels, each where it is predicted. skip_logits: do
-        not make logits; None does so in training with labels, where they are not needed. logits_to_keep: only for the
-        last so many columns, or for these. Raises ValueError for input that does not fit.
+        input_ids: [B, T] integers.
+        inputs_embeds: [B, T, D], in place of input_ids.
+        attention_mask: [B, T] or longer, 0 for padding. Padding may be anywhere and does not change other columns; its
+        logits are those of the last token before it.
+        past_key_values: the cache that an earlier call returned for these rows.
+        position_ids: not used.
+        labels: [B, T], -100 where a label does not count; each token is predicted from the tokens before it.
+        shift_labels: [B, T], in place of labels, each in the column that predicts it.
+        num_items_in_batch: the divisor of the summed loss; None takes the mean.
+        skip_logits: whether to leave out the logits; None leaves them out in training with labels.
+        logits_to_keep: a number of last columns, or the columns, to make logits for; 0 is all.
+        Raises ValueError for input of a wrong shape.
         """
-        # a parameter of this name would be taken by a Trainer for a column that every data set has
+        # not a parameter: a Trainer would take one of this name for a column that every data set has
         shift_labels = more.pop("shift_labels", None)
         if more:
             raise TypeError(f"{next(iter(more))!r} is no argument of an exlstm model; leave it out.")
@@ -126,7 +131,7 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if inputs.ndim == 2:
             if lengths_B is not None:
                 step_L = torch.arange(inputs.shape[1], device=inputs.device)
-                # padding may be a token that the model does not have
+                # the token of padding may lie outside the vocabulary
                 inputs = inputs.masked_fill(step_L >= lengths_B[:, None], 0)
             lm.check(inputs, state, None, lengths_B)
             x_BLD = self.embed(inputs)
@@ -142,8 +147,10 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _run(
         self, x_BLD: Tensor, before: LMState | None, packed: Packing | None, keep: bool
     ) -> tuple[Tensor, LMState | None, list[Tensor]]:
-        """What the last norm gives; the state, unless blocks are run again in the backward (to keep it would undo what
-        that saves); and, to keep, what goes into each block and what the last norm gives, in the columns of the input.
+        """The output of the last norm, the state, and the hidden states if `keep` is true.
+
+        Hidden states are the inputs of all blocks and the output of the last norm, in the columns of the input. With
+        gradient checkpointing the state is None: it would keep the memory that checkpointing saves.
         """
         again = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
         lengths_B = None if packed is None else packed.lengths_B
@@ -151,7 +158,7 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         after = []
 
         def kept(x_BLD: Tensor) -> Tensor:
-            """What was kept is what is computed with: gradients with respect to it are those of the loss."""
+            """Keeps x as a hidden state and returns it as the next input, so that it has gradients of the loss."""
             if not keep:
                 return x_BLD
             hidden.append(x_BLD if packed is None else packed.unpack(x_BLD))
@@ -164,7 +171,7 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 x_BLD, state = run(x_BLD)
                 after.append(state)
             else:
-                # the loop goes on before this is called once more: `run` is given as it is now
+                # bound now: the function is called again in the backward, when `run` is another one
                 x_BLD = again(lambda x_BLD, run=run: run(x_BLD)[0], x_BLD)
             if index == len(self.blocks) - 1 and self.norm is not None:
                 x_BLD = self.norm(x_BLD)
@@ -172,8 +179,8 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return x_BLD, tuple(after) if again is None else None, hidden
 
     def initialize_weights(self) -> None:
-        """Draws what a file did not have as a fresh model would have it; what was read stays."""
-        # of a head that was resized transformers marks the module, of what was read each tensor
+        """Draws the parameters that were not in a file as a fresh model does."""
+        # transformers marks a resized head at the module, and parameters from a file at each tensor
         missing = [
             f"{place}.{name}"
             for place, module in self.named_modules()
@@ -201,14 +208,14 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """`generate` must not begin with a cache of keys and values."""
+        """False, so that `generate` does not begin with a cache of keys and values."""
         return False
 
 
 def from_lm(model: LM) -> ExlstmForCausalLM:
     """A model of transformers that shares the weights of `model`.
 
-    Raises ValueError for a quantised model, whose config transformers could not save.
+    Raises ValueError for a quantized model, whose config transformers could not save.
     """
     from exlstm.models.quantized import bits_of
 

@@ -1,7 +1,6 @@
-"""Padding anywhere in a row: the tokens of each row move together to its front, and the results back to their places.
+"""Padding anywhere in a row: tokens are packed at the front of each row, and results unpacked to their columns.
 
-A model that reads from left to right then needs the length of each row and nothing else, so that a row gives what it
-gives alone, wherever its padding is.
+A causal model then needs only the length of each row, and the result of a row does not depend on its padding.
 
 B batch  T columns of input  L columns when packed  D model width
 """
@@ -15,26 +14,29 @@ from exlstm.data.packing import IGNORE
 
 
 class Packing(NamedTuple):
-    """source_BL: the column that each packed step comes from. place_BT: the packed step whose result a column shows.
-    lengths_B: tokens per row."""  # fmt: skip
+    """Index maps between columns and packed steps.
+
+    source_BL: the column of each packed step. place_BT: the packed step whose result each column gets.
+    lengths_B: tokens per row.
+    """
 
     source_BL: Tensor
     place_BT: Tensor
     lengths_B: Tensor
 
     def pack(self, x: Tensor) -> Tensor:
-        """[B, T, ...] -> [B, L, ...]; what is beyond a row's length is anything."""
+        """[B, T, ...] -> [B, L, ...]; steps beyond the length of a row are arbitrary."""
         return _take(x, self.source_BL)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """[B, L, ...] -> [B, T, ...]; padding shows the result of the last token before it."""
+        """[B, L, ...] -> [B, T, ...]; padding gets the result of the last token before it."""
         return _take(x, self.place_BT)
 
 
 def packing(mask: Tensor | None, tokens: Tensor) -> Packing | None:
-    """How to pack rows of `tokens` ([B, T, ...]) by an attention mask, 0 for padding; None where there is no padding.
+    """The packing of `tokens` ([B, T, ...]) by an attention mask, 0 for padding; None without padding.
 
-    The mask is [B, T], or longer: with a cache it covers what was read before too, and its end counts.
+    The mask is [B, T], or longer: with a cache it also covers earlier tokens, and its last T columns count.
     Raises ValueError for a mask of another shape.
     """
     if mask is None:
@@ -55,7 +57,7 @@ def packing(mask: Tensor | None, tokens: Tensor) -> Packing | None:
 
 
 def own_targets(targets_BT: Tensor, packed: Packing | None) -> Tensor:
-    """What each packed step should predict, of targets that stand in its column; IGNORE for padding."""
+    """The target of each packed step, from targets in the column of the step; IGNORE for padding."""
     if packed is None:
         return targets_BT
     targets_BL = packed.pack(targets_BT)
@@ -64,7 +66,7 @@ def own_targets(targets_BT: Tensor, packed: Packing | None) -> Tensor:
 
 
 def next_tokens(labels_BT: Tensor, packed: Packing | None) -> Tensor:
-    """What each packed step should predict: the label of the row's next token; IGNORE behind the last one."""
+    """The target of each packed step, from labels in the column of the next token; IGNORE behind the last one."""
     labels_BL = own_targets(labels_BT, packed)
     return torch.cat([labels_BL[:, 1:], torch.full_like(labels_BL[:, :1], IGNORE)], dim=1)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from exlstm.data.packing import IGNORE, Batch
 from exlstm.data.tasks import TASKS, RealBatch, Task, nearest_neighbours, task_batch
-from exlstm.data.tasks.contract import Split
+from exlstm.data.tasks.contract import SplitName
 from exlstm.data.tasks.scores import LengthScore, best_constant, by_length, scaled
 from exlstm.mixers.contract import Mixer
 from exlstm.models.lm import LM, LMConfig
@@ -63,7 +63,7 @@ class Problem(Protocol):
     def loss(self, model: "Model", step: int, *, seed: int, rows: int, device: torch.device) -> tuple[Tensor, int]:
         """The mean loss of the batch of a training step, and its number of tokens."""
 
-    def score(self, model: "Model", lesson: int, part: int, split: Split, rows: int) -> dict[str, Any]:
+    def score(self, model: "Model", lesson: int, part: int, split: SplitName, rows: int) -> dict[str, Any]:
         """Scores of a model in evaluation mode on the first rows of a split, in one range of lengths."""
 
 
@@ -101,7 +101,7 @@ class TokenProblem:
         """A language model with the tasks' vocabulary."""
         return LM(replace(architecture, vocab_size=self.vocab_size))
 
-    def batch(self, lesson: int, split: Split, low: int, high: int, *, seed: int, first: int, rows: int, dense: bool
+    def batch(self, lesson: int, split: SplitName, low: int, high: int, *, seed: int, first: int, rows: int, dense: bool
               ) -> Batch:  # fmt: skip
         """Rows of a lesson, in tokens of the joint vocabulary."""
         batch = task_batch(
@@ -134,7 +134,7 @@ class TokenProblem:
         total = linear_cross_entropy(x_MD[None], model.head.weight, targets_M[None], model.config.logit_cap)
         return total / max(len(targets_M), 1), batch.inputs_BT.numel()
 
-    def score(self, model: "Model", lesson: int, part: int, split: Split, rows: int) -> dict[str, Any]:
+    def score(self, model: "Model", lesson: int, part: int, split: SplitName, rows: int) -> dict[str, Any]:
         """Accuracy of answers and of whole rows, also by length, beside that of guessing."""
         assert isinstance(model, LM)
         task, (low, high) = self.tasks[lesson], self.lessons[lesson].test[part]
@@ -213,7 +213,7 @@ class RealProblem:
         """A model of x, y and a value per step."""
         return Regressor(architecture, 3)
 
-    def batch(self, split: Split, low: int, high: int, *, seed: int, first: int, rows: int) -> RealBatch:
+    def batch(self, split: SplitName, low: int, high: int, *, seed: int, first: int, rows: int) -> RealBatch:
         """Rows of a split."""
         return nearest_neighbours(seed=seed, split=split, first=first, size=rows, min_length=low, max_length=high)
 
@@ -224,8 +224,8 @@ class RealProblem:
         error_BT = model(batch.inputs_BTD.to(device)) - batch.targets_BT.to(device)
         return error_BT[batch.asked_BT.to(device)].square().mean(), batch.asked_BT.numel()
 
-    def score(self, model: "Model", lesson: int, part: int, split: Split, rows: int) -> dict[str, Any]:
-        """The squared error, and the share of the variance of the targets that is explained."""
+    def score(self, model: "Model", lesson: int, part: int, split: SplitName, rows: int) -> dict[str, Any]:
+        """The squared error, and the share of the variance of the targets that it leaves out."""
         low, high = self.lessons[lesson].test[part]
         device = next(model.parameters()).device
         errors, targets = [], []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from exlstm.data.corpus import read_corpus
 from exlstm.data.model_tokenizer import tokenizer_of
-from exlstm.data.packing import IGNORE, Batch, TokenStream, lanes, pack, windows_of
+from exlstm.data.packing import IGNORE, Batch, TokenStream, pack, sequential_batches, windows_of
 from exlstm.data.text import Document, read_source
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM
@@ -179,7 +179,7 @@ def score_whole(
         enough, first = not first and (stop() or time.monotonic() > deadline), False
         return enough
 
-    text = lanes(stream, batch=count, length=length, context=BEFORE if count > 1 else 0)
+    text = sequential_batches(stream, batch=count, length=length, context=BEFORE if count > 1 else 0)
     total = score(replicas, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
     return total, total.tokens / (len(stream) - 1)
 

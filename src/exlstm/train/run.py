@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
-from exlstm.data.yardsticks import yardsticks
+from exlstm.data.baselines import baselines
 from exlstm.models.lm import LMConfig
 from exlstm.models.summary import parameters
 from exlstm.runtime.files import write_or_explain
@@ -132,7 +132,7 @@ def _final_numbers(trainer: Trainer, summary: RunSummary, stop: Callable[[], boo
         dtype=config.dtype,
         stop=stop,
     )
-    found = yardsticks(setup.split.train, setup.split.val) if config.yardsticks and not stop() else None
+    found = baselines(setup.split.train, setup.split.val) if config.yardsticks and not stop() else None
     if stop():
         return replace(summary, stopped="signal")
     return replace(summary, final=final, final_step=best, coverage=coverage, yardsticks=found)

@@ -1,6 +1,6 @@
-"""The tasks of the study, by name: formal languages, associative recall, nearest neighbours, state tracking.
+"""Tasks by name: formal languages, associative recall, nearest neighbours, state tracking.
 
-A batch to train on:
+A training batch:
 
     task_batch(TASKS["parity"], seed=0, split="train", first=0, size=256, min_length=3, max_length=40)
 """
@@ -46,11 +46,11 @@ _FORMAL = (
     *(cycle_navigation, even_pairs, modular_arithmetic, parity),  # regular
     *(majority, majority_count, distinct),
 )
-# pairs of the paper's experiments at its vocabulary, and of the small size at a small one
+# the numbers of pairs of the paper's experiments at its vocabulary, and those of the small size at a small one
 _RECALL = (
     *(recall(pairs=pairs) for pairs in (4, 8, 16, 48, 96, 256)),
     *(recall(pairs=pairs, vocab_size=512) for pairs in (4, 8, 16, 48)),
-    recall(pairs=4, vocab_size=64),  # for models of so few channels that they could not tell more tokens apart
+    recall(pairs=4, vocab_size=64),  # for models of few channels, which cannot tell more tokens apart
 )
 
 FORMAL_LANGUAGES: tuple[str, ...] = tuple(task.name for task in _FORMAL)

@@ -1,7 +1,6 @@
 """Arithmetic modulo 5, without and with brackets, and equations (Deletang et al. 2023, encoded as by Beck et al. 2024).
 
-Answers are not equally likely where `*` occurs: a product is 0 in 9 of 25 cases. Chance is the paper's 1/5 all the
-same.
+Answers are not equally likely where `*` occurs: a product is 0 in 9 of 25 cases. Chance is the paper's 1/5 even so.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ _MODULUS = 5
 
 
 def _modular_arithmetic(numbers: Numbers, lengths_B: Ints) -> Rows:
-    """Products before sums. Tokens are those of the paper's code, so a row of ours is a row of theirs.
+    """Expressions without brackets, products before sums. Rows and tokens are those of the paper's code.
 
     3 + 2 * 4 - 1 = | 0      tokens: + - * = are 1 to 4, digits 0 to 4 = 5 to 9
     """
@@ -30,7 +29,7 @@ def _modular_arithmetic(numbers: Numbers, lengths_B: Ints) -> Rows:
 
 
 def _values_so_far(tokens_BT: Ints) -> Ints:
-    """What the expression up to each place is worth, in tokens; IGNORE behind an operator, where it is none.
+    """The value of the expression up to each place, as a token; IGNORE behind an operator.
 
     3 + 2 * 4 - 1 = | 0      3 . 0 . 1 . 0 0
     """
@@ -50,13 +49,13 @@ def _values_so_far(tokens_BT: Ints) -> Ints:
 
 
 def _bracketed(numbers: Numbers, lengths_B: Ints) -> Rows:
-    """Every operation has its brackets; a minus in front of a digit changes its sign.
+    """Expressions with brackets around every operation; a minus in front of a digit changes its sign.
 
     ( 3 * ( 4 - - 1 ) ) = | 0      tokens: + - * = ( ) are 1 to 6, digits 0 to 4 = 7 to 11
     """
     tokens_BT = np.full((len(lengths_B), int(lengths_B.max())), PAD)
     answer_B = np.zeros_like(lengths_B)
-    # one number per token is enough: an operation takes two and has three tokens of its own
+    # one random number per token is enough: an operation draws two and has three tokens of its own
     draws = numbers.bits("expression", tokens_BT.shape[1]).tolist()
     for row, length in enumerate(lengths_B.tolist()):
         tokens = _expression(length - 2, iter(draws[row]), (_PLUS, _MINUS, _TIMES), zero=7)
@@ -66,12 +65,12 @@ def _bracketed(numbers: Numbers, lengths_B: Ints) -> Rows:
 
 
 def _equations(numbers: Numbers, lengths_B: Ints) -> Rows:
-    """What is x? A digit of an expression with brackets was replaced by it, each equally likely.
+    """Equations to solve for x, which replaces a digit of an expression with brackets; all digits are equally likely.
 
     ( 3 + ( x - - 1 ) ) = 2 > | 3      tokens: + - * = ( ) x > are 1 to 8, digits 0 to 4 = 9 to 13
 
-    The paper's vocabulary has `*`, but with it an equation can have several solutions. As in Deletang et al.,
-    expressions are of + and - only: then x has a factor of 1 or -1, and there is one solution.
+    The paper's vocabulary has `*`, with which an equation can have several solutions. As in Deletang et al.,
+    expressions have + and - only: then x has a factor of 1 or -1, and there is one solution.
     """
     tokens_BT = np.full((len(lengths_B), int(lengths_B.max())), PAD)
     answer_B = np.zeros_like(lengths_B)
@@ -88,9 +87,9 @@ def _equations(numbers: Numbers, lengths_B: Ints) -> Rows:
 
 
 def _expression(length: int, draws: Iterator[int], operators: Sequence[int], *, zero: int) -> list[int]:
-    """A random expression of this many tokens: d, -d, (d), (-d), or (left operator right), cut at a random place."""
+    """A random expression of `length` tokens: d, -d, (d), (-d), or (left operator right), cut at a random place."""
     tokens: list[int] = []
-    # tokens to write, and lengths of expressions to write as negative numbers; the last is next
+    # a stack of tokens to write, and of lengths of expressions to write, as negative numbers
     todo = [-length]
     while todo:
         item = todo.pop()
@@ -113,9 +112,9 @@ def _expression(length: int, draws: Iterator[int], operators: Sequence[int], *, 
 
 
 def _value(tokens: Sequence[int], *, zero: int) -> int:
-    """What a bracketed expression is worth modulo 5, in one pass."""
+    """The value of a bracketed expression modulo 5, in one pass."""
     outer: list[tuple[int | None, int | None, int]] = []
-    # in this bracket: the value so far, the operator that waits for its right side, the sign of the next digit
+    # in the innermost bracket: the value so far, the operator without a right side yet, the sign of the next digit
     value: int | None = None
     operator: int | None = None
     sign = 1

@@ -1,18 +1,17 @@
-"""What a task is, the numbers that its rows are made from, and the batches that models read.
+"""The contract of a task: rows of tokens from random numbers, and the batches that models read.
 
-A row is a question and its answer in one sequence of tokens; token 0 pads. Its length counts both, as in the paper's
-code: a row of parity of length 40 is 39 symbols and their parity. A model reads a row without its answers: where an
-answer stands the input is 0, and it is asked for at the step before, like the next token of a language model.
+A row is a question and its answer in one sequence of tokens; token 0 is padding. Its length counts both, as in the
+paper's code: a row of parity of length 40 is 39 symbols and their parity. A model reads a row without its answers: the
+input at an answer is 0, and the answer is the target of the step before, like the next token of a language model.
 
-    length 6      a b b a b | b         what was made; the answer is behind the bar
+    length 6      a b b a b | b         the row; the answer is behind the bar
     inputs        a b b a b             5 steps
     targets       . . . . b             . is IGNORE
     dense         a b a a b             the answer to every prefix, for tasks that have one
 
-Row i of a split is a function of (task, seed, split, i, length) alone, whatever batch it comes in. Its numbers are a
-hash of these and of a place, so all rows of a batch are made at once. Only additions, products and shifts of integers
-go into the hash: it is the same on every machine and for every version of numpy, which promises less of its own
-distributions.
+Row i of a split is a function of (task, seed, split, i, length) alone, not of its batch. Its random numbers are a hash
+of these and of a place, so all rows of a batch are made at once. The hash has only additions, products and shifts of
+integers, so it is the same on every machine and in every version of numpy; numpy's own distributions are not.
 """
 
 import hashlib
@@ -27,13 +26,13 @@ from numpy.typing import NDArray
 from exlstm.data.packing import IGNORE, Batch
 
 Ints = NDArray[np.int64]
-Split = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "test"]
 PAD = 0
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Random numbers of some rows. Each purpose has a stream; drawing more of one changes nothing else."""
+    """Random numbers of some rows. Each purpose has a stream of its own, independent of how much others draw."""
 
     keys_B: NDArray[np.uint64]
 
@@ -52,7 +51,7 @@ class Numbers:
 
 
 class Rows(NamedTuple):
-    """Tokens of questions and answers, 0 beyond a row's length; `answer_BT` is true where an answer stands."""
+    """Tokens of questions and answers, 0 beyond the length of a row. `answer_BT` is true at answers."""
 
     tokens_BT: Ints
     answer_BT: NDArray[np.bool_]
@@ -62,10 +61,10 @@ class Rows(NamedTuple):
 class Task:
     """A task: `rows(numbers, lengths_B)` makes rows of exactly these lengths.
 
-    chance    the accuracy of guessing among possible answers, s_rand of the paper
-    shortest  the smallest length; others are a multiple of `stride` away
-    labels    `labels(tokens_BT)` gives the answer to the tokens up to and with each place, IGNORE where there is none;
-              None: answers exist at the end only
+    chance: the accuracy of guessing among possible answers, s_rand of the paper.
+    shortest: the smallest length; all lengths are a multiple of `stride` away from it.
+    labels: `labels(tokens_BT)` is the answer to the tokens up to and including each place, IGNORE where there is none.
+    None for a task with answers at the end only.
     """
 
     name: str
@@ -77,30 +76,30 @@ class Task:
     labels: Callable[[Ints], Ints] | None = None
 
     def lengths(self, low: int, high: int) -> range:
-        """The lengths from low to high, both included, that rows can have."""
+        """Lengths that rows can have, from low to high, both included."""
         first = max(self.shortest, low + (self.shortest - low) % self.stride)
         return range(first, high + 1, self.stride)
 
 
-def numbers_for(name: str, *, seed: int, split: Split, first: int, size: int) -> Numbers:
-    """The random numbers of rows first, first + 1, ... of a split. ValueError for an unknown split or no rows."""
+def numbers_for(name: str, *, seed: int, split: SplitName, first: int, size: int) -> Numbers:
+    """Random numbers of rows first, first + 1, ... of a split. Raises ValueError for an unknown split or no rows."""
     if split not in ("train", "validation", "test"):
-        raise ValueError(f"split={split!r} is unknown: use 'train', 'validation' or 'test'.")
+        raise ValueError(f"split={split!r} is unknown; use 'train', 'validation' or 'test'.")
     if first < 0 or size < 1:
-        raise ValueError(f"first={first} and size={size} name no rows: use first >= 0 and size >= 1.")
+        raise ValueError(f"first={first} and size={size} name no rows; use first >= 0 and size >= 1.")
     index_B = np.arange(first, first + size, dtype=np.uint64)
     return Numbers(_mix(np.array([_key(f"{name}:{seed}:{split}")], dtype=np.uint64) + _GOLDEN * index_B))
 
 
 def task_rows(
-    task: Task, *, seed: int, split: Split, first: int, size: int, min_length: int, max_length: int
+    task: Task, *, seed: int, split: SplitName, first: int, size: int, min_length: int, max_length: int
 ) -> tuple[Rows, Ints]:
-    """Rows first .. first + size - 1 of a split and their lengths, uniform over those the task has in the range."""
+    """Rows first .. first + size - 1 of a split, and their lengths, uniform over those of the task in the range."""
     lengths = task.lengths(min_length, max_length)
     if not lengths:
         near = task.lengths(min_length, task.shortest + max(min_length, 0) + task.stride)
         raise ValueError(
-            f"{task.name} has no rows of {min_length} to {max_length} tokens: use a range that contains {near[0]}."
+            f"{task.name} has no rows of {min_length} to {max_length} tokens; use a range that contains {near[0]}."
         )
     numbers = numbers_for(task.name, seed=seed, split=split, first=first, size=size)
     lengths_B = lengths.start + lengths.step * numbers.below("length", len(lengths), 1)[:, 0]
@@ -111,7 +110,7 @@ def task_batch(
     task: Task,
     *,
     seed: int,
-    split: Split,
+    split: SplitName,
     first: int,
     size: int,
     min_length: int,
@@ -120,11 +119,11 @@ def task_batch(
 ) -> Batch:
     """Rows first .. first + size - 1 of a split for a model to read, padded to the longest of them.
 
-    Targets are answers only; dense=True also asks for the answer to every prefix. A row of length n has n - 1 steps.
+    Targets are the answers; with dense=True also the answer to every prefix. A row of length n has n - 1 steps.
     Raises ValueError when the task has no rows in the range of lengths, or no answers to prefixes.
     """
     if dense and task.labels is None:
-        raise ValueError(f"{task.name} has no answers to prefixes: use dense=False.")
+        raise ValueError(f"{task.name} has no answers to prefixes; use dense=False.")
     rows, lengths_B = task_rows(
         task, seed=seed, split=split, first=first, size=size, min_length=min_length, max_length=max_length
     )
@@ -162,7 +161,7 @@ def prefix_task(
 
 
 def with_answer(tokens_BT: Ints, lengths_B: Ints, answer_B: Ints) -> Rows:
-    """Rows that end in one answer; what is beyond it becomes padding."""
+    """Rows of questions that end in one answer, with padding beyond it."""
     place = np.arange(tokens_BT.shape[1])
     answer_BT = place == lengths_B[:, None] - 1
     question = np.where(place < lengths_B[:, None] - 1, tokens_BT, PAD)

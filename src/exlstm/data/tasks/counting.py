@@ -12,7 +12,7 @@ def _symbols(numbers: Numbers, T: int) -> Ints:
 
 
 def _leaders(tokens_BT: Ints) -> tuple[Ints, Ints]:
-    """The most frequent symbol so far, and how often it occurred."""
+    """The most frequent symbol so far, and its count."""
     rows = np.arange(len(tokens_BT))
     counts = np.zeros((len(tokens_BT), _SYMBOLS + 1), dtype=np.int64)
     leader, most = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
@@ -26,18 +26,18 @@ def _leaders(tokens_BT: Ints) -> tuple[Ints, Ints]:
 
 
 def _majority(tokens_BT: Ints) -> Ints:
-    """The symbol that occurred most often; of several, the one that got to that number first.
+    """The symbol that occurred most often; of several, the first to reach that count.
 
     7 3 9 3 7 | 3
 
-    The paper does not say what happens to a tie. Taking the smallest would make small symbols the usual answer, since
-    most short rows are ties; with this rule every symbol is equally often the answer.
+    The paper does not define ties. The smallest symbol would make small symbols the usual answer, since most short rows
+    are ties; with this rule all symbols are equally likely.
     """
     return _leaders(tokens_BT)[0]
 
 
 def _majority_count(tokens_BT: Ints) -> Ints:
-    """How often the most frequent symbol occurred; 63 stands for more.
+    """The count of the most frequent symbol, at most 63.
 
     7 3 9 3 7 | 2
 

@@ -1,8 +1,8 @@
 """Nearest-neighbour search, the paper's motivation for exponential gates (Beck et al. 2024, section 2 and figure 2).
 
-A vector to look for, then vectors with values: what is the value of the nearest so far? Each time a nearer one comes,
-the stored value has to be revised. `nearest_neighbours` is the paper's, with real numbers and a squared error; the task
-is the same with directions and values in steps, for models that read tokens.
+A row is a query vector, then vectors with values; the answer is the value of the vector nearest to the query so far.
+Each time a nearer vector comes, the stored value has to be revised. `nearest_neighbours` is the paper's version, with
+real numbers and a squared error. The task `nearest_neighbour` has directions and values as tokens.
 """
 
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exlstm.data.packing import IGNORE
-from exlstm.data.tasks.contract import Ints, Numbers, Split, numbers_for, prefix_task
+from exlstm.data.tasks.contract import Ints, Numbers, SplitName, numbers_for, prefix_task
 
 _DIRECTIONS, _VALUES = 64, 16
 
 
 class RealBatch(NamedTuple):
-    """Rows of real numbers, float32. Row b has `lengths_B[b]` steps, the rest is 0; `asked_BT`: the target counts."""
+    """Rows of real numbers, float32. Row b has `lengths_B[b]` steps, the rest is 0. Targets count where `asked_BT`."""
 
     inputs_BTD: Tensor
     targets_BT: Tensor
@@ -29,9 +29,9 @@ class RealBatch(NamedTuple):
 
 
 def nearest_neighbours(
-    *, seed: int, split: Split, first: int, size: int, min_length: int = 2, max_length: int = 64
+    *, seed: int, split: SplitName, first: int, size: int, min_length: int = 2, max_length: int = 64
 ) -> RealBatch:
-    """Rows first .. first + size - 1 of a split. Steps are (x, y, value); the first is the vector to look for, value 0.
+    """Rows first .. first + size - 1 of a split. A step is (x, y, value); the first is the query, with value 0.
 
     Vectors are on the unit circle, values in [0, 1), lengths (in steps) uniform. The target of every later step is
     the value of the nearest vector so far. Sines may differ in their last digit between machines, targets do not.
@@ -39,7 +39,8 @@ def nearest_neighbours(
     """
     if not 2 <= min_length <= max_length:
         raise ValueError(
-            f"min_length={min_length} and max_length={max_length}: use at least 2 steps and min_length <= max_length."
+            f"min_length={min_length} and max_length={max_length} hold no rows; use at least 2 steps and "
+            "min_length <= max_length."
         )
     numbers = numbers_for("nearest_neighbours", seed=seed, split=split, first=first, size=size)
     lengths_B = min_length + numbers.below("length", max_length - min_length + 1, 1)[:, 0]
@@ -60,7 +61,7 @@ def nearest_neighbours(
 
 
 def _first_minimum(distances: NDArray[Any]) -> Ints:
-    """The place of the smallest number so far, the first of equals."""
+    """The index of the smallest number so far, the first of equals."""
     smallest = np.minimum.accumulate(distances, axis=1)
     new = np.diff(smallest, axis=1, prepend=np.inf) < 0
     return np.maximum.accumulate(np.where(new, np.arange(distances.shape[1]), 0), axis=1)
@@ -74,7 +75,7 @@ def _symbols(numbers: Numbers, T: int) -> Ints:
 
 
 def _labels(tokens_BT: Ints) -> Ints:
-    """The value that came with the direction nearest to the first token; of equals, the one that came first.
+    """The value of the direction nearest to the first token so far, the first of equals.
 
     d20 d50 v3 d22 v9 d10 v1 | v9      64 directions around the circle = 1 to 64, 16 values = 65 to 80
     """

@@ -1,4 +1,4 @@
-"""Composition of permutations: the word problems of S3 and S5. A product of all symbols so far is a state to track.
+"""State tracking by composition of permutations: the word problems of the groups S3 and S5.
 
 S3 can be solved by a few parity-like counters, S5 cannot: its word problem is complete for NC1 (Barrington 1989), which
 is beyond models whose state changes linearly and diagonally.
@@ -19,12 +19,12 @@ def _table(degree: int) -> Ints:
     weights = degree ** np.arange(degree)
     number = np.zeros(degree**degree, dtype=np.int64)
     number[images @ weights] = np.arange(len(images))
-    # [g, h, i]: where h takes what g took i to
+    # [g, h, i]: the image under h of the image of i under g
     return number[images[:, images].transpose(1, 0, 2) @ weights]
 
 
 def _composition(degree: int, order: int) -> Task:
-    """What do these permutations make, one after the other?
+    """The product of all permutations so far.
 
     (0 2 1) (1 0 2) (0 2 1) | (2 1 0)      written as the images of 0, 1, 2; tokens are 1, 2, ... in lexicographic order
     """
@@ -36,7 +36,7 @@ def _composition(degree: int, order: int) -> Task:
         product = np.zeros(len(tokens_BT), dtype=np.int64)
         products = np.zeros_like(tokens_BT)
         for t, symbol in enumerate(tokens_BT.T):
-            # padding, which nobody is asked about, counts as the identity
+            # padding counts as the identity; its targets are ignored
             product = _table(degree)[product, np.maximum(symbol - 1, 0)]
             products[:, t] = product
         return 1 + products

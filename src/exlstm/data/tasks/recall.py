@@ -9,23 +9,23 @@ _POWER = 0.01
 
 
 def recall(*, pairs: int, vocab_size: int = 8192) -> Task:
-    """Keys with their values, and later each key once again: what was its value?
+    """A task of pairs of a key and a value, then each key once more, to be answered by its value.
 
-    c 8 a 5 c | 8 . . a | 5 . .      two pairs in a context of 12; . is 0, which fills what is not asked
+    c 8 a 5 c | 8 . . a | 5 . .      two pairs in a context of 12; . is the filler 0
 
     Keys are distinct tokens of the lower half of the vocabulary (without 0), values distinct tokens of the upper half.
-    After the pairs come slots of two tokens, one for a key and one for its answer. Each key takes a slot in the order
-    of the pairs, without replacement, slot i with a probability that falls like 1 / i: most are asked for soon, some
-    late. The length of a row is the context, and 4 x pairs at least. Filler is 0 as in the paper's experiments, not
-    random tokens, which could ask for keys without a label.
+    After the pairs come slots of two tokens, one for a key and one for its answer. Each key draws a slot in the order
+    of the pairs, without replacement, slot i with a probability that falls like 1 / i: most are early, some late. The
+    length of a row is the context, at least 4 x pairs. The filler is 0 as in the paper's experiments; random tokens
+    could be keys without a label.
 
-    chance is that of guessing any value; a model that knows which values occur in the row and not whose they are
-    reaches 1 / pairs. Raises ValueError for a vocabulary with fewer keys than pairs.
+    chance is that of guessing any value. A model that knows the values of the row but not their keys reaches
+    1 / pairs. Raises ValueError for a vocabulary with fewer keys than pairs.
     """
     keys, half = vocab_size // 2 - 1, vocab_size // 2
     if pairs < 1 or keys < pairs or vocab_size % 2:
         raise ValueError(
-            f"vocab_size={vocab_size} and pairs={pairs} do not fit: use at least 1 pair and an even vocabulary of "
+            f"vocab_size={vocab_size} and pairs={pairs} do not fit; use at least 1 pair and an even vocabulary of "
             f"{2 * (max(pairs, 1) + 1)} or more."
         )
 
@@ -65,9 +65,9 @@ def _distinct(numbers: Numbers, purpose: str, among: int, count: int) -> Ints:
 
 
 def _gaps(numbers: Numbers, slots_B: Ints, pairs: int) -> Ints:
-    """[B, pairs] distinct slots below slots_B, drawn one after the other with weight (slot + 1) ** (_POWER - 1).
+    """[B, pairs] distinct slots below slots_B, drawn in order with weight (slot + 1) ** (_POWER - 1).
 
-    The smallest of exponential waiting times, in order, are such a draw (Efraimidis and Spirakis 2006).
+    The order of exponential waiting times is such a draw (Efraimidis and Spirakis 2006).
     """
     place = np.arange(int(slots_B.max()))
     waits = -np.log1p(-numbers.uniform("gaps", len(place))) * (place + 1.0) ** (1 - _POWER)

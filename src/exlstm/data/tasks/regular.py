@@ -1,6 +1,6 @@
 """Regular languages of the paper (Beck et al. 2024, appendix B.1.1): parity, even pairs, cycle navigation.
 
-Tokens are those of the paper's code, so a row of ours is a row of theirs.
+Rows and tokens are those of the paper's code.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ def _two_letters(numbers: Numbers, T: int) -> Ints:
 
 
 def _parity(tokens_BT: Ints) -> Ints:
-    """1 or 2: is the number of b so far even or odd?
+    """1 where the number of b so far is even, 2 where it is odd.
 
     a b b a b | b      tokens: a = 1, b = 2
     """
@@ -21,7 +21,7 @@ def _parity(tokens_BT: Ints) -> Ints:
 
 
 def _even_pairs(tokens_BT: Ints) -> Ints:
-    """1 or 2: is the number of pairs ab and ba so far even or odd?
+    """1 where the number of pairs ab and ba so far is even, 2 where it is odd.
 
     a b b a b | b      the pairs are ab, ba, ab; tokens: a = 1, b = 2
 
@@ -35,7 +35,7 @@ def _moves(numbers: Numbers, T: int) -> Ints:
 
 
 def _cycle_navigation(tokens_BT: Ints) -> Ints:
-    """Where on a cycle of 5 places do these moves end, from place 0?
+    """The place on a cycle of 5 places that the moves lead to, from place 0.
 
     + 0 + - + | 2      tokens: stay 0 = 1, forward + = 2, back - = 3, places 0 to 4 = 4 to 8
     """

@@ -1,7 +1,7 @@
-"""How right predictions are: over tokens that were asked for, over whole rows, scaled by chance, by length.
+"""Accuracy of predictions: per token, per row, scaled by chance, and by length.
 
-Predictions are tokens [B, T] or logits [B, T, C], of which the largest counts. Targets are those of a batch: IGNORE
-where nothing is asked.
+Predictions are tokens [B, T] or logits [B, T, C], of which the largest counts. Targets are those of a batch:
+IGNORE where nothing is asked.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from exlstm.data.packing import IGNORE, Batch
 
 
 class LengthScore(NamedTuple):
-    """Rows of low <= length < high: tokens asked for and those right, rows and those in which all are right."""
+    """Counts for rows of low <= length < high: tokens asked, tokens right, rows, and rows with every token right."""
 
     low: int
     high: int
@@ -25,23 +25,23 @@ class LengthScore(NamedTuple):
 
     @property
     def accuracy(self) -> float | None:
-        """Of tokens; None where no row has such a length."""
+        """The share of asked tokens that are right; None without rows of such a length."""
         return self.right / self.asked if self.asked else None
 
     @property
     def sequence_accuracy(self) -> float | None:
-        """Of rows; None where no row has such a length."""
+        """The share of rows with every token right; None without rows of such a length."""
         return self.whole / self.rows if self.rows else None
 
 
 def token_accuracy(predictions: Tensor, targets_BT: Tensor) -> float:
-    """The share of asked tokens that are right. ValueError when nothing is asked."""
+    """The share of asked tokens that are right. Raises ValueError when nothing is asked."""
     right_BT, asked_BT = _right(predictions, targets_BT)
     return _share(int(right_BT.sum()), int(asked_BT.sum()))
 
 
 def sequence_accuracy(predictions: Tensor, targets_BT: Tensor) -> float:
-    """The share of rows with every asked token right, among rows that ask. ValueError when nothing is asked."""
+    """The share of rows with every asked token right, among rows that ask. Raises ValueError when nothing is asked."""
     right_BT, asked_BT = _right(predictions, targets_BT)
     asks_B = asked_BT.any(1)
     return _share(int((asks_B & (right_BT == asked_BT).all(1)).sum()), int(asks_B.sum()))
@@ -53,31 +53,31 @@ def scaled_accuracy(predictions: Tensor, targets_BT: Tensor, chance: float) -> f
 
 
 def scaled(accuracy: float, chance: float) -> float:
-    """(accuracy - chance) / (1 - chance). ValueError for a chance outside [0, 1)."""
+    """(accuracy - chance) / (1 - chance). Raises ValueError for a chance outside [0, 1)."""
     if not 0 <= chance < 1:
-        raise ValueError(f"chance={chance} leaves nothing to be better than: use a number from 0 to less than 1.")
+        raise ValueError(f"chance={chance} leaves nothing to be better than; use a number from 0 to less than 1.")
     return (accuracy - chance) / (1 - chance)
 
 
 def best_constant(targets_BT: Tensor) -> float:
-    """The accuracy of the best answer that is always the same: above chance where answers are not equally likely.
+    """The accuracy of the best constant answer, which is above chance where answers are not equally likely.
 
-    ValueError when nothing is asked.
+    Raises ValueError when nothing is asked.
     """
     asked_N = targets_BT[targets_BT != IGNORE]
     if not len(asked_N):
-        raise ValueError("Nothing is asked: give targets that are not all IGNORE.")
+        raise ValueError("nothing is asked; give targets that are not all IGNORE.")
     return int(asked_N.bincount().max()) / len(asked_N)
 
 
 def by_length(results: Iterable[tuple[Tensor, Batch]], edges: Sequence[int]) -> list[LengthScore]:
     """Scores of (predictions, batch) per bucket edges[i] <= length < edges[i + 1].
 
-    A length is a row's, question and answer: one more than its steps. Rows outside of all buckets do not count.
+    The length of a row counts question and answer, one more than its steps. Rows outside of all buckets do not count.
     Raises ValueError for fewer than two edges, or edges that do not rise.
     """
     if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
-        raise ValueError(f"edges={list(edges)} make no buckets: use two or more rising lengths.")
+        raise ValueError(f"edges={list(edges)} make no buckets; use two or more rising lengths.")
     sums = [[0, 0, 0, 0] for _ in edges[1:]]
     for predictions, batch in results:
         right_BT, asked_BT = _right(predictions, batch.targets_BT)
@@ -91,10 +91,10 @@ def by_length(results: Iterable[tuple[Tensor, Batch]], edges: Sequence[int]) -> 
 
 
 def _right(predictions: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Which tokens are asked for and right, and which are asked for."""
+    """Masks of tokens that are asked for and right, and of tokens that are asked for."""
     if predictions.shape[:2] != targets_BT.shape or predictions.ndim not in (2, 3):
         raise ValueError(
-            f"predictions of shape {tuple(predictions.shape)} do not fit targets of shape {tuple(targets_BT.shape)}: "
+            f"predictions of shape {tuple(predictions.shape)} do not fit targets of shape {tuple(targets_BT.shape)}; "
             "give tokens [B, T] or logits [B, T, C]."
         )
     tokens = predictions.argmax(-1) if predictions.ndim == 3 else predictions
@@ -104,5 +104,5 @@ def _right(predictions: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 def _share(right: int, asked: int) -> float:
     if not asked:
-        raise ValueError("Nothing is asked: give targets that are not all IGNORE.")
+        raise ValueError("nothing is asked; give targets that are not all IGNORE.")
     return right / asked

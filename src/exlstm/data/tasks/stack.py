@@ -9,13 +9,13 @@ _SYMBOLS = 4
 
 
 def _rows(numbers: Numbers, lengths_B: Ints) -> Rows:
-    """A stack from bottom to top, pushes (+) and pops (-), and the stack that they leave from top to bottom.
+    """Rows of a stack from bottom to top, pushes (+) and pops (-), and the resulting stack from top to bottom.
 
     c a - +d +b - > | d c      tokens: > = 1, - = 2, symbols a to d = 3 to 6, +a to +d = 7 to 10
 
-    In a row of 2 m + 1 tokens, m symbols come onto the stack: 1 to m are there at the start, each number equally
-    likely, the others are pushed. From 0 to m - 1 are popped, each number equally likely, in a random order that never
-    empties the stack, so a pop always means something and every row has an answer.
+    A row of 2 m + 1 tokens puts m symbols onto the stack. 1 to m of them are there at the start, each number equally
+    likely, and the others are pushed. 0 to m - 1 are popped, each number equally likely, in a random order that never
+    empties the stack; so every pop is valid and every row has an answer.
     """
     total = lengths_B // 2
     size = 1 + numbers.below("start", total[:, None], 1)[:, 0]

@@ -1,4 +1,4 @@
-"""Tasks that write a string anew (Deletang et al. 2023, in the encoding of Beck et al. 2024, appendix B.1.1).
+"""Tasks that rewrite a string (Deletang et al. 2023, in the encoding of Beck et al. 2024, appendix B.1.1).
 
 `>` is the token that asks for the answer.
 """
@@ -14,7 +14,7 @@ _LETTERS = 10
 
 
 def _rewriting(name: str, source: Callable[[Ints, Ints], Ints]) -> Task:
-    """k letters, `>`, the same letters in another order: letter j of the answer is letter source(j, k)."""
+    """A task of k letters, `>`, and the letters in another order: letter j of the answer is letter source(j, k)."""
 
     def rows(numbers: Numbers, lengths_B: Ints) -> Rows:
         T, k = int(lengths_B.max()), lengths_B[:, None] // 2
@@ -39,7 +39,7 @@ def _repeated(j: Ints, k: Ints) -> Ints:
 
 
 def _odds_first(j: Ints, k: Ints) -> Ints:
-    """The 1st, 3rd, 5th, ... letter, then the 2nd, 4th, ...: the paper's text. (Deletang et al. begin with the 2nd.)
+    """The 1st, 3rd, 5th, ... letter, then the 2nd, 4th, ..., as in the paper; Deletang et al. begin with the 2nd.
 
     4 7 2 5 8 > | 4 2 8 7 5      tokens: > = 1, letters 2 to 11
     """
@@ -48,7 +48,7 @@ def _odds_first(j: Ints, k: Ints) -> Ints:
 
 
 def _bucket_sort(numbers: Numbers, lengths_B: Ints) -> Rows:
-    """The letters in order. No token asks for the answer: the paper's vocabulary has none.
+    """Rows of letters and the same letters sorted. No token asks for the answer: the paper's vocabulary has none.
 
     4 7 2 4 | 2 4 4 7      letters are tokens 1 to 10
     """
@@ -61,7 +61,7 @@ def _bucket_sort(numbers: Numbers, lengths_B: Ints) -> Rows:
 
 
 def _missing_duplicate(numbers: Numbers, lengths_B: Ints) -> Rows:
-    """A string twice; which letter is hidden in the second copy?
+    """Rows of a string and its copy with a hidden letter, which is the answer.
 
     4 7 2 4 _ 2 | 7      tokens: _ = 1, letters 2 to 10
     """

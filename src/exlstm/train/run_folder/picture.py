@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exlstm.data.yardsticks import Yardsticks
+from exlstm.data.baselines import Baselines
 from exlstm.train.run_folder.summary import yardstick_rows
 
 _TRAIN, _VALIDATION, _GREY = "#2f6db3", "#d1570c", "#6b7280"
 
 
-def loss_picture(records: Sequence[dict[str, Any]], found: Yardsticks | None, title: str) -> bytes:
+def loss_picture(records: Sequence[dict[str, Any]], found: Baselines | None, title: str) -> bytes:
     """The curves of metrics.jsonl as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

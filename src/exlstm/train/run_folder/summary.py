@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from exlstm.data.yardsticks import Yardsticks
+from exlstm.data.baselines import Baselines
 from exlstm.runtime.machine import machine
 from exlstm.train.evaluate import TextScore
 
@@ -25,7 +25,7 @@ class RunSummary:
     final: TextScore | None = None  # on the whole validation text, state carried on
     final_step: int | None = None  # the checkpoint that was scored: the best one
     coverage: float | None = None  # share of the validation text that was scored in the time limit
-    yardsticks: Yardsticks | None = None  # bits per byte on the same text
+    yardsticks: Baselines | None = None  # bits per byte on the same text
 
     def to_json(self) -> dict[str, Any]:
         """summary.json: these numbers, the machine, and the commit of exlstm itself."""
@@ -60,6 +60,6 @@ class RunSummary:
         )
 
 
-def yardstick_rows(found: Yardsticks) -> list[tuple[str, float]]:
-    """Names of the yardsticks, with bits per byte."""
+def yardstick_rows(found: Baselines) -> list[tuple[str, float]]:
+    """Names of the baselines, with bits per byte."""
     return [("trigram model", found.trigram), ("gzip -9", found.gzip), ("xz -9", found.xz)]

@@ -1,13 +1,13 @@
-"""What a language model must beat: a byte n-gram model, gzip and xz, in bits per byte of the same text.
+"""Baselines of a language model: a byte n-gram model, gzip and xz, in bits per byte of the same text.
 
 The n-gram model interpolates with Witten and Bell's weights (method C of "The zero-frequency problem", 1991), from the
 uniform distribution over 256 bytes up to the longest context h = byte_{t-order} ... byte_{t-1}:
 
     P_k(c | h) = (N(h c) + D(h) P_{k-1}(c | h')) / (N(h) + D(h))        h' = h without its first byte
 
-N counts in the training text and D(h) is the number of different bytes that follow h there; P_k = P_{k-1} where h was
-never seen. Documents do not see each other: each one starts after `order` NUL bytes and ends by predicting one NUL, the
-counterpart of the boundary that a token model predicts. Bits are divided by the bytes of the text alone.
+N counts in the training text, and D(h) is the number of different bytes that follow h there; P_k = P_{k-1} where h does
+not occur. Documents are independent: each one starts after `order` NUL bytes and ends by predicting one NUL, which
+stands for the boundary that a token model predicts. Bits are divided by the bytes of the text alone.
 """
 
 import lzma
@@ -24,15 +24,15 @@ from exlstm.data.text import Document
 # Bytes of a context and the byte that follows it, as one big-endian number.
 Codes = NDArray[np.unsignedinteger[Any]]
 
-# Bytes counted or scored at once: bounds the memory for any corpus to some hundred MB beside the model itself.
+# Bytes counted or scored at once: bounds the memory to some hundred MB beside the model itself.
 CHUNK_BYTES = 1 << 24
 # A context and the byte after it are one 64-bit number.
 MAX_ORDER = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Yardsticks:
-    """Bits per byte of the validation text."""
+class Baselines:
+    """Bits per byte of the validation text for each baseline."""
 
     trigram: float
     gzip: float
@@ -44,7 +44,7 @@ class NGram:
 
     def __init__(self, texts: Iterable[bytes], *, order: int) -> None:
         if not 0 <= order <= MAX_ORDER:
-            raise ValueError(f"order={order} is outside 0 to {MAX_ORDER}, the contexts that fit one 64-bit number.")
+            raise ValueError(f"order={order} does not fit one 64-bit number; use 0 to {MAX_ORDER}.")
         self.order = order
         codes, counts = _count(texts, order)
         self._levels: list[_Level] = []
@@ -54,14 +54,14 @@ class NGram:
             self._levels.insert(0, _Level.of(codes, counts))
 
     def bits_per_byte(self, texts: Iterable[bytes]) -> float:
-        """Bits that the texts cost, their ends included, per byte of text. ValueError when there is no byte."""
+        """Bits for the texts and their ends, per byte of text. Raises ValueError for texts without a byte."""
         texts = list(texts)
         size = _size(texts)
         codes, counts = _count(texts, self.order)
         return float(-(counts * np.log2(self._probability(codes))).sum() / size)
 
     def probabilities(self, context: bytes) -> NDArray[np.float64]:
-        """Of each next byte, [256], after a document's first bytes; at its beginning after b""."""
+        """Probabilities of the next byte, [256], after the first bytes of a document."""
         history = (bytes(self.order) + context)[-self.order :] if self.order else b""
         high = np.uint64(int.from_bytes(history, "big") << 8)
         return self._probability((np.arange(256, dtype=np.uint64) | high).astype(_dtype(self.order)))
@@ -79,7 +79,7 @@ class NGram:
 
 
 class _Level(NamedTuple):
-    """Counts for contexts of one length; a code is the context's bytes and the next one, big-endian, sorted."""
+    """Counts of contexts of one length. A code is a context and the byte after it, big-endian; codes are sorted."""
 
     codes: Codes
     counts: NDArray[np.int64]
@@ -94,11 +94,11 @@ class _Level(NamedTuple):
         return cls(codes, counts, contexts, totals, distinct)
 
 
-def yardsticks(train: Iterable[Document], val: Iterable[Document]) -> Yardsticks:
-    """Bits per byte on `val`: a trigram model of `train`, and gzip and xz at their best. ValueError if val is empty."""
+def baselines(train: Iterable[Document], val: Iterable[Document]) -> Baselines:
+    """Bits per byte of `val` by a trigram model of `train`, gzip -9 and xz -9. Raises ValueError for an empty `val`."""
     texts = [document.data for document in val]
     trigram = NGram((document.data for document in train), order=2)
-    return Yardsticks(trigram=trigram.bits_per_byte(texts), gzip=gzip_bits(texts), xz=xz_bits(texts))
+    return Baselines(trigram=trigram.bits_per_byte(texts), gzip=gzip_bits(texts), xz=xz_bits(texts))
 
 
 def gzip_bits(texts: Iterable[bytes]) -> float:
@@ -113,7 +113,7 @@ def xz_bits(texts: Iterable[bytes]) -> float:
     """Bits per byte of `xz -9` on the texts joined together."""
     texts = list(texts)
     size = _size(texts)
-    # `xz -9` looks 64 MiB back, for which it takes 674 MiB; looking back over the whole text is as good
+    # `xz -9` has a window of 64 MiB, for which it takes 674 MiB; one as long as the text is as good
     window = min(1 << 26, max(size, 1 << 12))
     compressor = lzma.LZMACompressor(filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}])
     packed = sum(len(compressor.compress(text)) for text in texts) + len(compressor.flush())
@@ -123,7 +123,7 @@ def xz_bits(texts: Iterable[bytes]) -> float:
 def _size(texts: Sequence[bytes]) -> int:
     size = sum(map(len, texts))
     if not size:
-        raise ValueError("Bits per byte of 0 bytes mean nothing: give a validation part with text in it.")
+        raise ValueError("bits per byte of 0 bytes mean nothing; give a validation part with text in it.")
     return size
 
 
@@ -136,7 +136,7 @@ def _low_bytes(count: int, dtype: np.dtype[np.unsignedinteger[Any]]) -> np.unsig
 
 
 def _runs(texts: Iterable[bytes], order: int) -> Iterator[bytes]:
-    """Every text between its NULs, in runs of bounded size that begin with `order` bytes of context."""
+    """Every text between its NULs, cut to a bounded size; each part begins with `order` bytes of context."""
     for text in texts:
         for start in range(0, len(text) + 1, CHUNK_BYTES):
             stop = start + CHUNK_BYTES
@@ -145,7 +145,7 @@ def _runs(texts: Iterable[bytes], order: int) -> Iterator[bytes]:
 
 
 def _count(texts: Iterable[bytes], order: int) -> tuple[Codes, NDArray[np.int64]]:
-    """The different codes of all predicted bytes, sorted, and how often each occurs."""
+    """The distinct codes of all predicted bytes, sorted, and their counts."""
     codes: Codes = np.empty(0, _dtype(order))
     counts = np.empty(0, np.int64)
     runs: list[bytes] = []
@@ -180,7 +180,7 @@ def _codes(runs: Sequence[bytes], order: int) -> Codes:
 
 
 def _sum_equal(codes: Codes, counts: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
-    """The different codes, sorted, and the sum of the counts of each."""
+    """The distinct codes, sorted, and the sum of the counts of each."""
     if not len(codes):
         return codes, counts
     order = np.argsort(codes, kind="stable")

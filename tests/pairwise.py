@@ -10,7 +10,7 @@ import pytest
 def every_pair(**axes: Sequence[Any]) -> Callable[..., Any]:
     """A parametrisation by all combinations of the axes' values, of which those beyond a covering of pairs are slow.
 
-    A fault that takes two options to show shows by default: any two values of two axes stand together somewhere.
+    A fault of two options together shows by default: any two values of two axes occur in one case.
     """
     rows = list(product(*(range(len(values)) for values in axes.values())))
     default = covering(rows)
@@ -28,7 +28,7 @@ def every_pair(**axes: Sequence[Any]) -> Callable[..., Any]:
 
 
 def covering(rows: Sequence[tuple[int, ...]]) -> set[tuple[int, ...]]:
-    """Some of the rows, in which every pair of values that occurs in all of them occurs."""
+    """A subset of the rows that has every pair of values of the whole."""
     open_pairs = {pair for row in rows for pair in pairs(row)}
     chosen: set[tuple[int, ...]] = set()
     while open_pairs:
@@ -40,7 +40,7 @@ def covering(rows: Sequence[tuple[int, ...]]) -> set[tuple[int, ...]]:
 
 
 def pairs(row: Sequence[int]) -> set[tuple[tuple[int, int], ...]]:
-    """Which value has which number of the axis, for each two axes; for a single axis its values."""
+    """The pairs of (axis, value number) of a row; of a single axis its values."""
     places = list(enumerate(row))
     return set(combinations(places, min(2, len(places))))
 

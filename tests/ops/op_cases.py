@@ -18,7 +18,7 @@ from exlstm.ops.slstm import SLSTMState, slstm
 
 
 class Op(NamedTuple):
-    """How it is called, and the sizes of what it takes: B and T come before those of `ragged`, B before a state's."""
+    """The call of an op and the sizes of its arguments, without B and T for `ragged`, and without B for the state."""
 
     run: Callable[..., tuple[torch.Tensor, Any]]
     kind: type
@@ -28,7 +28,7 @@ class Op(NamedTuple):
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
 
     def make(self, B=3, T=7, *, dtype=torch.float32, seed=0):
-        """Inputs, and a state as earlier steps may leave it."""
+        """Random inputs and a random state."""
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape):

@@ -1,4 +1,4 @@
-"""What the tests of exlstm.hf share: small models of every kind, and rows with padding."""
+"""Small models of every kind and rows with padding, for the tests of exlstm.hf."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Small runs for tests of the command line, and commands as programs of their own."""
+"""Options of a small run, and commands of exlstm in processes of their own."""
 
 import os
 import random
@@ -14,7 +14,7 @@ def write_text(path, lines=2000):
     path.write_text("\n".join(" ".join(rng.choices(words, k=5)) for _ in range(lines)))
 
 
-def in_process_of_its_own(*words, cwd=None, standard_input="", **environment):
+def run_process(*words, cwd=None, standard_input="", **environment):
     return subprocess.run(
         [sys.executable, "-m", "exlstm", *words],
         cwd=cwd, input=standard_input, capture_output=True, text=True,
@@ -22,8 +22,8 @@ def in_process_of_its_own(*words, cwd=None, standard_input="", **environment):
     )  # fmt: skip
 
 
-def start(folder, *words):
-    """A program that goes on while the test does."""
+def start_process(folder, *words):
+    """Starts a command that runs beside the test."""
     return subprocess.Popen(
         [sys.executable, "-m", "exlstm", *words],
         cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

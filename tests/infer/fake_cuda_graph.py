@@ -1,7 +1,7 @@
-"""A CUDA graph for the CPU: what torch does is written down with the memory it does it in, and done again there.
+"""A fake CUDA graph on the CPU: it captures torch's operations with their memory, and replays them there.
 
-Like the real one it runs no Python when it is replayed, knows no number, and refuses to wait for one. What it computes
-while it is made is taken away again, for the real one computes nothing then.
+As a real one it replays no Python, has no numbers during capture, and refuses operations that wait for one. Results of
+the captured run are overwritten with NaN, because a real capture computes nothing.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-# what needs a number on the host, or puts one on the GPU
+# operations that need a number on the host, or copy one to the GPU
 WAITING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
            aten.lift_fresh.default, aten.repeat_interleave.Tensor}  # fmt: skip
 
 
-class StandInGraph(TorchDispatchMode):
-    made: int = 0  # so many graphs
+class FakeCudaGraph(TorchDispatchMode):
+    made: int = 0  # the number of graphs captured so far
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class StandInGraph(TorchDispatchMode):
         assert options.keys() == {"stream", "capture_error_mode"}
         with graph:
             yield
-        StandInGraph.made += 1
+        FakeCudaGraph.made += 1
         for func, _, _, out in graph.calls:
             for x in tensors_of(out):
                 if x.is_floating_point() and not func._schema.is_mutable:
@@ -62,15 +62,15 @@ def place(x):
     return x.untyped_storage().data_ptr()
 
 
-class StandInStream:
+class FakeStream:
     def wait_stream(self, other):
-        assert isinstance(other, StandInStream)
+        assert isinstance(other, FakeStream)
 
 
-def install(monkeypatch):
-    """torch.cuda as far as a capture needs it."""
-    found = {"Stream": StandInStream, "current_stream": StandInStream, "stream": nullcontext, "device": nullcontext,
-             "CUDAGraph": StandInGraph, "graph": StandInGraph.capturing}  # fmt: skip
+def install_fake_cuda(monkeypatch):
+    """Replaces the parts of torch.cuda that a capture uses."""
+    found = {"Stream": FakeStream, "current_stream": FakeStream, "stream": nullcontext, "device": nullcontext,
+             "CUDAGraph": FakeCudaGraph, "graph": FakeCudaGraph.capturing}  # fmt: skip
     for name, value in found.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(StandInGraph, "made", 0)
+    monkeypatch.setattr(FakeCudaGraph, "made", 0)

@@ -1,4 +1,4 @@
-"""The commands in our documents: the lines of their blocks for shells, as words, and which of them no test runs."""
+"""Commands in the documents: lines of shell blocks as words, and a list of those that no test runs."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "study/README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# they change the machine, or are make's: their targets are looked up
+# programs that are not run: they change the machine, or are make, whose targets are looked up
 PROGRAMS = {"make", "pip", ".venv/bin/pre-commit"}
 NOT_RUN = {
     "exlstm lm-eval --model exlstm --model_args pretrained=runs/demo --tasks lambada_openai,hellaswag --batch_size 16":
@@ -26,7 +26,7 @@ def blocks(page):
 
 
 def commands(language, text):
-    """The words of every command in a block for shells. In a console, what no `$` precedes is output.
+    """The words of every command in a shell block. In a console, lines without a `$` are output.
 
     A line that ends with a backslash goes on in the next one.
     """
@@ -37,7 +37,7 @@ def commands(language, text):
 
 
 def commands_of(page):
-    """Those of a page."""
+    """The commands of a page."""
     return [words for language, text, _ in blocks(page) for words in commands(language, text)]
 
 

@@ -1,4 +1,4 @@
-"""When two forms of an op are one: outputs, states and gradients, each measured by its own size."""
+"""Comparison of two forms of an op: outputs, states and gradients, each relative to its size."""
 
 import torch
 
@@ -6,8 +6,8 @@ import torch
 def assert_same(got, want, *, tolerance):
     """Every tensor to within `tolerance` of its largest element.
 
-    A gradient may be nothing but what is left of terms that cancel: then it is measured by the largest gradient.
-    Numbers that are too small for the dtype may be zero.
+    A gradient of terms that cancel is measured by the largest gradient. Numbers below the smallest of the dtype may be
+    zero.
     """
     assert got.keys() == want.keys()
     sizes = {name: exact.abs().max() if exact.numel() else torch.tensor(0.0) for name, exact in want.items()}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.data import yardsticks as subject
+from exlstm.data import baselines as subject
+from exlstm.data.baselines import Baselines, NGram, baselines, gzip_bits, xz_bits
 from exlstm.data.text import Document
-from exlstm.data.yardsticks import NGram, Yardsticks, gzip_bits, xz_bits, yardsticks
 
 # few different bytes, so that contexts repeat; NUL among them, because documents end with it
 TEXTS = st.lists(st.lists(st.sampled_from(b"abc\0\xff"), max_size=40).map(bytes), max_size=5)
@@ -95,7 +95,7 @@ def test_compressors_are_the_tools_at_their_best() -> None:
 def test_all_three() -> None:
     train = [Document("a", b"the cat sat on the mat\n" * 20)]
     val = [Document("b", b"the mat sat on the cat\n")]
-    assert yardsticks(train, val) == Yardsticks(
+    assert baselines(train, val) == Baselines(
         trigram=NGram([train[0].data], order=2).bits_per_byte([val[0].data]),
         gzip=gzip_bits([val[0].data]),
         xz=xz_bits([val[0].data]),
@@ -105,11 +105,11 @@ def test_all_three() -> None:
 @pytest.mark.parametrize("texts", [[], [b""]])
 def test_no_bytes(texts: list[bytes]) -> None:
     for measure in (gzip_bits, xz_bits, NGram([b"a"], order=2).bits_per_byte):
-        with pytest.raises(ValueError, match="Bits per byte of 0 bytes mean nothing"):
+        with pytest.raises(ValueError, match="bits per byte of 0 bytes mean nothing"):
             measure(texts)
 
 
 @pytest.mark.parametrize("order", [-1, 8])
 def test_an_impossible_order(order: int) -> None:
-    with pytest.raises(ValueError, match=f"order={order} is outside 0 to 7"):
+    with pytest.raises(ValueError, match=f"order={order} does not fit one 64-bit number; use 0 to 7"):
         NGram([b"a"], order=order)
