@@ -15,8 +15,8 @@ from exlstm.ops.slstm import SLSTMState, slstm
 from exlstm.ops.slstm.numba import op as scan
 from exlstm.ops.slstm.numba import tile as numba_tile
 from exlstm.ops.slstm.numba.tile import (
-    LANES,
     PANEL,
+    VECTOR_WIDTH,
     WIDE,
     four_rows,
     one_row,
@@ -128,16 +128,16 @@ def test_tiles_are_in_registers():
     @njit
     def run(out, x, p, steps):
         out, x, p = address_of(out), address_of(x), address_of(p)
-        four_rows(out, 0, 64, x, 0, steps, p, 0, steps)
-        one_row(out, 0, 64, x, 0, steps, p, 0, steps)
-        one_row_narrow(out, 0, 64, x, 0, steps, p, 0, steps)
+        four_rows(out, 4 * 64, x, 4 * steps, p, steps)
+        one_row(out, 4 * 64, x, 4 * steps, p, steps)
+        one_row_narrow(out, 4 * 64, x, 4 * steps, p, steps)
 
     out, x, p = np.zeros((4, 64), np.float32), np.ones((4, 3), np.float32), np.ones((4, 3, PANEL), np.float32)
     run(out, x, p, 3)
     np.testing.assert_array_equal(out[:, : PANEL * WIDE], 3)
     (code,) = run.inspect_llvm().values()
-    assert f"phi <{LANES} x float>" in code
-    assert f"alloca <{LANES} x float>" not in code
+    assert f"phi <{VECTOR_WIDTH} x float>" in code
+    assert f"alloca <{VECTOR_WIDTH} x float>" not in code
 
 
 def test_not_a_number_stays_in_its_row():
