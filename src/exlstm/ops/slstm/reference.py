@@ -66,10 +66,13 @@ def slstm_step(
         raw_BHGV = raw_BHGV + torch.einsum("bhk,hkgv->bhgv", state.h_BHV, wide(r_HKGV))
     i_BHV, f_BHV, z_BHV, o_BHV = raw_BHGV.unbind(2)
     log_i_BHV = log_input_gate(i_BHV, input_gate, SHUT)
-    kept_BHV = log_forget_gate(f_BHV, forget_gate) + state.m_BHV.detach()
-    m_BHV = torch.where(state.n_BHV == 0, log_i_BHV, torch.maximum(kept_BHV, log_i_BHV)).detach()
-    # kept - m is positive only where nothing is kept (n = 0): without the clamp that would be inf * 0
-    decay_BHV, write_BHV = torch.exp((kept_BHV - m_BHV).clamp(max=0)), torch.exp(log_i_BHV - m_BHV)
+    decayed_BHV = log_forget_gate(f_BHV, forget_gate) + state.m_BHV.detach()
+    m_BHV = torch.where(state.n_BHV == 0, log_i_BHV, torch.maximum(decayed_BHV, log_i_BHV)).detach()
+    # positive only where the memory is empty, n = 0: there it would be inf * 0. Not clamped, for at a tie, which is
+    # wherever m comes from the old memory, torch has given clamp the gradient 1 and from 2.14 on 1/2
+    difference_BHV = decayed_BHV - m_BHV
+    decay_BHV = torch.exp(difference_BHV.masked_fill(difference_BHV > 0, 0))
+    write_BHV = torch.exp(log_i_BHV - m_BHV)
     c_BHV = decay_BHV * state.c_BHV + write_BHV * CELL_ACTIVATIONS[cell_activation](z_BHV)
     n_BHV = decay_BHV * state.n_BHV + write_BHV
     h_BHV = torch.sigmoid(o_BHV) * (c_BHV / n_BHV if normalize else c_BHV * torch.exp(m_BHV))
