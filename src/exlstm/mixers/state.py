@@ -82,7 +82,7 @@ def check_state(state: State, expected: State, where: str) -> None:
             f"the state of {where} is a {type(state).__name__}, not a {type(expected).__name__}; "
             "pass the state that this model returned, or None."
         )
-    for name, x, y in zip(expected._fields, state, expected, strict=True):
+    for name, x, y in zip(type(expected)._fields, state, expected, strict=True):
         if isinstance(y, Tensor):
             check_tensor(name, x, y, where)
         else:

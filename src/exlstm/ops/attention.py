@@ -46,7 +46,7 @@ def checked_cache(state: AttentionState, k_BTGK: Tensor) -> AttentionState:
         raise ValueError(f"the state is a {type(state).__name__}; it must be the AttentionState of an earlier call.")
     (B, _, G, K), S, dtype, device = k_BTGK.shape, state.k_BSGK.shape[1], k_BTGK.dtype, k_BTGK.device
     rounded = torch.is_autocast_enabled(device.type)
-    for name, x, shape in zip(state._fields, state, ((B, S, G, K), (B, S, G, K), (B, S), (B,)), strict=True):
+    for name, x, shape in zip(type(state)._fields, state, ((B, S, G, K), (B, S, G, K), (B, S), (B,)), strict=True):
         number = dtype if len(shape) == 4 else torch.int64
         if x.shape != shape or x.device != device or not (
             exact_in(x.dtype, number) or (rounded and x.is_floating_point() and len(shape) == 4)

@@ -7,7 +7,6 @@ Every op lists its candidates, best first, each with the reason why it cannot ru
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -42,16 +41,17 @@ def choose(
     if backend == "auto" and candidates[0][1] is None:
         picked, why = candidates[0][0], FASTEST
     elif backend == "auto":
-        passed_over = list(takewhile(lambda candidate: candidate[1] is not None, candidates))
-        picked = candidates[len(passed_over)][0]
-        why = "; ".join(f"not {name}: {obstacle}" for name, obstacle in passed_over)
+        # in words that the compilers of all torch versions can trace
+        first = min(n for n, (_, obstacle) in enumerate(candidates) if obstacle is None)
+        picked = candidates[first][0]
+        why = "; ".join(f"not {name}: {obstacle}" for name, obstacle in candidates[:first])
     elif backend not in (obstacles := dict(candidates)):
         raise ValueError(f"{op} has no backend {backend!r}; use one of {['auto', *obstacles]}.")
     elif obstacles[backend] is not None:
         raise ValueError(f"backend {backend!r} of {op} cannot run: {obstacles[backend]}; use backend='auto'.")
     else:
         picked, why = backend, "asked for by name"
-    # who compiles a graph does not ask, and torch.compile cannot look into the variable
+    # torch.compile cannot look into the variable, and a compiled graph is not explained
     record = None if torch.compiler.is_compiling() else _record.get()
     if record is not None:
         record.append(Choice(op, picked, why))

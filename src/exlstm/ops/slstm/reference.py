@@ -88,7 +88,7 @@ def slstm_recurrent(
     step = partial(
         slstm_step, input_gate=input_gate, forget_gate=forget_gate, cell_activation=cell_activation, normalize=normalize
     )
-    h, state = [], state._replace(m_BHV=state.m_BHV.detach())
+    h, state = [], SLSTMState(state.h_BHV, state.c_BHV, state.n_BHV, state.m_BHV.detach())
     for t, x_BHGV in enumerate(x_BTHGV.unbind(1)):
         if reset_BT is not None:
             state = SLSTMState(*(s.masked_fill(like(reset_BT[:, t], s), 0) for s in state))
