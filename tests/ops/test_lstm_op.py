@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.ops.lstm import LSTMState, cuts, lstm
+from exlstm.ops.lstm import LSTMState, borders, lstm
 from exlstm.runtime.backend import Choice, recorded
 
 
@@ -85,9 +85,9 @@ def test_a_step_is_the_definition(K, dtype):
 
 def test_cuts():
     reset = torch.zeros(2, 6, dtype=torch.bool)
-    assert cuts(6, None, None) == [0, 6]
+    assert borders(6, None, None) == [0, 6]
     reset[1, 2] = reset[0, 0] = True
-    assert cuts(6, reset, torch.tensor([9, 4])) == [0, 2, 4, 6]
+    assert borders(6, reset, torch.tensor([9, 4])) == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)

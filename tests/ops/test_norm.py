@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from accuracy import DRAWS, compare
-from exlstm.ops.norm import FEW, alike, few_rows, head_norm, layer_norm, rms_norm
+from exlstm.ops.norm import SMALL_NUMEL, are_contiguous, fits_norm_kernel, head_norm, layer_norm, rms_norm
 
 
 def centred(x):
@@ -67,7 +67,7 @@ def forms(function, x, gain, *bias):
 def test_a_few_rows_are_as_accurate_as_many(function, dtype, scale, offset):
     """A few numbers without gradients go through one kernel, others through torch."""
     draws = [((scale * torch.randn(3, 1, 77) + offset).to(dtype), *torch.randn(2, 77).to(dtype)) for _ in DRAWS]
-    assert few_rows(*draws[0][:2])
+    assert fits_norm_kernel(*draws[0][:2])
     compare(forms(function, x, gain) for x, gain, _ in draws)
     compare(forms(function, x, gain, bias) for x, gain, bias in draws)
 
@@ -93,14 +93,14 @@ def test_a_few_rows_that_are_not_numbers():
 
 def test_few_asks_for_what_the_kernel_can_read():
     x, gain = torch.randn(4, 8), torch.randn(8)
-    assert few_rows(x, gain)
-    assert not few_rows(x.requires_grad_(), gain)
+    assert fits_norm_kernel(x, gain)
+    assert not fits_norm_kernel(x.requires_grad_(), gain)
     with torch.no_grad():
-        assert few_rows(x, gain)
-        assert not few_rows(x.detach().mT.contiguous().mT, gain)
-        assert not few_rows(x.detach(), gain.bfloat16())
-        assert not few_rows(x.detach().double(), gain.double())
-        assert not few_rows(torch.randn(FEW // 8 + 1, 8), gain)
+        assert fits_norm_kernel(x, gain)
+        assert not fits_norm_kernel(x.detach().mT.contiguous().mT, gain)
+        assert not fits_norm_kernel(x.detach(), gain.bfloat16())
+        assert not fits_norm_kernel(x.detach().double(), gain.double())
+        assert not fits_norm_kernel(torch.randn(SMALL_NUMEL // 8 + 1, 8), gain)
 
 
 @pytest.mark.parametrize("heads", [2, 5])
@@ -112,20 +112,20 @@ def test_gains_of_other_heads(heads):
 
 def test_only_a_few_plain_numbers_go_that_way():
     x, gain = torch.randn(1, 1, 64), torch.randn(64)
-    assert few_rows(x, gain)
-    assert not few_rows(torch.randn(1, 1 + FEW // 64, 64), gain)
-    assert not few_rows(x.clone().requires_grad_(), gain)
-    assert not few_rows(x, gain.double())
-    assert not few_rows(x.double(), gain.double())
-    assert not few_rows(torch.randn(64, 2).T, gain)
-    assert not few_rows(x[:0], gain)
-    assert few_rows(x, gain, gain)
+    assert fits_norm_kernel(x, gain)
+    assert not fits_norm_kernel(torch.randn(1, 1 + SMALL_NUMEL // 64, 64), gain)
+    assert not fits_norm_kernel(x.clone().requires_grad_(), gain)
+    assert not fits_norm_kernel(x, gain.double())
+    assert not fits_norm_kernel(x.double(), gain.double())
+    assert not fits_norm_kernel(torch.randn(64, 2).T, gain)
+    assert not fits_norm_kernel(x[:0], gain)
+    assert fits_norm_kernel(x, gain, gain)
     for bias in (gain.clone().requires_grad_(), gain.double(), torch.randn(64, 2)[:, 0]):
-        assert not few_rows(x, gain, bias)
-    assert not alike(gain, torch.randn(32))
-    assert not few_rows(x, torch.randn(32))
-    assert not few_rows(x.to("meta"), gain)
-    assert not torch.vmap(lambda one: torch.as_tensor(few_rows(one, gain)), out_dims=None)(torch.randn(2, 64))
+        assert not fits_norm_kernel(x, gain, bias)
+    assert not are_contiguous(gain, torch.randn(32))
+    assert not fits_norm_kernel(x, torch.randn(32))
+    assert not fits_norm_kernel(x.to("meta"), gain)
+    assert not torch.vmap(lambda one: torch.as_tensor(fits_norm_kernel(one, gain)), out_dims=None)(torch.randn(2, 64))
 
 
 @pytest.mark.parametrize("function", [layer_norm, rms_norm])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from exlstm.mixers.state import State, state_nbytes
 from exlstm.ops.arguments import checked_rows
-from exlstm.ops.common import blank, inside, wide_dtype
+from exlstm.ops.common import length_mask, wide_dtype, zero_padding
 
 
 class Mixer(Protocol):
@@ -79,4 +79,4 @@ def check_width(width: int) -> None:
 
 def mask_tail(y_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:
     """y with zeros at and beyond each row's length."""
-    return y_BTD if lengths_B is None else blank(y_BTD, inside(lengths_B, y_BTD.shape[1]))
+    return y_BTD if lengths_B is None else zero_padding(y_BTD, length_mask(lengths_B, y_BTD.shape[1]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exlstm.ops import linear as op
-from exlstm.ops.common import exactly
+from exlstm.ops.common import without_autocast
 from exlstm.runtime.tracing import tracer
 
 
@@ -183,7 +183,7 @@ def wide_linears(layers: Sequence[AnyLinear], x: Tensor) -> list[Tensor]:
     if len(layers) < 2 or not len(weights) == len(biases) == len(layers):
         return [wide_linear(layer, x) for layer in layers]
     dtype = torch.promote_types(torch.promote_types(x.dtype, weights[0].dtype), torch.float32)
-    with exactly(x):
+    with without_autocast(x):
         y = functional.linear(x.to(dtype), torch.cat(weights).to(dtype), torch.cat(biases).to(dtype))
     return list(torch.split(y, [len(bias) for bias in biases], dim=-1))
 
@@ -193,5 +193,5 @@ def wide_linear(layer: AnyLinear, x: Tensor) -> Tensor:
     weight = layer.packed()
     stored = weight if isinstance(weight, Tensor) else weight[1]
     dtype = torch.promote_types(torch.promote_types(x.dtype, stored.dtype), torch.float32)
-    with exactly(x):
+    with without_autocast(x):
         return op.linears(x, [(weight, layer.bias, dtype)])[0]

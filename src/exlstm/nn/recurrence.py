@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exlstm.nn import init
-from exlstm.ops.common import exactly, wide
+from exlstm.ops.common import upcast, without_autocast
 
 RecurrentInit = Literal["zeros", "uniform"]
 # Hard concrete distribution (Louizos, Welling & Kingma 2018, arXiv:1712.01312), with the paper's values: temperature,
@@ -73,8 +73,8 @@ class LowRank(Recurrence):
 
     def forward(self) -> Tensor:
         """Product of the factors, computed in float32 or wider."""
-        r_in_HKJ, r_out_HJM = wide(self.r_in_HKJ), wide(self.r_out_HJGV).flatten(2)
-        with exactly(self.r_in_HKJ):
+        r_in_HKJ, r_out_HJM = upcast(self.r_in_HKJ), upcast(self.r_out_HJGV).flatten(2)
+        with without_autocast(self.r_in_HKJ):
             r_HKM = r_in_HKJ @ r_out_HJM
         return r_HKM.view(self.blocks, self.size, 4, self.size).to(self.r_in_HKJ.dtype)
 
@@ -140,11 +140,11 @@ class Learned(Recurrence):
 
     def forward(self) -> Tensor:
         """R times the gates."""
-        return (wide(self.r_HKGV) * self.gates()[:, :, None]).to(self.r_HKGV.dtype)
+        return (upcast(self.r_HKGV) * self.gates()[:, :, None]).to(self.r_HKGV.dtype)
 
     def gates(self) -> Tensor:
         """Gates [H, K, V] in [0, 1]: a draw in training, the paper's deterministic estimator in evaluation."""
-        log_alpha_HKV = wide(self.graph_HKV)
+        log_alpha_HKV = upcast(self.graph_HKV)
         if self.training:
             noise_HKV = torch.rand_like(log_alpha_HKV).logit(eps=1e-6)
             log_alpha_HKV = (log_alpha_HKV + noise_HKV) / TEMPERATURE
@@ -152,7 +152,7 @@ class Learned(Recurrence):
 
     def penalty(self) -> Tensor:
         """Expected number of open (nonzero) gates in training; differentiable."""
-        return torch.sigmoid(wide(self.graph_HKV) - TEMPERATURE * math.log(-LOW / HIGH)).sum()
+        return torch.sigmoid(upcast(self.graph_HKV) - TEMPERATURE * math.log(-LOW / HIGH)).sum()
 
     def table(self, start: RecurrentInit, bound: float) -> dict[str, init.Fill]:
         """log alpha 0 with deviation 0.01, as in the paper's code for a drop rate of 0.5.
@@ -164,7 +164,7 @@ class Learned(Recurrence):
     @torch.no_grad()
     def connections(self) -> Tensor:
         """Connectivity in evaluation: gates that are not zero."""
-        return torch.sigmoid(wide(self.graph_HKV)).cpu() > -LOW / (HIGH - LOW)
+        return torch.sigmoid(upcast(self.graph_HKV)).cpu() > -LOW / (HIGH - LOW)
 
 
 @runtime_checkable

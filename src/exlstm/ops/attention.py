@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from exlstm.ops.arguments import checked_rows, exact_in, misfit
-from exlstm.ops.common import blank, inside
+from exlstm.ops.common import length_mask, zero_padding
 from exlstm.ops.rope import rope
 from exlstm.runtime.tracing import TRANSFORMED, tracer
 
@@ -81,9 +81,9 @@ def attention(
     reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
     plain = state is None and reset_BT is None and lengths_B is None
     old = zero_state(k_BTGK) if state is None else checked_cache(state, k_BTGK)
-    valid_BT = None if lengths_B is None else inside(lengths_B, T)
+    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
     if valid_BT is not None:
-        q_BTHK, k_BTGK, v_BTGK = (blank(x, valid_BT) for x in (q_BTHK, k_BTGK, v_BTGK))
+        q_BTHK, k_BTGK, v_BTGK = (zero_padding(x, valid_BT) for x in (q_BTHK, k_BTGK, v_BTGK))
     position_BT, segment_BT = positions(old.next_B, T, reset_BT)
     q_BTHK, k_BTGK = rope(q_BTHK, position_BT, base=rope_base), rope(k_BTGK, position_BT, base=rope_base)
     stored_BT = position_BT if valid_BT is None else position_BT.masked_fill(~valid_BT, -1)
@@ -97,7 +97,7 @@ def attention(
     h_BHTK = attend(q_BHTK, k_BGAK, v_BGAK, seen_B1TA)
     h_BTHK = h_BHTK.transpose(1, 2)
     if valid_BT is not None:
-        h_BTHK = blank(h_BTHK, valid_BT)
+        h_BTHK = zero_padding(h_BTHK, valid_BT)
     return h_BTHK, remember(k_BAGK, v_BAGK, position_BA, segment_BA, position_BT, lengths_B, old.next_B, window)
 
 

@@ -1,4 +1,4 @@
-"""What several ops need: wide numbers, and steps that only some rows of a batch take.
+"""Precision, padding masks and contiguous tensors, as several ops need them.
 
 B batch  T time
 """
@@ -14,33 +14,33 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def wide(x: Tensor) -> Tensor:
-    """`x` in float32 or wider: sums of log gates do not survive bfloat16."""
+def upcast(x: Tensor) -> Tensor:
+    """`x` in float32 or wider ("wide" in docstrings): sums of log gates do not survive bfloat16."""
     return x.to(wide_dtype(x.dtype))
 
 
-def inside(lengths_B: Tensor, steps: int) -> Tensor:
+def length_mask(lengths_B: Tensor, steps: int) -> Tensor:
     """valid_BT: True where step t belongs to row b, that is t < lengths_B[b]."""
     return torch.arange(steps, device=lengths_B.device) < lengths_B[:, None]
 
 
-def exactly(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which autocast does not narrow what an op computes wide on purpose."""
-    # to switch off what is off takes as long as an op on a small model's token
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the device of x, for products that must not be narrowed."""
+    # entering autocast costs as much as an op on a small model's token; skipped where it is off already
     off = not torch.is_autocast_enabled(x.device.type)
     return nullcontext() if off else torch.autocast(x.device.type, enabled=False)
 
 
-def like(mask: Tensor, x: Tensor) -> Tensor:
+def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
     """`mask` with trailing axes of size one, so that it broadcasts against `x` from the left."""
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
-def blank(x: Tensor, valid_BT: Tensor) -> Tensor:
-    """`x` [B, T, ...] with zeros where valid_BT is False: what was there, perhaps NaN, meets nothing in a product."""
-    return x.masked_fill(like(~valid_BT, x), 0)
+def zero_padding(x: Tensor, valid_BT: Tensor) -> Tensor:
+    """`x` [B, T, ...] with zeros where valid_BT is False, so that padding, perhaps NaN, enters no product."""
+    return x.masked_fill(broadcast_mask(~valid_BT, x), 0)
 
 
-def contiguous(*tensors: Tensor) -> list[Tensor]:
-    """As kernels want them: without their graph, their numbers in order."""
+def detached_contiguous(*tensors: Tensor) -> list[Tensor]:
+    """Contiguous tensors without a graph, as kernels read them."""
     return [x.detach().contiguous() for x in tensors]

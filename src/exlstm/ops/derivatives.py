@@ -17,11 +17,11 @@ Backward = Callable[..., Gradients]
 
 
 def graph_wanted() -> bool:
-    """Whether this backward is to make a graph. torch.compile looks at it with gradients enabled and makes none."""
+    """Whether a backward has to make a graph. torch.compile traces it with gradients enabled, and makes none."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def twice(plain: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[[Backward], Backward]:
+def twice_differentiable(plain: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[[Backward], Backward]:
     """Decorates a backward: where a graph is wanted, gradients are those of `plain`, in plain torch.
 
     plain(*ctx.saved_tensors, **ctx.options) gives the Function's results. Saved are its inputs, in its own order.
@@ -33,7 +33,7 @@ def twice(plain: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[[Backwa
             if not graph_wanted():
                 return backward(ctx, *gradients)
             needed = [bool(need) for need in ctx.needs_input_grad]
-            # other names for the inputs: of two, one may have been made from the other, which is not looked into
+            # views: where one input was computed from another, gradients of both stop here
             saved = [x if x is None else x.view_as(x) for x in ctx.saved_tensors]
             results = plain(*saved, **ctx.options)
             results = (results,) if isinstance(results, Tensor) else results
@@ -50,7 +50,7 @@ def twice(plain: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[[Backwa
     return decorate
 
 
-def once(op: str, backend: str) -> Callable[[Backward], Backward]:
+def once_differentiable(op: str, backend: str) -> Callable[[Backward], Backward]:
     """Decorates the backward of a cell: where a graph is wanted, ValueError with the backend that makes one."""
 
     def decorate(backward: Backward) -> Backward:

@@ -4,9 +4,9 @@
     c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g) ,  h_t = sigmoid(o) tanh(c_t)
 
 U is dense, or block-diagonal with one block per head: torch's kernel knows dense ones only, so blocks are placed into
-one, in which the rest is zero. A single step is the definition, whose products read few rows as linear layers do.
+one whose other weights are zero. A single step is the definition, whose products read few rows as linear layers do.
 
-B batch  T time  L steps between two cuts  D input width  V hidden width  K hidden width of a head
+B batch  T time  L steps between two borders  D input width  V hidden width  K hidden width of a head
 G the four gates' rows (4 V)  N gates and heads
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import checked_rows, checked_state
-from exlstm.ops.common import blank, exactly, inside, wide
+from exlstm.ops.common import length_mask, upcast, without_autocast, zero_padding
 from exlstm.ops.linear import linears
 from exlstm.ops.linear.headwise import headwise
 from exlstm.runtime.backend import choose
@@ -31,8 +31,8 @@ class LSTMState(NamedTuple):
     c_BV: Tensor
 
 
-def cuts(T: int, reset_BT: Tensor | None, lengths_B: Tensor | None) -> list[int]:
-    """Times at which some row is reset or ends, with 0 and T: between them the fused kernel may run freely."""
+def borders(T: int, reset_BT: Tensor | None, lengths_B: Tensor | None) -> list[int]:
+    """Times at which some row is reset or ends, with 0 and T: the fused kernel runs from one to the next."""
     times = {0, T}
     if reset_BT is not None:
         times |= set(reset_BT.any(0).nonzero()[:, 0].tolist())
@@ -41,7 +41,7 @@ def cuts(T: int, reset_BT: Tensor | None, lengths_B: Tensor | None) -> list[int]
     return sorted(times)
 
 
-def placed_in_blocks(u_GK: Tensor) -> Tensor:
+def dense_recurrence(u_GK: Tensor) -> Tensor:
     """u_GV: the dense matrix of a block-diagonal U, whose blocks [4, heads, K, K] lie below one another in u_GK."""
     G, K = u_GK.shape
     if G == 4 * K:
@@ -50,8 +50,8 @@ def placed_in_blocks(u_GK: Tensor) -> Tensor:
     return torch.diag_embed(u_GK.view(4, -1, K, K).permute(0, 2, 3, 1), dim1=1, dim2=3).reshape(G, G // 4)
 
 
-def heard(h_BV: Tensor, u_GK: Tensor) -> Tensor:
-    """U h, as wide as h, of a dense or block-diagonal U; see `lstm`."""
+def recurrent_product(h_BV: Tensor, u_GK: Tensor) -> Tensor:
+    """U h in the dtype of h, for a dense or block-diagonal U; see `lstm`."""
     G, K = u_GK.shape
     if G == 4 * K:
         return linears(h_BV, [(u_GK, None, h_BV.dtype)])[0]
@@ -65,8 +65,8 @@ def lstm_step(
     x_BD: Tensor, w_GD: Tensor, u_GK: Tensor, b_G: Tensor, state: LSTMState, /
 ) -> tuple[Tensor, LSTMState]:  # fmt: skip
     """One time step: the definition. Computed wide; h_BV is returned as wide."""
-    x_BD = wide(x_BD)
-    raw_BG = linears(x_BD, [(w_GD, b_G, x_BD.dtype)])[0] + heard(state.h_BV, u_GK)
+    x_BD = upcast(x_BD)
+    raw_BG = linears(x_BD, [(w_GD, b_G, x_BD.dtype)])[0] + recurrent_product(state.h_BV, u_GK)
     i_BV, f_BV, g_BV, o_BV = raw_BG.chunk(4, dim=1)
     c_BV = torch.sigmoid(f_BV) * state.c_BV + torch.sigmoid(i_BV) * torch.tanh(g_BV)
     h_BV = torch.sigmoid(o_BV) * torch.tanh(c_BV)
@@ -79,7 +79,7 @@ def lstm_recurrent(
 ) -> tuple[Tensor, LSTMState]:  # fmt: skip
     """The definition, one step after another, in plain torch."""
     h = []
-    valid_BT = None if lengths_B is None else inside(lengths_B, x_BTD.shape[1])
+    valid_BT = None if lengths_B is None else length_mask(lengths_B, x_BTD.shape[1])
     for t, x_BD in enumerate(x_BTD.unbind(1)):
         before = state
         if reset_BT is not None:
@@ -98,10 +98,10 @@ def lstm_fused(
     x_BTD: Tensor, w_GD: Tensor, u_GK: Tensor, b_G: Tensor, state: LSTMState, /,
     *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
 ) -> tuple[Tensor, LSTMState]:  # fmt: skip
-    """The same numbers by torch's kernel, which runs from cut to cut."""
-    u_GV = placed_in_blocks(u_GK)
-    x_wide_BTD, parts = wide(x_BTD), [wide(w_GD), wide(u_GV), wide(b_G), torch.zeros_like(wide(b_G))]
-    times, h = cuts(x_BTD.shape[1], reset_BT, lengths_B), []
+    """The same numbers by torch's kernel, which runs from border to border."""
+    u_GV = dense_recurrence(u_GK)
+    x_wide_BTD, parts = upcast(x_BTD), [upcast(w_GD), upcast(u_GV), upcast(b_G), torch.zeros_like(upcast(b_G))]
+    times, h = borders(x_BTD.shape[1], reset_BT, lengths_B), []
     for start, end in pairwise(times):
         h_BV, c_BV = state
         if reset_BT is not None:
@@ -138,7 +138,7 @@ def lstm(
     reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
     state = checked_state(state, LSTMState, 2 * [(B, len(b_G) // 4)], x_BTD)
     if lengths_B is not None:
-        x_BTD = blank(x_BTD, inside(lengths_B, T))
+        x_BTD = zero_padding(x_BTD, length_mask(lengths_B, T))
     obstacle = None
     if backend == "auto" and T == 1:
         obstacle = "a single step needs no kernel"
@@ -148,6 +148,6 @@ def lstm(
     run = lstm_recurrent
     if choose("lstm", backend, [("fused", obstacle), ("recurrent", None)], tensors) == "fused":
         run = lstm_fused
-    with exactly(x_BTD):
+    with without_autocast(x_BTD):
         h_BTV, state = run(x_BTD, w_GD, u_GK, b_G, state, reset_BT=reset_BT, lengths_B=lengths_B)
     return h_BTV.to(x_BTD.dtype), state

@@ -29,24 +29,24 @@ def check_borders(cu_seqlens: Tensor, rows: int, T: int) -> None:
             raise ValueError(f"cu_seqlens is {ends}; it must rise from 0 to the {T} steps of the row.")
 
 
-class Apart(NamedTuple):
-    """Where the steps of every sequence are in the packed row; beyond its length, steps that are not its own."""
+class PackedIndex(NamedTuple):
+    """The place of every sequence's steps in the packed row; beyond a sequence's length, of steps of others."""
 
     step_SL: Tensor
     lengths_S: Tensor
 
-    def rows(self, x: Tensor) -> Tensor:
-        """[1, T, ...] -> [S, L, ...]"""
+    def unpack(self, x: Tensor) -> Tensor:
+        """Sequences as rows: [1, T, ...] -> [S, L, ...]. Steps beyond a length are padding."""
         return x[0][self.step_SL]
 
-    def joined(self, x: Tensor) -> Tensor:
-        """The way back."""
+    def pack(self, x: Tensor) -> Tensor:
+        """Sequences as one row, without padding: [S, L, ...] -> [1, T, ...]."""
         own_SL = torch.arange(x.shape[1], device=x.device) < self.lengths_S[:, None]
         return x[own_SL][None]
 
 
-def apart(cu_seqlens: Tensor) -> Apart:
-    """Waits for the device, for it has to know the longest sequence."""
+def packed_index(cu_seqlens: Tensor) -> PackedIndex:
+    """The index of these borders. It waits for the device, whose longest sequence gives the shape."""
     lengths_S = cu_seqlens.diff().long()
     step_L = torch.arange(int(lengths_S.max()), device=cu_seqlens.device)
-    return Apart((cu_seqlens[:-1, None] + step_L).clamp(max=cu_seqlens[-1] - 1), lengths_S)
+    return PackedIndex((cu_seqlens[:-1, None] + step_L).clamp(max=cu_seqlens[-1] - 1), lengths_S)

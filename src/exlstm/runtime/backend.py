@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.runtime.tracing import hidden, tracer
+from exlstm.runtime.tracing import tracer, tracing_obstacle
 
 
 class Choice(NamedTuple):
@@ -33,11 +33,11 @@ def choose(
     """Name of the backend to run.
 
     backend: "auto" or a candidate's name. candidates: (name, obstacle or None), best first.
-    tensors: what the op computes with. Where torch traces or transforms it, backends hidden from that cannot run.
+    tensors: the op's inputs. Tracing and transforms of torch exclude some backends.
     Raises ValueError for an unknown name and for a named backend with an obstacle.
     """
-    if (watch := tracer(tensors)) is not None:
-        candidates = [(name, obstacle or hidden(name, watch)) for name, obstacle in candidates]
+    if (tracing := tracer(tensors)) is not None:
+        candidates = [(name, obstacle or tracing_obstacle(name, tracing)) for name, obstacle in candidates]
     if backend == "auto" and candidates[0][1] is None:
         picked, why = candidates[0][0], FASTEST
     elif backend == "auto":

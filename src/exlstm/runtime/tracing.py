@@ -1,4 +1,4 @@
-"""Whether torch traces or transforms a call, and which forms of an op that leaves.
+"""Whether torch traces or transforms a call, and which backends of an op that excludes.
 
 Tracing: `torch.compile`, `torch.export`, fake tensors, counters of operations, tensors of other classes. What is not an
 operation of torch is lost there, and a tensor need not have numbers: a kernel that reads memory by its address cannot
@@ -24,12 +24,12 @@ from exlstm.runtime.internals import (
 
 TRACED = "torch traces this call or its tensors, and its kernels are not operations of torch"
 TRANSFORMED = "torch.func, forward-mode AD or torch.jit.trace transforms this call, and it is no plain torch"
-KERNELS = frozenset({"numba"})  # backends that neither can run
-FUNCTIONS = frozenset({"chunkwise", "fused", "triton", "triton_steps"})  # backends that cannot be transformed
+KERNELS = frozenset({"numba"})  # backends that tracing and transforms exclude
+FUNCTIONS = frozenset({"chunkwise", "fused", "triton", "triton_steps"})  # backends that transforms exclude
 
 
 def tracer(tensors: Iterable[Tensor | None] = ()) -> str | None:
-    """TRANSFORMED, TRACED or None: what watches a call on these tensors."""
+    """How torch traces or transforms a call on these tensors: TRANSFORMED, TRACED or None."""
     if is_compiling():
         return TRANSFORMED if compiling_a_transform() else TRACED
     if innermost_transform() is not None or jit_tracing_state() is not None or in_forward_ad():
@@ -53,11 +53,11 @@ def compiling_a_transform() -> bool:
     return innermost_transform() is not None
 
 
-def hidden(backend: str, watch: str) -> str | None:
-    """Why a backend cannot run while `watch`, an answer of `tracer`, holds, or None."""
-    return watch if backend in KERNELS or (watch is TRANSFORMED and backend in FUNCTIONS) else None
+def tracing_obstacle(backend: str, tracing: str) -> str | None:
+    """Why a backend cannot run, or None. tracing: the answer of `tracer`."""
+    return tracing if backend in KERNELS or (tracing is TRANSFORMED and backend in FUNCTIONS) else None
 
 
-def watched() -> bool:
-    """Whether torch traces, transforms or narrows what is computed: then kernels of ours stay out of it."""
+def is_traced_or_autocast() -> bool:
+    """True under tracing, transforms or CPU autocast: kernels that read memory by address must not run then."""
     return tracer() is not None or torch.is_autocast_enabled("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 from exlstm.data.packing import IGNORE
 from exlstm.models.lm import LM
 from exlstm.nn.linear import Linear, hooked
-from exlstm.ops.derivatives import twice
+from exlstm.ops.derivatives import twice_differentiable
 from exlstm.runtime.availability import bfloat16_is_emulated
 from exlstm.runtime.tracing import TRANSFORMED, tracer
 
@@ -110,7 +110,7 @@ class _CrossEntropy(torch.autograd.Function):
         return _nats(logits_NC, targets_N, lse_N)
 
     @staticmethod
-    @twice(lambda logits_NC, targets_N, _: _definition(logits_NC, targets_N))
+    @twice_differentiable(lambda logits_NC, targets_N, _: _definition(logits_NC, targets_N))
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits_NC, targets_N, lse_N = ctx.saved_tensors
         grad_NC, rows = torch.empty_like(logits_NC), _rows(logits_NC.shape[1])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.block_linear.reference import block_linear_torch
-from exlstm.ops.derivatives import twice
+from exlstm.ops.derivatives import twice_differentiable
 from exlstm.runtime.cpu.kernel import F32, F32Rows, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import clear
@@ -123,7 +123,7 @@ class BlockLinear(torch.autograd.Function):
         return mapped(rows_of(x_BTD), w_HVK).view(x_BTD.shape)
 
     @staticmethod
-    @twice(block_linear_torch)
+    @twice_differentiable(block_linear_torch)
     def backward(ctx: Any, dy_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_BTD, w_HVK = ctx.saved_tensors
         x_MD, dy_MD, dx_BTD, dw_HVK = rows_of(x_BTD), rows_of(dy_BTD), None, None

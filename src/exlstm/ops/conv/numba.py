@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exlstm.ops.conv.reference import ConvState, causal_conv_torch
-from exlstm.ops.derivatives import twice
+from exlstm.ops.derivatives import twice_differentiable
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
@@ -252,7 +252,7 @@ class Conv(torch.autograd.Function):
         return forward(x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B, silu)
 
     @staticmethod
-    @twice(definition)
+    @twice_differentiable(definition)
     def backward(ctx: Any, dy_BTD: Tensor, dafter_BSD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B = ctx.saved_tensors
         inputs = inputs_of(x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B, ctx.options["silu"])

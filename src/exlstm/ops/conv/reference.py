@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import blank, inside, wide
+from exlstm.ops.common import length_mask, upcast, zero_padding
 
 
 class ConvState(NamedTuple):
@@ -25,14 +25,14 @@ def causal_conv_torch(
 ) -> tuple[Tensor, ConvState]:  # fmt: skip
     """The definition, before any activation."""
     T, S = x_BTD.shape[1], w_DW.shape[1] - 1
-    valid_BT = None if lengths_B is None else inside(lengths_B, T)
+    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
     if valid_BT is not None:
-        x_BTD = blank(x_BTD, valid_BT)
+        x_BTD = zero_padding(x_BTD, valid_BT)
     seen_BAD = torch.cat([state.past_BSD.to(x_BTD.dtype), x_BTD], dim=1)
     if T == 1 and reset_BT is None and lengths_B is None:
         # the whole window at once: two small operations in place of two for every tap
         y_B1D = (seen_BAD * w_DW.mT).sum(1, keepdim=True) + b_D
-        return y_B1D, ConvState(wide(seen_BAD[:, 1:]))
+        return y_B1D, ConvState(upcast(seen_BAD[:, 1:]))
     segment_BA = None
     if reset_BT is not None:
         segment_BA = torch.nn.functional.pad(reset_BT.long().cumsum(1), (S, 0))
@@ -44,8 +44,8 @@ def causal_conv_torch(
             shifted_BTD = shifted_BTD.masked_fill(cut_BT[..., None], 0)
         y_BTD = torch.addcmul(y_BTD, shifted_BTD, w_DW[:, tap])
     if valid_BT is not None:
-        y_BTD = blank(y_BTD, valid_BT)
-    return y_BTD, ConvState(wide(last_steps(seen_BAD, segment_BA, S, lengths_B)))
+        y_BTD = zero_padding(y_BTD, valid_BT)
+    return y_BTD, ConvState(upcast(last_steps(seen_BAD, segment_BA, S, lengths_B)))
 
 
 def last_steps(seen_BAD: Tensor, segment_BA: Tensor | None, S: int, lengths_B: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.gated_norm.reference import GateActivation, gated_norm_torch
-from exlstm.ops.norm import few
+from exlstm.ops.norm import is_small_inference
 from exlstm.runtime.availability import no_numba
 from exlstm.runtime.backend import choose
 
@@ -52,7 +52,7 @@ def gated_norm(
     if activation not in ("silu", "sigmoid"):
         raise ValueError(f"activation is {activation!r}; it must be 'silu' or 'sigmoid'.")
     tensors = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
-    short = few(tensors)
+    short = is_small_inference(tensors)
     obstacle = None if short else numba_obstacle(tensors)
     run = gated_norm_torch
     if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)], tensors) == "numba":

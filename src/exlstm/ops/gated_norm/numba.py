@@ -13,7 +13,7 @@ import torch
 from numpy import float32
 from torch import Tensor
 
-from exlstm.ops.derivatives import twice
+from exlstm.ops.derivatives import twice_differentiable
 from exlstm.ops.gated_norm.reference import GateActivation, gated_norm_torch
 from exlstm.ops.norm.numba import norm_backward, standardize
 from exlstm.runtime.cpu.bfloat16 import read_numbers, write_numbers
@@ -184,7 +184,7 @@ class GatedNorm(torch.autograd.Function):
         return forward(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E, activation == "silu", eps)
 
     @staticmethod
-    @twice(gated_norm_torch)
+    @twice_differentiable(gated_norm_torch)
     def backward(ctx: Any, dy_BTE: Tensor) -> tuple[Tensor | None, ...]:
         h_BTHV, _, _, skip_E, c_BTE, bias_E = saved = ctx.saved_tensors
         B, T, H, V = h_BTHV.shape

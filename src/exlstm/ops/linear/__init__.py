@@ -14,7 +14,7 @@ from torch.nn import Parameter, functional
 from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, in_parts, to_int4, to_int8
 from exlstm.runtime.availability import bfloat16_is_emulated, no_numba
 from exlstm.runtime.backend import choose
-from exlstm.runtime.tracing import watched
+from exlstm.runtime.tracing import is_traced_or_autocast
 
 if TYPE_CHECKING:
     from exlstm.ops.linear.numba.op import Plan
@@ -128,7 +128,7 @@ def linear_emulated(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 def input_obstacle(x: Tensor) -> str | None:
     """Why the Numba kernels cannot compute with this x, or None. Asked a hundred times per token."""
-    if (type(x) is not Tensor and type(x) is not Parameter) or not x.is_cpu or watched():
+    if (type(x) is not Tensor and type(x) is not Parameter) or not x.is_cpu or is_traced_or_autocast():
         return "it takes plain tensors on a CPU, outside of tracing, transforms and autocast"
     if x.dtype not in DTYPES:
         return f"it computes with float32 and bfloat16, and the input is {x.dtype}"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import blank, exactly, inside, wide
+from exlstm.ops.common import length_mask, upcast, without_autocast, zero_padding
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
-from exlstm.ops.packed import apart, check_borders
+from exlstm.ops.packed import check_borders, packed_index
 from exlstm.runtime.availability import no_numba
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
@@ -82,7 +82,7 @@ def on_triton(
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """Kernels that know the exponential gate and the sigmoid: another one comes to them as an exponent."""
     if input_gate not in ("exp", "sigmoid"):
-        i_BTH, input_gate = log_input_gate(wide(i_BTH), input_gate, -torch.inf), "exp"
+        i_BTH, input_gate = log_input_gate(upcast(i_BTH), input_gate, -torch.inf), "exp"
     return run(q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, state, input_gate=input_gate, **options)
 
 
@@ -118,20 +118,20 @@ def mlstm(
     state = checked(inputs, state, lengths_B, cu_seqlens, chunk_len)
     name, run = pick((*inputs, *state), backend, forget_gate, chunk_len, cu_seqlens)
     if cu_seqlens is not None and name != "triton":
-        pieces = apart(cu_seqlens.to(q_BTHK.device))
-        q_SLHK, k_SLHK, v_SLHV, i_SLH, f_SLH = map(pieces.rows, inputs)
+        packed = packed_index(cu_seqlens.to(q_BTHK.device))
+        q_SLHK, k_SLHK, v_SLHV, i_SLH, f_SLH = map(packed.unpack, inputs)
         h_SLHV, state = mlstm(
             q_SLHK, k_SLHK, v_SLHV, i_SLH, f_SLH, state,
-            reset_BT=None if reset_BT is None else pieces.rows(reset_BT), lengths_B=pieces.lengths_S,
+            reset_BT=None if reset_BT is None else packed.unpack(reset_BT), lengths_B=packed.lengths_S,
             input_gate=input_gate, forget_gate=forget_gate, normalize=normalize, eps=eps, chunk_len=chunk_len,
             backend=backend,
         )  # fmt: skip
-        return pieces.joined(h_SLHV), state
-    valid_BT = None if lengths_B is None else inside(lengths_B, q_BTHK.shape[1])
+        return packed.pack(h_SLHV), state
+    valid_BT = None if lengths_B is None else length_mask(lengths_B, q_BTHK.shape[1])
     if valid_BT is not None:
         inputs = without_padding(inputs, valid_BT, forget_gate)
         reset_BT = None if reset_BT is None else reset_BT & valid_BT
-    with exactly(q_BTHK):
+    with without_autocast(q_BTHK):
         h_BTHV, state = run(
             *inputs, state,
             reset_BT=reset_BT, input_gate=input_gate, forget_gate=forget_gate, normalize=normalize, eps=eps,
@@ -144,7 +144,7 @@ def without_padding(inputs: tuple[Tensor, ...], valid_BT: Tensor, forget_gate: F
     *qkv, i_BTH, f_BTH = inputs
     i_BTH = i_BTH.masked_fill(~valid_BT[..., None], -torch.inf)
     f_BTH = f_BTH.masked_fill(~valid_BT[..., None], torch.inf if forget_gate == "sigmoid" else 0.0)
-    return *(blank(x, valid_BT) for x in qkv), i_BTH, f_BTH
+    return *(zero_padding(x, valid_BT) for x in qkv), i_BTH, f_BTH
 
 
 def checked(inputs: tuple[Tensor, ...], state: MLSTMState | None, lengths_B: Tensor | None, cu_seqlens: Tensor | None,

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import exactly, wide
-from exlstm.ops.derivatives import once
+from exlstm.ops.common import upcast, without_autocast
+from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 
@@ -250,14 +250,14 @@ class Chunkwise(torch.autograd.Function):
         return h_BTHV, c_BHKV, n_BHK, m_BH
 
     @staticmethod
-    @once("mlstm", "chunkwise")
+    @once_differentiable("mlstm", "chunkwise")
     def backward(ctx: Any, dh_BTHV: Tensor, dc_BHKV: Tensor, dn_BHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, reset_BT, h_BTHV, *starts = ctx.saved_tensors
         B, T, H, K = q_BTHK.shape
         options: Options = ctx.options
         dc_MKV, dn_MK = dc_BHKV.flatten(0, 1), dn_BHK.flatten(0, 1)
         parts: list[tuple[Tensor, ...]] = []
-        with exactly(dh_BTHV):
+        with without_autocast(dh_BTHV):
             for number, (start, end, L) in reversed(list(enumerate(spans(T, ctx.chunk_len)))):
                 c_MKV, n_MK, m_M = starts[3 * number : 3 * number + 3]
                 q_MNLK, k_MNLK, v_MNLV, i_MNL, f_MNL, h_MNLV, dh_MNLV = (
@@ -284,6 +284,6 @@ def mlstm_chunkwise(
     log_i_BTH, log_f_BTH = log_gates(i_BTH, f_BTH, input_gate, forget_gate)
     options = Options(stabilize=needs_unit(input_gate, forget_gate), normalize=normalize, eps=eps)
     h_BTHV, *after = Chunkwise.apply(  # type: ignore[no-untyped-call]
-        wide(q_BTHK), wide(k_BTHK), wide(v_BTHV), log_i_BTH, log_f_BTH, *state, reset_BT, chunk_len, options
+        upcast(q_BTHK), upcast(k_BTHK), upcast(v_BTHV), log_i_BTH, log_f_BTH, *state, reset_BT, chunk_len, options
     )
     return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

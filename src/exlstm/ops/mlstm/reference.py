@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import like, wide, wide_dtype
+from exlstm.ops.common import broadcast_mask, upcast, wide_dtype
 from exlstm.ops.gates import ForgetGate, log_forget_gate, log_input_gate
 from exlstm.ops.gates import InputGate as InputGate
 
@@ -43,7 +43,7 @@ def log_gates(
     i: Tensor, f: Tensor, input_gate: InputGate, forget_gate: ForgetGate = "sigmoid"
 ) -> tuple[Tensor, Tensor]:
     """(log i, log f) of the pre-activations, wide."""
-    return log_input_gate(wide(i), input_gate, -torch.inf), log_forget_gate(wide(f), forget_gate)
+    return log_input_gate(upcast(i), input_gate, -torch.inf), log_forget_gate(upcast(f), forget_gate)
 
 
 def needs_unit(input_gate: InputGate, forget_gate: ForgetGate) -> bool:
@@ -57,7 +57,7 @@ def mlstm_step(
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """One time step: the definition. Computed wide; h_BHV is returned in the dtype of q."""
     log_i_BH, log_f_BH = log_gates(i_BH, f_BH, input_gate, forget_gate)
-    q_BHK, k_BHK, v_BHV, dtype = wide(q_BHK) * q_BHK.shape[-1] ** -0.5, wide(k_BHK), wide(v_BHV), q_BHK.dtype
+    q_BHK, k_BHK, v_BHV, dtype = upcast(q_BHK) * q_BHK.shape[-1] ** -0.5, upcast(k_BHK), upcast(v_BHV), q_BHK.dtype
     m0_BH = state.m_BH.detach()
     m_BH = torch.zeros_like(m0_BH)
     if needs_unit(input_gate, forget_gate):
@@ -81,7 +81,7 @@ def mlstm_recurrent(
     h = []
     for t in range(q_BTHK.shape[1]):
         if reset_BT is not None:
-            state = MLSTMState(*(x.masked_fill(like(reset_BT[:, t], x), 0) for x in state))
+            state = MLSTMState(*(x.masked_fill(broadcast_mask(reset_BT[:, t], x), 0) for x in state))
         h_BHV, state = mlstm_step(
             q_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t], i_BTH[:, t], f_BTH[:, t], state,
             input_gate=input_gate, forget_gate=forget_gate, normalize=normalize, eps=eps,

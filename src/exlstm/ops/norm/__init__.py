@@ -1,4 +1,4 @@
-"""Normalisations: statistics float32 or wider, whatever the input is.
+"""Layer norm, RMS norm and head norm: statistics float32 or wider, whatever the input is.
 
 D width  H heads  V head width; leading axes are free
 """
@@ -9,41 +9,46 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from exlstm.ops.common import wide
+from exlstm.ops.common import upcast
 from exlstm.runtime.availability import no_numba
-from exlstm.runtime.tracing import watched
+from exlstm.runtime.tracing import is_traced_or_autocast
 
-FEW = 1 << 14  # numbers: for more, torch's own passes are as fast as one
+SMALL_NUMEL = 1 << 14  # for larger inputs torch's several passes are as fast as one kernel
 
 
 def layer_norm(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis; None: no bias."""
-    if few_rows(x, gain_D, bias_D):
+    if fits_norm_kernel(x, gain_D, bias_D):
         from exlstm.ops.norm.numba import norm_numba
 
         return norm_numba(x, gain_D, bias_D, eps, False)
-    b_D = None if bias_D is None else wide(bias_D)
-    return functional.layer_norm(wide(x), gain_D.shape, wide(gain_D), b_D, eps).to(x.dtype)
+    b_D = None if bias_D is None else upcast(bias_D)
+    return functional.layer_norm(upcast(x), gain_D.shape, upcast(gain_D), b_D, eps).to(x.dtype)
 
 
 def rms_norm(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor:
     """x / sqrt(mean square + eps) * gain + bias over the last axis (Zhang & Sennrich 2019); None: no bias."""
-    if few_rows(x, gain_D, bias_D):
+    if fits_norm_kernel(x, gain_D, bias_D):
         from exlstm.ops.norm.numba import norm_numba
 
         return norm_numba(x, gain_D, bias_D, eps, True)
-    y = functional.rms_norm(wide(x), gain_D.shape, wide(gain_D), eps=eps)
-    return (y if bias_D is None else y + wide(bias_D)).to(x.dtype)
+    y = functional.rms_norm(upcast(x), gain_D.shape, upcast(gain_D), eps=eps)
+    return (y if bias_D is None else y + upcast(bias_D)).to(x.dtype)
 
 
-def few(tensors: Sequence[Tensor | None]) -> bool:
+def is_small_inference(tensors: Sequence[Tensor | None]) -> bool:
     """Whether these, x first, are a few plain numbers on a CPU without gradients, as in a decoding step.
 
     Then a norm is one short kernel: what torch spends on its way in and out of several would be ten times as much.
     """
     x = tensors[0]
     assert x is not None
-    if not 0 < x.numel() <= FEW or x.dtype not in (torch.float32, torch.bfloat16) or watched() or no_numba():
+    if (
+        not 0 < x.numel() <= SMALL_NUMEL
+        or x.dtype not in (torch.float32, torch.bfloat16)
+        or is_traced_or_autocast()
+        or no_numba()
+    ):
         return False
     gradient = torch.is_grad_enabled()
     return all(
@@ -58,13 +63,18 @@ def few(tensors: Sequence[Tensor | None]) -> bool:
     )
 
 
-def few_rows(x: Tensor, gain_D: Tensor, bias_D: Tensor | None = None) -> bool:
+def fits_norm_kernel(x: Tensor, gain_D: Tensor, bias_D: Tensor | None = None) -> bool:
     """Whether a norm over the width is such a kernel."""
-    return few((x, gain_D, bias_D)) and x.shape[-1:] == gain_D.shape and x.is_contiguous() and alike(gain_D, bias_D)
+    return (
+        is_small_inference((x, gain_D, bias_D))
+        and x.shape[-1:] == gain_D.shape
+        and x.is_contiguous()
+        and are_contiguous(gain_D, bias_D)
+    )
 
 
-def alike(gain: Tensor, bias: Tensor | None) -> bool:
-    """Whether a kernel can read both from their first number to their last."""
+def are_contiguous(gain: Tensor, bias: Tensor | None) -> bool:
+    """Whether a kernel can read a gain and a bias of the same shape, or none, as contiguous numbers."""
     return gain.is_contiguous() and (bias is None or (bias.shape == gain.shape and bias.is_contiguous()))
 
 
@@ -74,9 +84,14 @@ def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | Non
     bias: one per channel too, added after the gain, or None.
     """
     fits = x_BTHV.shape[-2:] == gain_HV.shape
-    if fits and few((x_BTHV, gain_HV, bias_HV)) and x_BTHV.is_contiguous() and alike(gain_HV, bias_HV):
+    if (
+        fits
+        and is_small_inference((x_BTHV, gain_HV, bias_HV))
+        and x_BTHV.is_contiguous()
+        and are_contiguous(gain_HV, bias_HV)
+    ):
         from exlstm.ops.norm.numba import head_norm_numba
 
         return head_norm_numba(x_BTHV, gain_HV, bias_HV, eps)
-    h_BTHV = functional.layer_norm(wide(x_BTHV), gain_HV.shape[1:], eps=eps) * wide(gain_HV)
-    return (h_BTHV if bias_HV is None else h_BTHV + wide(bias_HV)).to(x_BTHV.dtype)
+    h_BTHV = functional.layer_norm(upcast(x_BTHV), gain_HV.shape[1:], eps=eps) * upcast(gain_HV)
+    return (h_BTHV if bias_HV is None else h_BTHV + upcast(bias_HV)).to(x_BTHV.dtype)

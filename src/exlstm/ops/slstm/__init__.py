@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import blank, exactly, inside, wide_dtype
+from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
@@ -134,9 +134,9 @@ def slstm(
         r_HKGV = narrowed(r_HKGV)  # before autocast is off
     valid_BT = None
     if lengths_B is not None and name != "numba":  # whose kernel does not look at padding
-        valid_BT = inside(lengths_B, T)
-        x_BTHGV = blank(x_BTHGV, valid_BT)
-    with exactly(x_BTHGV):
+        valid_BT = length_mask(lengths_B, T)
+        x_BTHGV = zero_padding(x_BTHGV, valid_BT)
+    with without_autocast(x_BTHGV):
         if name != "recurrent":
             more = {"input_gate": input_gate, "normalize": normalize} if name == "numba" else {}
             return scan(name)(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu, softsign
 
-from exlstm.ops.common import like, wide, wide_dtype
+from exlstm.ops.common import broadcast_mask, upcast, wide_dtype
 from exlstm.ops.gates import ForgetGate, InputGate, log_forget_gate, log_input_gate
 
 SHUT = -1000.0  # log i of a ReLU that is shut; not -inf, for n = 0 would then have nothing to be divided by
@@ -61,9 +61,9 @@ def slstm_step(
     normalize: bool = True,
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """One time step: the definition. Computed wide; r_HKGV=None leaves out the memory mixing."""
-    raw_BHGV = wide(x_BHGV)
+    raw_BHGV = upcast(x_BHGV)
     if r_HKGV is not None:
-        raw_BHGV = raw_BHGV + torch.einsum("bhk,hkgv->bhgv", state.h_BHV, wide(r_HKGV))
+        raw_BHGV = raw_BHGV + torch.einsum("bhk,hkgv->bhgv", state.h_BHV, upcast(r_HKGV))
     i_BHV, f_BHV, z_BHV, o_BHV = raw_BHGV.unbind(2)
     log_i_BHV = log_input_gate(i_BHV, input_gate, SHUT)
     decayed_BHV = log_forget_gate(f_BHV, forget_gate) + state.m_BHV.detach()
@@ -91,10 +91,10 @@ def slstm_recurrent(
     h, state = [], SLSTMState(state.h_BHV, state.c_BHV, state.n_BHV, state.m_BHV.detach())
     for t, x_BHGV in enumerate(x_BTHGV.unbind(1)):
         if reset_BT is not None:
-            state = SLSTMState(*(s.masked_fill(like(reset_BT[:, t], s), 0) for s in state))
+            state = SLSTMState(*(s.masked_fill(broadcast_mask(reset_BT[:, t], s), 0) for s in state))
         h_BHV, after = step(x_BHGV, r_HKGV, state)
         if valid_BT is not None:
-            valid_B11 = like(valid_BT[:, t], h_BHV)
+            valid_B11 = broadcast_mask(valid_BT[:, t], h_BHV)
             h_BHV = h_BHV.masked_fill(~valid_B11, 0)
             after = SLSTMState(*(torch.where(valid_B11, new, old) for new, old in zip(after, state, strict=True)))
         state = after

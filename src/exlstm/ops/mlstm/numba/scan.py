@@ -14,8 +14,8 @@ import torch
 from numpy import float32, float64
 from torch import Tensor
 
-from exlstm.ops.common import contiguous, wide
-from exlstm.ops.derivatives import once
+from exlstm.ops.common import detached_contiguous, upcast
+from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS, Options
 from exlstm.ops.mlstm.numba.chunk import (
@@ -175,7 +175,7 @@ class Chunkwise(torch.autograd.Function):
     def forward(ctx: Any, log_i_BTH: Tensor, log_f_BTH: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor,
                 c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor, reset_BT: Tensor, chunk_len: int, options: Options,
                 saves: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        log_i_BTH, log_f_BTH, *qkv = contiguous(log_i_BTH, log_f_BTH, q_BTHK, k_BTHK, v_BTHV)
+        log_i_BTH, log_f_BTH, *qkv = detached_contiguous(log_i_BTH, log_f_BTH, q_BTHK, k_BTHK, v_BTHV)
         inputs, state = [log_i_BTH, log_f_BTH, reset_BT, *qkv], own(c_BHKV, n_BHK, m_BH)
         B, T, H, _ = q_BTHK.shape
         R = -(-T // (SPAN_CHUNKS * chunk_len)) if saves else 0
@@ -194,14 +194,14 @@ class Chunkwise(torch.autograd.Function):
         return h_BTHV, c_BHKV, n_BHK, m_BH
 
     @staticmethod
-    @once("mlstm", "numba")
+    @once_differentiable("mlstm", "numba")
     def backward(ctx: Any, dh_BTHV: Tensor, dc_BHKV: Tensor, dn_BHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # asked for once: checkpointing refuses a second time
         inputs, (h_BTHV, *starts) = saved[:6], saved[6:]
         log_i_BTH, log_f_BTH, _, *qkv = inputs
         sizes, R = sizes_of(qkv[0], qkv[2], ctx.chunk_len), len(starts[0])
         dstate, grads = own(dc_BHKV, dn_BHK), [torch.empty_like(x) for x in (*qkv, log_i_BTH, log_f_BTH)]
-        (dh_BTHV,) = contiguous(dh_BTHV)
+        (dh_BTHV,) = detached_contiguous(dh_BTHV)
         launch(
             backward_scan, sizes.B * sizes.H, sizes, ctx.options, InputTensors(*inputs), h_BTHV, dh_BTHV,
             Starts(R, *starts), StateGradients(*dstate), OutputTensors(*grads), cost=cost_of(sizes, 12),
@@ -215,7 +215,7 @@ def mlstm_numba(
     normalize: bool = True, eps: float = 1e-6, chunk_len: int = 64,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The same numbers as `mlstm_chunkwise`, in float32 on a CPU."""
-    inputs = (*log_gates(i_BTH, f_BTH, input_gate, forget_gate), wide(q_BTHK), wide(k_BTHK), wide(v_BTHV), *state)
+    inputs = (*log_gates(i_BTH, f_BTH, input_gate, forget_gate), upcast(q_BTHK), upcast(k_BTHK), upcast(v_BTHV), *state)
     reset_BT = torch.zeros(q_BTHK.shape[:2], dtype=torch.bool) if reset_BT is None else reset_BT.contiguous()
     options = Options(stabilize=needs_unit(input_gate, forget_gate), normalize=normalize, eps=eps)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

@@ -17,8 +17,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from exlstm.ops.common import wide
-from exlstm.ops.derivatives import once
+from exlstm.ops.common import upcast
+from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState, log_gates
 from exlstm.ops.mlstm.triton.backward import gradient_kernel, mass_kernel, state_gradient_kernel
 from exlstm.ops.mlstm.triton.config import Config, Launch, config_of, work_of
@@ -236,7 +236,7 @@ class Chunks(torch.autograd.Function):
         return h_BTHV, last_c, last_n, last_m
 
     @staticmethod
-    @once("mlstm", "triton")
+    @once_differentiable("mlstm", "triton")
     def backward(ctx: Any, dh_BTHV: Tensor, dc_SHKV: Tensor, dn_SHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return *run_backward(*ctx.saved_tensors, dh_BTHV, dc_SHKV, dn_SHK, *ctx.options), *[None] * 7
 
@@ -256,7 +256,7 @@ def mlstm_triton(
     dtype = torch.float32 if q_BTHK.dtype == torch.float16 else q_BTHK.dtype
     inputs = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV))
     h_BTHV, *after = Chunks.apply(  # type: ignore[no-untyped-call]
-        *inputs, log_i_BTH, log_f_BTH, *(wide(x).contiguous() for x in state), reset_BT, borders,
+        *inputs, log_i_BTH, log_f_BTH, *(upcast(x).contiguous() for x in state), reset_BT, borders,
         input_gate == "exp", normalize, eps, block_size(chunk_len, 256) if chunk_len else 0,
     )  # fmt: skip
     return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

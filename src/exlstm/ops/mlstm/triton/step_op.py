@@ -8,7 +8,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from exlstm.ops.common import wide
+from exlstm.ops.common import upcast
 from exlstm.ops.mlstm.reference import InputGate, MLSTMState
 from exlstm.ops.mlstm.triton.step import Scalars, State, Vectors, step_kernel
 from exlstm.runtime.gpu.operator import operator
@@ -62,6 +62,6 @@ def mlstm_triton_step(
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The numbers of `mlstm_recurrent` for T = 1, without gradients, in float32; h is returned in the dtype of q."""
     h_BTHV, *after = run_step(
-        q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, *map(wide, state), reset_BT, input_gate == "exp", normalize, eps
+        q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, *map(upcast, state), reset_BT, input_gate == "exp", normalize, eps
     )
     return h_BTHV, MLSTMState(*after)

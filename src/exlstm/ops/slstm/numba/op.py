@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import contiguous, exactly, wide
-from exlstm.ops.derivatives import once
+from exlstm.ops.common import detached_contiguous, upcast, without_autocast
+from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import InputGate
 from exlstm.ops.slstm.numba.scan import Sizes, State, StateGradients, backward_scan, forward_scan
 from exlstm.ops.slstm.numba.tile import PANEL
@@ -68,13 +68,13 @@ class Scan(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once("slstm", "numba")
+    @once_differentiable("slstm", "numba")
     def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
         r_HKGV, past_HBTV, saved_E, reset_BT, lengths_B = ctx.saved_tensors
         B, T, H, V = dh_BTHV.shape
         dx_BTHGV = new(B, T, H, 4, V)
         dfirst = [new(B, H, V) for _ in range(3)]
-        dh_BTHV, r_HKGV, *dstate = contiguous(dh_BTHV, r_HKGV, *dlast[:3])
+        dh_BTHV, r_HKGV, *dstate = detached_contiguous(dh_BTHV, r_HKGV, *dlast[:3])
         items, rows, cost, _ = plan(B, T, H, V, r_HKGV.nbytes)
         launch(
             backward_scan, items, sizes_of(rows, dh_BTHV, r_HKGV, ctx.variant), dh_BTHV, r_HKGV, reset_BT, lengths_B,
@@ -83,7 +83,7 @@ class Scan(torch.autograd.Function):
         dr_HKGV = None
         if ctx.needs_input_grad[1]:
             past_HMV, dx_HMJ = past_HBTV.flatten(1, 2), dx_BTHGV.view(B * T, H, 4 * V).transpose(0, 1)
-            with exactly(dx_BTHGV):
+            with without_autocast(dx_BTHGV):
                 dr_HKGV = (past_HMV.mT @ dx_HMJ).view_as(r_HKGV) if r_HKGV.shape[1] else torch.zeros_like(r_HKGV)
         return dx_BTHGV, dr_HKGV, *dfirst, None, None, None, None
 
@@ -122,7 +122,7 @@ def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | N
     B, T, H, _, V = x_BTHGV.shape
     h_BTHV = new(B, T, H, V)
     last = [new(B, H, V) for _ in range(4)]
-    x_BTHGV, r_HKGV, *first = contiguous(x_BTHGV, r_HKGV, *state)
+    x_BTHGV, r_HKGV, *first = detached_contiguous(x_BTHGV, r_HKGV, *state)
     items, rows, cost, packed = plan(B, T, H, V, r_HKGV.nbytes)
     launch(
         forward_scan, items, sizes_of(rows, h_BTHV, r_HKGV, variant), packed, x_BTHGV, r_HKGV, reset_BT, lengths_B,
@@ -138,14 +138,14 @@ def slstm_numba(
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """The same numbers as `slstm_recurrent`, in float32, tanh cell input."""
     B, T, H, _, V = x_BTHGV.shape
-    dtype, x_BTHGV = x_BTHGV.dtype, wide(x_BTHGV)
+    dtype, x_BTHGV = x_BTHGV.dtype, upcast(x_BTHGV)
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.contiguous()
     rows = reset_BT, lengths_B, variant_of(input_gate, exp_forget, normalize)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (x_BTHGV, r_HKGV, *state)):
-        h_BTHV, *last = Scan.apply(x_BTHGV, wide(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
+        h_BTHV, *last = Scan.apply(x_BTHGV, upcast(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
     else:
         # in bfloat16 R is read as it is kept, half as many bytes: in decoding they are what takes time
-        h_BTHV, *last = run(x_BTHGV, r_HKGV if r_HKGV.dtype is torch.bfloat16 else wide(r_HKGV), state, *rows)
+        h_BTHV, *last = run(x_BTHGV, r_HKGV if r_HKGV.dtype is torch.bfloat16 else upcast(r_HKGV), state, *rows)
     return h_BTHV.to(dtype), SLSTMState(*last)

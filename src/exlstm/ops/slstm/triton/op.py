@@ -18,8 +18,8 @@ import torch
 import triton
 from torch import Tensor
 
-from exlstm.ops.common import contiguous, exactly, wide
-from exlstm.ops.derivatives import once
+from exlstm.ops.common import detached_contiguous, upcast, without_autocast
+from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.slstm.reference import SLSTMState
 from exlstm.ops.slstm.triton.cell import StateGradients, States
 from exlstm.ops.slstm.triton.scan import backward_kernel, forward_kernel
@@ -132,7 +132,7 @@ class Scan(torch.autograd.Function):
                 reset_BT: Tensor | None, lengths_B: Tensor, exp_forget: bool, resident: bool,
                 ) -> tuple[Tensor, ...]:  # fmt: skip
         B, _, H, _, V = x_BTHGV.shape
-        x_BTHGV, r_HKGV = contiguous(x_BTHGV, r_HKGV)
+        x_BTHGV, r_HKGV = detached_contiguous(x_BTHGV, r_HKGV)
         first = torch.stack([h_BHV, c_BHV, n_BHV, m_BHV])
         planes = run_forward(x_BTHGV, r_HKGV, first, reset_BT, lengths_B, exp_forget, resident)
         ctx.save_for_backward(x_BTHGV, r_HKGV, first, reset_BT, lengths_B, planes)
@@ -144,17 +144,17 @@ class Scan(torch.autograd.Function):
         return planes[0], h_BHV, c_BHV, n_BHV, m_BHV
 
     @staticmethod
-    @once("slstm", "triton")
+    @once_differentiable("slstm", "triton")
     def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
         x_BTHGV, r_HKGV, first, reset_BT, lengths_B, planes = ctx.saved_tensors
         B, T, H, _, V = x_BTHGV.shape
-        dh_BTHV, dh1_BHV = contiguous(dh_BTHV, dlast[0])
+        dh_BTHV, dh1_BHV = detached_contiguous(dh_BTHV, dlast[0])
         past_HMV = torch.cat([first[0][:, None], planes[0][:, :-1]], dim=1)
         if reset_BT is not None:
             past_HMV = past_HMV.masked_fill(reset_BT[:, :, None, None], 0)
         past_HMV, raw_BTHGV = past_HMV.permute(2, 0, 1, 3).reshape(H, B * T, V), x_BTHGV
         mixing = r_HKGV.shape[1] > 0
-        with exactly(dh_BTHV):
+        with without_autocast(dh_BTHV):
             if mixing:
                 mixed_HMJ = past_HMV.to(r_HKGV.dtype).float() @ r_HKGV.float().flatten(2)
                 raw_BTHGV = (x_BTHGV + mixed_HMJ.view(H, B, T, 4, V).permute(1, 2, 0, 3, 4)).contiguous()
@@ -179,6 +179,6 @@ def slstm_triton(
     lengths_B = torch.full((B,), T, device=x_BTHGV.device) if lengths_B is None else lengths_B
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     h_BTHV, *last = Scan.apply(  # type: ignore[no-untyped-call]
-        wide(x_BTHGV), r_HKGV, *state, reset_BT, lengths_B.contiguous(), exp_forget, resident
+        upcast(x_BTHGV), r_HKGV, *state, reset_BT, lengths_B.contiguous(), exp_forget, resident
     )
     return h_BTHV.to(x_BTHGV.dtype), SLSTMState(*last)
