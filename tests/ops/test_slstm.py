@@ -390,7 +390,7 @@ def test_which_backend_runs(dtype, activation, backend, why):
 def test_without_numba_the_numbers_are_the_same(monkeypatch):
     x = make(2, 12, dtype=torch.float32)
     want = everything(x, partial(call, backend="numba"))
-    monkeypatch.setattr("exlstm.ops.slstm.no_numba", lambda: "Numba is not installed")
+    monkeypatch.setattr("exlstm.runtime.availability.no_numba", lambda: "Numba is not installed")
     with recorded() as choices:
         assert_same(everything(x, call), want, tolerance=1e-5)
     assert [(c.backend, c.why) for c in choices] == [("recurrent", "not numba: Numba is not installed")]

@@ -1,25 +1,32 @@
-"""What this machine offers: packages and instructions. GPUs are in `gpu/limits.py`."""
+"""What this machine offers: packages and instructions, and what keeps CPU kernels from running.
 
+GPUs are in `gpu/limits.py`.
+"""
+
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
+
+import torch
+from torch import Tensor
 
 from exlstm.runtime.internals import assume_constant, has_bfloat16_products
 
 
 @cache
 def installed(package: str) -> bool:
-    """Whether a package is there; looked up once, for the search takes longer than a small op."""
+    """Whether a package is installed; cached, for the search takes longer than a small op."""
     return find_spec(package) is not None
 
 
 @cache
 def missing_numba() -> str | None:
-    """What `no_numba` answers; looked up once."""
+    """The answer of `no_numba`, cached."""
     if not installed("numba"):
         return "Numba is not installed"
     from numba.core import config
 
-    off = vars(config)["DISABLE_JIT"]  # an attribute that is made at import, and that no type tells of
+    off = vars(config)["DISABLE_JIT"]  # vars: the attribute is made at import, and mypy does not know it
     return "Numba's compiler is switched off by NUMBA_DISABLE_JIT" if off else None
 
 
@@ -27,6 +34,23 @@ def missing_numba() -> str | None:
 def no_numba() -> str | None:
     """Why there is no Numba to compile kernels with, or None."""
     return missing_numba()
+
+
+def cpu_kernel_obstacle(
+    tensors: Iterable[Tensor | None], other: str | None = None, *, float32_only: bool = False
+) -> str | None:
+    """Why Numba's kernels cannot run on these tensors, or None.
+
+    other: an obstacle of the op itself. float32_only: the kernels read these tensors as they are.
+    """
+    for x in tensors:
+        if x is None:
+            continue
+        if x.device.type != "cpu":
+            return f"the tensors are on {x.device.type}, Numba runs on the CPU"
+        if float32_only and x.dtype is not torch.float32:
+            return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
+    return other or no_numba()
 
 
 @assume_constant
@@ -37,7 +61,7 @@ def has_triton() -> bool:
 
 @cache
 def has_bfloat16() -> bool:
-    """What `bfloat16_is_emulated` denies; looked up once."""
+    """The opposite of `bfloat16_is_emulated`, cached."""
     return has_bfloat16_products()
 
 

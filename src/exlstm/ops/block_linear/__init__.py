@@ -8,19 +8,18 @@ from torch import Tensor
 
 from exlstm.ops.arguments import described
 from exlstm.ops.block_linear.reference import block_linear_torch
-from exlstm.runtime.availability import no_numba
+from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 
 def numba_obstacle(x_BTD: Tensor, w_HVK: Tensor) -> str | None:
     """Why the Numba form cannot run on this input, or None."""
-    if x_BTD.device.type != "cpu":
-        return f"the tensors are on {x_BTD.device.type}, Numba runs on the CPU"
+    other = None
     if x_BTD.dtype != torch.float32 or w_HVK.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return "it computes in float32, and something else is asked for"
-    if w_HVK.shape[1] != 4:
-        return f"it takes blocks of 4 x 4, and these are {w_HVK.shape[1]} wide"
-    return no_numba()
+        other = "it computes in float32, and something else is asked for"
+    elif w_HVK.shape[1] != 4:
+        other = f"it takes blocks of 4 x 4, and these are {w_HVK.shape[1]} wide"
+    return cpu_kernel_obstacle((x_BTD,), other)
 
 
 def block_linear(x_BTD: Tensor, w_HVK: Tensor, /, *, backend: str = "auto") -> Tensor:

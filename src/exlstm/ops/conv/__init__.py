@@ -7,27 +7,16 @@ B batch  T time  S past (W - 1 steps)  D channels  W window
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.conv.reference import ConvState, causal_conv_torch
-from exlstm.runtime.availability import no_numba
+from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["ConvActivation", "ConvState", "causal_conv", "causal_conv_torch"]
 ConvActivation = Literal["none", "silu"]
-
-
-def numba_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
-    """Why the Numba form cannot run on these x, w, b and past, or None."""
-    for x in tensors:
-        if x.device.type != "cpu":
-            return f"the tensors are on {x.device.type}, Numba runs on the CPU"
-        if x.dtype is not torch.float32:
-            return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
-    return no_numba()
 
 
 def causal_conv(
@@ -50,7 +39,8 @@ def causal_conv(
     if activation not in ("none", "silu"):
         raise ValueError(f"activation is {activation!r}; it must be 'none' or 'silu'.")
     tensors = x_BTD, w_DW, b_D, state.past_BSD
-    if choose("conv", backend, [("numba", numba_obstacle(tensors)), ("torch", None)], tensors) == "numba":
+    obstacle = cpu_kernel_obstacle(tensors, float32_only=True)
+    if choose("conv", backend, [("numba", obstacle), ("torch", None)], tensors) == "numba":
         from exlstm.ops.conv.numba import causal_conv_numba
 
         y_BTD, state = causal_conv_numba(

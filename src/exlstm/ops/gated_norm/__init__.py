@@ -1,4 +1,4 @@
-"""How an mLSTM layer ends: every head is normalised, and what comes out is gated (Beck et al. 2024, Figure 11).
+"""How an mLSTM layer ends: every head is normalized, and the result is gated (Beck et al. 2024, Figure 11).
 
     n = (h - mean) / sqrt(variance + eps)       over each head
     y = (g n + b + s c) a(z)                    a = silu, or sigmoid as in xLSTM-7B; b a bias and s c the skip, if any
@@ -6,25 +6,12 @@
 B batch  T time  H heads  V head width  E heads merged (H V)
 """
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.gated_norm.reference import GateActivation, gated_norm_torch
 from exlstm.ops.norm import is_small_inference
-from exlstm.runtime.availability import no_numba
+from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
-
-
-def numba_obstacle(tensors: tuple[Tensor | None, ...]) -> str | None:
-    """Why the Numba form cannot run on these, or None."""
-    for x in tensors:
-        if x is None:
-            continue
-        if not x.is_cpu:
-            return f"the tensors are on {x.device.type}, Numba runs on the CPU"
-        if x.dtype is not torch.float32:
-            return f"it computes in float32 and there is {str(x.dtype).removeprefix('torch.')} in the input"
-    return no_numba()
 
 
 def gated_norm(
@@ -34,7 +21,7 @@ def gated_norm(
     """(head_norm(h) * gain + bias + skip * c) * activation(z).
 
     h: [B, T, H, V] output of the cell. gain: [H V]. z: [B, T, H V] pre-activations of the gate. skip: [H V] and
-    c: [B, T, H V], or None for both: nothing passes by the cell. bias: [H V], or None.
+    c: [B, T, H V], or None for both: no skip connection. bias: [H V], or None.
     backend: "auto", "numba" (float32 on a CPU: one pass forward and one backward) or "torch" (any device and dtype).
 
     Returns y [B, T, H V]. Statistics are float32 or wider.
@@ -52,12 +39,12 @@ def gated_norm(
     if activation not in ("silu", "sigmoid"):
         raise ValueError(f"activation is {activation!r}; it must be 'silu' or 'sigmoid'.")
     tensors = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
-    short = is_small_inference(tensors)
-    obstacle = None if short else numba_obstacle(tensors)
+    small = is_small_inference(tensors)
+    obstacle = None if small else cpu_kernel_obstacle(tensors, float32_only=True)
     run = gated_norm_torch
     if choose("gated_norm", backend, [("numba", obstacle), ("torch", None)], tensors) == "numba":
-        if short:
-            from exlstm.ops.gated_norm.numba import gated_norm_few as run
+        if small:
+            from exlstm.ops.gated_norm.numba import gated_norm_small as run
         else:
             from exlstm.ops.gated_norm.numba import gated_norm_numba as run
     return run(*tensors, activation, eps)

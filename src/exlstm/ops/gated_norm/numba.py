@@ -214,7 +214,7 @@ def gated_norm_numba(
 
 
 @kernel()
-def few_rows(first: int, last: int, x: Inputs, y_BTE: Floats, bf16: bool, silu: bool, eps: float) -> None:
+def small_rows(first: int, last: int, x: Inputs, y_BTE: Floats, bf16: bool, silu: bool, eps: float) -> None:
     """Rows of y."""
     size, V, E = (2 if bf16 else 4), x.V, x.E
     gain, skip, h, y = np.empty(E, float32), np.empty(E, float32), np.empty(V, float32), np.empty(E, float32)
@@ -238,11 +238,11 @@ def few_rows(first: int, last: int, x: Inputs, y_BTE: Floats, bf16: bool, silu: 
         write_numbers(y, y_BTE + size * m * E, bf16)
 
 
-def gated_norm_few(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
+def gated_norm_small(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
                    bias_E: Tensor | None, activation: GateActivation, eps: float) -> Tensor:  # fmt: skip
-    """`gated_norm` of a few rows, without a graph; all tensors of one dtype."""
+    """`gated_norm` of a small input, without a graph; all tensors of one dtype."""
     B, T, H, V = h_BTHV.shape
     y_BTE, inputs = h_BTHV.new_empty((B, T, H * V)), inputs_of(h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
     bf16, silu = h_BTHV.dtype is torch.bfloat16, activation == "silu"
-    launch(few_rows, B * T, inputs, y_BTE, bf16, silu, eps, cost=cost_of(h_BTHV, 4))
+    launch(small_rows, B * T, inputs, y_BTE, bf16, silu, eps, cost=cost_of(h_BTHV, 4))
     return y_BTE

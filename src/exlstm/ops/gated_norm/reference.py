@@ -1,4 +1,4 @@
-"""The gated norm in plain torch: every head is normalised, and what comes out is gated.
+"""The gated norm in plain torch: every head is normalized, and the result is gated.
 
 B batch  T time  H heads  V head width  E heads merged (H V)
 """

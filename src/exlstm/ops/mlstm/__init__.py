@@ -13,7 +13,7 @@ from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import check_borders, packed_index
-from exlstm.runtime.availability import no_numba
+from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 from exlstm.runtime.internals import assume_constant
@@ -26,12 +26,9 @@ CHUNK = 64  # steps that the forms for a CPU take at once, if they are not told
 
 def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
     """Why the Numba forms cannot run on these q, k, v, i, f, C, n, m, or None. One step needs no matrix products."""
-    device = tensors[0].device.type
-    if device != "cpu":
-        return f"the tensors are on {device}, Numba runs on the CPU"
-    if any(x.dtype is torch.float64 for x in tensors):
-        return "it computes in float32 and there is float64 in the input"
-    return no_numba() or (None if one_step else blas_obstacle())
+    has_float64 = any(x.dtype is torch.float64 for x in tensors)
+    other = "it computes in float32 and there is float64 in the input" if has_float64 else None
+    return cpu_kernel_obstacle(tensors[:1], other) or (None if one_step else blas_obstacle())
 
 
 @assume_constant

@@ -37,9 +37,9 @@ def rms_norm(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None
 
 
 def is_small_inference(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether these, x first, are a few plain numbers on a CPU without gradients, as in a decoding step.
+    """True for small plain tensors on a CPU without gradients, x first: the norms of a decoding step.
 
-    Then a norm is one short kernel: what torch spends on its way in and out of several would be ten times as much.
+    One kernel does such a norm. The overhead of torch's several operations would be ten times its work.
     """
     x = tensors[0]
     assert x is not None
@@ -64,7 +64,7 @@ def is_small_inference(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def fits_norm_kernel(x: Tensor, gain_D: Tensor, bias_D: Tensor | None = None) -> bool:
-    """Whether a norm over the width is such a kernel."""
+    """Whether the kernel takes a norm of x over the width."""
     return (
         is_small_inference((x, gain_D, bias_D))
         and x.shape[-1:] == gain_D.shape
@@ -83,9 +83,9 @@ def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | Non
 
     bias: one per channel too, added after the gain, or None.
     """
-    fits = x_BTHV.shape[-2:] == gain_HV.shape
+    same = x_BTHV.shape[-2:] == gain_HV.shape
     if (
-        fits
+        same
         and is_small_inference((x_BTHV, gain_HV, bias_HV))
         and x_BTHV.is_contiguous()
         and are_contiguous(gain_HV, bias_HV)

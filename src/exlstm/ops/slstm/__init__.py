@@ -17,7 +17,7 @@ from exlstm.ops.slstm.reference import (
     slstm_step,
     zero_state,
 )
-from exlstm.runtime.availability import no_numba
+from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate, gpu_limits
 
@@ -28,13 +28,12 @@ __all__ = [
 
 def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
     """Why the Numba scan cannot run on this input, or None."""
-    if x.device.type != "cpu":
-        return f"the tensors are on {x.device.type}, Numba runs on the CPU"
+    other = None
     if wide_dtype(x.dtype) != torch.float32:
-        return f"it computes in float32 and the input is {x.dtype}"
-    if cell_activation != "tanh":
-        return f"it has the cell-input activation tanh, not {cell_activation}"
-    return no_numba()
+        other = f"it computes in float32 and the input is {x.dtype}"
+    elif cell_activation != "tanh":
+        other = f"it has the cell-input activation tanh, not {cell_activation}"
+    return cpu_kernel_obstacle((x,), other)
 
 
 def scan(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
