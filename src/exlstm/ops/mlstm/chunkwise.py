@@ -2,15 +2,15 @@
 
 Inside a chunk that starts with (C, n, m) and whose log forget gates sum to F_t = sum_{j<=t} log f_j:
 
-    D_ts = exp(F_t - F_s + log i_s - m_t)  for s <= t        what step s is worth at step t
-    a_t  = exp(F_t + m - m_t)                                what the chunk's first state is worth
+    D_ts = exp(F_t - F_s + log i_s - m_t)  for s <= t        weight of step s at step t
+    a_t  = exp(F_t + m - m_t)                                weight of the chunk's first state
     P    = (Q K^T / sqrt K) * D ,  b = P 1 + a (Q n / sqrt K)
     H    = (P V + a (Q C / sqrt K)) / (max(|b|, exp(-m_t)) + eps)
 
 and the state after the chunk weighs the keys with the last row of D. m_t comes first and in closed form: it
 is a max-plus scan of the gates alone. With it every weight is at most one, and no running maximum is needed.
 
-The backward recomputes D and P from the inputs. What is kept per step is q, k, v, h and the gates, and one state
+The backward recomputes D and P from the inputs. Saved per step are q, k, v, h and the gates, and one state
 for every `SPAN_CHUNKS` chunks; so memory is linear in T and there is no L x L matrix between forward and backward.
 Gate gradients are summed over exactly the pairs (t, s) that a gate acts on: the shorter formula, a difference of
 two long sums (q.dq - k.dk), loses digits when gates are extreme.
@@ -29,20 +29,20 @@ from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 
-SPAN_CHUNKS = 16  # chunks that are worked on together: enough for large matmuls, few enough to stay in cache
+SPAN_CHUNKS = 16  # chunks in one batched product: enough for large matmuls, few enough to stay in cache
 
 
 class Weights(NamedTuple):
-    """What the gates of a span say, independent of q, k and v."""
+    """Weights of a span by its gates alone, independent of q, k and v."""
 
     d_MNLS: Tensor  # decay from source s to target t within a chunk, 0 for s > t and across a reset
-    carry_MNL: Tensor  # what the state before the chunk is worth at t, 0 after a reset
+    carry_MNL: Tensor  # weight at t of the state before the chunk, 0 after a reset
     floor_MNL: Tensor  # exp(-m_t)
     m_M: Tensor  # stabiliser after the span
 
 
 class Options(NamedTuple):
-    """What does not change from span to span."""
+    """Options of the cell, the same for all spans."""
 
     stabilize: bool
     normalize: bool
@@ -65,7 +65,7 @@ def max_plus_scan(a_MT: Tensor, b_MT: Tensor) -> Tensor:
     return b_MT
 
 
-def stabiliser(log_i_MT: Tensor, log_f_MT: Tensor, reset_MT: Tensor | None, m_M: Tensor) -> Tensor:
+def stabilizer(log_i_MT: Tensor, log_f_MT: Tensor, reset_MT: Tensor | None, m_M: Tensor) -> Tensor:
     """m_MT, the recurrence m_t = max(log f_t + m_{t-1}, log i_t) with m_{t-1} = 0 at resets."""
     decay_MT, enter_MT = log_f_MT, log_i_MT.clone()
     if reset_MT is not None:
@@ -75,8 +75,10 @@ def stabiliser(log_i_MT: Tensor, log_f_MT: Tensor, reset_MT: Tensor | None, m_M:
     return max_plus_scan(decay_MT, enter_MT)
 
 
-def weights(log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M: Tensor, options: Options) -> Weights:
-    """All that the gates decide, in closed form."""
+def gate_weights(
+    log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M: Tensor, options: Options
+) -> Weights:
+    """The `Weights` of a span, in closed form."""
     M, N, L = log_i_MNL.shape
     dtype, exact = log_i_MNL.dtype, exact_dtype(log_i_MNL)
     # a gate of -inf, or a reset by hand with a huge number, must not swallow the digits of its neighbours
@@ -84,7 +86,7 @@ def weights(log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M:
     i_MNL, m_M = log_i_MNL.to(exact), m_M.to(exact)
     if options.stabilize:
         flat_reset_MT = None if reset_MNL is None else reset_MNL.reshape(M, N * L)
-        m_MNL = stabiliser(i_MNL.flatten(1), f_MNL.flatten(1), flat_reset_MT, m_M).view(M, N, L)
+        m_MNL = stabilizer(i_MNL.flatten(1), f_MNL.flatten(1), flat_reset_MT, m_M).view(M, N, L)
     else:
         m_MNL = torch.zeros_like(i_MNL)
     m_before_MN = torch.cat([m_M[:, None], m_MNL[:, :-1, -1]], dim=1)
@@ -96,8 +98,8 @@ def weights(log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M:
         log_d_MNLS.masked_fill_(~past_LS, -torch.inf)
     else:
         segment_MNL = reset_MNL.cumsum(-1)
-        together_MNLS = (segment_MNL[..., :, None] == segment_MNL[..., None, :]) & past_LS
-        log_d_MNLS.masked_fill_(~together_MNLS, -torch.inf)
+        same_segment_MNLS = (segment_MNL[..., :, None] == segment_MNL[..., None, :]) & past_LS
+        log_d_MNLS.masked_fill_(~same_segment_MNLS, -torch.inf)
         carry_MNL = carry_MNL.masked_fill(segment_MNL > 0, 0)
     return Weights(log_d_MNLS.exp_(), carry_MNL, torch.exp(-m_MNL).to(dtype), m_MNL[:, -1, -1].to(dtype))
 
@@ -155,7 +157,7 @@ def state_grads(dc_MNKV: Tensor, dn_MNK: Tensor, decay_MN: Tensor, dc_MKV: Tenso
 def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MJKV: Tensor, n_MJK: Tensor,
                   h_MNLV: Tensor, dh_MNLV: Tensor, dc_MKV: Tensor, dn_MK: Tensor, options: Options
                   ) -> SpanGrads:  # fmt: skip
-    """Gradients of `span_forward` and `states`; c_MJKV and n_MJK are what `states` gave. q is already scaled."""
+    """Gradients of `span_forward` and `states`; c_MJKV and n_MJK: the results of `states`. q is already scaled."""
     before, after = slice(None, -1), slice(1, None)
     p_MNLS = (q_MNLK @ k_MNLK.mT).mul_(w.d_MNLS)
     old_MNLK = q_MNLK * w.carry_MNL[..., None]
@@ -166,7 +168,7 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_
         wins_MNL = mass_MNL.abs() >= w.floor_MNL
         dmass_MNL = -(dnum_MNLV * h_MNLV).sum(-1) * mass_MNL.sign() * wins_MNL
 
-    # the states: what each chunk reads from the one before it, and how that reaches back
+    # the states: gradients of each chunk's reads, carried back through time
     read_MNKV, read_MNK = old_MNLK.mT @ dnum_MNLV, (old_MNLK * dmass_MNL[..., None]).sum(-2)
     decay_MN, last_MNL = w.carry_MNL[..., -1], w.d_MNLS[..., -1, :]
     dc_MJKV, dn_MJK = state_grads(read_MNKV, read_MNK, decay_MN, dc_MKV, dn_MK)
@@ -185,8 +187,8 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_
     de_MNLS = dp_MNLS.mul_(p_MNLS)
     de_MNLS[..., -1, :] += (dworth_MNLK * k_MNLK).sum(-1) * last_MNL
     dcarry_MNL = (dold_MNLK * old_MNLK).sum(-1)
-    kept_MN = (dc_MJKV[:, after] * c_MJKV[:, before]).sum((-1, -2)) + (dn_MJK[:, after] * n_MJK[:, before]).sum(-1)
-    dcarry_MNL[..., -1] += kept_MN * decay_MN
+    ddecay_MN = (dc_MJKV[:, after] * c_MJKV[:, before]).sum((-1, -2)) + (dn_MJK[:, after] * n_MJK[:, before]).sum(-1)
+    dcarry_MNL[..., -1] += ddecay_MN * decay_MN
     di_MNL = de_MNLS.sum(-2)
     # log f_j acts on every pair s < j <= t, and on the carry of every t >= j
     earlier_SL = de_MNLS.new_ones(de_MNLS.shape[2:]).triu(1)
@@ -229,14 +231,14 @@ class Chunkwise(torch.autograd.Function):
                 options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         B, T, H, K = q_BTHK.shape
         h, starts = [], []
-        # detached: of a view of what is changed in place torch says something that is hard to understand
+        # detached: else torch's error for an in-place change of a view hides the cause
         c_MKV, n_MK, m_M = (x.detach().flatten(0, 1) for x in (c_BHKV, n_BHK, m_BH))
         for start, end, L in spans(T, chunk_len):
             q_MNLK, k_MNLK, v_MNLV, i_MNL, f_MNL = (
                 cut(x, start, end, L) for x in (q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH)
             )
             starts += [c_MKV, n_MK, m_M]
-            w = weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
+            w = gate_weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
             c_MJKV, n_MJK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
             q_MNLK = q_MNLK * K**-0.5
             h.append(paste(span_forward(q_MNLK, k_MNLK, v_MNLV, w, c_MJKV[:, :-1], n_MJK[:, :-1], options), H))
@@ -263,7 +265,7 @@ class Chunkwise(torch.autograd.Function):
                 q_MNLK, k_MNLK, v_MNLV, i_MNL, f_MNL, h_MNLV, dh_MNLV = (
                     cut(x, start, end, L) for x in (q_BTHK, k_BTHK, v_BTHV, log_i_BTH, log_f_BTH, h_BTHV, dh_BTHV)
                 )
-                w = weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
+                w = gate_weights(i_MNL, f_MNL, cut_reset(reset_BT, H, start, end, L), m_M, options)
                 c_MJKV, n_MJK = states(k_MNLK, v_MNLV, w, c_MKV, n_MK)
                 grads = span_backward(
                     q_MNLK * K**-0.5, k_MNLK, v_MNLV, w, c_MJKV, n_MJK, h_MNLV, dh_MNLV, dc_MKV, dn_MK, options

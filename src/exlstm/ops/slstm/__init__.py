@@ -36,7 +36,7 @@ def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
     return cpu_kernel_obstacle((x,), other)
 
 
-def scan(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
+def fast_form(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
     """The fast form of this name, imported when it is first needed."""
     if backend in ("triton", "triton_steps"):
         from exlstm.ops.slstm.triton.op import slstm_triton
@@ -68,8 +68,8 @@ def scan_obstacle(r_HKGV: Tensor | None) -> str | None:
     )
 
 
-def narrowed(r_HKGV: Tensor | None) -> Tensor | None:
-    """R as products on a GPU take it: in autocast's dtype, where that is on. What is summed stays float32."""
+def autocast_weights(r_HKGV: Tensor | None) -> Tensor | None:
+    """R in autocast's dtype where autocast is on, for products on a GPU, whose sums stay float32."""
     if r_HKGV is None or r_HKGV.dtype != torch.float32 or not torch.is_autocast_enabled(r_HKGV.device.type):
         return r_HKGV
     return r_HKGV.to(torch.get_autocast_dtype(r_HKGV.device.type))
@@ -79,12 +79,12 @@ def gpu_candidates(
     tensors: Sequence[Tensor], r_HKGV: Tensor | None, backend: str, cell_activation: CellActivation,
     input_gate: InputGate = "exp", normalize: bool = True,
 ) -> list[tuple[str, str | None]]:  # fmt: skip
-    """What `choose` is told of both ways through time, and what is in their way."""
+    """Candidates for `choose`: both Triton forms, each with its obstacle."""
     asked_for = "triton" if backend == "triton_steps" else backend
     both = None if cell_activation == "tanh" else f"it has the cell-input activation tanh, not {cell_activation}"
     both = both if input_gate == "exp" else f"it has the input gate exp, not {input_gate}"
     both = both if normalize else "it has the normaliser, and normalize is False"
-    scans = gpu_candidate(tensors, asked_for, both or scan_obstacle(narrowed(r_HKGV)))
+    scans = gpu_candidate(tensors, asked_for, both or scan_obstacle(autocast_weights(r_HKGV)))
     return scans + [("triton_steps", other) for _, other in gpu_candidate(tensors, asked_for, both)]
 
 
@@ -130,15 +130,15 @@ def slstm(
         ("recurrent", None),
     ], tensors)  # fmt: skip
     if name in ("triton", "triton_steps"):
-        r_HKGV = narrowed(r_HKGV)  # before autocast is off
+        r_HKGV = autocast_weights(r_HKGV)  # before autocast is off
     valid_BT = None
-    if lengths_B is not None and name != "numba":  # whose kernel does not look at padding
+    if lengths_B is not None and name != "numba":  # the Numba kernel never reads padding
         valid_BT = length_mask(lengths_B, T)
         x_BTHGV = zero_padding(x_BTHGV, valid_BT)
     with without_autocast(x_BTHGV):
         if name != "recurrent":
             more = {"input_gate": input_gate, "normalize": normalize} if name == "numba" else {}
-            return scan(name)(
+            return fast_form(name)(
                 x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp", **more
             )
         if reset_BT is not None and valid_BT is not None:

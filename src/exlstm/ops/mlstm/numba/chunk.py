@@ -1,6 +1,6 @@
-"""One chunk of the mLSTM, forward and backward, compiled by Numba: products by BLAS, and `numba_rows` between them.
+"""A chunk of the mLSTM, forward and backward, in Numba: products by BLAS, with the loops of `rows` between them.
 
-What a chunk works with are arrays in memory that is handed from one chunk to the next, as the last one may be shorter.
+The arrays of a chunk lie in memory that all chunks share; the last chunk may be shorter.
 
 B batch  T time  H heads  L, S chunk length (target, source)  K key width  V value width
 """
@@ -14,15 +14,15 @@ from exlstm.ops.mlstm.chunkwise import Options
 from exlstm.ops.mlstm.numba.rows import (
     add_outer,
     add_rows,
+    apply_decay,
+    apply_decay_backward,
     decay_and_add,
     dots,
     dots_with,
+    gate_weights,
     inner,
     norms,
     scale_rows,
-    weigh,
-    weigh_backward,
-    weights,
 )
 from exlstm.runtime.cpu.blas import product
 from exlstm.runtime.cpu.jit import helper
@@ -33,7 +33,7 @@ Array = Any  # a float32 NumPy array inside Numba
 
 
 class Sizes(NamedTuple):
-    """Of the sequences, and of the chunks they are cut into."""
+    """Sizes of the sequences, and the length of the chunks that they are cut into."""
 
     B: int
     T: int
@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
 
 
 class InputTensors(NamedTuple):
-    """Of the sequences."""
+    """Addresses of the inputs, for whole sequences."""
 
     log_i_BTH: F32
     log_f_BTH: F32
@@ -55,7 +55,7 @@ class InputTensors(NamedTuple):
 
 
 class OutputTensors(NamedTuple):
-    """The gradients of the inputs."""
+    """Addresses of the gradients of the inputs, for whole sequences."""
 
     dq_BTHK: F32
     dk_BTHK: F32
@@ -65,7 +65,7 @@ class OutputTensors(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a chunk reads."""
+    """Arrays of a chunk's inputs."""
 
     log_i_L1: Array
     log_f_L1: Array
@@ -77,7 +77,7 @@ class Inputs(NamedTuple):
 
 @helper()
 def inputs_at(inputs: InputTensors, sizes: Sizes, b: int, h: int, start: int, L: int) -> Inputs:
-    """L steps of a head of a row."""
+    """The inputs of L steps of a head of a row."""
     log_i, log_f, reset, q, k, v = inputs
     T, H, K, V = sizes.T, sizes.H, sizes.K, sizes.V
     here = SIZE * ((b * T + start) * H + h)
@@ -88,10 +88,10 @@ def inputs_at(inputs: InputTensors, sizes: Sizes, b: int, h: int, start: int, L:
 
 
 class Chunk(NamedTuple):
-    """What the forward and the backward of one chunk work with."""
+    """Arrays of a chunk that forward and backward compute."""
 
     source_S: Array  # float64
-    carry_L: Array  # what the state before the chunk is worth
+    carry_L: Array  # factor of the state before the chunk
     floor_L: Array  # exp(-m_t)
     mass_L: Array
     inverse_L: Array  # 1 / norm
@@ -105,13 +105,13 @@ class Chunk(NamedTuple):
 
 @helper()
 def chunk_numbers(L: int, K: int) -> int:
-    """How many numbers a chunk has room for."""
+    """Numbers in the memory of a `Chunk`."""
     return 7 * L + 2 * L * L + 2 * L * K
 
 
 @helper()
 def chunk_at(work: int, L: int, K: int) -> Chunk:
-    """In the memory there. Uninitialised, but for the ones."""
+    """A `Chunk` in memory at an address, uninitialized except for the ones."""
     row, square = SIZE * L, SIZE * L * L
     d, old = work + 7 * row, work + 7 * row + 2 * square
     ones_L = tensor_at(work + 6 * row, L, float32)
@@ -127,28 +127,30 @@ def chunk_at(work: int, L: int, K: int) -> Chunk:
 
 @helper()
 def read_chunk(w: Chunk, x: Inputs, n_K: Array, m: float, options: Options) -> float:
-    """Everything but V: the weights, P, the mass and the norm; returns m after the chunk."""
+    """Fills the gates' weights, P, the mass and the norm, all that needs no V; returns m after the chunk."""
     scale = x.q_LK.shape[1] ** -0.5
-    m = weigh_gates(w, x, m, options)
+    m = fill_gate_weights(w, x, m, options)
     scale_rows(x.q_LK, w.carry_L, scale, w.old_LK)
     dots_with(w.old_LK, n_K, w.mass_L)
     product(w.p_LS, x.q_LK, x.k_LK.T, scale, 0.0)
-    weigh(w.p_LS, w.d_LS, w.mass_L)
+    apply_decay(w.p_LS, w.d_LS, w.mass_L)
     norms(w.mass_L, w.floor_L, options.normalize, options.eps, w.inverse_L)
     return m
 
 
 @helper()
-def weigh_gates(w: Chunk, x: Inputs, m: float, options: Options) -> float:
-    """The weights; returns m after the chunk."""
+def fill_gate_weights(w: Chunk, x: Inputs, m: float, options: Options) -> float:
+    """Fills the decay D, the carry and exp(-m_t); returns m after the chunk."""
     stabilize = options.stabilize
-    after: float = weights(x.log_i_L1, x.log_f_L1, x.reset_L, m, stabilize, w.d_LS, w.carry_L, w.floor_L, w.source_S)
+    after: float = gate_weights(
+        x.log_i_L1, x.log_f_L1, x.reset_L, m, stabilize, w.d_LS, w.carry_L, w.floor_L, w.source_S
+    )
     return after
 
 
 @helper()
-def advance(w: Chunk, x: Inputs, c_KV: Array, n_K: Array) -> None:
-    """The state before the chunk becomes the state after it; needs the weights only."""
+def update_state(w: Chunk, x: Inputs, c_KV: Array, n_K: Array) -> None:
+    """Updates the state from before the chunk to after it, by the gates' weights alone."""
     decay = w.carry_L[w.carry_L.size - 1]
     scale_rows(x.k_LK, w.last_S, 1.0, w.worth_LK)
     product(c_KV, w.worth_LK.T, x.v_LV, 1.0, float64(decay))
@@ -156,7 +158,7 @@ def advance(w: Chunk, x: Inputs, c_KV: Array, n_K: Array) -> None:
 
 
 class Grads(NamedTuple):
-    """Gradients inside one chunk."""
+    """Arrays of gradients inside one chunk."""
 
     dmass_L: Array
     dcarry_L: Array
@@ -171,13 +173,13 @@ class Grads(NamedTuple):
 
 @helper()
 def grads_numbers(L: int, K: int, V: int) -> int:
-    """How many numbers they have room for."""
+    """Numbers in the memory of `Grads`."""
     return 5 * L + L * L + L * V + 2 * L * K
 
 
 @helper()
 def grads_at(work: int, L: int, K: int, V: int) -> Grads:
-    """In the memory there. Uninitialised."""
+    """`Grads` in memory at an address, uninitialized."""
     row = SIZE * L
     dp, dnum, dold = work + 5 * row, work + (5 + L) * row, work + (5 + L + V) * row
     return Grads(
@@ -188,7 +190,7 @@ def grads_at(work: int, L: int, K: int, V: int) -> Grads:
 
 
 class Outputs(NamedTuple):
-    """The gradients of what a chunk reads."""
+    """Arrays of the gradients of a chunk's inputs."""
 
     dq_LK: Array
     dk_LK: Array
@@ -199,7 +201,7 @@ class Outputs(NamedTuple):
 
 @helper()
 def outputs_at(outputs: OutputTensors, sizes: Sizes, b: int, h: int, start: int, L: int) -> Outputs:
-    """L steps of a head of a row."""
+    """The gradients of L steps of a head of a row."""
     dq, dk, dv, di, df = outputs
     H, K, V = sizes.H, sizes.K, sizes.V
     here = SIZE * ((b * sizes.T + start) * H + h)
@@ -225,7 +227,7 @@ def chunk_backward(w: Chunk, g: Grads, x: Inputs, c_KV: Array, n_K: Array, dc_KV
     """Gradients of the inputs of a chunk; that of the state after it becomes that of the state before it."""
     scale, decay = x.q_LK.shape[1] ** -0.5, w.carry_L[w.carry_L.size - 1]
     product(g.dp_LS, g.dnum_LV, x.v_LV.T, 1.0, 0.0)
-    weigh_backward(g.dp_LS, w.p_LS, w.d_LS, g.dmass_L, g.di_L, g.df_L)
+    apply_decay_backward(g.dp_LS, w.p_LS, w.d_LS, g.dmass_L, g.di_L, g.df_L)
 
     product(g.dold_LK, g.dnum_LV, c_KV.T, 1.0, 0.0)
     add_outer(g.dold_LK, g.dmass_L, n_K)
@@ -243,19 +245,22 @@ def chunk_backward(w: Chunk, g: Grads, x: Inputs, c_KV: Array, n_K: Array, dc_KV
     product(out.dv_LV, w.p_LS.T, g.dnum_LV, 1.0, 0.0)
     product(out.dv_LV, w.worth_LK, dc_KV, 1.0, 1.0)
 
-    kept = inner(dc_KV, c_KV)
+    ddecay = inner(dc_KV, c_KV)
     for i in range(n_K.size):
-        kept += dn_K[i] * n_K[i]
+        ddecay += dn_K[i] * n_K[i]
     product(dc_KV, w.old_LK.T, g.dnum_LV, 1.0, float64(decay))
     decay_and_add(dn_K, decay, w.old_LK, g.dmass_L)
-    gates_backward(w, g, float32(kept) * decay, out)
+    gates_backward(w, g, float32(ddecay) * decay, out)
 
 
 @helper()
-def gates_backward(w: Chunk, g: Grads, dkept: float, out: Outputs) -> None:
-    """log f_j acts on the carry of every t >= j, and through the last row of D on every s < j. dkept: of the decay."""
+def gates_backward(w: Chunk, g: Grads, dlog_decay: float, out: Outputs) -> None:
+    """Gradients of the gates: log f_j acts on the carry of every t >= j, and through the last row of D on every s < j.
+
+    dlog_decay: the gradient of the exponent of the state's decay.
+    """
     L, earlier, later = g.di_L.size, float32(0.0), float32(0.0)
-    g.dcarry_L[L - 1] += dkept
+    g.dcarry_L[L - 1] += dlog_decay
     for t in range(L):
         last = g.dlast_L[t] * w.last_S[t]
         out.di_L1[t, 0] = g.di_L[t] + last

@@ -1,4 +1,4 @@
-"""What happens between the matrix products of the chunkwise mLSTM, over the rows of one chunk, compiled by Numba.
+"""Loops over the rows of a chunk, between the matrix products of the chunkwise mLSTM, compiled by Numba.
 
 Inner loops touch two or three arrays, which is as many as LLVM can tell apart. Sums over gates are in float64,
 everything else in float32.
@@ -90,8 +90,8 @@ def decays(target: float, source_S: Array, first: int, last: int, d_S: Array) ->
 
 
 @helper()
-def weights(log_i_T1: Array, log_f_T1: Array, reset_T: Array, m: float, stabilize: bool, d_LS: Array, carry_L: Array,
-            floor_L: Array, source_S: Array) -> float:  # fmt: skip
+def gate_weights(log_i_T1: Array, log_f_T1: Array, reset_T: Array, m: float, stabilize: bool, d_LS: Array,
+                 carry_L: Array, floor_L: Array, source_S: Array) -> float:  # fmt: skip
     """D, the carry and exp(-m_t) of a chunk; returns m after it. source_S: room for float64 numbers."""
     m_before, sum_f, first, cut = m, 0.0, 0, False
     for t in range(carry_L.size):
@@ -111,7 +111,7 @@ def weights(log_i_T1: Array, log_f_T1: Array, reset_T: Array, m: float, stabiliz
 
 
 @helper(REORDER)
-def weigh(p_LS: Array, d_LS: Array, mass_L: Array) -> None:
+def apply_decay(p_LS: Array, d_LS: Array, mass_L: Array) -> None:
     """Q K^T / sqrt K becomes P; the mass, so far that of the old state, gains the sums of its rows."""
     for t in range(mass_L.size):
         p_S, d_S, total = row(p_LS, t), row(d_LS, t), float32(0.0)
@@ -133,9 +133,9 @@ def norms(mass_L: Array, floor_L: Array, normalize: bool, eps: float, inverse_L:
 
 
 @helper(REORDER)
-def weigh_backward(dp_LS: Array, p_LS: Array, d_LS: Array, dmass_L: Array, di_S: Array, df_L: Array) -> None:
+def apply_decay_backward(dp_LS: Array, p_LS: Array, d_LS: Array, dmass_L: Array, di_S: Array, df_L: Array) -> None:
     """dnum V^T becomes the gradient of Q K^T / sqrt K. Gradients of the gates from the pairs that each acts on."""
-    for s in range(di_S.size):  # on the way: of each source, what the targets from t on say
+    for s in range(di_S.size):  # while t descends: the sum over targets from t on
         di_S[s] = float32(0.0)
     for t in range(dmass_L.size - 1, -1, -1):
         dp_S, p_S, d_S, dmass = row(dp_LS, t), row(p_LS, t), row(d_LS, t), dmass_L[t]

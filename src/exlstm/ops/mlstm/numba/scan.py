@@ -22,17 +22,17 @@ from exlstm.ops.mlstm.numba.chunk import (
     InputTensors,
     OutputTensors,
     Sizes,
-    advance,
     chunk_at,
     chunk_backward,
     chunk_numbers,
+    fill_gate_weights,
     grads_at,
     grads_numbers,
     inputs_at,
     mass_backward,
     outputs_at,
     read_chunk,
-    weigh_gates,
+    update_state,
 )
 from exlstm.ops.mlstm.numba.rows import scale_rows
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
@@ -46,7 +46,7 @@ START_DTYPES = (torch.float32, torch.float32, torch.float64)  # of C, n and m be
 
 
 class State(NamedTuple):
-    """The state, which goes from the first to the last."""
+    """Addresses of the state, updated in place from before the first step to after the last."""
 
     c_BHKV: F32
     n_BHK: F32
@@ -54,7 +54,7 @@ class State(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """The state before every span; R is 0 if no backward will follow."""
+    """Addresses of the state before every span; R is 0 if no backward will follow."""
 
     R: int
     c_RBHKV: F32
@@ -65,7 +65,7 @@ class Starts(NamedTuple):
 @kernel()
 def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: InputTensors, h_BTHV: F32, state: State,
                  starts: Starts) -> None:  # fmt: skip
-    """Heads of rows. Fills h, the state, and the state before every span."""
+    """Forward of some heads of rows: fills h, the state, and the state before every span."""
     B, T, H, K, V, chunk_len = sizes
     m_BH, m_RBH = tensor_at(state.m_BH, B * H, float32), tensor_at(starts.m_RBH, last, float64)
     length, span_len = min(chunk_len, T), SPAN_CHUNKS * chunk_len
@@ -88,13 +88,13 @@ def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: 
             product(h_LV, w.p_LS, x.v_LV, 1.0, 0.0)
             product(h_LV, w.old_LK, c_KV, 1.0, 1.0)
             scale_rows(h_LV, w.inverse_L, 1.0, h_LV)
-            advance(w, x, c_KV, n_K)
+            update_state(w, x, c_KV, n_K)
         m_BH[item] = float32(m)
     hold(memory)
 
 
 class StateGradients(NamedTuple):
-    """The gradients of the state, which go from the last to the first."""
+    """Addresses of the state's gradients, updated in place from after the last step to before the first."""
 
     dc_BHKV: F32
     dn_BHK: F32
@@ -103,7 +103,7 @@ class StateGradients(NamedTuple):
 @kernel()
 def backward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: InputTensors, h_BTHV: F32,
                   dh_BTHV: F32, starts: Starts, dstate: StateGradients, outputs: OutputTensors) -> None:  # fmt: skip
-    """Heads of rows. Fills the outputs and the gradients of the state."""
+    """Backward of some heads of rows: fills the gradients of the inputs and of the state."""
     B, T, H, K, V, chunk_len = sizes
     length, span_len = min(chunk_len, T), SPAN_CHUNKS * chunk_len
     N, spans = min(SPAN_CHUNKS, -(-T // chunk_len)), -(-T // span_len)
@@ -124,13 +124,13 @@ def backward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs:
             copy(c_NKV, starts.c_RBHKV + SIZE * place * K * V, K * V)
             copy(n_NK, starts.n_RBHK + SIZE * place * K, K)
             m_N[0] = m_RBH[place]
-            for n in range(1, chunks):  # the states within the span once more
+            for n in range(1, chunks):  # recomputes the states within the span
                 c, n_at, start = c_NKV + SIZE * n * K * V, n_NK + SIZE * n * K, begin + (n - 1) * chunk_len
                 x, w = inputs_at(inputs, sizes, b, h, start, chunk_len), chunk_at(work, chunk_len, K)
-                m_N[n] = weigh_gates(w, x, m_N[n - 1], options)
+                m_N[n] = fill_gate_weights(w, x, m_N[n - 1], options)
                 copy(c, c - SIZE * K * V, K * V)
                 copy(n_at, n_at - SIZE * K, K)
-                advance(w, x, rows_at(c, K, V, V), tensor_at(n_at, K, float32))
+                update_state(w, x, rows_at(c, K, V, V), tensor_at(n_at, K, float32))
             for n in range(chunks - 1, -1, -1):
                 start = begin + n * chunk_len
                 L = min(chunk_len, T - start)
@@ -145,21 +145,21 @@ def backward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs:
 
 
 def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
-    """As the kernels want them."""
+    """The `Sizes` of these inputs."""
     B, T, H, K = q_BTHK.shape
     return Sizes(B, T, H, K, v_BTHV.shape[3], chunk_len)
 
 
 def cost_of(sizes: Sizes, products: int) -> float:
-    """Of so many products of a chunk with keys or values."""
+    """The cost of `products` products of every chunk with its keys or values."""
     steps = sizes.B * sizes.T * sizes.H
     return microseconds(flops=products * steps * (sizes.K + sizes.V) * min(sizes.chunk_len, sizes.T))
 
 
-def own(*tensors: Tensor) -> list[Tensor]:
+def writable_copies(*tensors: Tensor) -> list[Tensor]:
     """Contiguous copies that may be written to, in torch's memory, which is aligned for BLAS.
 
-    Copied by NumPy: after a copy with all its threads torch lets them spin for some milliseconds, in the way of ours.
+    NumPy copies: after a parallel copy torch's threads spin for milliseconds on the cores that the kernels need.
     """
     capture.refuse("the mLSTM over chunks")
     copies = [torch.empty(x.shape, dtype=x.dtype) for x in tensors]
@@ -169,16 +169,16 @@ def own(*tensors: Tensor) -> list[Tensor]:
 
 
 class Chunkwise(torch.autograd.Function):
-    """(log i, log f, q, k, v, C, n, m) -> (h, C, n, m); everything float32. saves: a backward will follow."""
+    """(log i, log f, q, k, v, C, n, m) -> (h, C, n, m); everything float32. saves_residuals: a backward will follow."""
 
     @staticmethod
     def forward(ctx: Any, log_i_BTH: Tensor, log_f_BTH: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor,
                 c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor, reset_BT: Tensor, chunk_len: int, options: Options,
-                saves: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+                saves_residuals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         log_i_BTH, log_f_BTH, *qkv = detached_contiguous(log_i_BTH, log_f_BTH, q_BTHK, k_BTHK, v_BTHV)
-        inputs, state = [log_i_BTH, log_f_BTH, reset_BT, *qkv], own(c_BHKV, n_BHK, m_BH)
+        inputs, state = [log_i_BTH, log_f_BTH, reset_BT, *qkv], writable_copies(c_BHKV, n_BHK, m_BH)
         B, T, H, _ = q_BTHK.shape
-        R = -(-T // (SPAN_CHUNKS * chunk_len)) if saves else 0
+        R = -(-T // (SPAN_CHUNKS * chunk_len)) if saves_residuals else 0
         # m is rounded at the very end only: C is in its unit, and another unit would be another C
         starts = [x.new_empty(R, *x.shape, dtype=dtype) for x, dtype in zip(state, START_DTYPES, strict=True)]
         h_BTHV = torch.empty_like(qkv[2])
@@ -200,7 +200,7 @@ class Chunkwise(torch.autograd.Function):
         inputs, (h_BTHV, *starts) = saved[:6], saved[6:]
         log_i_BTH, log_f_BTH, _, *qkv = inputs
         sizes, R = sizes_of(qkv[0], qkv[2], ctx.chunk_len), len(starts[0])
-        dstate, grads = own(dc_BHKV, dn_BHK), [torch.empty_like(x) for x in (*qkv, log_i_BTH, log_f_BTH)]
+        dstate, grads = writable_copies(dc_BHKV, dn_BHK), [torch.empty_like(x) for x in (*qkv, log_i_BTH, log_f_BTH)]
         (dh_BTHV,) = detached_contiguous(dh_BTHV)
         launch(
             backward_scan, sizes.B * sizes.H, sizes, ctx.options, InputTensors(*inputs), h_BTHV, dh_BTHV,
@@ -218,6 +218,6 @@ def mlstm_numba(
     inputs = (*log_gates(i_BTH, f_BTH, input_gate, forget_gate), upcast(q_BTHK), upcast(k_BTHK), upcast(v_BTHV), *state)
     reset_BT = torch.zeros(q_BTHK.shape[:2], dtype=torch.bool) if reset_BT is None else reset_BT.contiguous()
     options = Options(stabilize=needs_unit(input_gate, forget_gate), normalize=normalize, eps=eps)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    h_BTHV, *after = Chunkwise.apply(*inputs, reset_BT, chunk_len, options, keep)  # type: ignore[no-untyped-call]
+    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    h_BTHV, *after = Chunkwise.apply(*inputs, reset_BT, chunk_len, options, needs_backward)  # type: ignore[no-untyped-call]
     return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

@@ -1,7 +1,7 @@
 """One time step of the mLSTM on a CPU, for decoding: one pass over the memory.
 
 The old C is read once and the new one written once; the read-out is summed on the way. The gates, of which there are
-few, are worked out in float64, everything else in float32.
+few, are computed in float64, everything else in float32.
 
 B batch  T time (one step)  H heads  M rows and heads merged  K key width  V value width
 """
@@ -45,7 +45,7 @@ def log_input(x: float, gate: int) -> Any:
 
 
 class Sizes(NamedTuple):
-    """Of one step; T is 1."""
+    """Sizes of one step; T is 1."""
 
     B: int
     T: int
@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The step's inputs; reset_BT may be 0 for none."""
+    """Addresses of the inputs; reset_BT may be 0, for none."""
 
     q_BTHK: Floats
     k_BTHK: Floats
@@ -66,7 +66,7 @@ class Inputs(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state before or after the step."""
+    """Addresses of the state before or after the step."""
 
     c_BHKV: F32
     n_BHK: F32
@@ -74,7 +74,7 @@ class State(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the cell is. input_gate: its place in INPUT_GATES."""
+    """Options of the cell. input_gate: its place in INPUT_GATES."""
 
     input_gate: int
     exp_forget: bool
@@ -85,7 +85,7 @@ class Options(NamedTuple):
 @kernel()
 def step(first: int, last: int, sizes: Sizes, x: Inputs, before: State, after: State, h_BTHV: Floats, options: Options,
          bf16: bool) -> None:  # fmt: skip
-    """Heads of all rows. Fills the state afterwards and h."""
+    """Some heads of all rows: fills h and the state after the step."""
     B, _, H, K, V = sizes
     M, scale, size = B * H, float32(1.0 / np.sqrt(float64(K))), 2 if bf16 else 4
     i_M, f_M, reset_B = (
@@ -136,13 +136,13 @@ def step(first: int, last: int, sizes: Sizes, x: Inputs, before: State, after: S
         m_M[item] = float32(m)
 
 
-def plain(x: Tensor) -> Tensor:
-    """`x` in float32, one number after another."""
+def contiguous_float32(x: Tensor) -> Tensor:
+    """`x` in float32 and contiguous."""
     return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
 
 
 def all_bf16(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether the kernel can read these as the bfloat16 that they are."""
+    """Whether the kernel can read all of these as bfloat16."""
     return all(x.dtype is torch.bfloat16 and x.is_contiguous() for x in tensors)
 
 
@@ -156,10 +156,12 @@ def mlstm_numba_step(
     qkv, dtype = (q_BTHK, k_BTHK, v_BTHV), q_BTHK.dtype
     bf16 = all_bf16(qkv)
     if not bf16:
-        qkv = plain(q_BTHK), plain(k_BTHK), plain(v_BTHV)
-    before = MLSTMState(*map(plain, state))
+        qkv = contiguous_float32(q_BTHK), contiguous_float32(k_BTHK), contiguous_float32(v_BTHV)
+    before = MLSTMState(*map(contiguous_float32, state))
     after, h_BTHV = MLSTMState(*map(torch.empty_like, before)), torch.empty_like(qkv[2])
-    inputs = Inputs(*qkv, plain(i_BTH), plain(f_BTH), None if reset_BT is None else reset_BT.contiguous())
+    inputs = Inputs(
+        *qkv, contiguous_float32(i_BTH), contiguous_float32(f_BTH), None if reset_BT is None else reset_BT.contiguous()
+    )
     options = Options(INPUT_GATES.index(input_gate), forget_gate == "exp", normalize, eps)
     launch(
         step, B * H, Sizes(B, 1, H, K, V), inputs, before, after, h_BTHV, options, bf16,

@@ -1,9 +1,9 @@
 """One step of 16 units of the sLSTM, forward and backward, written straight in LLVM's vectors.
 
-Numbers that meet in the gates stand in blocks of so many times 16 neighbours:
+The numbers of 16 units lie in blocks of parts, 16 neighbors each:
 
     block  7 x 16: i, f, z, o before their activations, c, n, m
-    saved  7 x 16: what the backward needs of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df;
+    saved  7 x 16: residuals of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df;
            9 x 16 for the cells of `variants`: also d log i / di and e^(m / 2)
     draw   4 x 16: the gradients of i, f, z, o before their activations
     carry  2 x 16: the gradients of c, n
@@ -28,7 +28,7 @@ class Block:
         self.vectors, self.address = Vectors(builder, PANEL), address
 
     def part(self, n: int) -> Any:
-        """Where part n is."""
+        """The address of part n."""
         return self.vectors.offset(self.address, SIZE * PANEL * n)
 
     def __getitem__(self, n: int) -> SimdValue:
@@ -39,7 +39,7 @@ class Block:
 
 
 def simd16(function: Callable[..., None]) -> Any:
-    """`function` for kernels, of the addresses of blocks, and of a flag perhaps, which is annotated as a SimdValue."""
+    """`function` for kernels: parameters annotated `Block` are addresses, those annotated `SimdValue` flags."""
     kinds = [x.annotation for x in signature(function).parameters.values()]
 
     @inlined(len(kinds))
@@ -51,8 +51,8 @@ def simd16(function: Callable[..., None]) -> Any:
 
 @simd16
 def gates(block: Block, h: Block, saved: Block, exp_forget: SimdValue) -> None:
-    """One step: from i, f, z, o and c, n, m before to c, n, m and h after, and what the backward needs."""
-    # first what does not depend on the state: it waits for little else
+    """One step: from i, f, z, o and c, n, m before it to c, n, m and h after it, and the residuals."""
+    # first the values that do not depend on the state
     i, f, z, o = block[0], block[1], block[2], block[3]
     c, n, m = block[4], block[5], block[6]
     log_f, slope = where(exp_forget, f, log_sigmoid(f)), where(exp_forget, 1.0, sigmoid(-f))
@@ -87,12 +87,12 @@ def gates_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
 
 @simd16
 def add16(out: Block, x: Block) -> None:
-    """out += x for 16 neighbours."""
+    """out += x for 16 neighbors."""
     out[0] = out[0] + x[0]
 
 
 def add_rows(rows: int, bf16: bool) -> Any:
-    """A function (out, x, r, apart): out += x R for 16 neighbours, x and R of so many rows, R bfloat16 if `bf16`.
+    """A function (out, x, r, apart): out += x R for 16 neighbors, x and R of so many rows, R bfloat16 if `bf16`.
 
     apart: numbers from one row of R to the next.
     """

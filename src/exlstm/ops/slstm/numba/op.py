@@ -1,6 +1,6 @@
 """sLSTM over a whole sequence on a CPU: forward and backward scans, products outside as GEMMs.
 
-Only what is truly sequential is in the scans: h_{t-1} R and the gates forward, d(gates) R^T and the gates backward. The
+Only the sequential part is in the scans: h_{t-1} R and the gates forward, d(gates) R^T and the gates backward. The
 forward saves what the gates' derivatives need, so the backward computes no exponentials, and the gradient of R is one
 batched GEMM after the scan. An item is a head with some rows of the batch.
 
@@ -26,11 +26,11 @@ from exlstm.runtime.cpu.memory import LINE, LINE_NUMBERS, SIZE
 from exlstm.runtime.internals import fills_memory_with_nan
 
 MAX_ROWS = 8  # of a tile: R of a head is read once for all of them, from the second cache or from memory
-LARGE_NUMEL = 1 << 20  # from there on memory in large pages is worth asking for
+LARGE_NUMEL = 1 << 20  # from there on large pages are worth asking for
 
 
 class Plan(NamedTuple):
-    """How the work is cut: items, the rows of each, what it takes, and whether R is packed."""
+    """How a scan is cut: items, rows of the batch in each, its cost, and whether R is packed."""
 
     items: int
     rows: int
@@ -58,8 +58,8 @@ class Scan(torch.autograd.Function):
     def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor,
                 reset_BT: Tensor | None, lengths_B: Tensor, variant: int) -> tuple[Tensor, ...]:  # fmt: skip
         B, T, H, _, V = x_BTHGV.shape
-        past_HBTV = new(H, B, T, V)
-        saved_E = new(numbers_saved(B, T, H, V, variant))
+        past_HBTV = aligned_empty(H, B, T, V)
+        saved_E = aligned_empty(numbers_saved(B, T, H, V, variant))
         state = SLSTMState(h_BHV, c_BHV, n_BHV, m_BHV)
         out = run(x_BTHGV, r_HKGV, state, reset_BT, lengths_B, variant, past_HBTV, saved_E)
         ctx.save_for_backward(r_HKGV, past_HBTV, saved_E, reset_BT, lengths_B)
@@ -72,8 +72,8 @@ class Scan(torch.autograd.Function):
     def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
         r_HKGV, past_HBTV, saved_E, reset_BT, lengths_B = ctx.saved_tensors
         B, T, H, V = dh_BTHV.shape
-        dx_BTHGV = new(B, T, H, 4, V)
-        dfirst = [new(B, H, V) for _ in range(3)]
+        dx_BTHGV = aligned_empty(B, T, H, 4, V)
+        dfirst = [aligned_empty(B, H, V) for _ in range(3)]
         dh_BTHV, r_HKGV, *dstate = detached_contiguous(dh_BTHV, r_HKGV, *dlast[:3])
         items, rows, cost, _ = plan(B, T, H, V, r_HKGV.nbytes)
         launch(
@@ -88,8 +88,8 @@ class Scan(torch.autograd.Function):
         return dx_BTHGV, dr_HKGV, *dfirst, None, None, None, None
 
 
-def new(*shape: int) -> Tensor:
-    """Memory to write to, aligned for BLAS.
+def aligned_empty(*shape: int) -> Tensor:
+    """An uninitialized tensor, aligned for BLAS.
 
     NumPy asks for much memory in large pages, which the system hands out several times faster, but aligns it less.
     """
@@ -105,7 +105,7 @@ def new(*shape: int) -> Tensor:
 
 
 def sizes_of(rows: int, h_BTHV: Tensor, r_HKGV: Tensor, variant: int) -> Sizes:
-    """As the kernels want them."""
+    """The `Sizes` of a scan."""
     (B, T, H, V), K = h_BTHV.shape, r_HKGV.shape[1]
     return Sizes(rows, K > 0, B, T, H, K, V, numbers_saved(B, T, H, V, variant))
 
@@ -120,8 +120,8 @@ def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | N
         ) -> tuple[Tensor, ...]:  # fmt: skip
     """The forward scan; R may be bfloat16. past_HBTV and saved_E are filled for the backward, if there is to be one."""
     B, T, H, _, V = x_BTHGV.shape
-    h_BTHV = new(B, T, H, V)
-    last = [new(B, H, V) for _ in range(4)]
+    h_BTHV = aligned_empty(B, T, H, V)
+    last = [aligned_empty(B, H, V) for _ in range(4)]
     x_BTHGV, r_HKGV, *first = detached_contiguous(x_BTHGV, r_HKGV, *state)
     items, rows, cost, packed = plan(B, T, H, V, r_HKGV.nbytes)
     launch(
@@ -146,6 +146,6 @@ def slstm_numba(
     if torch.is_grad_enabled() and any(x.requires_grad for x in (x_BTHGV, r_HKGV, *state)):
         h_BTHV, *last = Scan.apply(x_BTHGV, upcast(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
     else:
-        # in bfloat16 R is read as it is kept, half as many bytes: in decoding they are what takes time
+        # R in bfloat16 is read as it is: half as many bytes, which are what decoding waits for
         h_BTHV, *last = run(x_BTHGV, r_HKGV if r_HKGV.dtype is torch.bfloat16 else upcast(r_HKGV), state, *rows)
     return h_BTHV.to(dtype), SLSTMState(*last)

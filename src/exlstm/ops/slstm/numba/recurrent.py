@@ -1,4 +1,4 @@
-"""R of a head in the forms in which the scans read it: in panels, and where it lies, in float32 or bfloat16.
+"""R of a head as the scans read it: packed in panels, or in place; in float32 or bfloat16.
 
 Tensors are addresses; *_at count numbers. V head width  K, J rows and columns of R: V, and 4 V for all gates
 """
@@ -12,7 +12,7 @@ from exlstm.runtime.cpu.memory import SIZE, at, clear, copy, put
 
 @helper()
 def width(V: int, u: int) -> int:
-    """How many units the u-th sixteen has."""
+    """Units in group u of 16 units."""
     return PANEL if V - u * PANEL > PANEL else V - u * PANEL
 
 
@@ -41,7 +41,7 @@ def pack_transposed(r_HKGV: int, head: int, V: int, units: int, panels: int) -> 
 
 @helper()
 def read_product(block: int, units: int, h: int, r_KJ: int, bf16: bool, V: int, raw_J: int) -> None:
-    """h R for one row, R read where it lies: for a step or two, packing it would take longer than the step."""
+    """h R for one row, with R read in place: packing it would take longer than a step or two."""
     J, size = 4 * V, 2 if bf16 else SIZE
     whole = J - J % PANEL
     clear(raw_J, J)

@@ -1,8 +1,8 @@
-"""The loops over time of the sLSTM, forward and backward: only what is truly sequential is in them.
+"""The loops over time of the sLSTM, forward and backward: only the sequential part of the cell is in them.
 
 An item is a head and a tile of rows of the batch, and one thread takes it through all of time: R of the head, packed,
 stays in its cache. A step is one product of all rows with R, then the gates of one row after another, 16 units at a
-time, in the blocks of `numba_gates`.
+time, in the blocks of `gates`.
 
 B batch  T time  H heads  K, V head width  G gates: i, f, z, o  Q state parts: h, c, n, m
 """
@@ -25,7 +25,7 @@ Array = Any  # a NumPy array inside Numba
 
 @helper()
 def add_input(block: int, x: int, V: int, u: int) -> None:
-    """x to the sums of a block. They were summed on their own: x may be large and would round every partial sum."""
+    """Adds x to the sums of a block, last, for a large x would round every partial sum."""
     for g in range(4):
         if width(V, u) == PANEL:
             add16(block + SIZE * g * PANEL, x + SIZE * g * V)
@@ -35,7 +35,7 @@ def add_input(block: int, x: int, V: int, u: int) -> None:
 
 
 @helper()
-def all_gates(block: int, h: int, x: int, saved_step: int, saved: int, mixing: bool, H: int, V: int, variant: int
+def step_units(block: int, h: int, x: int, saved_step: int, saved: int, mixing: bool, H: int, V: int, variant: int
               ) -> None:  # fmt: skip
     """One step of all units of a row. x: of this step; saved_step: numbers from one block of `saved` to the next."""
     for u in range(-(-V // PANEL)):
@@ -49,30 +49,30 @@ def all_gates(block: int, h: int, x: int, saved_step: int, saved: int, mixing: b
 
 
 @helper()
-def give_gradient(dx: int, draw: int, V: int, u: int) -> None:
-    """The gradients of a block to those of x, which has no room for units beyond V."""
+def store_input_gradient(dx: int, draw: int, V: int, u: int) -> None:
+    """Copies a block's gradients to those of x, without the padding beyond V."""
     for g in range(4):
         copy(dx + SIZE * g * V, draw + SIZE * g * PANEL, width(V, u))
 
 
 @helper()
 def load(block: int, size: int, part: int, x: int, V: int) -> None:
-    """Part `part` of the blocks of a row, of `size` floats each, from a row of a state."""
+    """Fills part `part` of a row's blocks, of `size` numbers each, from a row of a state."""
     for v in range(V):
         put(block, v // PANEL * size + part * PANEL + v % PANEL, at(x, v))
 
 
 @helper()
 def store(block: int, size: int, part: int, x: int, V: int) -> None:
-    """The way back."""
+    """The inverse of `load`."""
     for v in range(V):
         put(x, v, at(block, v // PANEL * size + part * PANEL + v % PANEL))
 
 
 @helper()
-def restart(reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x: int, x_row: int, y: int, y_row: int
+def reset_rows(reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x: int, x_row: int, y: int, y_row: int
             ) -> None:  # fmt: skip
-    """Zeros in x and y for the rows whose step t belongs to a new sequence; x_row and y_row: the numbers of a row."""
+    """Clears x and y of the rows that are reset at step t. x_row, y_row: numbers in a row."""
     for row in range(count):
         if reset_BT[row0 + row, t] and t < lengths_B[row0 + row]:
             clear(x + SIZE * row * x_row, x_row)
@@ -80,7 +80,7 @@ def restart(reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x:
 
 
 class Sizes(NamedTuple):
-    """Of a scan: items of `rows` rows of the batch each, E numbers saved for the backward. mixing: there is an R."""
+    """Sizes of a scan. rows: of the batch, in an item. mixing: whether R exists. E: numbers saved for the backward."""
 
     rows: int
     mixing: bool
@@ -93,7 +93,7 @@ class Sizes(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state before the first step or after the last."""
+    """Addresses of the state before the first step or after the last."""
 
     h_BHV: F32
     c_BHV: F32
@@ -103,7 +103,7 @@ class State(NamedTuple):
 
 @helper()
 def load_state(block: int, h: int, before: State, n: int, V: int) -> None:
-    """Blocks of a row and its h from the states, where it is number n of the rows and heads."""
+    """Fills the blocks and h of a row from a state. n: its place among the rows and heads."""
     load(h, PANEL, 0, before[0] + SIZE * n * V, V)
     for part in range(1, 4):
         load(block, BLOCK, 3 + part, before[part] + SIZE * n * V, V)
@@ -111,7 +111,7 @@ def load_state(block: int, h: int, before: State, n: int, V: int) -> None:
 
 @helper()
 def store_state(block: int, h: int, after: State, n: int, V: int) -> None:
-    """The way back."""
+    """The inverse of `load_state`."""
     store(h, PANEL, 0, after[0] + SIZE * n * V, V)
     for part in range(1, 4):
         store(block, BLOCK, 3 + part, after[part] + SIZE * n * V, V)
@@ -121,7 +121,7 @@ def store_state(block: int, h: int, after: State, n: int, V: int) -> None:
 def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32, r_HKGV: Floats, reset_BT: Bools,
                  lengths_B: I64, variant: int, before: State, h_BTHV: F32, after: State, past_HBTV: F32, saved_E: F32,
                  bf16: bool) -> None:  # fmt: skip
-    """Items of h, and the state after the last step. bf16: R is.
+    """Items of h, and the state after the last step. bf16: whether R is bfloat16.
 
     For the backward, unless saved_E is 0: past_HBTV is filled with h before every step, and saved_E with blocks
     [H, B, T, V].
@@ -148,7 +148,7 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
             steps = max(steps, lengths[row0 + row])
         for t in range(steps):
             if reset_BT != 0:
-                restart(resets, lengths, row0, count, t, block, tall, h, wide)
+                reset_rows(resets, lengths, row0, count, t, block, tall, h, wide)
             if mixing and packed:
                 product(block, tall, BLOCK, h, wide, count, panels, V, 4 * units)
             for row in range(count):
@@ -163,7 +163,7 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
                     copy(past_HBTV + SIZE * step * V, h_r, V)
                     saved = saved_E + SIZE * step * units * size
                 saved_step, x_r = 0 if saved_E == 0 else size, x_BTHGV + SIZE * place * 4 * V
-                all_gates(block_r, h_r, x_r, saved_step, saved, mixing, H, V, variant)
+                step_units(block_r, h_r, x_r, saved_step, saved, mixing, H, V, variant)
                 copy(h_BTHV + SIZE * place * V, h_r, V)
         for row in range(count):
             b, length = row0 + row, lengths[row0 + row]
@@ -225,13 +225,13 @@ def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r_HKGV: F32
                     prefetch(dh_BTHV, place - H * V + u * PANEL)
                     for g in range(7):  # of the step before
                         prefetch(saved, g * PANEL - units * size)
-                    give_gradient(draw_BTHGV + SIZE * (place * 4 + u * PANEL), draw_u, V, u)
+                    store_input_gradient(draw_BTHGV + SIZE * (place * 4 + u * PANEL), draw_u, V, u)
             if mixing:
                 product(dh, wide, 4 * PANEL, draw, 4 * wide, count, panels, 4 * wide, units)
             else:
                 clear(dh, room * wide)
             if reset_BT != 0:
-                restart(resets, lengths, row0, count, t, dh, wide, carry, 2 * wide)
+                reset_rows(resets, lengths, row0, count, t, dh, wide, carry, 2 * wide)
         for row in range(count):
             b, length = row0 + row, lengths[row0 + row]
             state, dh_r = SIZE * (b * H + head) * V, dh + SIZE * row * wide

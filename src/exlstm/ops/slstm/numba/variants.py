@@ -1,6 +1,6 @@
-"""What the sLSTM's other input gates, and no normaliser, add to a step of 16 units, before it and behind it.
+"""Variants of the sLSTM cell: other input gates, and no normalizer, around the usual step of 16 units.
 
-The usual cell has none of this in its way: a kernel asks for it by a number that is the same in all of a call.
+A variant is one integer, the same for a whole call, so that the usual cell takes none of these branches.
 """
 
 from typing import Any
@@ -12,18 +12,17 @@ from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.simd import SimdValue, exp, log_sigmoid, sigmoid, where
 
 EXP, SIGMOID, SOFTPLUS, RELU = (INPUT_GATES.index(gate) for gate in ("exp", "sigmoid", "softplus", "relu"))
-
-
-NO_NORM, GATE = 2, 4  # places of a variant's parts: the exponential forget gate is 1, the normaliser's absence 2
+# the bits of a variant; those from INPUT_GATE on are the input gate's place in INPUT_GATES
+EXP_FORGET, NO_NORM, INPUT_GATE = 1, 2, 4
 
 
 def variant_of(input_gate: InputGate, exp_forget: bool, normalize: bool) -> int:
-    """Which cell it is, as one number: on their way into a kernel several take longer."""
-    return exp_forget + NO_NORM * (not normalize) + GATE * INPUT_GATES.index(input_gate)
+    """The variant of these options, as one integer: several arguments would take a kernel longer to read."""
+    return EXP_FORGET * exp_forget + NO_NORM * (not normalize) + INPUT_GATE * INPUT_GATES.index(input_gate)
 
 
 def saved_size(variant: int) -> int:
-    """Numbers of a block of `saved`."""
+    """Numbers in a block of `saved`."""
     return SAVED if variant < NO_NORM else SAVED_MORE
 
 
@@ -33,7 +32,7 @@ saved_size_in_kernels: Any = helper()(saved_size)
 def log(x: SimdValue) -> SimdValue:
     """log x of a normal positive number: x = 2^n y, y within a factor of sqrt 2, and 2 artanh((y - 1) / (y + 1))."""
     builder, bits = x.builder, x.bits()
-    # as if 1 / sqrt 2, whose bits these are, were 1: then n is the exponent
+    # shifted by the bits of 1 / sqrt 2, so that n is the exponent
     more = builder.add(bits.value, bits.constant(0x3F800000 - 0x3F3504F3))
     exponent = builder.sub(builder.ashr(more, bits.constant(23)), bits.constant(127))
     y = x.with_bits(builder.sub(bits.value, builder.shl(exponent, bits.constant(23))))
@@ -43,20 +42,20 @@ def log(x: SimdValue) -> SimdValue:
     p = s2 * (1 / 11) + 1 / 9
     for odd in (7, 5, 3):
         p = p * s2 + 1 / odd
-    # what is no number stays none
+    # x - x: NaN and infinity become NaN
     return (s + s * s2 * p) * 2.0 + n * -2.12194440e-4 + n * 0.693359375 + (x - x)
 
 
 @simd16
 def sigmoid_gate(block: Block, saved: Block) -> None:
-    """i becomes log i, and its slope is saved."""
+    """Sigmoid gate: i becomes log i, and its slope is saved."""
     i = block[0]
     block[0], saved[7] = log_sigmoid(i), sigmoid(-i)
 
 
 @simd16
 def softplus_gate(block: Block, saved: Block) -> None:
-    """Far below zero log log(1 + e^i) is i to all digits of float32."""
+    """Softplus gate. Far below zero log log(1 + e^i) is i to all digits of float32."""
     i = block[0]
     near = where(i < -15.0, -15.0, i)
     softplus = -log_sigmoid(-near)
@@ -66,7 +65,7 @@ def softplus_gate(block: Block, saved: Block) -> None:
 
 @simd16
 def relu_gate(block: Block, saved: Block, square: SimdValue) -> None:
-    """Shut at and below zero, and no gradient there."""
+    """ReLU gate, squared or not: shut at and below zero, without a gradient there."""
     i = block[0]
     opening, shut = where(i < SMALL, SMALL, i), -i >= 0.0
     log_i, slope = log(opening), 1.0 / opening
@@ -76,15 +75,15 @@ def relu_gate(block: Block, saved: Block, square: SimdValue) -> None:
 
 @simd16
 def exp_gate(block: Block, saved: Block) -> None:
-    """i is log i."""
+    """Exponential gate: i is log i, with slope 1."""
     i = block[0]
     saved[7] = SimdValue(i.builder, i.constant(1.0))
 
 
 @helper()
-def other_gate(block: int, saved: int, variant: int) -> None:
-    """i of a block becomes log i."""
-    gate = variant // GATE
+def apply_input_gate(block: int, saved: int, variant: int) -> None:
+    """The input gate of a variant: i of a block becomes log i."""
+    gate = variant // INPUT_GATE
     if gate == EXP:
         exp_gate(block, saved)
     elif gate == SIGMOID:
@@ -97,19 +96,19 @@ def other_gate(block: int, saved: int, variant: int) -> None:
 
 @simd16
 def without_norm(block: Block, h: Block, saved: Block) -> None:
-    """h without the normaliser, after a usual step; e^m in two factors reaches twice as far."""
+    """h without the normalizer, after a usual step. e^m as two factors overflows only at twice the m."""
     root = exp(block[6] * 0.5)
     saved[8] = root
     h[0] = saved[5] * (block[4] * root * root)
 
 
 def backward(draw: Block, carry: Block, dh: Block, saved: Block, normalize: bool) -> None:
-    """As `gates_backward`, of a step with another gate or without the normaliser."""
+    """As `gates_backward`, for a step with another input gate or without the normalizer."""
     c0, n0, decay, write, cell, gate, slope, slope_i, root = (saved[part] for part in range(9))
     c, n, h, dc, dn = decay * c0 + write * cell, decay * n0 + write, dh[0], carry[0], carry[1]
     if normalize:
         read, dmemory = c / n, h * gate / n
-        # a ReLU that is all but shut has a large slope: what cancels has to cancel exactly where c is this cell's alone
+        # a ReLU that is nearly shut has a large slope: where c is this step's alone, the difference has to be exactly 0
         dwrite = (cell - read) * dmemory + (cell * dc + dn)
         dc, dn = dc + dmemory, dn - dmemory * read
     else:
@@ -125,32 +124,32 @@ def backward(draw: Block, carry: Block, dh: Block, saved: Block, normalize: bool
 
 @simd16
 def with_norm_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
-    """The usual cell but for the input gate."""
+    """Backward of a step with any input gate and the normalizer."""
     backward(draw, carry, dh, saved, normalize=True)
 
 
 @simd16
 def without_norm_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
-    """Any input gate."""
+    """Backward of a step with any input gate, without the normalizer."""
     backward(draw, carry, dh, saved, normalize=False)
 
 
 @helper()
 def any_step(block: int, h: int, saved: int, variant: int) -> None:
-    """As `gates`, of any cell."""
+    """As `gates`, for any variant."""
     if variant >= NO_NORM:
-        other_gate(block, saved, variant)
-    gates(block, h, saved, variant % NO_NORM == 1)
-    if variant // NO_NORM % 2 == 1:
+        apply_input_gate(block, saved, variant)
+    gates(block, h, saved, variant & EXP_FORGET != 0)
+    if variant & NO_NORM != 0:
         without_norm(block, h, saved)
 
 
 @helper()
 def any_backward(draw: int, carry: int, dh: int, saved: int, variant: int) -> None:
-    """As `gates_backward`, of any cell."""
+    """As `gates_backward`, for any variant."""
     if variant < NO_NORM:
         gates_backward(draw, carry, dh, saved)
-    elif variant // NO_NORM % 2 == 0:
+    elif variant & NO_NORM == 0:
         with_norm_backward(draw, carry, dh, saved)
     else:
         without_norm_backward(draw, carry, dh, saved)
