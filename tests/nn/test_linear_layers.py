@@ -163,7 +163,7 @@ def test_copies_and_dead_layers_leave_nothing_behind():
 def test_emulated_bfloat16_is_bfloat16(gradient, monkeypatch):
     """Inputs and the result are rounded, the sum is not; in parts as at once; under autocast as without."""
     monkeypatch.setattr("exlstm.ops.linear.bfloat16_is_emulated", lambda: True)
-    monkeypatch.setattr("exlstm.ops.linear.formats.PART", 500)
+    monkeypatch.setattr("exlstm.ops.linear.formats.WIDENED_NUMEL", 500)
     layer, x = Linear(64, 30), torch.randn(100, 64)
     want = functional.linear(x.bfloat16().double(), layer.weight.bfloat16().double(), layer.bias.bfloat16().double())
     with torch.set_grad_enabled(gradient):
@@ -188,7 +188,7 @@ def test_emulated_bfloat16_of_fewer_bits(kind, monkeypatch):
     small = kind(layer)
     want = functional.linear(x.double(), dequantised(small.packed()).bfloat16().double(), layer.bias.double())
     monkeypatch.setattr("exlstm.ops.linear.bfloat16_is_emulated", lambda: True)
-    monkeypatch.setattr("exlstm.ops.linear.formats.PART", 1000)
+    monkeypatch.setattr("exlstm.ops.linear.formats.WIDENED_NUMEL", 1000)
     with torch.no_grad():
         torch.testing.assert_close(small(x).double(), want, rtol=2**-8, atol=1e-5)
 
@@ -196,7 +196,7 @@ def test_emulated_bfloat16_of_fewer_bits(kind, monkeypatch):
 def test_quantising_in_parts_is_quantising(monkeypatch):
     weight = torch.randn(30, 200)
     whole = [*to_int8(weight), *to_int4(weight)[:3]]
-    monkeypatch.setattr("exlstm.ops.linear.formats.PART", 1000)
+    monkeypatch.setattr("exlstm.ops.linear.formats.WIDENED_NUMEL", 1000)
     for x, y in zip(whole, [*to_int8(weight), *to_int4(weight)[:3]], strict=True):
         assert torch.equal(x, y)
 

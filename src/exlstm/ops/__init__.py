@@ -1,1 +1,1 @@
-"""Floor 0: the mathematics, as pure functions on tensors."""
+"""Floor 1: the mathematics, as pure functions on tensors."""

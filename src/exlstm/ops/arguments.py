@@ -1,4 +1,4 @@
-"""What an op is given beside its input: resets, lengths and a state. All ops check them here, before a kernel runs.
+"""Checks of an op's arguments beside its input: resets, lengths and a state, before a kernel runs.
 
 B batch  T time
 """
@@ -16,7 +16,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def described(x: Any) -> str:
-    """What `x` is, for errors."""
+    """A tensor's dtype, shape and device, or the type of another value, for errors."""
     return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
 
 
@@ -26,7 +26,7 @@ def misfit(name: str, x: Any, dtype: torch.dtype, shape: tuple[int, ...], device
 
 
 def exact_in(dtype: torch.dtype, wider: torch.dtype) -> bool:
-    """Whether every number of the first dtype is one of the second, both floating."""
+    """Whether `wider` holds every number of the floating `dtype` exactly."""
     return dtype is wider or (dtype.is_floating_point and dtype.itemsize < wider.itemsize)
 
 
@@ -49,12 +49,12 @@ def checked_rows(x: Tensor, reset_BT: Any, lengths_B: Any, /) -> tuple[Tensor | 
 
 
 def fits(given: Any, dtypes: Sequence[torch.dtype], shape: tuple[int, ...], x: Tensor) -> bool:
-    """Whether `given` is a tensor of one of these dtypes and of this shape, where x is."""
+    """Whether `given` is a tensor of one of these dtypes, of this shape and on the device of x."""
     return isinstance(given, Tensor) and given.dtype in dtypes and given.shape == shape and given.device == x.device
 
 
 def check_like(name: str, given: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
-    """ValueError unless `given` has this shape, lies where x does, and is no wider than what x is computed in."""
+    """ValueError unless `given` has this shape, the device of x, and a dtype no wider than `wide_dtype` of x's."""
     if given.shape != shape or given.device != x.device:
         raise misfit(name, given, x.dtype, shape, x.device)
     if given.dtype is not x.dtype and not exact_in(given.dtype, wide_dtype(x.dtype)):
@@ -62,7 +62,7 @@ def check_like(name: str, given: Tensor, shape: tuple[int, ...], x: Tensor) -> N
 
 
 def checked_state(state: State, kind: type[State], shapes: Sequence[tuple[int, ...]], x: Tensor) -> State:
-    """The state as it enters a computation with x: in float32, or in float64 if x is. Narrower numbers are widened.
+    """The state upcast for a computation with x: to float32, or to float64 if x is.
 
     Raises ValueError for another type, shape or device, and for float64 beside a narrower x: digits would be lost.
     """

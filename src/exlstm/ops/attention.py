@@ -1,4 +1,4 @@
-"""Causal softmax attention with rotary positions and an optional sliding window: the memory that grows.
+"""Causal softmax attention with rotary positions and an optional sliding window. Its state, the cache, grows with time.
 
 B batch  T time  S cached steps  H query heads  G key and value heads  K head width  A all keys (S + T)
 """
@@ -18,9 +18,9 @@ from exlstm.runtime.tracing import TRANSFORMED, tracer
 
 
 class AttentionState(NamedTuple):
-    """What later steps may look at, batch first. Keys are stored rotated; keys and values in the dtype they came in.
+    """The cache of keys and values, batch first. Keys are stored rotated; both keep the dtype that they came in.
 
-    position_BS is -1 for an entry that its row must not see (padding, or from before a reset).
+    position_BS is -1 for an entry that is masked: padding, or from before a reset.
     """
 
     k_BSGK: Tensor
@@ -30,7 +30,7 @@ class AttentionState(NamedTuple):
 
 
 def zero_state(k_BTGK: Tensor, /) -> AttentionState:
-    """Nothing seen yet, for keys like these."""
+    """The empty cache, for keys like these."""
     B = k_BTGK.shape[0]
     return AttentionState(
         k_BTGK[:, :0], k_BTGK[:, :0], k_BTGK.new_zeros(B, 0, dtype=torch.long), k_BTGK.new_zeros(B, dtype=torch.long)
@@ -38,9 +38,9 @@ def zero_state(k_BTGK: Tensor, /) -> AttentionState:
 
 
 def checked_cache(state: AttentionState, k_BTGK: Tensor) -> AttentionState:
-    """The state as it goes on with keys like these. ValueError for another shape or device, or for wider numbers.
+    """The state, checked against keys like these. ValueError for another shape or device, or for wider numbers.
 
-    Autocast rounds what it is given, so that what was cached without it may be wider there.
+    Under autocast the cache may be wider: autocast rounds it before the product.
     """
     if not isinstance(state, AttentionState):
         raise ValueError(f"the state is a {type(state).__name__}; it must be the AttentionState of an earlier call.")
@@ -98,18 +98,18 @@ def attention(
     h_BTHK = h_BHTK.transpose(1, 2)
     if valid_BT is not None:
         h_BTHK = zero_padding(h_BTHK, valid_BT)
-    return h_BTHK, remember(k_BAGK, v_BAGK, position_BA, segment_BA, position_BT, lengths_B, old.next_B, window)
+    return h_BTHK, cache_of(k_BAGK, v_BAGK, position_BA, segment_BA, position_BT, lengths_B, old.next_B, window)
 
 
 def attend(q_BHTK: Tensor, k_BGAK: Tensor, v_BGAK: Tensor, seen_B1TA: Tensor | None) -> Tensor:
-    """torch's attention over the keys that are seen; None: over those that are not later."""
+    """torch's attention over the keys of a mask; None: causal attention."""
     run = partial(
         scaled_dot_product_attention, q_BHTK, k_BGAK, v_BGAK,
         attn_mask=seen_B1TA, is_causal=seen_B1TA is None, enable_gqa=True,
     )  # fmt: skip
     if tracer() is not TRANSFORMED:
         return run()
-    # the fused forms have no derivative but the first one backwards
+    # the fused forms have first derivatives in reverse mode only
     with sdpa_kernel(SDPBackend.MATH):
         return run()
 
@@ -126,7 +126,7 @@ def visible(position_BT: Tensor, segment_BT: Tensor, position_BA: Tensor, segmen
     return seen_BTA | itself_TA
 
 
-def remember(k_BAGK: Tensor, v_BAGK: Tensor, position_BA: Tensor, segment_BA: Tensor, position_BT: Tensor,
+def cache_of(k_BAGK: Tensor, v_BAGK: Tensor, position_BA: Tensor, segment_BA: Tensor, position_BT: Tensor,
              lengths_B: Tensor | None, next_B: Tensor, window: int | None) -> AttentionState:  # fmt: skip
     """The state after the sequence: entries of each row's last segment, at most window - 1 of them if there is one."""
     B, T = position_BT.shape
@@ -135,8 +135,8 @@ def remember(k_BAGK: Tensor, v_BAGK: Tensor, position_BA: Tensor, segment_BA: Te
     last_B1 = (ends_B - 1).clamp(min=0)[:, None]
     grown_B = torch.where(ends_B > 0, position_BT.gather(1, last_B1)[:, 0] + 1, next_B)
     segment_B1 = segment_BA.gather(1, last_B1 + A - T)
-    kept_BA = (segment_BA == segment_B1) | (ends_B == 0)[:, None]
-    left_BA = position_BA.masked_fill(~kept_BA, -1)
+    retained_BA = (segment_BA == segment_B1) | (ends_B == 0)[:, None]
+    left_BA = position_BA.masked_fill(~retained_BA, -1)
     size = A if window is None else min(A, window - 1)
     if size < A:
         # entries in use to the end, in order, so that the last `size` columns hold every row's newest

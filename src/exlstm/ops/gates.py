@@ -17,9 +17,9 @@ from torch.nn.functional import logsigmoid
 
 InputGate = Literal["exp", "sigmoid", "softplus", "relu", "relu2"]
 ForgetGate = Literal["sigmoid", "exp"]
-INPUT_GATES: tuple[InputGate, ...] = get_args(InputGate)  # kernels know a gate by its place here
+INPUT_GATES: tuple[InputGate, ...] = get_args(InputGate)  # kernels take a gate's place here
 FORGET_GATES: tuple[ForgetGate, ...] = get_args(ForgetGate)
-SMALL = 1e-30  # an opening of less counts as this much: a logarithm's slope has to be a number
+SMALL = 1e-30  # the least opening: below it the slope of the logarithm would overflow
 
 
 def log_input_gate(i: Tensor, gate: InputGate, shut: float) -> Tensor:
@@ -30,16 +30,16 @@ def log_input_gate(i: Tensor, gate: InputGate, shut: float) -> Tensor:
         return logsigmoid(i)
     if gate == "softplus":
         return log_softplus(i)
-    closed = i <= 0  # not where it is NaN, which shows
+    closed = i <= 0  # false for NaN, so that NaN shows
     opening = i.masked_fill(closed, 1)
-    # the number of the clamp, the gradient of the opening
+    # the clamp in value, the identity in gradient
     opening = opening + (opening.clamp(min=SMALL) - opening).detach()
     log_i = torch.log(opening)
     return (log_i if gate == "relu" else 2 * log_i).masked_fill(closed, shut)
 
 
 def log_softplus(x: Tensor) -> Tensor:
-    """log log(1 + e^x). Far below zero, where e^x would have no digits left, its series."""
+    """log log(1 + e^x). Far below zero, where 1 + e^x loses the digits of e^x, its series."""
     far_e = torch.exp(x.clamp(max=-15))
     series = x - far_e * (0.5 - far_e * (5 / 24))
     return torch.where(x < -15, series, torch.log(-logsigmoid(-x.clamp(min=-15))))

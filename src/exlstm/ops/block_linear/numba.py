@@ -1,8 +1,8 @@
-"""Block-diagonal maps of 4 x 4 blocks on a CPU: one pass over the rows, where a batched product would spend its time
+"""Block-diagonal maps of 4 x 4 blocks on a CPU: one pass over the rows. A batched product would spend its time on
 packing and on zeros.
 
-Written in LLVM's own vectors: sum over i of the weights (i, j) of every output j, times input i of the same block,
-which is one shuffle within four lanes. LLVM does not find that by itself. The weights stay in a core's first cache.
+Written in LLVM's vectors: y_j is the sum over i of w_ij x_i, and x_i in every place of its block is one shuffle. LLVM's
+vectorizer does not find that by itself. The weights stay in the first cache of a core.
 
 M rows (batch and time)  D width  P parts of the weights' gradient  I inputs of a block (4)
 """
@@ -20,12 +20,12 @@ from exlstm.runtime.cpu.memory import clear
 from exlstm.runtime.cpu.simd import SimdValue
 from exlstm.runtime.cpu.vectors import Vectors, inlined
 
-WIDTH, BLOCK = 16, 4  # channels at a time: a cache line; what is left of a row goes block by block
-GRADIENT_PARTS = 16  # the weights' gradient is summed in as many parts, so that it does not depend on the threads
+WIDTH, BLOCK = 16, 4  # channels at a time: a cache line; the rest of a row goes block by block
+GRADIENT_PARTS = 16  # of the weights' gradient, a fixed number, so that sums do not depend on the threads
 
 
 def inputs(v: Vectors, x: SimdValue) -> list[SimdValue]:
-    """Of each block in x, input 0 in all places of the block, then input 1, ..."""
+    """Vectors for i = 0 .. 3: input i of each block of x, in all places of the block."""
     return [v.shuffle(x, [n // BLOCK * BLOCK + i for n in range(v.width)]) for i in range(BLOCK)]
 
 
@@ -76,7 +76,7 @@ def map_rows(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, 
 @kernel(I=BLOCK, P=GRADIENT_PARTS)
 def weight_gradients(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, dy_MD: F32Rows, dy_step: int,
                      dw_PID: F32) -> None:  # fmt: skip
-    """Parts of the sum over rows, each [I, D] as w is."""
+    """Parts of the weights' gradient, each a sum over some rows, [I, D] like w."""
     lines = D // WIDTH * WIDTH
     for part in range(first, last):
         here = dw_PID + 4 * BLOCK * D * part
@@ -95,13 +95,13 @@ def by_inputs(w_HVK: Tensor) -> Tensor:
 
 
 def rows_of(x_BTD: Tensor) -> Tensor:
-    """[B T, D] without a graph, whose rows are contiguous."""
+    """x as [B T, D] without a graph, its rows contiguous."""
     x_MD = x_BTD.detach().reshape(-1, x_BTD.shape[-1])
     return x_MD if x_MD.stride(1) == 1 else x_MD.contiguous()
 
 
-def mapped(x_MD: Tensor, w_HVK: Tensor) -> Tensor:
-    """y [M, D]."""
+def apply_blocks(x_MD: Tensor, w_HVK: Tensor) -> Tensor:
+    """y [M, D] = x W^T, block by block."""
     M, D = x_MD.shape
     y_MD = x_MD.new_empty(M, D)
     launch(map_rows, M, M, D, x_MD, 4 * x_MD.stride(0), by_inputs(w_HVK), y_MD, cost=cost_of(x_MD))
@@ -109,7 +109,7 @@ def mapped(x_MD: Tensor, w_HVK: Tensor) -> Tensor:
 
 
 def cost_of(x_MD: Tensor) -> float:
-    """Of reading two tensors like x, or of reading it and writing another."""
+    """The cost of reading two tensors like x, or of reading one and writing another."""
     return microseconds(bytes=2 * x_MD.nbytes)
 
 
@@ -120,7 +120,7 @@ class BlockLinear(torch.autograd.Function):
     def forward(ctx: Any, x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTD, w_HVK)
         ctx.options = {}
-        return mapped(rows_of(x_BTD), w_HVK).view(x_BTD.shape)
+        return apply_blocks(rows_of(x_BTD), w_HVK).view(x_BTD.shape)
 
     @staticmethod
     @twice_differentiable(block_linear_torch)
@@ -128,7 +128,7 @@ class BlockLinear(torch.autograd.Function):
         x_BTD, w_HVK = ctx.saved_tensors
         x_MD, dy_MD, dx_BTD, dw_HVK = rows_of(x_BTD), rows_of(dy_BTD), None, None
         if ctx.needs_input_grad[0]:
-            dx_BTD = mapped(dy_MD, w_HVK.mT).view(x_BTD.shape)
+            dx_BTD = apply_blocks(dy_MD, w_HVK.mT).view(x_BTD.shape)
         if ctx.needs_input_grad[1]:
             M, D = x_MD.shape
             dw_PID = x_MD.new_empty(GRADIENT_PARTS, BLOCK, D)

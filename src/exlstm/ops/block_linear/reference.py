@@ -10,7 +10,7 @@ from torch import Tensor
 MERGED_WIDTH = 16  # a vector register of float32: narrower matrices leave most of it empty
 
 
-def merged(w_HVK: Tensor) -> Tensor:
+def merge_blocks(w_HVK: Tensor) -> Tensor:
     """The same map with several blocks on the diagonal of each larger matrix: [H / n, n V, n K]."""
     H, V, K = w_HVK.shape
     # the most blocks that divide all of them and fit: products of 4 x 4 blocks are three times faster by fours
@@ -20,9 +20,9 @@ def merged(w_HVK: Tensor) -> Tensor:
 
 
 def block_linear_torch(x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
-    """As one batched product of groups of blocks."""
+    """[B, T, D] -> [B, T, D], as one batched product of groups of blocks."""
     B, T, D = x_BTD.shape
-    w_GJI = merged(w_HVK)
+    w_GJI = merge_blocks(w_HVK)
     x_GMI = x_BTD.reshape(B * T, *w_GJI.shape[::2]).transpose(0, 1)
     y_BTD: Tensor = (x_GMI @ w_GJI.mT).transpose(0, 1).reshape(B, T, D)
     return y_BTD

@@ -1,8 +1,8 @@
 """The causal convolution on a CPU in one pass forward and one pass backward.
 
 An item is a stretch of time of one row of the batch, cut by the length alone, so that the number of threads changes
-nothing. Its steps are taken one after another, each over all channels: what a step reads lies in the core's first
-cache. Saved for the backward are the inputs; it computes what goes into the activation once more.
+nothing. Its steps are taken one after another, each over all channels, so that reads hit the first cache. Saved for the
+backward are the inputs; it recomputes the pre-activations.
 
 B batch  T time  S past (W - 1 steps)  D channels  W window  I the window and the bias  N items
 """
@@ -25,10 +25,9 @@ from exlstm.runtime.cpu.math import sigmoid
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, tensor_at
 
 Array = Any  # a float64 NumPy array inside Numba
-ITEM_STEPS = 128  # at most, of an item
-PARTIAL_SUM_STEPS = (
-    16  # whose share of the weights' gradients is summed before it joins the rest: short sums round less
-)
+ITEM_STEPS = 128  # of an item, at most
+# steps whose share of the weights' gradients is summed in float32 before it joins the total: short sums round less
+PARTIAL_SUM_STEPS = 16
 
 
 @helper()
@@ -48,8 +47,8 @@ def activate_backward(a_D: int, dy_D: int, D: int) -> None:
 
 
 @helper()
-def join(total_ID: Array, part_ID: int) -> None:
-    """total += part in float64; part starts again from zero."""
+def flush_partial_sum(total_ID: Array, part_ID: int) -> None:
+    """total += part in float64, and part = 0."""
     for i in range(total_ID.size):
         total_ID[i] += at(part_ID, i)
     clear(part_ID, total_ID.size)
@@ -57,7 +56,7 @@ def join(total_ID: Array, part_ID: int) -> None:
 
 @helper()
 def window_and_bias(w: int, b: int, D: int, W: int, i_ID: int) -> None:
-    """Fills i_ID with the filter tap by tap, so that channels stand side by side, and below it the bias."""
+    """Fills i_ID with the filter, transposed so that channels are neighbors, and the bias as its last row."""
     for d in range(D):
         for tap in range(W):
             put(i_ID, tap * D + d, at(w, d * W + tap))
@@ -66,7 +65,7 @@ def window_and_bias(w: int, b: int, D: int, W: int, i_ID: int) -> None:
 
 @helper()
 def first_seen(reset: int, t: int, S: int) -> int:
-    """The earliest step whose input step t sees; below zero it lies in the past. reset may be 0: no resets."""
+    """The earliest step in the window of step t, negative in the past. reset: an address, or 0 for no resets."""
     if reset != 0:
         reset_T = tensor_at(reset, t + 1, np.bool_)
         for s in range(t, t - S if t >= S else -1, -1):
@@ -91,7 +90,7 @@ def before_activation(a: int, i_ID: int, oldest: int, t: int, x: int, past: int,
 
 
 class Inputs(NamedTuple):
-    """What forward and backward read. A row of the batch has `cuts` items; x: its rows and steps in bytes."""
+    """Inputs of forward and backward. cuts: items in a row of the batch. x_row, x_step: strides of x in bytes."""
 
     N: int
     B: int
@@ -113,7 +112,7 @@ class Inputs(NamedTuple):
 
 @helper()
 def borders(x: Inputs, item: int) -> tuple[int, int, int, int, int]:
-    """The row of an item, its first step and that after its last, the length of the row, and where its resets are."""
+    """Of an item: its row, its first step, the step after its last, the row's length, the address of its resets."""
     row, cut = item // x.cuts, item % x.cuts
     length = tensor_at(x.lengths_B, row + 1, int64)[row] if x.lengths_B != 0 else x.T
     reset_T = x.reset_BT + row * x.T if x.reset_BT != 0 else 0
@@ -150,7 +149,7 @@ def forward_items(first: int, last: int, x: Inputs, y_BTD: F32, after_BSD: F32) 
 
 
 class Gradients(NamedTuple):
-    """What the backward reads and fills: di has a share of the window's and the bias' gradients for every item."""
+    """Gradients that the backward reads and fills. di: of the window and the bias, the share of every item."""
 
     I: int  # noqa: E741
     dy_BTD: F32Rows
@@ -175,7 +174,7 @@ def backward_items(first: int, last: int, x: Inputs, g: Gradients) -> None:
     window_and_bias(x.w_DW, x.b_D, D, x.W, i_ID)
     for item in range(first, last):
         row, begin, end, length, reset_T = borders(x, item)
-        own = begin if begin > 0 else -S  # the first of the inputs whose gradients are found here
+        own = begin if begin > 0 else -S  # the first input whose gradient this item computes
         x0, past0, dy0 = x.x_BTD + row * x.x_row, x.past_BSD + row * S * D * SIZE, g.dy_BTD + row * g.dy_row
         dx0, dpast0 = g.dx_BTD + row * T * y_step, g.dpast_BSD + row * S * y_step
         clear(part_ID, ID)
@@ -196,11 +195,11 @@ def backward_items(first: int, last: int, x: Inputs, g: Gradients) -> None:
                     add_product_at(part_ID + (S - t + s) * y_step, a_D, step_at(x0, past0, x.x_step, s, S, D), D)
                 add_at(part_ID + x.W * y_step, a_D, D)
             if (t - begin) % PARTIAL_SUM_STEPS == PARTIAL_SUM_STEPS - 1:
-                join(total_ID, part_ID)
+                flush_partial_sum(total_ID, part_ID)
         for s in range(max(first_seen(reset_T, length - 1, S), length - S, own), min(length, end)):
             dafter_D = g.dafter_BSD + ((row + 1) * S + s - length) * y_step
             add_at(step_at(dx0, dpast0, y_step, s, S, D), dafter_D, D)
-        join(total_ID, part_ID)
+        flush_partial_sum(total_ID, part_ID)
         for i in range(ID):
             put(g.di_NID + item * ID * SIZE, i, total_ID[i])
     hold(work)
@@ -208,26 +207,26 @@ def backward_items(first: int, last: int, x: Inputs, g: Gradients) -> None:
 
 def inputs_of(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
               lengths_B: Tensor | None, silu: bool) -> Inputs:  # fmt: skip
-    """The record of both kernels."""
+    """The `Inputs` of both kernels."""
     (B, T, D), W = x_BTD.shape, w_DW.shape[1]
     cuts, (row, step, _) = -(-T // ITEM_STEPS), x_BTD.stride()
     sizes, filters = (B * cuts, B, T, D, W, W - 1, cuts), (w_DW, b_D)
     return Inputs(*sizes, x_BTD, row * SIZE, step * SIZE, *filters, past_BSD, reset_BT, lengths_B, silu)
 
 
-def side_by_side(x_BTD: Tensor) -> Tensor:
-    """`x`, copied only if the channels of a step are apart."""
+def contiguous_channels(x_BTD: Tensor) -> Tensor:
+    """`x` with the channels of a step contiguous, copied only if they are not."""
     return x_BTD if x_BTD.stride(2) == 1 else x_BTD.contiguous()
 
 
 def cost_of(x_BTD: Tensor, window: int, passes: int) -> float:
-    """Of reading or writing so many tensors like x, with all taps of the window for each."""
+    """The cost of `passes` tensors like x, read or written, with all taps of the window for each."""
     return microseconds(bytes=passes * x_BTD.nbytes, flops=passes * (window + 10) * x_BTD.numel())
 
 
 def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
             lengths_B: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """y and the past afterwards, without a graph. x with its channels side by side, all others contiguous."""
+    """y and the past afterwards, without a graph. x with contiguous channels, all others contiguous."""
     y_BTD, after_BSD = x_BTD.new_empty(x_BTD.shape), torch.empty_like(past_BSD)
     inputs = inputs_of(x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B, silu)
     launch(forward_items, inputs.N, inputs, y_BTD, after_BSD, cost=cost_of(x_BTD, inputs.W, 2))
@@ -256,7 +255,7 @@ class Conv(torch.autograd.Function):
     def backward(ctx: Any, dy_BTD: Tensor, dafter_BSD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B = ctx.saved_tensors
         inputs = inputs_of(x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B, ctx.options["silu"])
-        dy_BTD, dx_BTD, dpast_BSD = side_by_side(dy_BTD), torch.empty(x_BTD.shape), torch.empty_like(past_BSD)
+        dy_BTD, dx_BTD, dpast_BSD = contiguous_channels(dy_BTD), torch.empty(x_BTD.shape), torch.empty_like(past_BSD)
         di_NID = torch.empty(inputs.N, inputs.W + 1, inputs.D)
         row, step, _ = dy_BTD.stride()
         gradients = Gradients(
@@ -272,10 +271,10 @@ def causal_conv_numba(
     *, reset_BT: Tensor | None, lengths_B: Tensor | None, silu: bool,
 ) -> tuple[Tensor, ConvState]:  # fmt: skip
     """The same numbers as `causal_conv_torch`, in float32."""
-    inputs = side_by_side(x_BTD), w_DW.contiguous(), b_D.contiguous(), state.past_BSD.contiguous()
+    inputs = contiguous_channels(x_BTD), w_DW.contiguous(), b_D.contiguous(), state.past_BSD.contiguous()
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     lengths_B = None if lengths_B is None else lengths_B.contiguous()
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    call: Any = Conv.apply if keep else forward
+    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    call: Any = Conv.apply if needs_backward else forward
     y_BTD, after_BSD = call(*inputs, reset_BT, lengths_B, silu)
     return y_BTD, ConvState(after_BSD)

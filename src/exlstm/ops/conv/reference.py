@@ -30,7 +30,7 @@ def causal_conv_torch(
         x_BTD = zero_padding(x_BTD, valid_BT)
     seen_BAD = torch.cat([state.past_BSD.to(x_BTD.dtype), x_BTD], dim=1)
     if T == 1 and reset_BT is None and lengths_B is None:
-        # the whole window at once: two small operations in place of two for every tap
+        # the whole window at once: two small operations, not two for every tap
         y_B1D = (seen_BAD * w_DW.mT).sum(1, keepdim=True) + b_D
         return y_B1D, ConvState(upcast(seen_BAD[:, 1:]))
     segment_BA = None

@@ -1,7 +1,7 @@
 """`gated_norm` on a CPU in one pass forward and one backward.
 
 A head of one step at a time stays in a core's first cache while short loops go over it. The backward saves nothing but
-the inputs. Tensors that may be part of longer ones, c and z, come with the distance of their rows.
+the inputs. c and z may be slices of wider tensors, so they come with the distance between rows.
 
 B batch  T time  M both  H heads  V head width  E heads merged (H V)  N tiles of rows  P vectors with a gradient: g, s
 """
@@ -24,8 +24,8 @@ from exlstm.runtime.cpu.loops import Array, add, add_product, multiply
 from exlstm.runtime.cpu.math import sigmoid
 from exlstm.runtime.cpu.memory import address_of, clear, hold, tensor_at
 
-TILE_ROWS = 32  # whose gradients of g and s are summed before they join the others: the same for any number of threads
-FLOPS = 40  # for a number of h, forward
+TILE_ROWS = 32  # of partial sums of the gradients of g and s: fixed, so that threads change nothing
+FLOPS = 40  # forward, for each number of h
 
 
 @helper()
@@ -57,7 +57,7 @@ def gate_backward(z_V: Array, silu: bool, dy_V: Array, p_V: Array, dz_V: Array) 
 
 
 class Inputs(NamedTuple):
-    """What forward and backward read. c and z: rows begin `*_step` numbers after one another."""
+    """Inputs of forward and backward. Rows of c and z begin `*_step` numbers after one another."""
 
     B: int
     T: int
@@ -92,7 +92,7 @@ def forward_rows(first: int, last: int, x: Inputs, y_BTE: F32, silu: bool, eps: 
 
 
 class Gradients(NamedTuple):
-    """What the backward fills: dgs has the gradients of g and s, db that of b, of every tile."""
+    """Gradients that the backward fills. dgs: of g and s, db: of b, the partial sums of every tile."""
 
     N: int
     dh_BTHV: F32
@@ -141,7 +141,7 @@ def backward_tiles(first: int, last: int, x: Inputs, dy_BTE: F32Rows, dy_step: i
 
 
 def even_rows(x_BTE: Tensor) -> tuple[Tensor, int]:
-    """`x` and how many numbers apart its rows are; a copy of it if they are not at equal distances."""
+    """`x` and the distance between its rows in numbers; a copy of `x` if the distances differ."""
     T = x_BTE.shape[1]
     to_row, step, to_number = x_BTE.stride()
     if to_number == 1 and (to_row == T * step or x_BTE.shape[0] == 1):
@@ -151,7 +151,7 @@ def even_rows(x_BTE: Tensor) -> tuple[Tensor, int]:
 
 def inputs_of(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
               bias_E: Tensor | None) -> Inputs:  # fmt: skip
-    """The record of both kernels; the tensors are copied where a kernel could not read them."""
+    """The `Inputs` of the kernels; tensors are copied where a kernel cannot read their strides."""
     B, T, H, V = h_BTHV.shape
     c, c_step = (None, 0) if c_BTE is None else even_rows(c_BTE)
     gain, bias, skip = (None if x is None else x.contiguous() for x in (gain_E, bias_E, skip_E))
@@ -159,7 +159,7 @@ def inputs_of(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | No
 
 
 def cost_of(h_BTHV: Tensor, passes: int) -> float:
-    """Of reading or writing so many tensors like h, and computing with them."""
+    """The cost of `passes` tensors like h, read or written, and of their arithmetic."""
     return microseconds(bytes=passes * h_BTHV.nbytes, flops=passes * FLOPS * h_BTHV.numel() // 4)
 
 

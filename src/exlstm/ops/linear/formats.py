@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 GROUP = 128
-LANES = 16  # as in numba_tiles: number j of a 32-bit word is column 16 j + lane of the group
+LANES = 16  # as in `numba.tiles`: number j of a 32-bit word is column 16 j + lane of the group
 
 
 class Int8Weight(NamedTuple):
-    """[N, K] as one byte each."""
+    """A weight [N, K] of one byte for each number."""
 
     q_NK: Tensor  # int8
     scale_N: Tensor  # float32
@@ -30,7 +30,7 @@ class Int8Weight(NamedTuple):
 
 
 class Int4Weight(NamedTuple):
-    """[N, K] as half a byte each; columns beyond K are padding."""
+    """A weight [N, K] of half a byte for each number; columns beyond K are padding."""
 
     q_NGP: Tensor  # uint8
     scale_NG: Tensor  # float32
@@ -44,15 +44,13 @@ class Int4Weight(NamedTuple):
 
 
 Weight = Tensor | Int8Weight | Int4Weight
-
-
-PART = 1 << 20  # weights that are in float32 at a time: few enough for the cache, where it is up to four times faster
+WIDENED_NUMEL = 1 << 20  # weights that are in float32 at a time: those of a cache, up to four times faster
 
 
 def to_int8(w_NK: Tensor) -> Int8Weight:
     """The nearest multiples of 1/127 of the largest weight of each row."""
     N, K = w_NK.shape
-    if w_NK.is_meta:  # a model is laid out before it is loaded, and meta tensors take their time with every operation
+    if w_NK.is_meta:  # models are laid out on meta, where every operation costs time
         return Int8Weight(w_NK.new_empty(N, K, dtype=torch.int8), w_NK.new_empty(N, dtype=torch.float32))
     parts = [rows_to_int8(w_PK) for w_PK in torch.split(w_NK.detach(), rows_at_a_time(w_NK))]
     return parts[0] if len(parts) == 1 else Int8Weight(*map(torch.cat, zip(*parts, strict=True)))
@@ -73,12 +71,12 @@ def to_int4(w_NK: Tensor) -> Int4Weight:
 
 
 def rows_at_a_time(weight: Weight) -> int:
-    """How many rows are widened together."""
-    return max(1, PART // max(weight.shape[1], 1))
+    """Rows that are in float32 at a time."""
+    return max(1, WIDENED_NUMEL // max(weight.shape[1], 1))
 
 
 def in_parts(weight: Weight) -> list[Weight]:
-    """Groups of rows, each as a weight of its own."""
+    """The weight cut into groups of rows, each a weight."""
     rows = rows_at_a_time(weight)
     if isinstance(weight, Tensor):
         return list(torch.split(weight, rows))
@@ -136,7 +134,7 @@ def unpack(q_NGP: Tensor) -> Tensor:
 
 
 def dequantised(weight: Weight, dtype: torch.dtype | None = None) -> Tensor:
-    """w_NK as it acts, in `dtype`, or else as it is kept (quantised weights: float32)."""
+    """w_NK in `dtype`; by default in its own dtype, quantized weights in float32."""
     if isinstance(weight, Int8Weight):
         w_NK = weight.q_NK * weight.scale_N[:, None]
     elif isinstance(weight, Int4Weight):

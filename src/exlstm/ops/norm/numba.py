@@ -22,7 +22,7 @@ def standardize(h_V: Array, eps: float, n_V: Array) -> Number:
     """n = (h - mean) / sqrt(variance + eps); returns the factor."""
     one, width = float32(1.0), float32(h_V.size)
     shift(h_V, total(h_V) / width, one, n_V)
-    # of a large mean the last digit is wrong; the mean of the differences is what is missing
+    # a large mean is wrong in its last digit; the mean of the differences corrects it
     missing = total(n_V) / width
     variance = float64(dot(n_V, n_V)) / float64(h_V.size) - float64(missing) * float64(missing)
     factor = float32(1.0 / sqrt((0.0 if variance < 0.0 else variance) + eps))

@@ -3,7 +3,7 @@
 Products are summed in float32 and rounded once. Several maps of the same x are one launch; its items are blocks of rows
 of W.
 
-M rows of x  K columns  N rows of W  G groups of 128 columns  S numbers of x as tiles for int4 want it
+M rows of x  K columns  N rows of W  G groups of 128 columns  S numbers of x in the layout of int4 tiles
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ STEP_FLOAT32, STEP_BFLOAT16, STEP_INT8 = STEPS["float32"], STEPS["bfloat16"], ST
 
 
 class Map(NamedTuple):
-    """One map as kernels read it, from a `Table`. Addresses of what is not there are 0."""
+    """A map as kernels read it from a `Table`. Addresses of missing tensors are 0."""
 
     kind: int
     rows: int
@@ -111,7 +111,7 @@ def tile_sums(kind: int, w: int, w_stride: int, scale: int, offset: int, G: int,
 
 
 class Input(NamedTuple):
-    """x inside the kernel: addresses of it in float32, and spread out for int4."""
+    """x inside the kernel: its addresses in float32, and in the layout of int4 tiles."""
 
     M: int
     K: int
@@ -135,7 +135,7 @@ def map_items(first: int, last: int, M: int, K: int, S: int, x_MK: F32, spread_M
 
 @helper()
 def map_item(x: Input, w: Map, item: int, y: int) -> None:
-    """One item, to the result y."""
+    """One item of a map, written to the result y."""
     M, K, here = x.M, x.K, x.x
     G, x_stride, w_stride, step = (K + GROUP - 1) // GROUP, 4 * K, K, STEP_INT8
     if w.kind == FLOAT32:
@@ -147,19 +147,19 @@ def map_item(x: Input, w: Map, item: int, y: int) -> None:
         here, x_stride, w_stride, lines = x.spread, 4 * x.S, 64 * G, G
     begin = (item - w.first_item) * w.item_rows
     count = min(w.rows, begin + w.item_rows) - begin
-    # four rows of W are read side by side, each from its own part of the item; those left over go one by one
+    # four rows of W at a time, each from its own part of the item; the rest go one by one
     apart = count // 4
     room = np.empty(16, np.float32)
     out = room.ctypes.data
     for n in range(apart + count % 4):
-        together = 4 if n < apart else 1
+        count_here = 4 if n < apart else 1
         first = begin + (n if n < apart else 3 * apart + n)
         m = 0
         while m < M:
-            # they stay near while all rows of x pass by; a result does not depend on what shares its tile
-            batch = 4 if M - m >= 4 else (2 if M - m >= 2 and together == 4 else 1)
-            rows = 4 // batch if together == 4 else 1
-            for j in range(0, together, rows):
+            # rows of W stay in cache for all rows of x; a result does not depend on its tile
+            batch = 4 if M - m >= 4 else (2 if M - m >= 2 and count_here == 4 else 1)
+            rows = 4 // batch if count_here == 4 else 1
+            for j in range(0, count_here, rows):
                 row = first + j * apart
                 tile_sums(w.kind, w.weight, w_stride, w.scale, w.offset, G, row, apart, rows, here + m * x_stride,
                           x_stride, batch, lines, lines * step, K, out)  # fmt: skip
@@ -175,7 +175,7 @@ def map_item(x: Input, w: Map, item: int, y: int) -> None:
 
 @kernel()
 def spread(first: int, last: int, M: int, K: int, S: int, x_MK: F32, out_MS: F32) -> None:
-    """Rows of x as the tiles for int4 want them, zeros at the end. See `tiles`."""
+    """Rows of x in the layout of int4 tiles, padded with zeros. See `tiles`."""
     for m in range(first, last):
         for g in range((K + GROUP - 1) // GROUP):
             here = out_MS + 4 * (m * S + g * SPREAD)
@@ -198,7 +198,7 @@ def widen(first: int, last: int, M: int, K: int, x_MK: BF16, out_MK: F32) -> Non
 
 
 class Stored(NamedTuple):
-    """Of W: its kind, the bytes of a row, and the addresses of its numbers, scales and offsets."""
+    """W in memory: its kind, the bytes of a row, and the addresses of its numbers, scales and offsets."""
 
     kind: int
     row_bytes: int
@@ -206,7 +206,7 @@ class Stored(NamedTuple):
 
 
 def stored(weight: Weight) -> Stored:
-    """How the kernels find W."""
+    """The addresses of W."""
     if type(weight) is Int8Weight:
         N, K = weight.shape
         return Stored(INT8, K, (address(weight.q_NK, N * K, torch.int8), address(weight.scale_N, N, torch.float32), 0))
@@ -220,9 +220,9 @@ def stored(weight: Weight) -> Stored:
 
 
 class Plan:
-    """x W^T + b for every map (W, b, dtype of the result), as one launch: all of it that does not depend on x.
+    """x W^T + b for every map (W, b, dtype of the result), as one launch: the part that does not depend on x.
 
-    Holds the tensors; they have to stay where they are.
+    It holds references to the tensors, whose memory must not move.
     """
 
     def __init__(self, maps: Sequence[tuple[Weight, Tensor | None, torch.dtype]]) -> None:
@@ -251,7 +251,7 @@ class Plan:
         return self.tables[threads]
 
     def results(self, outer: Sequence[int], M: int) -> list[Tensor]:
-        """A tensor for every result. For one row they are cut from one piece of memory, which is faster to get."""
+        """A tensor for every result. For one row they are views of one allocation, which is faster."""
         if M > 1 or len(self.rows) == 1:
             return [torch.empty((*outer, N), dtype=dtype) for N, dtype in zip(self.rows, self.dtypes, strict=True)]
         cut = {

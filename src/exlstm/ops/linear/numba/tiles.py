@@ -1,6 +1,6 @@
 """Products of a few rows of W with a few rows of x, written in LLVM's own vectors: `tile(kind, rows, batch)`.
 
-LLVM's vectoriser leaves these loops half as fast as memory allows. Every product is summed in 16 lanes from left to
+LLVM's vectorizer leaves these loops half as fast as memory allows. Every product is summed in 16 lanes from left to
 right, then over the lanes, whatever the tile and whatever the processor's vectors: a row's result does not depend on
 how many rows of x there are. The rows of W in a tile should lie far apart, each followed by the row that the next tile
 has in its place: the processor then sees a few long streams and fetches ahead. Of neighbours it sees a zigzag, and
@@ -48,7 +48,7 @@ def weights(v: Vectors, kind: str, line: Any, part: int) -> SimdValue:
 
 
 def factors(v: Vectors, scale: Any, offset: Any) -> tuple[SimdValue, SimdValue]:
-    """Of a group's sum, and of what it began with, -8 sum x: s sum (q - 8) x + (o + 8 s) sum x."""
+    """Factors of a group's sum and of its start, -8 sum x: s sum (q - 8) x + (o + 8 s) sum x."""
     s, o = v.number(scale), v.number(offset)
     return s, (o + s * 8.0) * -0.125
 
