@@ -11,7 +11,7 @@ import pytest
 from counting import Counting, count_items
 
 from exlstm.runtime.cpu import graph, tasks
-from exlstm.runtime.cpu.graph import Player
+from exlstm.runtime.cpu.graph import Replayer
 from exlstm.runtime.cpu.pool import SpinPool
 from exlstm.runtime.cpu.tasks import BACKOFF_TASKS
 
@@ -135,14 +135,14 @@ def test_tasks_after_one_that_was_waited_for_are_run_serially(pool):
     assert counting.all_are(turns + BACKOFF_TASKS)
 
 
-def replay(player, tasks_of, threads):
+def replay(replayer, tasks_of, threads):
     """Replays a table of tasks: (counting, whether threads share it)."""
     table = array("q", [
         number
         for counting, parallel in tasks_of
         for number in (count_items.address, counting.address, counting.items, counting.items, parallel)
     ])  # fmt: skip
-    player.replay(table.buffer_info()[0], len(tasks_of), threads)
+    replayer.replay(table.buffer_info()[0], len(tasks_of), threads)
 
 
 WAYS = {
@@ -155,10 +155,10 @@ WAYS = {
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_a_replay_computes_every_item_of_every_task_once(way, threads, monkeypatch):
     WAYS[way](monkeypatch)
-    player = Player()
+    replayer = Replayer()
     for _ in range(20):
         countings = [(Counting(items, work=20), parallel) for items in (1, 3, 40, 1000) for parallel in (0, 1)]
-        replay(player, countings, threads)
+        replay(replayer, countings, threads)
         assert all(counting.all_are(1) for counting, _ in countings)
 
 
@@ -167,7 +167,7 @@ def test_several_replays_at_once():
 
     def call(_number):
         countings = [(Counting(50, work=20), 1) for _ in range(30)]
-        replay(Player(), countings, 2)
+        replay(Replayer(), countings, 2)
         return all(counting.all_are(1) for counting, _ in countings)
 
     with ThreadPoolExecutor(4) as callers:
@@ -177,7 +177,7 @@ def test_several_replays_at_once():
 def test_tasks_come_one_after_another():
     """The second sees what the first wrote, on whatever threads they ran: it counts further."""
     counting = Counting(64, work=50)
-    replay(Player(), [(counting, 1)] * 200, 2)
+    replay(Replayer(), [(counting, 1)] * 200, 2)
     assert counting.all_are(200)
 
 

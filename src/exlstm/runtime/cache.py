@@ -1,6 +1,6 @@
-"""What was measured on a machine, kept in the user's cache folder for the next process: one JSON file for each kind.
+"""Measurements of this machine, in the user's cache folder: one JSON file for each kind.
 
-Whatever goes wrong with such a file, nothing fails: it is measured again, or what holds for every machine is taken.
+An error with such a file is ignored: callers measure again, or take their default.
 """
 
 import json
@@ -13,14 +13,14 @@ from exlstm.runtime.files import write_atomically
 
 
 def folder() -> Path:
-    """Where this user's caches belong."""
+    """The folder of this user's caches."""
     if sys.platform == "win32":
         return Path.home() / "AppData" / "Local" / "exlstm"
     return Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache") / "exlstm"
 
 
 def remembered(kind: str) -> dict[str, object]:
-    """What the file of this kind says; nothing if there is none or it is damaged."""
+    """The content of the file of this kind; empty if there is none or it is damaged."""
     # RuntimeError: a user without a home
     with suppress(OSError, ValueError, RuntimeError):
         found = json.loads((folder() / f"{kind}.json").read_text())
@@ -30,7 +30,7 @@ def remembered(kind: str) -> dict[str, object]:
 
 
 def remember(kind: str, key: str, value: object) -> Path | None:
-    """Adds to the file, where that can be done; returns where it is."""
+    """Adds an entry to the file of this kind; returns its path, or None if it cannot be written."""
     with suppress(OSError, RuntimeError):
         folder().mkdir(parents=True, exist_ok=True)
         file = folder() / f"{kind}.json"

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 
 class NotCapturable(Exception):
-    """A step does something that cannot be replayed; the message says what."""
+    """An operation of a step cannot be replayed; the message names it."""
 
 
 class Node(NamedTuple):
-    """One launch of a kernel: its items, in any order and on several threads where that is worth it."""
+    """A launch of a kernel. Its items may run in any order; parallel: worth several threads."""
 
     kernel: Any
     items: int

@@ -1,6 +1,6 @@
 """Files and folders written whole: a crash, a kill or a full disk leaves the old content or the new, never half of it.
 
-What is written lies in a hidden folder beside its target until all of it is there, and is then renamed.
+New content is written to a hidden folder beside its target, and renamed when it is complete.
 """
 
 import os
@@ -14,7 +14,7 @@ SCRATCH = ".saving-"
 
 
 def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Replaces the file as a whole; text is UTF-8. OSError, with what was there as it was, if that cannot be done."""
+    """Replaces the file as a whole; text is UTF-8. OSError, and the old content, if that fails."""
     with beside(path, durable=durable) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 

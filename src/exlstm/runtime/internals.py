@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
-# Asked in every op of a decoding step, where a public detour would cost as much as a small kernel.
+# called in every op of a decoding step, where a public wrapper would cost as much as a small kernel
 is_compiling = torch.compiler.is_compiling
 innermost_transform = torch._C._functorch.peek_interpreter_stack  # of torch.func; None outside of them
 jit_tracing_state = torch._C._get_tracing_state  # of torch.jit.trace
@@ -27,7 +27,7 @@ def in_forward_ad() -> bool:
 
 
 def assume_constant(question: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Marks a function whose answer torch.compile takes as it is, without looking into the function.
+    """Marks a function whose answer torch.compile takes as a constant, without tracing it.
 
     The mark is that of `torch.compiler.assume_constant_result`, which would load the compiler now.
     """

@@ -1,4 +1,4 @@
-"""What torch computes in a decoding step between our kernels, as nodes of a captured graph.
+"""Operations of torch in a captured decoding step, as nodes of its graph.
 
 `capture_step` runs a function in a dispatch mode. Sums, products, activations, copies and the rows of an embedding
 become launches of the kernels below; any other operation of torch ends the capture, and its name is the reason.
@@ -26,7 +26,7 @@ from exlstm.runtime.cpu.memory import long_at
 from exlstm.runtime.internals import is_memory_fill
 
 ADD, MULTIPLY, SCALE, DIVIDE, TANH, SIGMOID, SILU, GELU = range(8)
-AXES = 5  # of what is copied, at most
+AXES = 5  # of a copied tensor, at most
 DTYPES = (torch.float32, torch.bfloat16)
 Result = TypeVar("Result")
 aten = torch.ops.aten
@@ -128,19 +128,19 @@ def strides(x: Tensor, shape: torch.Size) -> list[int]:
 def in_rows(tensors: Sequence[Tensor], shape: torch.Size) -> tuple[int, int, list[int]]:
     """Rows, numbers in each, and for every tensor the bytes from one row to the next.
 
-    NotCapturable if the tensors are not all of them rows of neighbours, at equal distances.
+    NotCapturable unless every tensor is contiguous rows at equal distances.
     """
-    every = [strides(x, shape) for x in tensors]
+    all_strides = [strides(x, shape) for x in tensors]
     for cut in range(len(shape) + 1):
         longer = [axis for axis in range(cut) if shape[axis] > 1]
-        if all(are_rows(steps, x.itemsize, shape, cut, longer) for steps, x in zip(every, tensors, strict=True)):
-            apart = [steps[longer[-1]] if longer else 0 for steps in every]
+        if all(are_rows(steps, x.itemsize, shape, cut, longer) for steps, x in zip(all_strides, tensors, strict=True)):
+            apart = [steps[longer[-1]] if longer else 0 for steps in all_strides]
             return prod(shape[:cut]), prod(shape[cut:]), apart
     raise NotCapturable(f"tensors of strides {[x.stride() for x in tensors]}")
 
 
 def are_rows(steps: list[int], size: int, shape: torch.Size, cut: int, longer: list[int]) -> bool:
-    """Whether numbers are neighbours along the axes from `cut` on, and all rows before it at equal distances."""
+    """Whether numbers are contiguous along the axes from `cut` on, and all rows before it at equal distances."""
     for axis in reversed(range(cut, len(shape))):
         if shape[axis] > 1 and steps[axis] != size:
             return False
@@ -170,18 +170,18 @@ class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.pointwise(out, code, *operands)
         elif func in SPECIAL:
             SPECIAL[func](self, out, *args)
-        elif func not in HARMLESS and not is_constant(func, out, args) and not is_view(func, out, args):
+        elif func not in NEED_NO_NODE and not is_constant(func, out, args) and not is_view(func, out, args):
             raise NotCapturable(str(func))
         return out
 
     def add(self, kernel: Kernel, items: int, *arguments: Any) -> None:
-        """A node for what torch has computed already."""
+        """Adds a node for an operation that torch has run."""
         flat = kernel.flat(arguments)
         kernel.checked(flat)
         self.graph.nodes.append(Node(kernel, items, tuple(flat), False))
 
     def pointwise(self, out: Tensor, code: int, x: Tensor, y: Tensor | float | None = None) -> None:
-        """One of the codes above; x and y are broadcast."""
+        """A pointwise operation by its code; x and y are broadcast."""
         tensors = [x, y if isinstance(y, Tensor) else x, out]
         M, N, apart = in_rows(tensors, out.shape)
         operands = [
@@ -202,7 +202,7 @@ class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operands = [each for t in (x, out) for each in (t, t.dtype is torch.bfloat16)]
             self.add(copy_strided, 1 if missing else out.shape[0], axes, *operands)
 
-    def joined(self, out: Tensor, parts: Sequence[Tensor], axis: int = 0) -> None:
+    def concatenate(self, out: Tensor, parts: Sequence[Tensor], axis: int = 0) -> None:
         """out = cat(parts)"""
         start = 0
         for part in parts:
@@ -217,19 +217,19 @@ class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.add(embedding_rows, count, count, *weight.shape, tokens, weight, out, weight.dtype is torch.bfloat16)
 
 
-def summed(x: Tensor, y: Any, *, alpha: float = 1) -> tuple[Any, ...]:
+def add(x: Tensor, y: Any, *, alpha: float = 1) -> tuple[Any, ...]:
     """x + alpha y"""
     if alpha != 1 or not isinstance(y, Tensor):
         raise NotCapturable("a sum with a number")
     return ADD, x, y
 
 
-def multiplied(x: Tensor, y: Any) -> tuple[Any, ...]:
+def multiply(x: Tensor, y: Any) -> tuple[Any, ...]:
     """x y"""
     return (MULTIPLY if isinstance(y, Tensor) and y.ndim else SCALE), x, y
 
 
-def divided(x: Tensor, y: Any) -> tuple[Any, ...]:
+def divide(x: Tensor, y: Any) -> tuple[Any, ...]:
     """x / y"""
     if isinstance(y, Tensor):
         raise NotCapturable("a quotient of tensors")
@@ -237,24 +237,24 @@ def divided(x: Tensor, y: Any) -> tuple[Any, ...]:
 
 
 def gelu(x: Tensor, *, approximate: str = "none") -> tuple[Any, ...]:
-    """The exact one."""
+    """The exact GELU."""
     if approximate != "none":
         raise NotCapturable("an approximate gelu")
     return GELU, x
 
 
 def unary(code: int) -> Callable[..., tuple[Any, ...]]:
-    """An operation of one tensor."""
+    """A pointwise operation of one tensor."""
     return lambda x, *_, **__: (code, x)
 
 
 POINTWISE: dict[Any, Callable[..., tuple[Any, ...]]] = {
-    aten.add.Tensor: summed,
-    aten.add_.Tensor: summed,
-    aten.mul.Tensor: multiplied,
-    aten.mul_.Tensor: multiplied,
-    aten.div.Tensor: divided,
-    aten.div_.Tensor: divided,
+    aten.add.Tensor: add,
+    aten.add_.Tensor: add,
+    aten.mul.Tensor: multiply,
+    aten.mul_.Tensor: multiply,
+    aten.div.Tensor: divide,
+    aten.div_.Tensor: divide,
     aten.gelu.default: gelu,
     aten.tanh.default: unary(TANH),
     aten.tanh_.default: unary(TANH),
@@ -264,10 +264,10 @@ POINTWISE: dict[Any, Callable[..., tuple[Any, ...]]] = {
 SPECIAL: dict[Any, Callable[..., None]] = {
     aten.clone.default: TorchCapture.copy,
     aten._to_copy.default: TorchCapture.copy,
-    aten.cat.default: TorchCapture.joined,
+    aten.cat.default: TorchCapture.concatenate,
     aten.embedding.default: lambda self, out, weight, tokens, *_: self.embedding(out, weight, tokens),
 }
-HARMLESS = {  # memory, and a question about dtypes
+NEED_NO_NODE = {  # allocations, and a query about dtypes
     aten.empty.memory_format,
     aten.empty_like.default,
     aten.new_empty.default,
@@ -277,14 +277,14 @@ HARMLESS = {  # memory, and a question about dtypes
 
 
 def is_constant(func: Any, out: Any, args: Sequence[Any]) -> bool:
-    """Whether an operation makes whole numbers, which no kernel changes, or marks memory as not written."""
+    """Whether an operation makes integers, which no kernel changes, or marks memory as uninitialized."""
     if func is aten.full.default:
         return not out.is_floating_point()
     return is_memory_fill(func, args)
 
 
 def is_view(func: Any, out: Any, args: Sequence[Any]) -> bool:
-    """Whether an operation only looks at its first argument in another way."""
+    """Whether an operation returns views of its first argument."""
     outs = out if isinstance(out, (list, tuple)) else [out]
     if func._schema.is_mutable or not args or not isinstance(args[0], Tensor):
         return False

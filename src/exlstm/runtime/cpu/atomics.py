@@ -1,4 +1,4 @@
-"""Numbers in memory that several threads read and write, and calls by address, inside compiled functions."""
+"""Atomic loads and stores of int64, and calls by address, inside compiled functions."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def _store(_context: Any, _address: Any, _value: Any) -> Any:
 
 
 def _add(_context: Any, _address: Any, _value: Any) -> Any:
-    """Adds to an int64 in one step; returns what it was."""
+    """Adds to an int64 atomically; returns the old value."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.atomic_rmw("add", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
@@ -41,8 +41,8 @@ def _add(_context: Any, _address: Any, _value: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
-def _swap(_context: Any, _address: Any, _expected: Any, _value: Any) -> Any:
-    """Replaces an int64 if it is what is expected; whether it was."""
+def _compare_and_swap(_context: Any, _address: Any, _expected: Any, _value: Any) -> Any:
+    """Compare-and-swap of an int64; returns whether it had the expected value."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         address, expected, value = arguments
@@ -62,7 +62,7 @@ def _call(_context: Any, _function: Any, _arguments: Any, _first: Any, _last: An
     return types.int64(*[types.int64] * 4), generate
 
 
-def _ask(_context: Any, _function: Any) -> Any:
+def _call_c_int(_context: Any, _function: Any) -> Any:
     """Calls a C function `int()` by its address."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -73,7 +73,7 @@ def _ask(_context: Any, _function: Any) -> Any:
 
 
 def _relax(_context: Any) -> Any:
-    """Tells the core that the thread waits, so that it saves power and leaves room to the core's other thread."""
+    """The pause instruction of a spin loop: it saves power and leaves room to the core's other thread."""
     machine = binding.get_default_triple().split("-")[0]
 
     def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
@@ -91,7 +91,7 @@ def _relax(_context: Any) -> Any:
 load: Any = intrinsic(_load)
 store: Any = intrinsic(_store)
 add: Any = intrinsic(_add)
-swap: Any = intrinsic(_swap)
+compare_and_swap: Any = intrinsic(_compare_and_swap)
 call: Any = intrinsic(_call)
-ask: Any = intrinsic(_ask)
+call_c_int: Any = intrinsic(_call_c_int)
 relax: Any = intrinsic(_relax)

@@ -1,4 +1,4 @@
-"""Numbers in bfloat16 or float32 inside kernels: read as float32, written rounded to the nearest, of two to the even.
+"""Numbers in bfloat16 or float32 inside kernels: read as float32, written rounded to nearest, ties to even.
 
 N numbers
 """
@@ -22,7 +22,7 @@ def widened(bits: Any) -> Any:
 
 @helper()
 def rounded(x: Any) -> Any:
-    """The bits of a float32 as bfloat16; what is no number stays none."""
+    """The bits of a float32 as bfloat16; NaN stays NaN."""
     bits = np.uint32(bits_of_float(x))
     half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)

@@ -3,8 +3,8 @@
 torch's own products are as fast, but each call goes through Python, and threads that all go through Python wait for
 each other there. A compiled kernel that calls BLAS itself runs without the interpreter lock from start to end.
 
-BLAS is found under its standard name `sgemm_` in the library that torch has loaded. Where a build of torch hides it
-there is `obstacle()`, and callers have another way. Import this page only from a Numba kernel's page.
+BLAS is found under its standard name `sgemm_` in the library that torch has loaded. A build of torch may
+hide it: `obstacle()` says so, and callers need another form. Import this page only from a Numba kernel's page.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from exlstm.runtime.cpu.jit import helper
 
 Array = Any  # a float32 NumPy array inside Numba
 
-# Compiled kernels know BLAS by this name, not by its address, so that they can be kept on disk.
+# Compiled kernels know BLAS by this name, not by its address, so that they can be cached on disk.
 SYMBOL = "exlstm_sgemm"
 LONG, FLOAT, BYTE = ir.IntType(64), ir.FloatType(), ir.IntType(8)
 
@@ -46,7 +46,7 @@ def _sgemm(_context: Any, out: Any, a: Any, b: Any, _alpha: Any, _beta: Any) -> 
             distance = builder.select(in_rows, larger(apart[0], shape[1]), larger(apart[1], shape[0]))
             return builder.select(in_rows, BYTE(ord("N")), BYTE(ord("T"))), distance
 
-        # columns first: out^T = b^T a^T. Whole numbers are right in 32 bits as in 64
+        # column-major: out^T = b^T a^T. Little-endian 64-bit integers are valid 32-bit ones too
         (out_data, (M, N), out_apart), (a_data, a_shape, a_apart), (b_data, b_shape, b_apart) = map(unpacked, range(3))
         (a_letter, a_distance), (b_letter, b_distance) = layout(a_shape, a_apart), layout(b_shape, b_apart)
         given = partial(alloca_value, builder)
@@ -72,7 +72,7 @@ def product(out_MN: Array, a_MI: Array, b_IN: Array, alpha: float, beta: float) 
 
 @cache
 def obstacle() -> str | None:
-    """Why kernels cannot call BLAS here, or None. Makes it known to them."""
+    """Why kernels cannot call BLAS here, or None. Registers its address with LLVM."""
     folder = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
         if (folder / name).exists():

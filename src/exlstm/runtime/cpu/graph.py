@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exlstm.runtime.capture import Graph, NotCapturable
-from exlstm.runtime.cpu.atomics import ask, load, store
+from exlstm.runtime.cpu.atomics import call_c_int, load, store
 from exlstm.runtime.cpu.pool import AWAKE_SECONDS, pool
 from exlstm.runtime.cpu.region import REGION, address_of_bytes, usable_openmp
 from exlstm.runtime.cpu.tasks import (
@@ -36,9 +36,9 @@ FOREVER = 1 << 62
 
 
 def _replay_in_region(data: int) -> int:
-    """What each thread of a region does: thread 0 replays the table, the others steal its blocks until the end."""
+    """The body of a region: thread 0 replays the table, the others steal its blocks until the end."""
     control = load(data + CONTROL)
-    if ask(load(data + THREAD_NUMBER)) == 0:
+    if call_c_int(load(data + THREAD_NUMBER)) == 0:
         store(data + BACKOFF, replay_tasks(control, load(data + SPIN_LIMIT), load(data + BACKOFF), load(data + TABLE),
                                            load(data + COUNT)))  # fmt: skip
         store(control + STOP, 1)
@@ -50,7 +50,7 @@ def _replay_in_region(data: int) -> int:
 replay_in_region = Function(_replay_in_region)
 
 
-class Player:
+class Replayer:
     """Replays tables of tasks as one region of torch's threads; without these, on a `SpinPool`.
 
     One region per token, and not one per task: its end waits for every thread.
@@ -68,7 +68,7 @@ class Player:
         elif openmp is None:
             finished = pool(threads).replay(table, count)
         else:
-            self.data[:] = [openmp.asked[0], table, count, spins_in(AWAKE_SECONDS / 10), self.data[4], self.control]
+            self.data[:] = [openmp.queries[0], table, count, spins_in(AWAKE_SECONDS / 10), self.data[4], self.control]
             ctypes.c_int64.from_address(self.control + STOP).value = 0
             openmp.run(ctypes.cast(replay_in_region.call, REGION), ctypes.addressof(self.data), threads)
             finished = self.data[4] >= 0
@@ -79,7 +79,7 @@ class Player:
 
 
 class State(NamedTuple):
-    """A state of the captured step: what was read, what was written, and the two buffers that take turns."""
+    """A state of the captured step: the tensors read and written, and the two buffers that alternate."""
 
     before: Tensor
     after: Tensor
@@ -93,7 +93,7 @@ class CapturedGraph:
     """
 
     def __init__(self, graph: Graph, states: Sequence[State]) -> None:
-        self.count, self.player = len(graph.nodes), Player()
+        self.count, self.replayer = len(graph.nodes), Replayer()
         self.held: list[Any] = []  # tensors and tables whose addresses are in the blocks
         places = places_of(states)
         blocks: tuple[list[bytes], list[bytes]] = [], []
@@ -115,11 +115,11 @@ class CapturedGraph:
 
     def replay(self, side: int) -> None:
         """One step, from this side's buffers to the other's."""
-        self.player.replay(self.tables[side].buffer_info()[0], self.count, torch.get_num_threads())
+        self.replayer.replay(self.tables[side].buffer_info()[0], self.count, torch.get_num_threads())
 
 
-class Places:
-    """Where tensors of a captured step are when it is replayed: states move, all others stay."""
+class StateAddresses:
+    """Addresses of tensors in a replay: those of states depend on the side, all others stay."""
 
     def __init__(self, ranges: list[tuple[int, int, tuple[Tensor, Tensor]]]) -> None:
         # of every state: its first byte, the byte after its last, the buffers that a step finds there by side
@@ -127,7 +127,7 @@ class Places:
         self.ends = [end for _, end, _ in self.ranges]
 
     def find(self, x: Tensor) -> tuple[int, tuple[Tensor, Tensor]] | None:
-        """How many bytes into which state a tensor begins, or None."""
+        """The offset in bytes of a tensor in a state, and the buffers of that state; None for other tensors."""
         begin = x.data_ptr()
         end, n = begin + span(x), bisect_right(self.ends, begin)
         if n == len(self.ranges) or end <= self.ranges[n][0]:
@@ -138,7 +138,7 @@ class Places:
         return begin - first, buffers
 
     def address(self, x: Tensor, side: int) -> int:
-        """Where x is in a step that reads the buffers of this side."""
+        """The address of x in a step that reads the buffers of this side."""
         found = self.find(x)
         return x.data_ptr() if found is None else found[1][side].data_ptr() + found[0]
 
@@ -150,7 +150,7 @@ def span(x: Tensor) -> int:
     return x.itemsize * (1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True)))
 
 
-def places_of(states: Sequence[State]) -> Places:
+def places_of(states: Sequence[State]) -> StateAddresses:
     """The memory of all states; NotCapturable for one that cannot be bound."""
     ranges: list[tuple[int, int, tuple[Tensor, Tensor]]] = []
     for before, after, sides in states:
@@ -160,7 +160,7 @@ def places_of(states: Sequence[State]) -> Places:
             continue
         for x, buffers in ((before, sides), (after, (sides[1], sides[0]))):
             ranges.append((x.data_ptr(), x.data_ptr() + x.nbytes, buffers))
-    places = Places(ranges)
+    places = StateAddresses(ranges)
     for (_, end, _), (begin, _, buffers) in pairwise(places.ranges):
         if begin < end:
             raise NotCapturable(f"a state of shape {tuple(buffers[0].shape)} that a step does not write")

@@ -2,9 +2,9 @@
 
 Numba's own cache watches only the file a function stands in, not those whose functions are inlined into it, and keeps
 an index that two processes which compile at once can damage. Here every compiled form is a file of its own. Its name
-says all that it was made from and for: the sources, Numba, Python, the types of the arguments, the CPU. It is written
-beside its place and renamed. Whatever goes wrong with such a file, a function is compiled for this process and nothing
-fails.
+hashes its inputs: the sources, Numba, Python, the types of the arguments, the CPU. It is written
+beside its place and renamed. An error with such a file is
+ignored: the function is compiled for this process.
 """
 
 import logging
@@ -57,11 +57,11 @@ def c_function(function: Callable[..., Any], arguments: int, *, source: Callable
     return made
 
 
-HELD: list[Any] = []  # compiled functions, which live as long as the process
+HELD: list[Any] = []  # references to compiled functions, for the life of the process
 
 
 class CompiledForms(FunctionCache):
-    """What Numba asks before it compiles a function for some types, and tells afterwards."""
+    """Numba's cache of a function: loads compiled forms from, and saves them to, `CompiledFiles`."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.files = None
@@ -74,14 +74,14 @@ class CompiledForms(FunctionCache):
         """The compiled form, or None: then Numba compiles."""
         target_context.refresh()
         if self.files is not None:
-            # unreadable, damaged, of another Numba in spite of its name: all the same as not there
+            # unreadable, damaged or of another Numba: as if it were missing
             with suppress(Exception):
                 return self._impl.rebuild(target_context, self.files.load(self.key(sig, target_context.codegen())))
         announce(self.files is not None)
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Saves a compiled form, if that can be done."""
+        """Saves a compiled form; errors are ignored."""
         if self.files is not None:
             with suppress(Exception):
                 self.files.save(self.key(sig, data.codegen), self._impl.reduce(data))
@@ -98,7 +98,7 @@ class CompiledFiles:
         self.folder, self.name, self.stamp = folder, f"exlstm-{name}", stamp
 
     def path(self, key: object) -> Path:
-        """Where the form of this key is or would be."""
+        """The path of this key's form."""
         digest = sha256(repr((key, numba.__version__)).encode()).hexdigest()
         return self.folder / f"{self.name}.{self.stamp}.{digest[:16]}.nbc"
 
@@ -140,7 +140,7 @@ def sources(function: Callable[..., Any]) -> str:
 
 @cache
 def announce(cached: bool) -> None:
-    """Says once per process why a first call takes seconds. `logging.getLogger("exlstm")` is where to silence it."""
+    """Logs, once per process, why a first call takes seconds. `logging.getLogger("exlstm")` is where to silence it."""
     then = "the next start finds them on disk" if cached else "there is no writable folder to keep them in"
     logging.getLogger("exlstm").warning(
         "exlstm is compiling its CPU kernels for this machine, which takes some seconds; %s.", then

@@ -30,17 +30,18 @@ from exlstm.runtime.cpu.jit import c_function, helper
 
 
 class Layout(NamedTuple):
-    """What a kernel reads at an address. dtype: None is bfloat16 where the argument `bf16` is true, else float32.
+    """Layout of the numbers that a kernel reads at an address.
 
-    order: "dense", numbers one after another; "rows", neighbours along the last axis, at distances that the kernel is
-    told along the others; "any", at distances that it is told, and either dtype.
+    dtype: None is bfloat16 where the argument `bf16` is true, else float32.
+    order: "dense", contiguous; "rows", contiguous along the last axis, with strides passed to the kernel along the
+    others; "any", with strides passed for all axes, and either dtype.
     """
 
     dtype: torch.dtype | None
     order: str = "dense"
 
 
-# Outside a kernel an address is a tensor or None, inside a whole number.
+# outside a kernel an address is a tensor or None, inside an integer
 F32 = Annotated[Any, Layout(torch.float32)]
 F64 = Annotated[Any, Layout(torch.float64)]
 I64 = Annotated[Any, Layout(torch.int64)]
@@ -63,7 +64,7 @@ class Table:
 
 
 def address(x: Tensor | None, count: int, dtype: torch.dtype) -> int:
-    """Where the `count` numbers of x are, for a `Table`; 0 for None. ValueError for a tensor that would be misread."""
+    """The address of x, of `count` numbers, for a `Table`; 0 for None. ValueError for one that would be misread."""
     if x is None:
         return 0
     if x.dtype is not dtype or x.numel() != count or not x.is_contiguous() or not x.is_cpu:
@@ -72,7 +73,7 @@ def address(x: Tensor | None, count: int, dtype: torch.dtype) -> int:
 
 
 def misread(what: str, x: Tensor, count: int | None, dtype: torch.dtype, order: str) -> ValueError:
-    """The error for a tensor that is not what a kernel reads."""
+    """The error for a tensor of another dtype, size or layout than a kernel reads."""
     numbers = "numbers" if count is None else f"{count} numbers"
     return ValueError(
         f"{what} is {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}; "
@@ -93,7 +94,7 @@ SIZES = re.compile(r"_([A-Z]+)\d*$")
 
 
 def flattened(name: str, hint: Any) -> Iterator[Parameter]:
-    """The parameters that an annotation stands for: one, or those of a record's fields."""
+    """The parameters of an annotation: one, or those of a record's fields."""
     if isinstance(hint, type) and hasattr(hint, "_fields"):
         for field, inner in get_type_hints(hint, include_extras=True).items():
             yield from flattened(field, inner)
@@ -151,7 +152,7 @@ class Kernel:
 
     @cached_property
     def address(self) -> int:
-        """Where the compiled function is."""
+        """The address of the compiled function."""
         return int(self.compiled.address)
 
     @cached_property
@@ -190,7 +191,7 @@ class Kernel:
     def checked(self, flat: Sequence[Any]) -> bytes:
         """The arguments as compiled code reads them.
 
-        Raises ValueError for a tensor that the kernel would misread: it knows nothing of one but its address.
+        Raises ValueError for a tensor that the kernel would misread, for it receives the address alone.
         """
         values = list(flat)
         for place, name, layout, sizes, count, is_sized in self.pointers:

@@ -12,9 +12,9 @@ from exlstm.runtime import capture
 from exlstm.runtime.cpu.kernel import Kernel
 from exlstm.runtime.cpu.region import parallel_for
 
-BYTES_PER_US, FLOPS_PER_US = 8_000, 20_000  # of one core: what work is worth in time
-THREAD_US = 100  # work that is worth waking a thread for
-REPLAY_US = 8  # work of a replayed node that is worth sharing with threads that are awake
+BYTES_PER_US, FLOPS_PER_US = 8_000, 20_000  # of one core
+THREAD_US = 100  # the least work that pays for waking a thread
+REPLAY_US = 8  # the least work of a replayed node that pays for sharing it among spinning threads
 
 
 def microseconds(bytes: int = 0, flops: int = 0) -> float:  # noqa: A002

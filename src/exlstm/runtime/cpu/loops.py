@@ -1,4 +1,4 @@
-"""Short loops over vectors inside Numba kernels: each touches few arrays, so that LLVM can tell these apart.
+"""Short loops over vectors inside Numba kernels: each touches few arrays, so that LLVM can tell them apart.
 
 V numbers
 """

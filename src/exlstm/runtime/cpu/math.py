@@ -1,4 +1,4 @@
-"""float32 elementary functions for Numba's loops, which LLVM vectorises there: `numba_lanes` has the formulas.
+"""float32 elementary functions for Numba's loops, which LLVM vectorizes; `simd` has the formulas.
 
 Import this page only from a Numba kernel's page: it imports Numba.
 """

@@ -16,7 +16,7 @@ from exlstm.runtime.cpu.internals import array_value, memcpy, memset, tuple_part
 FLOAT = ir.FloatType()
 SIZE = 4  # bytes of a float32
 LINE = 64  # bytes of a cache line
-LINE_NUMBERS = LINE // SIZE  # what an array must have beyond what `line_of` is to find room for
+LINE_NUMBERS = LINE // SIZE  # spare numbers of an array for `line_of`
 
 
 def place(builder: Any, address: Any, n: Any) -> Any:
@@ -25,7 +25,7 @@ def place(builder: Any, address: Any, n: Any) -> Any:
 
 
 def _at(_context: Any, _address: Any, _n: Any) -> Any:
-    """Number n of those at an address."""
+    """Reads number n at an address."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.load(place(builder, *arguments), align=SIZE)
@@ -34,7 +34,7 @@ def _at(_context: Any, _address: Any, _n: Any) -> Any:
 
 
 def _put(_context: Any, _address: Any, _n: Any, _value: Any) -> Any:
-    """Number n of those at an address becomes `value`."""
+    """Writes number n at an address."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         builder.store(arguments[2], place(builder, *arguments[:2]), align=SIZE)
@@ -44,7 +44,7 @@ def _put(_context: Any, _address: Any, _n: Any, _value: Any) -> Any:
 
 
 def _copy(_context: Any, _out: Any, _x: Any, _count: Any) -> Any:
-    """The `count` numbers at `x` also stand at `out`, which lies elsewhere."""
+    """Copies `count` numbers from `x` to `out`, which do not overlap."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         out, x, count = arguments
@@ -56,7 +56,7 @@ def _copy(_context: Any, _out: Any, _x: Any, _count: Any) -> Any:
 
 
 def _clear(_context: Any, _out: Any, _count: Any) -> Any:
-    """`count` zeros at `out`."""
+    """Writes `count` zeros at `out`."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         out, count = arguments
@@ -97,7 +97,7 @@ def _rows_at(_context: Any, _address: Any, _rows: Any, _columns: Any, _apart: An
 
 
 def _row(_context: Any, x: Any, _t: Any) -> Any:
-    """Row t of a matrix of `rows_at`. That its numbers are neighbours is known here, but not of the matrix."""
+    """Row t of a matrix of `rows_at`. The row is known to be contiguous, the matrix is not."""
     kind = types.Array(types.float32, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -110,7 +110,7 @@ def _row(_context: Any, x: Any, _t: Any) -> Any:
 
 
 def _address_of(_context: Any, kind: Any) -> Any:
-    """Where an array begins. An address keeps nothing alive: an array made in the kernel must be held by `hold`."""
+    """The address of an array. It keeps no reference: an array made in the kernel needs `hold` after its last use."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         data = context.make_array(kind)(context, builder, arguments[0]).data
@@ -135,7 +135,7 @@ def _line_of(_context: Any, kind: Any) -> Any:
 
 
 def _hold(_context: Any, kind: Any) -> Any:
-    """Does nothing: what lives up to here is not freed before."""
+    """Does nothing, but Numba does not free the array before this call."""
 
     def generate(context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
         return context.get_dummy_value()
@@ -144,7 +144,7 @@ def _hold(_context: Any, kind: Any) -> Any:
 
 
 def _prefetch(_context: Any, _address: Any, _n: Any) -> Any:
-    """Asks for the cache line of number n, which may lie beyond the end: a step later it would be waited for."""
+    """Prefetches the cache line of number n, which may lie beyond the end."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)

@@ -16,7 +16,7 @@ AWAKE_SECONDS = 1e-3
 
 
 class SpinPool:
-    """The caller and `threads` - 1 more. Any thread may call it; one that finds it busy works alone."""
+    """The caller and `threads` - 1 more. Any thread may call it; one that finds it busy runs serially."""
 
     def __init__(self, threads: int) -> None:
         self.memory, self.control = control_block()
@@ -70,7 +70,7 @@ class SpinPool:
                 self.bell.notify_all()
 
     def stop(self) -> None:
-        """Ends the threads; the pool goes on working, alone."""
+        """Ends the threads; later tasks run serially."""
         self.at(STOP).value = 1
         with self.bell:
             self.bell.notify_all()

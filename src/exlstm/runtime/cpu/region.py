@@ -13,7 +13,7 @@ from functools import cache
 from threading import Event
 from typing import Any
 
-from exlstm.runtime.cpu.atomics import add, ask, call, load
+from exlstm.runtime.cpu.atomics import add, call, call_c_int, load
 from exlstm.runtime.cpu.pool import pool
 from exlstm.runtime.cpu.tasks import Function
 
@@ -23,9 +23,9 @@ FUNCTION, ARGUMENTS, ITEMS, BLOCKS, FAILED, THREAD_NUMBER, NUM_THREADS = range(0
 
 
 def _region(data: int) -> int:
-    """What each thread of a region does: its blocks of the items. There may be fewer threads than blocks."""
+    """The body of a region: each thread runs its blocks of the items. There may be fewer threads than blocks."""
     function, arguments, items, blocks = load(data), load(data + ARGUMENTS), load(data + ITEMS), load(data + BLOCKS)
-    for block in range(ask(load(data + THREAD_NUMBER)), blocks, ask(load(data + NUM_THREADS))):
+    for block in range(call_c_int(load(data + THREAD_NUMBER)), blocks, call_c_int(load(data + NUM_THREADS))):
         if call(function, arguments, items * block // blocks, items * (block + 1) // blocks) == 0:
             add(data + FAILED, 1)
     return 1
@@ -35,28 +35,28 @@ region = Function(_region)
 
 
 def parallel_for(function: int, arguments: bytes, items: int, threads: int) -> bool:
-    """Runs a kernel, by its address, on so many threads, a block of neighbouring items each; False if one failed."""
+    """Runs a kernel, by its address, on so many threads, a block of consecutive items each; False if one failed."""
     openmp, here = usable_openmp(), address_of_bytes(arguments)
     if openmp is None:
         return pool(threads).run(function, here, items, threads)
-    data = (ctypes.c_int64 * 7)(function, here, items, threads, 0, *openmp.asked)
+    data = (ctypes.c_int64 * 7)(function, here, items, threads, 0, *openmp.queries)
     openmp.run(ctypes.cast(region.call, REGION), ctypes.addressof(data), threads)
     return data[FAILED // 8] == 0
 
 
 def address_of_bytes(content: bytes) -> int:
-    """Where the content is, as long as the object lives."""
+    """The address of the content, valid as long as the object lives."""
     return ctypes.cast(ctypes.c_char_p(content), ctypes.c_void_p).value or 0
 
 
 class OpenMP:
-    """The GNU OpenMP that torch has loaded. asked: addresses of omp_get_thread_num and omp_get_num_threads."""
+    """The GNU OpenMP that torch has loaded. queries: addresses of omp_get_thread_num and omp_get_num_threads."""
 
     def __init__(self, library: Any) -> None:
         self.parallel = library.GOMP_parallel
         self.parallel.argtypes = [REGION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         self.parallel.restype = None
-        self.asked = tuple(
+        self.queries = tuple(
             ctypes.cast(function, ctypes.c_void_p).value or 0
             for function in (library.omp_get_thread_num, library.omp_get_num_threads)
         )

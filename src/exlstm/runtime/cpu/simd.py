@@ -1,4 +1,4 @@
-"""float32 arithmetic written straight in LLVM's instructions: for one number as for a vector of them.
+"""float32 arithmetic written in LLVM's instructions, for single numbers and for vectors.
 
 Numba would infer types for every operation of a formula, wherever the formula is used, and LLVM would have to find the
 vectors. Here Python's operators on `SimdValue` write the instructions down. The functions are good to 3 units in the
@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 FLOAT, WORD = ir.FloatType(), ir.IntType(32)
 # Fused multiply-adds are welcome. Reassociation is not: it would merge the two parts of log 2 in `exp`, which costs
-# a digit or two at large arguments; nor is "no infinities": they must stay what they are.
+# a digit or two at large arguments; nor is "no infinities": infinities must stay.
 FASTMATH = {"contract", "nsz", "arcp"}
 FLAGS = tuple(sorted(FASTMATH))
 
@@ -65,11 +65,11 @@ class SimdValue:
         return SimdValue(self.builder, self.builder.bitcast(self.value, words))
 
     def with_bits(self, words: Any) -> "SimdValue":
-        """What has these bit patterns."""
+        """The value of these bit patterns."""
         return SimdValue(self.builder, self.builder.bitcast(words, self.value.type))
 
     def zero(self) -> "SimdValue":
-        """Where it is 0."""
+        """The mask of zeros."""
         return SimdValue(self.builder, self.builder.fcmp_ordered("==", self.value, self.constant(0.0), flags=FLAGS))
 
     def __or__(self, other: "SimdValue") -> "SimdValue":

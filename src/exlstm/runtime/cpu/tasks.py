@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from exlstm.runtime.cpu.atomics import add, call, load, relax, store, swap
+from exlstm.runtime.cpu.atomics import add, call, compare_and_swap, load, relax, store
 from exlstm.runtime.cpu.jit import c_function, helper
 
 WORD, FUNCTION, ARGUMENTS, ITEMS, BLOCKS, DONE, FAILED, STOP = 0, 64, 72, 80, 88, 128, 192, 256
@@ -34,14 +34,14 @@ BACKOFF_TASKS = 20
 
 
 @helper()
-def take(control: int) -> bool:
-    """Takes and computes one block, if there is one."""
+def steal_block(control: int) -> bool:
+    """Takes and computes one block of the task; False if there is none left."""
     word = load(control + WORD)
     block, blocks = word & MAX_BLOCKS, (word >> BITS) & MAX_BLOCKS
     if block >= blocks:
         return False
     function, arguments, items = load(control + FUNCTION), load(control + ARGUMENTS), load(control + ITEMS)
-    if swap(control + WORD, word, word + 1):
+    if compare_and_swap(control + WORD, word, word + 1):
         if call(function, arguments, items * block // blocks, items * (block + 1) // blocks) == 0:
             add(control + FAILED, 1)
         add(control + DONE, 1)
@@ -50,14 +50,14 @@ def take(control: int) -> bool:
 
 @helper()
 def run_parallel(control: int, function: int, arguments: int, items: int, blocks: int) -> int:
-    """One task from beginning to end: how many spins its end was waited for. Only one caller at a time may do this."""
+    """Runs a task to its end; returns the spins that its end was waited for. One caller at a time."""
     store(control + FUNCTION, function)
     store(control + ARGUMENTS, arguments)
     store(control + ITEMS, items)
     store(control + DONE, 0)
     ticket = (load(control + WORD) >> (2 * BITS)) + 1
     store(control + WORD, (((ticket << BITS) | blocks) << BITS))
-    while take(control):
+    while steal_block(control):
         pass
     waited = 0
     while load(control + DONE) < blocks:
@@ -86,10 +86,10 @@ def replay_tasks(control: int, spin_limit: int, backoff: int, table: int, count:
 
 @helper()
 def serve(control: int, spin_limit: int) -> None:
-    """Computes blocks of whatever comes, until nothing has come for `spin_limit` spins."""
+    """Steals blocks of any task, until there has been none for `spin_limit` spins."""
     idle = 0
     while idle < spin_limit and load(control + STOP) == 0:
-        if take(control):
+        if steal_block(control):
             idle = 0
         else:
             idle += 1
@@ -107,7 +107,7 @@ def _replay(control: int, spin_limit: int, backoff: int, table: int, count: int)
 
 
 class Function:
-    """A function above, for Python: compiled when it is first called, without the interpreter lock."""
+    """A compiled function as Python calls it: compiled on first call, run without the interpreter lock."""
 
     def __init__(self, function: Any) -> None:
         self.function, self.count = function, function.__code__.co_argcount
@@ -133,7 +133,7 @@ def control_block() -> tuple[Any, int]:
 
 @cache
 def spins_in(seconds: float) -> int:
-    """How often `serve` looks for work in this time."""
+    """Spins of `serve` in this time."""
     memory, control = control_block()
     serve_until_idle(control, 1)  # compiled
     began = time.perf_counter()

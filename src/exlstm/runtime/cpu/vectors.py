@@ -1,4 +1,4 @@
-"""Vectors of float32 numbers in memory, written straight in LLVM's instructions, for tiles that LLVM would not find.
+"""Vectors of float32 numbers in memory, written in LLVM's instructions, for tiles that LLVM's vectorizer does not find.
 
     @inlined(3)
     def add_scaled(builder, out, x, factor):
@@ -148,9 +148,9 @@ class Variable:
         self.set(x)
 
     def get(self) -> SimdValue:
-        """Its value here."""
+        """The value at this point of the code."""
         return SimdValue(self.builder, self.builder.load(self.place))
 
     def set(self, x: SimdValue) -> None:
-        """Its value from here on."""
+        """Assigns the value."""
         self.builder.store(x.value, self.place)

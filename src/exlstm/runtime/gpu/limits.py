@@ -1,4 +1,4 @@
-"""What a GPU offers to Triton's kernels, and whether they can run on some tensors."""
+"""Limits of a GPU for Triton's kernels, and obstacles to running them."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def gpu_limits(device: torch.device) -> tuple[str, int]:
     if device.type != "cuda":
         return "interpreter", 227 << 10
     properties = torch.cuda.get_device_properties(device)
-    # not every build of torch says how much there is; 48 KB is what every GPU has
+    # some builds of torch lack the property; every GPU has 48 KB
     return properties.name, getattr(properties, "shared_memory_per_block_optin", 48 << 10)
 
 
