@@ -48,9 +48,11 @@ def checked_cache(state: AttentionState, k_BTGK: Tensor) -> AttentionState:
     rounded = torch.is_autocast_enabled(device.type)
     for name, x, shape in zip(type(state)._fields, state, ((B, S, G, K), (B, S, G, K), (B, S), (B,)), strict=True):
         number = dtype if len(shape) == 4 else torch.int64
-        if x.shape != shape or x.device != device or not (
-            exact_in(x.dtype, number) or (rounded and x.is_floating_point() and len(shape) == 4)
-        ):  # fmt: skip
+        if (
+            x.shape != shape
+            or x.device != device
+            or not (exact_in(x.dtype, number) or (rounded and x.is_floating_point() and len(shape) == 4))
+        ):
             raise misfit(f"{name} of the state", x, number, shape, device)
     return state
 
@@ -114,8 +116,9 @@ def attend(q_BHTK: Tensor, k_BGAK: Tensor, v_BGAK: Tensor, seen_B1TA: Tensor | N
         return run()
 
 
-def visible(position_BT: Tensor, segment_BT: Tensor, position_BA: Tensor, segment_BA: Tensor, window: int | None
-            ) -> Tensor:  # fmt: skip
+def visible(
+    position_BT: Tensor, segment_BT: Tensor, position_BA: Tensor, segment_BA: Tensor, window: int | None
+) -> Tensor:
     """seen_BTA: same segment, stored, not later, not too old. A step always sees itself, so that no row is empty."""
     T, A = position_BT.shape[1], position_BA.shape[1]
     itself_TA = torch.ones(T, A, dtype=torch.bool, device=position_BT.device).triu(A - T).tril(A - T)

@@ -61,9 +61,7 @@ def recurrent_product(h_BV: Tensor, u_GK: Tensor) -> Tensor:
     return headwise(h_NBK, blocks_NKK).transpose(0, 1).reshape(-1, G)
 
 
-def lstm_step(
-    x_BD: Tensor, w_GD: Tensor, u_GK: Tensor, b_G: Tensor, state: LSTMState, /
-) -> tuple[Tensor, LSTMState]:  # fmt: skip
+def lstm_step(x_BD: Tensor, w_GD: Tensor, u_GK: Tensor, b_G: Tensor, state: LSTMState, /) -> tuple[Tensor, LSTMState]:
     """One time step: the definition. Computed wide; h_BV is returned as wide."""
     x_BD = upcast(x_BD)
     raw_BG = linears(x_BD, [(w_GD, b_G, x_BD.dtype)])[0] + recurrent_product(state.h_BV, u_GK)

@@ -74,8 +74,9 @@ def map_rows(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, 
 
 
 @kernel(I=BLOCK, P=GRADIENT_PARTS)
-def weight_gradients(first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, dy_MD: F32Rows, dy_step: int,
-                     dw_PID: F32) -> None:  # fmt: skip
+def weight_gradients(
+    first: int, last: int, M: int, D: int, x_MD: F32Rows, x_step: int, dy_MD: F32Rows, dy_step: int, dw_PID: F32
+) -> None:
     """Parts of the weights' gradient, each a sum over some rows, [I, D] like w."""
     lines = D // WIDTH * WIDTH
     for part in range(first, last):

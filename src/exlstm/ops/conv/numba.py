@@ -81,8 +81,7 @@ def step_at(x: int, past: int, stride: int, s: int, S: int, D: int) -> int:
 
 
 @helper()
-def before_activation(a: int, i_ID: int, oldest: int, t: int, x: int, past: int, stride: int, S: int, D: int
-                      ) -> None:  # fmt: skip
+def before_activation(a: int, i_ID: int, oldest: int, t: int, x: int, past: int, stride: int, S: int, D: int) -> None:
     """a_t = b + sum_j w_j x_{t-S+j}, of the steps from `oldest` on."""
     copy(a, i_ID + (S + 1) * D * SIZE, D)
     for s in range(oldest, t + 1):

@@ -103,8 +103,9 @@ class Gradients(NamedTuple):
 
 
 @kernel(P=2)
-def backward_tiles(first: int, last: int, x: Inputs, dy_BTE: F32Rows, dy_step: int, out: Gradients, silu: bool,
-                   eps: float) -> None:  # fmt: skip
+def backward_tiles(
+    first: int, last: int, x: Inputs, dy_BTE: F32Rows, dy_step: int, out: Gradients, silu: bool, eps: float
+) -> None:
     """Tiles of the gradients."""
     M, V, E = x.B * x.T, x.V, x.E
     work = np.empty(2 * V, float32)
@@ -149,8 +150,9 @@ def even_rows(x_BTE: Tensor) -> tuple[Tensor, int]:
     return x_BTE.contiguous(), x_BTE.shape[2]
 
 
-def inputs_of(h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None,
-              bias_E: Tensor | None) -> Inputs:  # fmt: skip
+def inputs_of(
+    h_BTHV: Tensor, gain_E: Tensor, z_BTE: Tensor, skip_E: Tensor | None, c_BTE: Tensor | None, bias_E: Tensor | None
+) -> Inputs:
     """The `Inputs` of the kernels; tensors are copied where a kernel cannot read their strides."""
     B, T, H, V = h_BTHV.shape
     c, c_step = (None, 0) if c_BTE is None else even_rows(c_BTE)

@@ -39,8 +39,9 @@ def blas_obstacle() -> str | None:
     return obstacle()
 
 
-def pick(tensors: tuple[Tensor, ...], backend: str, forget_gate: ForgetGate, chunk_len: int | None,
-         cu_seqlens: Tensor | None) -> tuple[str, Callable[..., tuple[Tensor, MLSTMState]]]:  # fmt: skip
+def pick(
+    tensors: tuple[Tensor, ...], backend: str, forget_gate: ForgetGate, chunk_len: int | None, cu_seqlens: Tensor | None
+) -> tuple[str, Callable[..., tuple[Tensor, MLSTMState]]]:
     """The form that runs on these q, k, v, i, f, C, n, m, and its name."""
     T = tensors[0].shape[1]
     one_step = T == 1 and cu_seqlens is None and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))

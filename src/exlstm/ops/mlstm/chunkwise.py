@@ -123,8 +123,9 @@ def mass_and_norm(p_MNLS: Tensor, old_MNLK: Tensor, n_MNK: Tensor, w: Weights, o
     return mass_MNL, norm_MNL
 
 
-def span_forward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MNKV: Tensor, n_MNK: Tensor,
-                 options: Options) -> Tensor:  # fmt: skip
+def span_forward(
+    q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MNKV: Tensor, n_MNK: Tensor, options: Options
+) -> Tensor:
     """h_MNLV of a span whose chunks start with the states c_MNKV, n_MNK. q is already scaled."""
     p_MNLS = (q_MNLK @ k_MNLK.mT).mul_(w.d_MNLS)
     old_MNLK = q_MNLK * w.carry_MNL[..., None]
@@ -144,8 +145,9 @@ class SpanGrads(NamedTuple):
     n_MK: Tensor
 
 
-def state_grads(dc_MNKV: Tensor, dn_MNK: Tensor, decay_MN: Tensor, dc_MKV: Tensor, dn_MK: Tensor
-                ) -> tuple[Tensor, Tensor]:  # fmt: skip
+def state_grads(
+    dc_MNKV: Tensor, dn_MNK: Tensor, decay_MN: Tensor, dc_MKV: Tensor, dn_MK: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients of the state before every chunk, and at the end: N + 1 entries; from the reads of each chunk."""
     dcs, dns = [dc_MKV], [dn_MK]
     for chunk in reversed(range(decay_MN.shape[1])):
@@ -177,7 +179,7 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_
 
     dp_MNLS = torch.baddbmm(
         dmass_MNL.flatten(0, 1)[..., None], dnum_MNLV.flatten(0, 1), v_MNLV.flatten(0, 1).mT
-    ).view_as(p_MNLS)  # fmt: skip
+    ).view_as(p_MNLS)
     ds_MNLS = dp_MNLS * w.d_MNLS
     dq_MNLK = ds_MNLS @ k_MNLK + dold_MNLK * w.carry_MNL[..., None]
     dk_MNLK = ds_MNLS.mT @ q_MNLK + dworth_MNLK * last_MNL[..., None]

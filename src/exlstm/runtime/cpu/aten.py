@@ -106,8 +106,9 @@ def copy_strided(
 
 
 @kernel()
-def embedding_rows(first: int, last: int, M: int, C: int, D: int, tokens_M: I64, weight_CD: Floats, out_MD: Floats,
-                   bf16: bool) -> None:  # fmt: skip
+def embedding_rows(
+    first: int, last: int, M: int, C: int, D: int, tokens_M: I64, weight_CD: Floats, out_MD: Floats, bf16: bool
+) -> None:
     """Rows of the embedding, one per token."""
     size, x_D = 2 if bf16 else 4, np.empty(D, float32)
     for m in range(first, last):

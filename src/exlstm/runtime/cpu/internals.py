@@ -87,9 +87,7 @@ def tuple_parts(builder: Any, value: Any, count: int | None = None) -> list[Any]
     return list(cgutils.unpack_tuple(builder, value, count))  # type: ignore[no-untyped-call]
 
 
-def array_value(
-    context: Any, builder: Any, kind: Any, address: Any, shape: list[Any], strides: list[Any]
-) -> Any:  # fmt: skip
+def array_value(context: Any, builder: Any, kind: Any, address: Any, shape: list[Any], strides: list[Any]) -> Any:
     """The value of an array that owns no memory; strides in numbers. Numba has no public way to make one."""
     made = context.make_array(kind)(context, builder)
     number = shape[0].type(context.get_abi_sizeof(context.get_data_type(kind.dtype)))

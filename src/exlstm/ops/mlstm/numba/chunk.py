@@ -222,8 +222,9 @@ def mass_backward(w: Chunk, g: Grads, h_LV: Array, dh_LV: Array, normalize: bool
 
 
 @helper()
-def chunk_backward(w: Chunk, g: Grads, x: Inputs, c_KV: Array, n_K: Array, dc_KV: Array, dn_K: Array, out: Outputs
-                   ) -> None:  # fmt: skip
+def chunk_backward(
+    w: Chunk, g: Grads, x: Inputs, c_KV: Array, n_K: Array, dc_KV: Array, dn_K: Array, out: Outputs
+) -> None:
     """Gradients of the inputs of a chunk; that of the state after it becomes that of the state before it."""
     scale, decay = x.q_LK.shape[1] ** -0.5, w.carry_L[w.carry_L.size - 1]
     product(g.dp_LS, g.dnum_LV, x.v_LV.T, 1.0, 0.0)

@@ -35,8 +35,9 @@ def add_input(block: int, x: int, V: int, u: int) -> None:
 
 
 @helper()
-def step_units(block: int, h: int, x: int, saved_step: int, saved: int, mixing: bool, H: int, V: int, variant: int
-              ) -> None:  # fmt: skip
+def step_units(
+    block: int, h: int, x: int, saved_step: int, saved: int, mixing: bool, H: int, V: int, variant: int
+) -> None:
     """One step of all units of a row. x: of this step; saved_step: numbers from one block of `saved` to the next."""
     for u in range(-(-V // PANEL)):
         x_u, block_u = x + SIZE * u * PANEL, block + SIZE * u * BLOCK
@@ -70,8 +71,9 @@ def store(block: int, size: int, part: int, x: int, V: int) -> None:
 
 
 @helper()
-def reset_rows(reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x: int, x_row: int, y: int, y_row: int
-            ) -> None:  # fmt: skip
+def reset_rows(
+    reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x: int, x_row: int, y: int, y_row: int
+) -> None:
     """Clears x and y of the rows that are reset at step t. x_row, y_row: numbers in a row."""
     for row in range(count):
         if reset_BT[row0 + row, t] and t < lengths_B[row0 + row]:

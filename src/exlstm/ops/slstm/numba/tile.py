@@ -79,8 +79,9 @@ def rows_by_four(rows: int) -> int:
 
 
 @helper()
-def product(out: int, out_stride: int, out_block: int, x: int, x_stride: int, rows: int, p: int, steps: int,
-            panels: int) -> None:  # fmt: skip
+def product(
+    out: int, out_stride: int, out_block: int, x: int, x_stride: int, rows: int, p: int, steps: int, panels: int
+) -> None:
     """out = x P for `rows` rows from the first on; x and out have room for `rows_by_four(rows)`.
 
     Four panels lie side by side in a row of out; the next four begin out_block floats later.
