@@ -127,7 +127,7 @@ def test_half_the_bits_give_about_the_same(mode, config):
 
 
 def both_ways(model, B, steps=8):
-    """A loop that plays and one that calls, from the same state, and what they gave."""
+    """A loop that replays and one that calls, from the same state, and what they gave."""
     with torch.no_grad():
         _, state = model(tokens(B, 5, seed=2))
     loops = TokenLoop(model, state), TokenLoop(model, state, replay=False)
