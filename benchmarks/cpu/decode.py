@@ -282,7 +282,7 @@ def with_rounded_weights(model: LM, small: LM) -> LM:
 def one_by_one(model: LM, tokens_BT: Tensor) -> Tensor:
     loop = TokenLoop(model)
     logits_BTC = torch.stack([loop(tokens_B) for tokens_B in tokens_BT.T], dim=1)
-    assert loop.why_not is None, f"steps are not played: {loop.why_not}"
+    assert loop.why_not is None, f"steps are not replayed: {loop.why_not}"
     return logits_BTC
 
 

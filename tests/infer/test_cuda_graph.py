@@ -12,7 +12,7 @@ from fake_cuda_graph import FakeCudaGraph, install_fake_cuda, tensors_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exlstm.infer import token_loop
-from exlstm.infer.cuda_graph import GraphSteps
+from exlstm.infer.cuda_graph import CUDAGraphStep
 from exlstm.infer.generate import stream
 from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
@@ -40,7 +40,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items() if name != "attent
 def graphs(monkeypatch):
     """Loops on a CPU make stand-ins of graphs; how many they have made is `graphs.made`."""
     install_fake_cuda(monkeypatch)
-    monkeypatch.setitem(token_loop.KINDS, "cpu", GraphSteps)
+    monkeypatch.setitem(token_loop.STEP_CLASSES, "cpu", CUDAGraphStep)
     return FakeCudaGraph
 
 
@@ -197,7 +197,7 @@ def test_what_is_called_says_why(graphs):
     assert "hooks" in TokenLoop(hooked).why_not
     spread.head.weight = torch.nn.Parameter(spread.head.weight.to("meta"))
     assert "['cpu', 'meta']" in TokenLoop(spread).why_not
-    assert "meta, where nothing plays" in TokenLoop(copy.deepcopy(spread).to("meta")).why_not
+    assert "meta, where no step can be captured" in TokenLoop(copy.deepcopy(spread).to("meta")).why_not
     assert graphs.made == 0
 
 
@@ -283,14 +283,14 @@ def test_real_graphs(config, B, dtype):
             torch.testing.assert_close(x, y, rtol=SLACK[dtype], atol=SLACK[dtype])
 
     twenty(loop, plain)
-    steps = loop.steps
+    steps = loop.captured
     with torch.no_grad():
         model.head.weight.mul_(-1)
     twenty(loop, plain)
-    assert loop.steps is steps
+    assert loop.captured is steps
     model.head.weight = torch.nn.Parameter(-2 * model.head.weight.detach())
     twenty(loop, plain)
-    assert loop.steps is not steps
+    assert loop.captured is not steps
     twenty(TokenLoop(model, loop.state), plain)
 
 

@@ -8,7 +8,7 @@ from fake_cuda_graph import install_fake_cuda
 
 from exlstm.data.tokenizer import ByteTokenizer
 from exlstm.infer import token_loop
-from exlstm.infer.cuda_graph import GraphSteps
+from exlstm.infer.cuda_graph import CUDAGraphStep
 from exlstm.infer.engine import Engine
 from exlstm.infer.generate import generate
 from exlstm.infer.prefix_cache import PrefixCache
@@ -91,13 +91,13 @@ def test_graphs(monkeypatch):
     model = build("ms")
     want = alone(model)
     install_fake_cuda(monkeypatch)
-    monkeypatch.setitem(token_loop.KINDS, "cpu", GraphSteps)
+    monkeypatch.setitem(token_loop.STEP_CLASSES, "cpu", CUDAGraphStep)
     engine = Engine(model, slots=3)
     for request in REQUESTS:
         engine.submit(request)
     assert completions(engine.run()) == dict(enumerate(want))
     assert engine._slots.why_not is None
-    assert engine._slots.ways.keys() == {1, 2, 3}
+    assert engine._slots.groups.keys() == {1, 2, 3}
 
 
 @pytest.mark.parametrize("ends", [(0, 1), (1, 4), (0, 2, 4), (2, 3, 4)])
@@ -153,7 +153,7 @@ def test_a_sequence_whose_logits_are_not_numbers_ends_alone(row):
     for request in REQUESTS[1:4]:
         engine.submit(request)
     events = engine.step() + engine.step()
-    for x in engine._slots.memory.cut(engine._slots.memory.turn, row, 1)[0]:
+    for x in engine._slots.buffers.view(engine._slots.buffers.side, row, 1)[0]:
         if isinstance(x, torch.Tensor):
             x.fill_(torch.nan)
         else:

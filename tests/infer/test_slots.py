@@ -7,8 +7,8 @@ import torch
 from fake_cuda_graph import FakeCudaGraph, install_fake_cuda
 
 from exlstm.infer import token_loop
-from exlstm.infer.captured import CapturedSteps
-from exlstm.infer.cuda_graph import GraphSteps
+from exlstm.infer.cpu_graph import CPUGraphStep
+from exlstm.infer.cuda_graph import CUDAGraphStep
 from exlstm.infer.slots import FixedSlots, GrowingSlots, sizes_up_to, slots_of
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers.state import leaves, map_state, rows, state_nbytes
@@ -32,8 +32,8 @@ def build(pattern, dtype):
 def captured(monkeypatch):
     """The number of rows of every step that is captured."""
     made = []
-    init = CapturedSteps.__init__
-    monkeypatch.setattr(CapturedSteps, "__init__", lambda self, *args: init(self, *args) or made.append(len(args[1])))
+    init = CPUGraphStep.__init__
+    monkeypatch.setattr(CPUGraphStep, "__init__", lambda self, *args: init(self, *args) or made.append(len(args[1])))
     return made
 
 
@@ -131,7 +131,7 @@ def flat(things):
 
 def test_graphs_of_all_sizes_share_one_memory(monkeypatch):
     install_fake_cuda(monkeypatch)
-    monkeypatch.setitem(token_loop.KINDS, "cpu", GraphSteps)
+    monkeypatch.setitem(token_loop.STEP_CLASSES, "cpu", CUDAGraphStep)
     model = build("ms", torch.float64)
     slots = FixedSlots(model, 6)
     exercise(model, slots, 1e-12)
@@ -147,7 +147,7 @@ def test_more_rows_than_can_be_captured_go_in_a_few_groups(rows, groups):
     for step in range(2):
         tokens = [(3 * step + row) % VOCABULARY for row in range(rows)]
         torch.testing.assert_close(slots.step(tokens), alone.step(tokens), rtol=2e-4, atol=2e-4)
-    assert [len(way) for way in slots.ways.values()] == [groups]
+    assert [len(steps) for steps in slots.groups.values()] == [groups]
 
 
 @torch.no_grad()

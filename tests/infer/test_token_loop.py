@@ -1,4 +1,4 @@
-"""Steps that are recorded and played: the model's numbers, whatever the model is; else the model's own calls."""
+"""Steps that are captured and replayed: the model's numbers, whatever the model is; else the model's own calls."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ CONFIGS = {
     "no normaliser": replace(LARGE, blocks=(large(input_gate="sigmoid", normalize=False),)),
     "widths that are no power of two": replace(LARGE, width=36, blocks=(large(heads=3, key_factor=1.0),)),
     "tied": replace(LARGE, tie_embeddings=True),
-    "large enough for a team": replace(LARGE, width=256, blocks=(large(heads=2, key_factor=1.0),)),
+    "large enough for threads": replace(LARGE, width=256, blocks=(large(heads=2, key_factor=1.0),)),
 }
 
 
@@ -77,27 +77,29 @@ def accuracy_cases():
 
 
 @pytest.mark.parametrize(("config", "dtype", "B"), list(accuracy_cases()))
-def test_played_steps_are_as_accurate_as_called_ones(config, dtype, B, two_threads):
+def test_replayed_steps_are_as_accurate_as_called_ones(config, dtype, B, two_threads):
     """In the root mean square over several models: in one of them, one rounding of a gate moves the whole state."""
-    found = [played_called_exact(build(CONFIGS[config], seed).to(dtype), tokens(B, 12, seed + 1)) for seed in range(8)]
+    found = [
+        replayed_called_exact(build(CONFIGS[config], seed).to(dtype), tokens(B, 12, seed + 1)) for seed in range(8)
+    ]
     for label in found[0]:
-        played, called, exact = (torch.stack(runs) for runs in zip(*(run[label] for run in found), strict=True))
-        assert played.dtype == called.dtype
+        replayed, called, exact = (torch.stack(runs) for runs in zip(*(run[label] for run in found), strict=True))
+        assert replayed.dtype == called.dtype
         floor = 2 * torch.finfo(called.dtype).eps * float(exact.abs().max())
-        error, allowed = largest(played - exact), 2 * largest(called - exact) + floor
+        error, allowed = largest(replayed - exact), 2 * largest(called - exact) + floor
         assert error <= allowed, f"{label}: error {error:.3e}, allowed {allowed:.3e}"
 
 
-def played_called_exact(model, tokens_BT):
+def replayed_called_exact(model, tokens_BT):
     """Of each way to run them, the logits and every tensor of the last state."""
     with torch.no_grad():
         _, state = model(tokens(len(tokens_BT), 5, seed=2))
-    played, called = TokenLoop(model, state), TokenLoop(model, state, replay=False)
+    replayed, called = TokenLoop(model, state), TokenLoop(model, state, replay=False)
     exact = TokenLoop(copy.deepcopy(model).double(), map_state(torch.Tensor.double, state))
-    loops = (played, called, exact)
+    loops = (replayed, called, exact)
     found = {"logits": [run(loop, tokens_BT) for loop in loops]}
-    assert played.why_not is None
-    assert called.steps is None
+    assert replayed.why_not is None
+    assert called.captured is None
     states = zip(*(leaves(loop.state) for loop in loops), strict=True)
     return found | {f"state {n}": tensors for n, tensors in enumerate(states)}
 
@@ -109,12 +111,12 @@ def largest(errors):
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_quantised_models_are_played(weights, dtype):
+def test_quantised_models_are_replayed(weights, dtype):
     model, tokens_BT = quantize(build(LARGE).to(dtype), weights), tokens(2, 9)
-    played, room = TokenLoop(model), 3e-5 if dtype is torch.float32 else 0.1
+    replayed, room = TokenLoop(model), 3e-5 if dtype is torch.float32 else 0.1
     called_BTC = run(TokenLoop(model, replay=False), tokens_BT)
-    torch.testing.assert_close(run(played, tokens_BT), called_BTC, rtol=0, atol=room)
-    assert played.why_not is None
+    torch.testing.assert_close(run(replayed, tokens_BT), called_BTC, rtol=0, atol=room)
+    assert replayed.why_not is None
 
 
 def test_a_step_is_the_same_whenever_its_loop_began():
@@ -147,7 +149,7 @@ CHANGES = {
     "another parameter": lambda model: setattr(model.head, "weight", torch.nn.Parameter(2 * model.head.weight)),
     "other memory": lambda model: setattr(model.blocks[0].mlp.up.weight, "data", torch.randn(192, 64)),
     "another dtype": lambda model: model.bfloat16(),
-    "a dtype that is not played": lambda model: model.double(),
+    "a dtype that is not replayed": lambda model: model.double(),
     "loaded": lambda model: model.load_state_dict(build(LARGE, seed=3).state_dict(), assign=True),
 }
 
@@ -179,25 +181,25 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "slstm low rank": SLSTMConfig(recurrence="low_rank", recurrence_blocks=1),
     "slstm learned": SLSTMConfig(recurrence="learned"),
 }
-NOT_PLAYED = {"attention", "mlstm blocks of 8", "slstm silu", "slstm low rank", "slstm learned"}
+NOT_REPLAYED = {"attention", "mlstm blocks of 8", "slstm silu", "slstm low rank", "slstm learned"}
 
 
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_mixer_played_or_not(name, norm, B, two_threads):
+def test_every_mixer_replayed_or_not(name, norm, B, two_threads):
     config = replace(LARGE, norm=norm, blocks=(BlockConfig(mixer=VARIANTS[name], mlp=MLPConfig(hidden=20)),) * 2)
     model, tokens_BT = build(config), tokens(B, 8)
     with torch.no_grad():
         _, state = model(tokens(B, 5, seed=2))
-    played, called = TokenLoop(model, state), TokenLoop(model, state, replay=False)
-    torch.testing.assert_close(run(played, tokens_BT), run(called, tokens_BT), rtol=0, atol=1e-4)
-    for got, want in zip(leaves(played.state), leaves(called.state), strict=True):
+    replayed, called = TokenLoop(model, state), TokenLoop(model, state, replay=False)
+    torch.testing.assert_close(run(replayed, tokens_BT), run(called, tokens_BT), rtol=0, atol=1e-4)
+    for got, want in zip(leaves(replayed.state), leaves(called.state), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert (played.why_not is None) == (name not in NOT_PLAYED), played.why_not
+    assert (replayed.why_not is None) == (name not in NOT_REPLAYED), replayed.why_not
 
 
-def test_what_is_not_played_says_why():
+def test_what_is_not_replayed_says_why():
     model = build(replace(LARGE, blocks=(BlockConfig(mixer=AttentionConfig(heads=4)),)))
     loop = TokenLoop(model)
     loop(tokens(1, 1)[0])

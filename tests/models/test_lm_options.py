@@ -127,7 +127,7 @@ def test_half_the_bits_give_about_the_same(mode, config):
 
 
 def both_ways(model, B, steps=8):
-    """A loop that plays and one that calls, from the same state, and what they gave."""
+    """A loop that replays and one that calls, from the same state, and what they gave."""
     with torch.no_grad():
         _, state = model(tokens(B, 5, seed=2))
     loops = TokenLoop(model, state), TokenLoop(model, state, replay=False)
@@ -143,8 +143,8 @@ PLAYED = {"gelu", "silu", "sigmoid"}
 def test_a_token_loop_gives_the_models_numbers(activation, norm, B):
     """Played where the activation is known there; else called, and it says why."""
     model = build(options(activation, norm=norm, out_norm=norm == "layer"))
-    loop, played, called = both_ways(model, B)
-    torch.testing.assert_close(played, called, rtol=0, atol=1e-4)
+    loop, replayed, called = both_ways(model, B)
+    torch.testing.assert_close(replayed, called, rtol=0, atol=1e-4)
     exact = build(model.config, torch.float64)
     exact.load_state_dict({name: x.double() for name, x in model.state_dict().items()})
     torch.testing.assert_close(called.double(), both_ways(exact, B)[2], rtol=0, atol=1e-3)
@@ -155,16 +155,16 @@ def test_a_token_loop_gives_the_models_numbers(activation, norm, B):
 
 
 def test_a_token_loop_in_bfloat16():
-    """In which the convolution of the other two mixers is not played."""
+    """In which the convolution of the other two mixers is not replayed."""
     loop, _, _ = both_ways(build(options(), torch.bfloat16), 2)
     assert loop.why_not is not None
     config = options(norm="layer", out_norm=True)
     config = replace(config, blocks=config.blocks[2:] * 2)
-    loop, played, called = both_ways(build(config, torch.bfloat16), 2)
+    loop, replayed, called = both_ways(build(config, torch.bfloat16), 2)
     assert loop.why_not is None
     exact = build(config, torch.bfloat16).double()
     wanted = both_ways(exact, 2)[2]
-    assert (played - wanted).norm() <= 2 * (called - wanted).norm()
+    assert (replayed - wanted).norm() <= 2 * (called - wanted).norm()
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
@@ -174,9 +174,9 @@ def test_quantised_models_keep_their_biases(weights):
     kept = dict(small.named_buffers()) | dict(small.named_parameters())
     for name, bias in biases(model).items():
         assert torch.equal(kept[name], bias), name
-    loop, played, called = both_ways(small, 2)
+    loop, replayed, called = both_ways(small, 2)
     assert loop.why_not is None
-    torch.testing.assert_close(played, called, rtol=0, atol=1e-4)
+    torch.testing.assert_close(replayed, called, rtol=0, atol=1e-4)
     without = build(options())
     with torch.no_grad():
         for bias in biases(without).values():

@@ -1,4 +1,4 @@
-"""The engine decodes many sequences at once, for servers, batch jobs and `generate`.
+"""Engine that decodes many sequences at once, for servers, batch jobs and `generate`.
 
     engine = Engine(model, slots=8, tokenizer=tokenizer)
     number = engine.submit(Request(prompt="Once"))
@@ -91,7 +91,7 @@ class Engine:
     def state_bytes(self) -> int:
         """Bytes of the states of all slots: allocated at the start, or those of now if states grow.
 
-        A CPU that replays its steps has two sets of buffers. A prompt being read has a state of its own.
+        A CPU that replays its steps has two sides of buffers. A prompt being read has a state of its own.
         """
         return self._slots.nbytes
 
@@ -141,8 +141,8 @@ class Engine:
                 logits.append(self._slots.step([active.sampled[-1] for active in self._running]))
             for active, snapshot in ready:
                 if active.request.max_tokens == 0:
-                    asked = snapshot if active.request.keep_snapshot else None
-                    events.append(_last(active, "length", snapshot=asked))
+                    kept = snapshot if active.request.keep_snapshot else None
+                    events.append(_last(active, "length", snapshot=kept))
                     continue
                 active.watch(snapshot)
                 self._slots.write(len(self._running), snapshot.state)
@@ -176,16 +176,16 @@ class Engine:
         return ended
 
     def _read(self) -> list[tuple[ActiveRequest, Snapshot]]:
-        """Reads a chunk of some prompts; those that are complete, with their snapshots."""
+        """Reads a chunk of some prompts; returns the prompts that are complete, with their snapshots."""
         done = [(active, active.known) for active in self._reading if active.known is not None]
         self._reading = [active for active in self._reading if active.known is None]
         group = self._group()
         if not group:
             return done
-        pieces = [active.tokens_T[active.position : self._end(active)] for active in group]
-        x_MD, state = read_tokens(self.model, pieces, self._joined_state(group), self.prefill_tokens)
-        for row, (active, piece) in enumerate(zip(group, pieces, strict=True)):
-            active.position += len(piece)
+        chunks = [active.tokens_T[active.position : self._end(active)] for active in group]
+        x_MD, state = read_tokens(self.model, chunks, self._joined_state(group), self.prefill_tokens)
+        for row, (active, chunk) in enumerate(zip(group, chunks, strict=True)):
+            active.position += len(chunk)
             active.state = state if len(group) == 1 else take_rows(state, [row])
             if active.position != active.cuts[0]:
                 continue
@@ -259,18 +259,18 @@ class Engine:
         if token in active.stop_tokens:
             snapshot = self._completed(row, active, logits_1C, None)
             return replace(_last(active, "stop", text=active.rest(), snapshot=snapshot), stop=token)
-        text, met = active.take(token)
+        text, stop = active.take(token)
         logprob, top = None, None
         if request.logprobs is not None:
             logprob, top = logprobs_of(logits_1C[0], token, request.logprobs, self.vocab_size)
-        if met is None and len(active.sampled) < request.max_tokens:
+        if stop is None and len(active.sampled) < request.max_tokens:
             return Event(request=active.number, token=token, text=text, logprob=logprob, top_logprobs=top)
-        if met is None and active.text is not None:
-            rest, met = active.text.finish()
+        if stop is None and active.text is not None:
+            rest, stop = active.text.finish()
             text += rest
         snapshot = self._completed(row, active, logits_1C, token)
-        last = _last(active, "length" if met is None else "stop", text=text, snapshot=snapshot)
-        return replace(last, token=token, stop=met, logprob=logprob, top_logprobs=top)
+        last = _last(active, "length" if stop is None else "stop", text=text, snapshot=snapshot)
+        return replace(last, token=token, stop=stop, logprob=logprob, top_logprobs=top)
 
     def _completed(self, row: int, active: ActiveRequest, logits_1C: Tensor, unread: int | None) -> Snapshot | None:
         """Snapshot after the completion, if it was asked for. unread: its last token, if the model has not read it."""

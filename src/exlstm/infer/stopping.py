@@ -1,4 +1,7 @@
-"""Text of sampled tokens up to a stop string; a possible beginning of one is held back until it is decided."""
+"""Text of sampled tokens up to a stop string.
+
+Text that may be the beginning of a stop string is held back until later text decides.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +9,7 @@ from exlstm.data.tokenizer import Decoder, Tokenizer
 
 
 class TextStream:
-    """Text of one completion in pieces, without stop strings and without the beginning of the one that ends it."""
+    """Text of one completion, token by token. The stop string that ends it, and any part of it, is left out."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.decoder, self.stop, self.held = Decoder(tokenizer), tuple(stop), ""
@@ -15,20 +18,20 @@ class TextStream:
 
     def feed(self, token: int) -> tuple[str, str | None]:
         """(text that is final with this token, stop string that it completes)."""
-        piece = self.decoder.feed(token)
-        return self._final(piece) if piece else ("", None)
+        new_text = self.decoder.feed(token)
+        return self._final(new_text) if new_text else ("", None)
 
     def finish(self) -> tuple[str, str | None]:
         """(text that was held back, stop string in it) at the end; incomplete characters are U+FFFD."""
-        piece, met = self._final(self.decoder.finish())
-        return (piece, met) if met is not None else (piece + self.held, None)
+        text, stop = self._final(self.decoder.finish())
+        return (text, stop) if stop is not None else (text + self.held, None)
 
-    def _final(self, piece: str) -> tuple[str, str | None]:
-        text = self.held + piece
-        found = [(place, met) for met in self.stop if (place := text.find(met)) >= 0]
+    def _final(self, new_text: str) -> tuple[str, str | None]:
+        text = self.held + new_text
+        found = [(place, stop) for stop in self.stop if (place := text.find(stop)) >= 0]
         if found:
-            place, met = min(found, key=lambda each: each[0])
-            return text[:place], met
+            place, stop = min(found, key=lambda each: each[0])
+            return text[:place], stop
         sizes = range(min(self.longest, len(text)), 0, -1)
         size = next((size for size in sizes if text[-size:] in self.beginnings), 0)
         self.held = text[len(text) - size :]
