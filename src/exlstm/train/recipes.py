@@ -26,11 +26,15 @@ RECIPES: dict[str, TrainConfig] = {
     # the recipe of the README: at most 45 minutes in all on two cores
     "stdlib-45m": TrainConfig(
         preset="laptop-medium",
+        blocks="mms",
         tokenizer="bpe:4096",
         minutes=40.0,
-        batch=8,
+        batch=4,
         length=256,
-        lr=3e-3,
+        lr=4e-3,
+        schedule="wsd",
+        cooldown=0.98,
+        final_lr=0.0,
         final_minutes=3.0,
         validations=20,
         samples=5,
