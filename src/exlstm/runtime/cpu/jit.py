@@ -131,7 +131,7 @@ def sources(function: Callable[..., Any]) -> str:
     For an op these are all pages of the op, of the norms, which others inline, and the loose pages of `ops`.
     """
     own, ops = Path(getfile(function)).resolve(), OPS.resolve()
-    pages = {*own.parent.glob("*.py"), *Path(__file__).parent.glob("*.py")}
+    pages = {own, *own.parent.glob("*.py"), *Path(__file__).parent.glob("*.py")}
     if ops in own.parents:
         folders = {ops / own.relative_to(ops).parts[0], ops / "norm"}
         pages |= {*ops.glob("*.py"), *(page for folder in folders for page in folder.rglob("*.py"))}
