@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from exlstm.runtime import capture
 from exlstm.runtime.cpu import launch as launch_page
 from exlstm.runtime.cpu import region
-from exlstm.runtime.cpu.kernel import F32, Addresses, Bools, Constants, F32Rows, Floats, Table, kernel
+from exlstm.runtime.cpu.kernel import F32, Addresses, Bools, Constants, ConstantTable, F32Rows, Floats, kernel
 from exlstm.runtime.cpu.launch import THREAD_US, launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import at, long_at, put
 
@@ -90,7 +90,7 @@ def test_arguments_arrive(B, D, with_bias, doubled, factor):
 
 def test_tables_and_addresses_of_several_tensors():
     outs = [torch.empty(3) for _ in range(4)]
-    launch(gather, 4, Table([7, -1, 1 << 20, 0]), 3, outs, cost=0.0)
+    launch(gather, 4, ConstantTable([7, -1, 1 << 20, 0]), 3, outs, cost=0.0)
     assert [out.tolist() for out in outs] == [[7.0] * 3, [-1.0] * 3, [float(1 << 20)] * 3, [0.0] * 3]
 
 

@@ -43,8 +43,8 @@ class Corpus:
     def names(self) -> list[str]:
         """Names of the sources without their folders; full paths where two names would be equal."""
         paths = ["the Python standard library" if source.path is None else source.path for source in self.sources]
-        short = [Path(path).name or path for path in paths]
-        return short if len(set(short)) == len(short) else paths
+        names = [Path(path).name or path for path in paths]
+        return names if len(set(names)) == len(names) else paths
 
     @cached_property
     def splits(self) -> list[Split]:

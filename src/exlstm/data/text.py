@@ -261,9 +261,9 @@ def _split_by_line(docs: Iterable[Document], val: float, test: float) -> tuple[l
         data = document.data
         first = cut_at_line(data, round(len(data) * (1 - val - test)))
         second = cut_at_line(data, round(len(data) * (1 - test)))
-        for part, piece in zip(parts, (data[:first], data[first:second], data[second:]), strict=True):
-            if piece:
-                part.append(Document(document.name, piece))
+        for part, content in zip(parts, (data[:first], data[first:second], data[second:]), strict=True):
+            if content:
+                part.append(Document(document.name, content))
     return parts
 
 

@@ -152,18 +152,18 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string, the end of the document, or max_gen_toks."""
         asked = [self._request(index, *request.args) for index, request in enumerate(requests)]
-        pieces: list[list[str]] = [[] for _ in asked]
+        texts: list[list[str]] = [[] for _ in asked]
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests")
         for event in stream(self.model, asked, tokenizer=self._tokenizer, slots=self.batch_size):
-            pieces[event.request].append(event.text)
+            texts[event.request].append(event.text)
             if event.finish_reason is not None:
                 if event.error is not None:
                     raise ValueError(f"request {event.request} cannot be answered: {event.error}")
-                text = "".join(pieces[event.request])
+                text = "".join(texts[event.request])
                 self.cache_hook.add_partial("generate_until", requests[event.request].args, text)
                 bar.update(1)
         bar.close()
-        return ["".join(parts) for parts in pieces]
+        return ["".join(parts) for parts in texts]
 
     def _request(self, index: int, context: str, given: dict[str, Any]) -> Request:
         settings = dict(normalize_gen_kwargs(given, self.max_gen_toks))

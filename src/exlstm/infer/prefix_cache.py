@@ -34,12 +34,12 @@ class CacheStats:
 
 
 @dataclass(eq=False)
-class Node:
-    """Node of the radix tree: the tokens from its parent to it, and perhaps the snapshot after them."""
+class PrefixNode:
+    """PrefixNode of the radix tree: the tokens from its parent to it, and perhaps the snapshot after them."""
 
     tokens: "array[int]"
-    parent: "Node | None" = None
-    children: "dict[int, Node]" = field(default_factory=dict)
+    parent: "PrefixNode | None" = None
+    children: "dict[int, PrefixNode]" = field(default_factory=dict)
     snapshot: Snapshot | None = None
 
     @property
@@ -66,7 +66,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Removes all snapshots and statistics, and forgets the weights."""
-        self._root, self._recent = Node(array("i")), OrderedDict[Node, None]()
+        self._root, self._recent = PrefixNode(array("i")), OrderedDict[PrefixNode, None]()
         self._weights: Weights | None = None
         self._bytes = self._hits = self._misses = self._hit_tokens = self._read_tokens = self._evictions = 0
 
@@ -131,20 +131,20 @@ class PrefixCache:
             self._evict(next(iter(self._recent)))
         return True
 
-    def _node_at(self, tokens: "array[int]") -> Node:
-        """Node after these tokens, new if there is none."""
+    def _node_at(self, tokens: "array[int]") -> PrefixNode:
+        """PrefixNode after these tokens, new if there is none."""
         node, known = self._root, 0
         while known < len(tokens):
             child = node.children.get(tokens[known])
             if child is None:
-                child = node.children[tokens[known]] = Node(tokens[known:], node)
+                child = node.children[tokens[known]] = PrefixNode(tokens[known:], node)
                 self._bytes += child.nbytes
                 return child
             same = in_common(child.tokens, tokens, known)
             node, known = child if same == len(child.tokens) else split(child, same), known + same
         return node
 
-    def _evict(self, node: Node) -> None:
+    def _evict(self, node: PrefixNode) -> None:
         del self._recent[node]
         self._evictions += 1
         self._bytes -= node.nbytes
@@ -167,10 +167,10 @@ def in_common(edge: "array[int]", tokens: "array[int]", start: int) -> int:
     return same
 
 
-def split(node: Node, size: int) -> Node:
+def split(node: PrefixNode, size: int) -> PrefixNode:
     """A new node after the first `size` tokens of an edge, with the rest of the edge below it."""
     assert node.parent is not None
-    middle = Node(node.tokens[:size], node.parent, {node.tokens[size]: node})
+    middle = PrefixNode(node.tokens[:size], node.parent, {node.tokens[size]: node})
     node.parent.children[node.tokens[0]] = middle
     node.tokens, node.parent = node.tokens[size:], middle
     return middle

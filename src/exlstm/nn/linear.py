@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from exlstm.ops import linear as op
 from exlstm.ops.common import without_autocast
+from exlstm.runtime.internals import has_hooks, held_tensors
 from exlstm.runtime.tracing import tracer
 
 
@@ -41,7 +42,7 @@ class Linear(nn.Linear):
 
     def stored(self) -> tuple[Tensor | None, ...]:
         """The tensors of the layer, bias included, by which a plan tells whether they changed."""
-        held = self._parameters
+        held, _ = held_tensors(self)
         if "weight" in held and "bias" in held:
             return held["weight"], held["bias"]  # faster than attributes of a module
         return self.weight, self.bias  # parametrizations and pruning replace the parameter by an attribute
@@ -82,7 +83,7 @@ class QuantizedLinear(nn.Module):
 
     def stored(self) -> tuple[Tensor | None, ...]:
         """The tensors of the layer, bias included, by which a plan tells whether they changed."""
-        return tuple(self._buffers.values())
+        return tuple(held_tensors(self)[1].values())
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., K] -> [..., N] in x's dtype."""
@@ -168,17 +169,12 @@ def without_gradients(x: Tensor, layers: Sequence[AnyLinear], wide: Sequence[Any
 
 def unwatched(layer: nn.Module) -> bool:
     """True if `layer.forward` may be bypassed: known class, default backend, no hooks."""
-    return type(layer) in KNOWN and layer.backend == "auto" and not hooked(layer)
-
-
-def hooked(layer: nn.Module) -> bool:
-    """True if the layer has forward hooks."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+    return type(layer) in KNOWN and layer.backend == "auto" and not has_hooks(layer)
 
 
 def wide_linears(layers: Sequence[AnyLinear], x: Tensor) -> list[Tensor]:
     """`wide_linear` of x for every layer, as one product: x is read once, and its gradient is written once."""
-    weights = [layer.weight for layer in layers if isinstance(layer, Linear) and not hooked(layer)]
+    weights = [layer.weight for layer in layers if isinstance(layer, Linear) and not has_hooks(layer)]
     biases = [layer.bias for layer in layers if layer.bias is not None]
     if len(layers) < 2 or not len(weights) == len(biases) == len(layers):
         return [wide_linear(layer, x) for layer in layers]

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from exlstm.runtime.internals import assume_constant, has_bfloat16_products
+from exlstm.runtime.internals import assume_constant, has_bfloat16_products, numba_is_disabled
 
 
 @cache
@@ -24,10 +24,7 @@ def missing_numba() -> str | None:
     """The answer of `no_numba`, cached."""
     if not installed("numba"):
         return "Numba is not installed"
-    from numba.core import config
-
-    off = vars(config)["DISABLE_JIT"]  # vars: the attribute is made at import, and mypy does not know it
-    return "Numba's compiler is switched off by NUMBA_DISABLE_JIT" if off else None
+    return "Numba's compiler is switched off by NUMBA_DISABLE_JIT" if numba_is_disabled() else None
 
 
 @assume_constant

@@ -10,9 +10,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
+
+DispatchMode = TorchDispatchMode  # sees every operation of torch that runs inside it
 
 # called in every op of a decoding step, where a public wrapper would cost as much as a small kernel
 is_compiling = torch.compiler.is_compiling
@@ -59,3 +62,10 @@ def held_tensors(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any
 def has_hooks(module: torch.nn.Module) -> bool:
     """Whether calls of a module run hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def numba_is_disabled() -> bool:
+    """Whether Numba, which must be installed, was told not to compile. Here, since its other names need a compiler."""
+    from numba.core import config
+
+    return bool(vars(config)["DISABLE_JIT"])  # vars: the attribute is made at import, and mypy does not know it

@@ -111,15 +111,15 @@ def score(
 ) -> TextScore:
     """The total loss of batches. carry: each batch continues from the state of the one before.
 
-    chunk: steps per forward pass; longer batches are read in pieces, which bounds the memory.
+    chunk: steps per forward pass; longer batches are read in parts, which bounds the memory.
     stop: called before each chunk; True ends with the sums so far.
     """
     device = replicas.models[0].embed.weight.device
     nats, tokens, size = 0.0, 0, 0
     states: dict[int, Any] = {}
 
-    def work(model: LM, part: slice, number: int, piece: Batch) -> float:
-        inputs_BT, targets_BT, reset_BT, lengths_B = (x[part].to(device) for x in piece)
+    def work(model: LM, part: slice, number: int, batch_part: Batch) -> float:
+        inputs_BT, targets_BT, reset_BT, lengths_B = (x[part].to(device) for x in batch_part)
         ragged = bool((lengths_B < inputs_BT.shape[1]).any())
         with torch.inference_mode(), autocast(device, dtype):
             hidden_BTD, states[number] = replicas.hidden[number](
@@ -128,20 +128,20 @@ def score(
             return model_cross_entropy(model, hidden_BTD, targets_BT).item()
 
     with replicas.evaluating():
-        for fresh, piece in _pieces(batches, chunk):
+        for fresh, batch_part in _chunks(batches, chunk):
             if stop():
                 break
             if fresh and not carry:
                 states.clear()
-            nats += sum(replicas.run(partial(work, piece=piece), len(piece.inputs_BT)))
-            counted = piece.targets_BT[piece.targets_BT != IGNORE].numpy()
+            nats += sum(replicas.run(partial(work, batch_part=batch_part), len(batch_part.inputs_BT)))
+            counted = batch_part.targets_BT[batch_part.targets_BT != IGNORE].numpy()
             tokens += len(counted)
             size += int(byte_lengths[counted].sum())
     return TextScore(nats=nats, tokens=tokens, bytes=size)
 
 
-def _pieces(batches: Iterable[Batch], chunk: int) -> Iterator[tuple[bool, Batch]]:
-    """Every batch in pieces of at most `chunk` steps; True for the first piece of a batch."""
+def _chunks(batches: Iterable[Batch], chunk: int) -> Iterator[tuple[bool, Batch]]:
+    """Every batch in parts of at most `chunk` steps; True for the first batch_part of a batch."""
     for batch in batches:
         for start in range(0, batch.inputs_BT.shape[1], chunk):
             part = slice(start, start + chunk)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from exlstm.data.packing import IGNORE
 from exlstm.models.lm import LM
-from exlstm.nn.linear import Linear, hooked
+from exlstm.nn.linear import Linear
 from exlstm.ops.derivatives import twice_differentiable
 from exlstm.runtime.availability import bfloat16_is_emulated
+from exlstm.runtime.internals import has_hooks
 from exlstm.runtime.tracing import TRANSFORMED, tracer
 
 # logits of one chunk, 64 MiB in float32. Each chunk reads and writes the whole gradient of the head: with chunks of a
@@ -171,7 +172,7 @@ def model_cross_entropy(model: LM, hidden_BTD: Tensor, targets_BT: Tensor) -> Te
     then saves its logits.
     """
     head, cap = model.head, model.config.logit_cap
-    if torch.is_grad_enabled() and type(head) is Linear and head.stored()[1] is None and not hooked(head):
+    if torch.is_grad_enabled() and type(head) is Linear and head.stored()[1] is None and not has_hooks(head):
         return linear_cross_entropy(hidden_BTD, head.weight, targets_BT, cap)
     rows = _rows(model.config.vocab_size)
     chunks = zip(*(torch.split(x.flatten(0, 1), rows) for x in (hidden_BTD, targets_BT)), strict=True)

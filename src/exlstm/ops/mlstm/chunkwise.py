@@ -32,8 +32,8 @@ from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 SPAN_CHUNKS = 16  # chunks in one batched product: enough for large matmuls, few enough to stay in cache
 
 
-class Weights(NamedTuple):
-    """Weights of a span by its gates alone, independent of q, k and v."""
+class GateWeights(NamedTuple):
+    """GateWeights of a span by its gates alone, independent of q, k and v."""
 
     d_MNLS: Tensor  # decay from source s to target t within a chunk, 0 for s > t and across a reset
     carry_MNL: Tensor  # weight at t of the state before the chunk, 0 after a reset
@@ -77,8 +77,8 @@ def stabilizer(log_i_MT: Tensor, log_f_MT: Tensor, reset_MT: Tensor | None, m_M:
 
 def gate_weights(
     log_i_MNL: Tensor, log_f_MNL: Tensor, reset_MNL: Tensor | None, m_M: Tensor, options: Options
-) -> Weights:
-    """The `Weights` of a span, in closed form."""
+) -> GateWeights:
+    """The `GateWeights` of a span, in closed form."""
     M, N, L = log_i_MNL.shape
     dtype, exact = log_i_MNL.dtype, exact_dtype(log_i_MNL)
     # a gate of -inf, or a reset by hand with a huge number, must not swallow the digits of its neighbours
@@ -101,10 +101,10 @@ def gate_weights(
         same_segment_MNLS = (segment_MNL[..., :, None] == segment_MNL[..., None, :]) & past_LS
         log_d_MNLS.masked_fill_(~same_segment_MNLS, -torch.inf)
         carry_MNL = carry_MNL.masked_fill(segment_MNL > 0, 0)
-    return Weights(log_d_MNLS.exp_(), carry_MNL, torch.exp(-m_MNL).to(dtype), m_MNL[:, -1, -1].to(dtype))
+    return GateWeights(log_d_MNLS.exp_(), carry_MNL, torch.exp(-m_MNL).to(dtype), m_MNL[:, -1, -1].to(dtype))
 
 
-def states(k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MKV: Tensor, n_MK: Tensor) -> tuple[Tensor, Tensor]:
+def states(k_MNLK: Tensor, v_MNLV: Tensor, w: GateWeights, c_MKV: Tensor, n_MK: Tensor) -> tuple[Tensor, Tensor]:
     """(C, n) before every chunk of the span and after it, stacked: c_MJKV and n_MJK."""
     worth_MNLK = k_MNLK * w.d_MNLS[..., -1, :, None]
     added_MNKV, added_MNK = worth_MNLK.mT @ v_MNLV, worth_MNLK.sum(-2)
@@ -116,7 +116,7 @@ def states(k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MKV: Tensor, n_MK: Tens
     return torch.stack(cs, dim=1), torch.stack(ns, dim=1)
 
 
-def mass_and_norm(p_MNLS: Tensor, old_MNLK: Tensor, n_MNK: Tensor, w: Weights, o: Options) -> tuple[Tensor, Tensor]:
+def mass_and_norm(p_MNLS: Tensor, old_MNLK: Tensor, n_MNK: Tensor, w: GateWeights, o: Options) -> tuple[Tensor, Tensor]:
     """b_t, the signed mass n_t . q_t, and what h is divided by."""
     mass_MNL = p_MNLS.sum(-1) + (old_MNLK @ n_MNK[..., None])[..., 0]
     norm_MNL = torch.maximum(mass_MNL.abs(), w.floor_MNL) + o.eps if o.normalize else w.floor_MNL
@@ -124,7 +124,7 @@ def mass_and_norm(p_MNLS: Tensor, old_MNLK: Tensor, n_MNK: Tensor, w: Weights, o
 
 
 def span_forward(
-    q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MNKV: Tensor, n_MNK: Tensor, options: Options
+    q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: GateWeights, c_MNKV: Tensor, n_MNK: Tensor, options: Options
 ) -> Tensor:
     """h_MNLV of a span whose chunks start with the states c_MNKV, n_MNK. q is already scaled."""
     p_MNLS = (q_MNLK @ k_MNLK.mT).mul_(w.d_MNLS)
@@ -156,7 +156,7 @@ def state_grads(
     return torch.stack(dcs[::-1], dim=1), torch.stack(dns[::-1], dim=1)
 
 
-def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: Weights, c_MJKV: Tensor, n_MJK: Tensor,
+def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: GateWeights, c_MJKV: Tensor, n_MJK: Tensor,
                   h_MNLV: Tensor, dh_MNLV: Tensor, dc_MKV: Tensor, dn_MK: Tensor, options: Options
                   ) -> SpanGrads:  # fmt: skip
     """Gradients of `span_forward` and `states`; c_MJKV and n_MJK: the results of `states`. q is already scaled."""

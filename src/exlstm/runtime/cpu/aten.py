@@ -15,15 +15,14 @@ import numpy as np
 import torch
 from numpy import float32, float64
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from exlstm.runtime.capture import Graph, Node, NotCapturable, capturing
 from exlstm.runtime.cpu.bfloat16 import Array, copy_number, read_numbers, write_numbers
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.kernel import I64, Constants, Floats, Kernel, Strided, Table, kernel
+from exlstm.runtime.cpu.kernel import I64, Constants, ConstantTable, Floats, Kernel, Strided, kernel
 from exlstm.runtime.cpu.math import sigmoid, tanh
 from exlstm.runtime.cpu.memory import long_at
-from exlstm.runtime.internals import is_memory_fill
+from exlstm.runtime.internals import DispatchMode, is_memory_fill
 
 ADD, MULTIPLY, SCALE, DIVIDE, TANH, SIGMOID, SILU, GELU = range(8)
 AXES = 5  # of a copied tensor, at most
@@ -157,7 +156,7 @@ def capture_step(step: Callable[[], Result]) -> tuple[Graph, Result]:
     return graph, result
 
 
-class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class TorchCapture(DispatchMode):  # type: ignore[no-untyped-call]
     """Adds the operations of torch that run inside to a graph."""
 
     def __init__(self, graph: Graph) -> None:
@@ -175,7 +174,7 @@ class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise NotCapturable(str(func))
         return out
 
-    def add(self, kernel: Kernel, items: int, *arguments: Any) -> None:
+    def add_node(self, kernel: Kernel, items: int, *arguments: Any) -> None:
         """Adds a node for an operation that torch has run."""
         flat = kernel.flat(arguments)
         kernel.checked(flat)
@@ -190,7 +189,7 @@ class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         factor = 0.0 if y is None or isinstance(y, Tensor) else float(y)
         if M * N:
-            self.add(pointwise, M, code, N, factor, *operands)
+            self.add_node(pointwise, M, code, N, factor, *operands)
 
     def copy(self, out: Tensor, x: Tensor) -> None:
         """out = x, whatever the strides."""
@@ -198,10 +197,10 @@ class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise NotCapturable(f"a copy of {out.ndim} axes")
         missing = AXES - out.ndim
         steps = [[*[0] * missing, *strides(t, out.shape)] for t in (x, out)]
-        axes = Table([*[1] * missing, *out.shape, *steps[0], *steps[1]])
+        axes = ConstantTable([*[1] * missing, *out.shape, *steps[0], *steps[1]])
         if out.numel():
             operands = [each for t in (x, out) for each in (t, t.dtype is torch.bfloat16)]
-            self.add(copy_strided, 1 if missing else out.shape[0], axes, *operands)
+            self.add_node(copy_strided, 1 if missing else out.shape[0], axes, *operands)
 
     def concatenate(self, out: Tensor, parts: Sequence[Tensor], axis: int = 0) -> None:
         """out = cat(parts)"""
@@ -215,7 +214,7 @@ class TorchCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if weight.dtype not in DTYPES or tokens.dtype is not torch.int64 or not tokens.is_contiguous():
             raise NotCapturable("an embedding of other dtypes")
         count = tokens.numel()
-        self.add(embedding_rows, count, count, *weight.shape, tokens, weight, out, weight.dtype is torch.bfloat16)
+        self.add_node(embedding_rows, count, count, *weight.shape, tokens, weight, out, weight.dtype is torch.bfloat16)
 
 
 def add(x: Tensor, y: Any, *, alpha: float = 1) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.math import bits_of_float, float_of_bits
-from exlstm.runtime.cpu.memory import address_of, at, copy, put, put_short, short_at, tensor_at
+from exlstm.runtime.cpu.memory import address_of, at, copy, put, put_uint16, tensor_at, uint16_at
 
 Array = Any  # a float32 NumPy array inside Numba
 
@@ -32,14 +32,14 @@ def rounded(x: Any) -> Any:
 @helper()
 def read_number(x: int, bf16: bool) -> Any:
     """The number at an address."""
-    return widened(short_at(x)) if bf16 else at(x, 0)
+    return widened(uint16_at(x)) if bf16 else at(x, 0)
 
 
 @helper()
 def write_number(x: int, bf16: bool, value: Any) -> None:
     """The number at an address becomes `value`."""
     if bf16:
-        put_short(x, rounded(value))
+        put_uint16(x, rounded(value))
     else:
         put(x, 0, value)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from exlstm.runtime.cpu.jit import c_function, helper
 
 
-class Layout(NamedTuple):
+class MemoryLayout(NamedTuple):
     """Layout of the numbers that a kernel reads at an address.
 
     dtype: None is bfloat16 where the argument `bf16` is true, else float32.
@@ -42,20 +42,20 @@ class Layout(NamedTuple):
 
 
 # outside a kernel an address is a tensor or None, inside an integer
-F32 = Annotated[Any, Layout(torch.float32)]
-F64 = Annotated[Any, Layout(torch.float64)]
-I64 = Annotated[Any, Layout(torch.int64)]
-Bools = Annotated[Any, Layout(torch.bool)]
-BF16 = Annotated[Any, Layout(torch.bfloat16)]
-Floats = Annotated[Any, Layout(None)]
-F32Rows = Annotated[Any, Layout(torch.float32, "rows")]
-FloatRows = Annotated[Any, Layout(None, "rows")]
-Strided = Annotated[Any, Layout(None, "any")]
-Constants = Annotated[Any, "constants"]  # of a `Table`
+F32 = Annotated[Any, MemoryLayout(torch.float32)]
+F64 = Annotated[Any, MemoryLayout(torch.float64)]
+I64 = Annotated[Any, MemoryLayout(torch.int64)]
+Bools = Annotated[Any, MemoryLayout(torch.bool)]
+BF16 = Annotated[Any, MemoryLayout(torch.bfloat16)]
+Floats = Annotated[Any, MemoryLayout(None)]
+F32Rows = Annotated[Any, MemoryLayout(torch.float32, "rows")]
+FloatRows = Annotated[Any, MemoryLayout(None, "rows")]
+Strided = Annotated[Any, MemoryLayout(None, "any")]
+Constants = Annotated[Any, "constants"]  # of a `ConstantTable`
 Addresses = Annotated[Any, "addresses"]  # of several tensors in a row, only as the last parameter
 
 
-class Table:
+class ConstantTable:
     """Numbers that a kernel reads as int64, made once and passed often. held: the owner of tensors addressed there."""
 
     def __init__(self, numbers: Sequence[int], held: object = None) -> None:
@@ -64,7 +64,7 @@ class Table:
 
 
 def address(x: Tensor | None, count: int, dtype: torch.dtype) -> int:
-    """The address of x, of `count` numbers, for a `Table`; 0 for None. ValueError for one that would be misread."""
+    """The address of x, of `count` numbers, for a `ConstantTable`; 0 for None. ValueError if it would be misread."""
     if x is None:
         return 0
     if x.dtype is not dtype or x.numel() != count or not x.is_contiguous() or not x.is_cpu:
@@ -100,10 +100,10 @@ def flattened(name: str, hint: Any) -> Iterator[Parameter]:
             yield from flattened(field, inner)
         return
     kind = get_args(hint)[1] if get_origin(hint) is Annotated else hint
-    if kind not in (int, float, bool, "constants", "addresses") and not isinstance(kind, Layout):
+    if kind not in (int, float, bool, "constants", "addresses") and not isinstance(kind, MemoryLayout):
         raise TypeError(f"the parameter {name} of a kernel is annotated {hint}; use a number, an address or a record.")
     found = SIZES.search(name)
-    yield Parameter(name, kind, tuple(found.group(1)) if found and isinstance(kind, Layout) else ())
+    yield Parameter(name, kind, tuple(found.group(1)) if found and isinstance(kind, MemoryLayout) else ())
 
 
 def structure(hint: Any) -> Structure:
@@ -119,7 +119,7 @@ class Pointer(NamedTuple):
 
     place: int
     name: str
-    layout: Layout
+    layout: MemoryLayout
     sizes: tuple[int, ...]  # places of the others
     known: int
     is_sized: bool
@@ -143,7 +143,7 @@ class Kernel:
         self.pointers = [
             Pointer(n, each.name, each.kind, tuple(places[x] for x in each.sizes if x in places),
                     prod(constants[x] for x in each.sizes if x not in places), bool(each.sizes))
-            for n, each in enumerate(self.parameters) if isinstance(each.kind, Layout)
+            for n, each in enumerate(self.parameters) if isinstance(each.kind, MemoryLayout)
         ]  # fmt: skip
         self.tables = [n for n, each in enumerate(self.parameters) if each.kind == "constants"]
         self.has_tail = bool(self.parameters) and self.parameters[-1].kind == "addresses"

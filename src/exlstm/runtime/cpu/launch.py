@@ -30,8 +30,8 @@ def threads_for(cost: float) -> int:
 def launch(kernel: Kernel, items: int, *arguments: Any, cost: float) -> None:
     """Runs items 0 to `items` - 1 of a kernel. Its results may not depend on how items are shared among threads.
 
-    arguments: those of the kernel from its third on; a tensor or None for an address, a `Table` for constants, a list
-    of tensors for addresses. cost: in microseconds, see `microseconds`.
+    arguments: those of the kernel from its third on; a tensor or None for an address, a `ConstantTable` for constants,
+    a list of tensors for addresses. cost: in microseconds, see `microseconds`.
     Raises ValueError for a tensor that does not fit, MemoryError if there was too little memory.
     """
     if items == 0:

@@ -180,7 +180,7 @@ def _put_double(_context: Any, _address: Any, _value: Any) -> Any:
     return types.void(types.intp, types.float64), generate
 
 
-def _put_short(_context: Any, _address: Any, _value: Any) -> Any:
+def _put_uint16(_context: Any, _address: Any, _value: Any) -> Any:
     """The two bytes at an address become `value`."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -203,6 +203,6 @@ hold: Any = intrinsic(_hold)
 prefetch: Any = intrinsic(_prefetch)
 row: Any = intrinsic(_row)
 double_at, byte_at = _number_at(ir.DoubleType(), types.float64), _number_at(ir.IntType(8), types.int8)
-short_at, long_at = _number_at(ir.IntType(16), types.uint16), _number_at(ir.IntType(64), types.int64)
-put_short: Any = intrinsic(_put_short)
+uint16_at, long_at = _number_at(ir.IntType(16), types.uint16), _number_at(ir.IntType(64), types.int64)
+put_uint16: Any = intrinsic(_put_uint16)
 put_double: Any = intrinsic(_put_double)

@@ -21,7 +21,7 @@ from exlstm.runtime.cpu.internals import alloca, loop
 from exlstm.runtime.cpu.simd import FLOAT, WORD, SimdValue
 
 __all__ = ["LONG", "Vectors", "inlined", "loop", "register_width", "repeated"]
-LONG, SHORT = ir.IntType(64), ir.IntType(16)
+LONG, UINT16 = ir.IntType(64), ir.IntType(16)
 BYTES = 4  # of a number
 # Not the flags of `simd`: with those LLVM may fuse the other product of two, and a sum would depend on the code around.
 FUSED = ("contract",)
@@ -95,7 +95,7 @@ class Vectors:
     def load_bf16(self, address: Any) -> SimdValue:
         """The vector of bfloat16 at an address."""
         words = ir.VectorType(WORD, self.width)
-        bits = self.builder.zext(self.raw(address, ir.VectorType(SHORT, self.width)), words)
+        bits = self.builder.zext(self.raw(address, ir.VectorType(UINT16, self.width)), words)
         shifted = self.builder.shl(bits, ir.Constant(words, [16] * self.width))
         return SimdValue(self.builder, self.builder.bitcast(shifted, self.kind))
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exlstm.data.baselines import Baselines
-from exlstm.train.run_folder.summary import yardstick_rows
+from exlstm.train.run_folder.summary import baseline_rows
 
 _TRAIN, _VALIDATION, _GREY = "#2f6db3", "#d1570c", "#6b7280"
 
@@ -32,9 +32,9 @@ def loss_picture(records: Sequence[dict[str, Any]], found: Baselines | None, tit
         axes.plot(
             validation[0] / unit, validation[1], "o-", color=_VALIDATION, linewidth=1.5, markersize=5, label=label
         )
-    rows = [] if found is None else yardstick_rows(found)
+    rows = [] if found is None else baseline_rows(found)
     _limits(axes, [*smooth[len(smooth) // 50 :], *validation[1], *(value for _, value in rows)])
-    _yardstick_lines(axes, rows)
+    _baseline_lines(axes, rows)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"training tokens{unit_name}")
     axes.set_ylabel("bits per byte (lower is better)")
@@ -70,7 +70,7 @@ def _unit(largest: float) -> tuple[float, str]:
     return 1.0, ""
 
 
-def _yardstick_lines(axes: Any, rows: Sequence[tuple[str, float]]) -> None:
+def _baseline_lines(axes: Any, rows: Sequence[tuple[str, float]]) -> None:
     """Dashed lines, named in the right margin; names of close lines are pushed apart."""
     low, high = axes.get_ylim()
     place = -1.0

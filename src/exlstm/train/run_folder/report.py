@@ -11,7 +11,7 @@ from exlstm.train.config import TrainConfig, to_json
 from exlstm.train.run_folder import RunFolder
 from exlstm.train.run_folder.html import html_page, image, table, wide_table
 from exlstm.train.run_folder.picture import loss_picture
-from exlstm.train.run_folder.summary import RunSummary, yardstick_rows
+from exlstm.train.run_folder.summary import RunSummary, baseline_rows
 from exlstm.train.start import start_of
 
 
@@ -94,7 +94,7 @@ def _comparison(summary: RunSummary) -> str:
     if summary.final is None:
         return ""
     rows = [("this model", summary.final.bits_per_byte)]
-    rows += [] if summary.yardsticks is None else yardstick_rows(summary.yardsticks)
+    rows += [] if summary.yardsticks is None else baseline_rows(summary.yardsticks)
     widest = max(value for _, value in rows)
     lines = [
         f'<tr{" class=mine" if name == "this model" else ""}><td>{name}</td><td class="number">{value:.3f}</td>'

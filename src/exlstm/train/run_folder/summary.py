@@ -51,7 +51,7 @@ class RunSummary:
             return ""
         rows = [("this model", self.final.bits_per_byte)]
         if self.yardsticks is not None:
-            rows += yardstick_rows(self.yardsticks)
+            rows += baseline_rows(self.yardsticks)
         covered = "" if self.coverage is None or self.coverage >= 1 else f", {self.coverage:.0%} of it for this model"
         best_first = sorted(rows, key=lambda row: row[1])
         return "\n".join(
@@ -60,6 +60,6 @@ class RunSummary:
         )
 
 
-def yardstick_rows(found: Baselines) -> list[tuple[str, float]]:
+def baseline_rows(found: Baselines) -> list[tuple[str, float]]:
     """Names of the baselines, with bits per byte."""
     return [("trigram model", found.trigram), ("gzip -9", found.gzip), ("xz -9", found.xz)]

@@ -18,7 +18,7 @@ from exlstm.ops.linear.formats import GROUP, Int4Weight, Int8Weight, Weight
 from exlstm.ops.linear.numba.tiles import SPREAD, STEPS, WIDTH, tile
 from exlstm.runtime.cpu.bfloat16 import copy_number, read_number, write_number
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.kernel import BF16, F32, Addresses, Constants, Table, address, kernel
+from exlstm.runtime.cpu.kernel import BF16, F32, Addresses, Constants, ConstantTable, address, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import at, byte_at, clear, long_at, put
 
@@ -30,7 +30,7 @@ STEP_FLOAT32, STEP_BFLOAT16, STEP_INT8 = STEPS["float32"], STEPS["bfloat16"], ST
 
 
 class Map(NamedTuple):
-    """A map as kernels read it from a `Table`. Addresses of missing tensors are 0."""
+    """A map as kernels read it from a `ConstantTable`. Addresses of missing tensors are 0."""
 
     kind: int
     rows: int
@@ -117,7 +117,7 @@ class Input(NamedTuple):
     K: int
     S: int
     x: int
-    spread: int
+    spread_x: int
 
 
 @kernel()
@@ -144,7 +144,7 @@ def map_item(x: Input, w: Map, item: int, y: int) -> None:
         step, w_stride = STEP_BFLOAT16, 2 * K
     lines = K // step
     if w.kind == INT4:
-        here, x_stride, w_stride, lines = x.spread, 4 * x.S, 64 * G, G
+        here, x_stride, w_stride, lines = x.spread_x, 4 * x.S, 64 * G, G
     begin = (item - w.first_item) * w.item_rows
     count = min(w.rows, begin + w.item_rows) - begin
     # four rows of W at a time, each from its own part of the item; the rest go one by one
@@ -235,9 +235,9 @@ class Plan:
         self.stored = [stored(weight) for weight, _, _ in maps]
         self.bytes = sum(rows * each.row_bytes for rows, each in zip(self.rows, self.stored, strict=True))
         self.groups = -(-self.columns // GROUP) if any(each.kind == INT4 for each in self.stored) else 0
-        self.tables: dict[int, tuple[Table, int]] = {}
+        self.tables: dict[int, tuple[ConstantTable, int]] = {}
 
-    def table(self, threads: int) -> tuple[Table, int]:
+    def table(self, threads: int) -> tuple[ConstantTable, int]:
         """The maps cut into items for so many threads, and how many items there are."""
         if threads not in self.tables:
             share, items = min(max(self.bytes // (8 * threads), BLOCK_BYTES[0]), BLOCK_BYTES[1]), 0
@@ -247,7 +247,7 @@ class Plan:
                 b, b_kind = (0, NONE) if bias is None else (address(bias, rows, bias.dtype), KINDS[bias.dtype])
                 numbers += Map(held.kind, rows, item_rows, items, *held.addresses, b, b_kind, KINDS[dtype])
                 items += -(-rows // item_rows)
-            self.tables[threads] = Table(numbers, self.maps), items
+            self.tables[threads] = ConstantTable(numbers, self.maps), items
         return self.tables[threads]
 
     def results(self, outer: Sequence[int], M: int) -> list[Tensor]:
