@@ -23,8 +23,12 @@ def microseconds(bytes: int = 0, flops: int = 0) -> float:  # noqa: A002
 
 
 def threads_for(cost: float) -> int:
-    """How many threads a launch of this cost is worth, at most as many as torch has been given."""
-    return 1 if cost < THREAD_US else min(torch.get_num_threads(), 1 + int(cost / THREAD_US))
+    """How many threads a launch of this cost is worth, at most as many as torch has been given.
+
+    In a captured step more of them are, since the threads of a replay are awake.
+    """
+    least = THREAD_US if capture.active() is None else REPLAY_US
+    return 1 if cost < least else min(torch.get_num_threads(), 1 + int(cost / least))
 
 
 def launch(kernel: Kernel, items: int, *arguments: Any, cost: float) -> None:
@@ -37,12 +41,12 @@ def launch(kernel: Kernel, items: int, *arguments: Any, cost: float) -> None:
     if items == 0:
         return
     flat = kernel.flat(arguments)
-    block = kernel.checked(flat)
-    if cost < THREAD_US or (threads := min(items, threads_for(cost))) == 1:
+    block, graph = kernel.checked(flat), capture.active()
+    if cost < THREAD_US or graph is not None or (threads := min(items, threads_for(cost))) == 1:
         finished = kernel.call(block, 0, items)
     else:
         finished = parallel_for(kernel.address, block, items, threads)
     if not finished:
         raise MemoryError(f"the kernel {kernel.name} got no memory to work in; give it a smaller batch.")
-    if (graph := capture.active()) is not None:
-        graph.nodes.append(capture.Node(kernel, items, tuple(flat), cost >= REPLAY_US))
+    if graph is not None:
+        graph.nodes.append(capture.Node(kernel, items, tuple(flat), items > 1 and cost >= REPLAY_US))
