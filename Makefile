@@ -42,8 +42,8 @@ venv: $(DEV)  ## .venv with everything for working on exlstm
 demo: $(USE)  ## train a small xLSTM on real text and generate from it (about 5 minutes on 2 cores)
 	$(BIN)/exlstm demo
 
-test: $(DEV)  ## the default tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(DEV)  ## the default tests, and which of them took longest
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 20 --durations-min 1
 
 test-slow: $(DEV)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not gpu"

@@ -2,13 +2,11 @@
 
 Numba's own cache watches only the file a function stands in, not those whose functions are inlined into it, and keeps
 an index that two processes which compile at once can damage. Here every compiled form is a file of its own. Its name
-hashes its inputs: the sources, Numba, Python, the types of the arguments, the CPU. It is written
-beside its place and renamed. An error with such a file is
+hashes its inputs: the sources, Numba, Python, the types of the arguments, the CPU. An error with such a file is
 ignored: the function is compiled for this process.
 """
 
 import logging
-import os
 import pickle
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -23,6 +21,7 @@ from numba import types
 
 from exlstm.runtime.cpu.internals import FunctionCache, compile_function, dumps, unliteral_arguments
 from exlstm.runtime.cpu.simd import FASTMATH
+from exlstm.runtime.files import write_atomically
 
 OPS = Path(__file__).parents[2] / "ops"
 jit: Any = numba.njit  # its types do not know all of its options
@@ -112,14 +111,8 @@ class CompiledFiles:
     def save(self, key: object, reduced: Any) -> None:
         """Writes a form, and removes those of other versions of the sources."""
         content: bytes = dumps(reduced)  # type: ignore[no-untyped-call]
-        path = self.path(key)
-        beside = path.with_suffix(f".{os.getpid()}.new")
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_bytes(sha256(content).digest() + content)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_atomically(self.path(key), sha256(content).digest() + content, durable=False)
         for other in self.folder.glob(f"{self.name}.*.nbc"):
             if not other.name.startswith(f"{self.name}.{self.stamp}."):
                 other.unlink(missing_ok=True)
