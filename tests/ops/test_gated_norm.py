@@ -15,7 +15,10 @@ from exlstm.ops.gated_norm import gated_norm
 from exlstm.runtime.backend import recorded
 from pairwise import every_pair
 
-VARIANTS = [(activation, skip) for activation in ("silu", "sigmoid") for skip in (True, False)]
+# options, and whether there is a skip
+VARIANTS = [({"activation": activation}, skip) for activation in ("silu", "sigmoid") for skip in (True, False)]
+VARIANTS += [({"norm": "rms"}, True), ({"norm": "rms", "activation": "sigmoid"}, False)]
+VARIANTS += [({"gate_first": True}, False), ({"gate_first": True, "norm": "rms", "activation": "sigmoid"}, False)]
 NAMES = ("h", "gain", "z", "skip", "c", "bias")
 
 
@@ -60,24 +63,26 @@ def biased_names(x):
     return (*NAMES[: len(x) - 1], "bias")
 
 
-def by_formula(h, gain, z, skip, c, activation, eps, bias=0.0):
+def by_formula(h, gain, z, skip, c, *, eps, bias=0.0, activation="silu", norm="layer", gate_first=False):
     """The page's equations, letter by letter."""
-    centred = h - h.mean(-1, keepdim=True)
+    gate = (z if activation == "silu" else 1) / (1 + torch.exp(-z))
+    h = h * gate.view(h.shape) if gate_first else h
+    centred = h if norm == "rms" else h - h.mean(-1, keepdim=True)
     n = (centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()).flatten(2)
     inside = gain * n + bias + (0.0 if skip is None else skip * c)
-    return inside / (1 + torch.exp(-z)) * (z if activation == "silu" else 1)
+    return inside if gate_first else inside * gate
 
 
-@pytest.mark.parametrize(("activation", "skip"), VARIANTS)
-def test_the_definition_is_the_formula(activation, skip):
+@pytest.mark.parametrize(("options", "skip"), VARIANTS)
+def test_the_definition_is_the_formula(options, skip):
     for eps in (1e-5, 0.5):
         x = make(2, 3, 3, 5, skip=skip, dtype=torch.float64)
-        want = by_formula(*x, *[None] * (5 - len(x)), activation, eps)
-        got, _ = definition(*x, activation=activation, eps=eps)
+        want = by_formula(*x, *[None] * (5 - len(x)), eps=eps, **options)
+        got, _ = definition(*x, eps=eps, **options)
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
         *_, bias = x = with_bias(x)
-        want = by_formula(*x[:-1], *[None] * (6 - len(x)), activation, eps, bias)
-        torch.testing.assert_close(definition(*x, activation=activation, eps=eps)[0], want, rtol=1e-12, atol=1e-12)
+        want = by_formula(*x[:-1], *[None] * (6 - len(x)), eps=eps, bias=bias, **options)
+        torch.testing.assert_close(definition(*x, eps=eps, **options)[0], want, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=60)
@@ -86,9 +91,9 @@ def test_the_definition_is_the_formula(activation, skip):
     variant=st.sampled_from(VARIANTS), eps=st.sampled_from([1e-6, 1e-5, 0.1]),
 )  # fmt: skip
 def test_any_shape_is_the_definition(B, T, H, V, seed, variant, eps):
-    activation, skip = variant
+    others, skip = variant
     # a head of one or two channels is all mean, or all sign: there eps decides, and 1e-6 leaves few digits
-    options = {"activation": activation, "eps": eps if V > 2 else 0.1}
+    options = {**others, "eps": eps if V > 2 else 0.1}
     x = make(B, T, H, V, seed=seed, skip=skip)
     want = everything(definition, [t.double() for t in x], **options)
     comparison.assert_same(everything(numba, x, **options), want, tolerance=2e-5 if V > 4 else 1e-3)
@@ -96,16 +101,16 @@ def test_any_shape_is_the_definition(B, T, H, V, seed, variant, eps):
 
 @every_pair(variant=VARIANTS, size=[(1, 4, 128), (512, 4, 128), (70, 3, 33), (50, 1, 1000), (40, 30, 4)])
 def test_accuracy(variant, size):
-    activation, skip = variant
-    options, draws = {"activation": activation, "eps": 1e-5}, [make(2, *size, seed=seed, skip=skip) for seed in DRAWS]
+    others, skip = variant
+    options, draws = {**others, "eps": 1e-5}, [make(2, *size, seed=seed, skip=skip) for seed in DRAWS]
     assert_as_accurate(partial(numba, **options), partial(definition, **options), draws, names=NAMES)
 
 
 @every_pair(variant=VARIANTS, size=[(1, 4, 128), (70, 3, 33), (40, 30, 4)])
 def test_accuracy_with_a_bias(variant, size):
     """Outputs and every gradient, over several tiles of rows."""
-    activation, skip = variant
-    options, draws = {"activation": activation, "eps": 1e-5}, [make(2, *size, seed=seed, skip=skip) for seed in DRAWS]
+    others, skip = variant
+    options, draws = {**others, "eps": 1e-5}, [make(2, *size, seed=seed, skip=skip) for seed in DRAWS]
     draws = [with_bias(x) for x in draws]
     names = biased_names(draws[0])
     assert_as_accurate(partial(numba, **options), partial(definition, **options), draws, names=names)
@@ -294,28 +299,28 @@ def test_other_dtypes(dtype):
 @every_pair(
     dtype=[torch.float32, torch.bfloat16],
     size=[(1, 1, 1, 1), (1, 1, 4, 16), (3, 1, 2, 33), (2, 5, 3, 8)],
-    activation=["silu", "sigmoid"],
-    skip=[True, False],
+    variant=VARIANTS,
     bias=[True, False],
 )
-def test_a_few_rows_without_gradients(dtype, size, activation, skip, bias):
+def test_a_few_rows_without_gradients(dtype, size, variant, bias):
     """One kernel for both dtypes; c and z may be parts of longer rows."""
-    compare(exact_plain_and_one_kernel(seed, dtype, size, activation, skip, bias) for seed in DRAWS)
+    compare(exact_plain_and_one_kernel(seed, dtype, size, variant, bias) for seed in DRAWS)
 
 
-def exact_plain_and_one_kernel(seed, dtype, size, activation, skip, bias):
+def exact_plain_and_one_kernel(seed, dtype, size, variant, bias):
+    chosen, skip = variant
     B, T, H, V = size
     h, gain, z, s, c = make(B, T, H, V, seed=seed, mean=3.0, dtype=dtype)
     z, c = (torch.cat([x, x + 1, x], dim=-1)[..., H * V : 2 * H * V] for x in (z, c))
     options = {"skip_E": s, "c_BTE": c} if skip else {}
     options |= {"bias_E": torch.randn(H * V).to(dtype)} if bias else {}
     with recorded() as choices:
-        got = gated_norm(h, gain, z, activation=activation, **options)
+        got = gated_norm(h, gain, z, **chosen, **options)
     assert choices[0].backend == "numba"
     wide = {name: x.double() for name, x in options.items()}
-    exact = gated_norm(h.double(), gain.double(), z.double(), activation=activation, backend="torch", **wide)
+    exact = gated_norm(h.double(), gain.double(), z.double(), backend="torch", **chosen, **wide)
     with torch.enable_grad():  # so that no norm inside runs on this kernel too
-        plain = gated_norm(h, gain.requires_grad_(), z, activation=activation, backend="torch", **options)
+        plain = gated_norm(h, gain.requires_grad_(), z, backend="torch", **chosen, **options)
     return [{"y": y} for y in (exact, plain.detach(), got)]
 
 

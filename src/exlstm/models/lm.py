@@ -21,9 +21,10 @@ from exlstm.models.states.snapshot import Snapshot, Tokens, read
 from exlstm.models.summary import summary
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Share, Size, check_fields
-from exlstm.nn.layers import Activation, GatedMLP, Norm, WidthNorm, soft_cap
+from exlstm.nn.layers import Activation, GatedMLP, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
 from exlstm.ops.arguments import checked_rows
+from exlstm.ops.norm import Norm
 from exlstm.runtime.tracing import tracer
 
 

@@ -13,9 +13,8 @@ from torch.nn import functional
 from exlstm.nn.linear import Linear
 from exlstm.ops.block_linear import block_linear
 from exlstm.ops.conv import ConvActivation, ConvState, causal_conv
-from exlstm.ops.norm import head_norm, layer_norm, rms_norm
+from exlstm.ops.norm import Norm, head_norm, layer_norm, rms_norm
 
-Norm = Literal["layer", "rms"]
 Activation = Literal["gelu", "silu", "relu", "relu2", "sigmoid", "selu"]
 
 
@@ -49,18 +48,18 @@ class WidthNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Layer norm within each head, with a gain per channel and perhaps a bias."""
+    """Layer norm or RMS norm within each head, with a gain per channel and perhaps a bias."""
 
-    def __init__(self, heads: int, head_width: int, eps: float, bias: bool = False) -> None:
+    def __init__(self, heads: int, head_width: int, eps: float, bias: bool = False, kind: Norm = "layer") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(heads * head_width))
         self.bias = nn.Parameter(torch.zeros(heads * head_width)) if bias else None
-        self.heads, self.eps = heads, eps
+        self.heads, self.eps, self.kind = heads, eps, kind
 
     def forward(self, x_BTHV: Tensor) -> Tensor:
         """[B, T, H, V] -> [B, T, H V]."""
         b_HV = None if self.bias is None else self.bias.view(self.heads, -1)
-        return head_norm(x_BTHV, self.weight.view(self.heads, -1), self.eps, b_HV).flatten(2)
+        return head_norm(x_BTHV, self.weight.view(self.heads, -1), self.eps, b_HV, norm=self.kind).flatten(2)
 
 
 class BlockLinear(nn.Module):

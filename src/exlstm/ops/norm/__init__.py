@@ -4,6 +4,7 @@ D width  H heads  V head width; leading axes are free
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from exlstm.ops.common import upcast
 from exlstm.runtime.availability import no_numba
 from exlstm.runtime.tracing import is_traced_or_autocast
 
+Norm = Literal["layer", "rms"]
 SMALL_NUMEL = 1 << 14  # for larger inputs torch's several passes are as fast as one kernel
 
 
@@ -78,8 +80,10 @@ def are_contiguous(gain: Tensor, bias: Tensor | None) -> bool:
     return gain.is_contiguous() and (bias is None or (bias.shape == gain.shape and bias.is_contiguous()))
 
 
-def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | None = None) -> Tensor:
-    """Layer norm of every head on its own (a group norm with one group per head), one gain per channel.
+def head_norm(
+    x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | None = None, *, norm: Norm = "layer"
+) -> Tensor:
+    """Layer norm or RMS norm of every head on its own, one gain per channel (of layer norms: a group norm).
 
     bias: one per channel too, added after the gain, or None.
     """
@@ -92,6 +96,7 @@ def head_norm(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | Non
     ):
         from exlstm.ops.norm.numba import head_norm_numba
 
-        return head_norm_numba(x_BTHV, gain_HV, bias_HV, eps)
-    h_BTHV = functional.layer_norm(upcast(x_BTHV), gain_HV.shape[1:], eps=eps) * upcast(gain_HV)
+        return head_norm_numba(x_BTHV, gain_HV, bias_HV, eps, norm == "rms")
+    normalize = functional.rms_norm if norm == "rms" else functional.layer_norm
+    h_BTHV = normalize(upcast(x_BTHV), gain_HV.shape[1:], eps=eps) * upcast(gain_HV)
     return (h_BTHV if bias_HV is None else h_BTHV + upcast(bias_HV)).to(x_BTHV.dtype)

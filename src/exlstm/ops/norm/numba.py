@@ -31,10 +31,20 @@ def standardize(h_V: Array, eps: float, n_V: Array) -> Number:
 
 
 @helper()
-def norm_backward(n_V: Array, factor: Number, dn_V: Array, dh_V: Array) -> None:
-    """dh = factor (dn - mean(dn) - n mean(n dn))"""
+def normalize(h_V: Array, rms: bool, eps: float, n_V: Array) -> Number:
+    """n = h / sqrt(mean square + eps) or, without `rms`, `standardize`; returns the factor."""
+    if not rms:
+        return standardize(h_V, eps, n_V)
+    factor = float32(1.0 / sqrt(float64(dot(h_V, h_V)) / h_V.size + eps))
+    shift(h_V, float32(0.0), factor, n_V)
+    return factor
+
+
+@helper()
+def norm_backward(n_V: Array, factor: Number, rms: bool, dn_V: Array, dh_V: Array) -> None:
+    """dh = factor (dn - mean(dn) - n mean(n dn)); of an RMS norm without mean(dn)."""
     width = float32(n_V.size)
-    mean, along = total(dn_V) / width, dot(dn_V, n_V) / width
+    mean, along = float32(0.0) if rms else total(dn_V) / width, dot(dn_V, n_V) / width
     for j in range(n_V.size):
         dh_V[j] = (dn_V[j] - mean - n_V[j] * along) * factor
 
@@ -50,10 +60,7 @@ def norm_rows(first: int, last: int, M: int, D: int, x_MD: Floats, gain_D: Float
         read_numbers(bias_D, bf16, b)
     for m in range(first, last):
         read_numbers(x_MD + m * row_bytes, bf16, row)
-        if rms:
-            shift(row, float32(0.0), float32(1.0 / sqrt(float64(dot(row, row)) / D + eps)), y)
-        else:
-            standardize(row, eps, y)
+        normalize(row, rms, eps, y)
         multiply(y, g, y)
         if bias_D != 0:
             add(b, y)
@@ -70,7 +77,7 @@ def norm_numba(x: Tensor, gain_D: Tensor, bias_D: Tensor | None, eps: float, rms
 
 @kernel()
 def head_norm_rows(first: int, last: int, M: int, H: int, V: int, h_MHV: Floats, gain_HV: Floats, bias_HV: Floats,
-                   y_MHV: Floats, bf16: bool, eps: float) -> None:  # fmt: skip
+                   y_MHV: Floats, bf16: bool, rms: bool, eps: float) -> None:  # fmt: skip
     """Rows of y = norm of h's heads * gain + bias."""
     size, E = (2 if bf16 else 4), H * V
     g, b, h, y = np.empty(E, float32), np.empty(E, float32), np.empty(V, float32), np.empty(E, float32)
@@ -80,30 +87,18 @@ def head_norm_rows(first: int, last: int, M: int, H: int, V: int, h_MHV: Floats,
     for m in range(first, last):
         for e in range(0, E, V):
             read_numbers(h_MHV + size * (m * E + e), bf16, h)
-            standardize(h, eps, y[e : e + V])
+            normalize(h, rms, eps, y[e : e + V])
         multiply(y, g, y)
         if bias_HV != 0:
             add(b, y)
         write_numbers(y, y_MHV + size * m * E, bf16)
 
 
-def head_norm_numba(h_BTHV: Tensor, gain_HV: Tensor, bias_HV: Tensor | None, eps: float) -> Tensor:
+def head_norm_numba(h_BTHV: Tensor, gain_HV: Tensor, bias_HV: Tensor | None, eps: float, rms: bool) -> Tensor:
     """`head_norm` of a few rows, without a graph; all contiguous and of one dtype."""
     H, V = gain_HV.shape
     M, y_BTHV = h_BTHV.numel() // (H * V), torch.empty_like(h_BTHV)
     cost = microseconds(bytes=2 * h_BTHV.nbytes, flops=10 * h_BTHV.numel())
-    launch(
-        head_norm_rows,
-        M,
-        M,
-        H,
-        V,
-        h_BTHV.view(M, H, V),
-        gain_HV,
-        bias_HV,
-        y_BTHV.view(M, H, V),
-        h_BTHV.dtype is torch.bfloat16,
-        eps,
-        cost=cost,
-    )
+    heads, bf16 = (h_BTHV.view(M, H, V), gain_HV, bias_HV, y_BTHV.view(M, H, V)), h_BTHV.dtype is torch.bfloat16
+    launch(head_norm_rows, M, M, H, V, *heads, bf16, rms, eps, cost=cost)
     return y_BTHV
