@@ -26,8 +26,8 @@ SURFACE = {
     ),
     "BlockConfig": "(*, mixer: MixerConfig, mlp: MLPConfig | None = None) -> None",
     "MLPConfig": (
-        "(*, hidden: int, activation: Literal['gelu', 'silu', 'relu', 'relu2', 'sigmoid', 'selu'] = 'gelu', bias: bool "
-        "= False) -> None"
+        "(*, hidden: int, activation: Literal['gelu', 'gelu_tanh', 'silu', 'relu', 'relu2', 'sigmoid', 'selu'] = "
+        "'gelu', bias: bool = False, gated: bool = True) -> None"
     ),
     "preset": "(name: str, *, vocab_size: int | None = None) -> LMConfig",
     "xlstm_pattern": "(ratio: str, depth: int, *, slstm_at: tuple[int, ...] | None = None) -> str",
@@ -177,7 +177,10 @@ SURFACE = {
     "ops.rope.rope": "(x_BTHK: Tensor, position_BT: Tensor, *, base: float = 10000.0) -> Tensor",
     "ops.norm.layer_norm": "(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor",
     "ops.norm.rms_norm": "(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor",
-    "ops.norm.head_norm": "(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | None = None) -> Tensor",
+    "ops.norm.head_norm": (
+        "(x_BTHV: Tensor, gain_HV: Tensor, eps: float, bias_HV: Tensor | None = None, *, norm: Literal['layer', 'rms'] "
+        "= 'layer') -> Tensor"
+    ),
 }
 OPS = {
     "attention": attention,

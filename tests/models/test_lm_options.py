@@ -134,21 +134,21 @@ def both_ways(model, B, steps=8):
     return loops[0], *(torch.stack([loop(x_B) for x_B in tokens(B, steps).T], dim=1) for loop in loops)
 
 
-PLAYED = {"gelu", "silu", "sigmoid"}
+REPLAYED = set(ACTIVATIONS) - {"selu"}
 
 
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_token_loop_gives_the_models_numbers(activation, norm, B):
-    """Played where the activation is known there; else called, and it says why."""
+    """Replayed where the activation is known there; else called, and it says why."""
     model = build(options(activation, norm=norm, out_norm=norm == "layer"))
     loop, replayed, called = both_ways(model, B)
     torch.testing.assert_close(replayed, called, rtol=0, atol=1e-4)
     exact = build(model.config, torch.float64)
     exact.load_state_dict({name: x.double() for name, x in model.state_dict().items()})
     torch.testing.assert_close(called.double(), both_ways(exact, B)[2], rtol=0, atol=1e-3)
-    if activation in PLAYED:
+    if activation in REPLAYED:
         assert loop.why_not is None
     else:
         assert "aten" in loop.why_not
@@ -230,5 +230,5 @@ def test_a_model_saved_before_there_were_these_options(tmp_path):
 
 
 def test_an_activation_that_is_not_known():
-    with pytest.raises(ValueError, match="activation is 'swish'; it must be one of gelu, silu"):
+    with pytest.raises(ValueError, match=r"activation is 'swish'; it must be one of gelu, .*silu"):
         LM(options("swish"))

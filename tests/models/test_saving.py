@@ -212,7 +212,7 @@ def test_the_format_is_what_it_was():
                 "recurrence_seed": 0, "recurrent_init": "zeros", "forget_bias": "power_law", "norm_eps": 1e-5,
                 "input_gate": "exp", "normalize": True,
             },
-            "mlp": {"hidden": 64, "activation": "gelu", "bias": False},
+            "mlp": {"hidden": 64, "activation": "gelu", "bias": False, "gated": True},
         }],
     }  # fmt: skip
 
@@ -228,6 +228,7 @@ def test_options_that_came_later_may_be_missing():
     for block, names in zip(data["blocks"], later, strict=True):
         for name in names:
             del block["mixer"][name]
+    del data["blocks"][1]["mlp"]["gated"]
     assert config_from_json(data) == config
 
 

@@ -33,6 +33,36 @@ def test_uniform_stays_within_its_bound():
     assert 0.49 < x.abs().max() <= 0.5
 
 
+def test_between_two_numbers():
+    x = filled(init.between(1, 16), 1000)
+    assert 1 <= x.min() < 1.1
+    assert 15.9 < x.max() < 16
+    x = filled(init.log_uniform(1e-3, 1e-1), 10_000)
+    assert x.min() >= 1e-3
+    assert x.max() < 0.1
+    assert abs(x.log10().mean() + 2) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 7), (7, 3), (2, 4, 6)])
+def test_orthogonal(shape):
+    x = filled(init.orthogonal(0.5), *shape)
+    gram = x @ x.mT if shape[-2] <= shape[-1] else x.mT @ x
+    torch.testing.assert_close(gram, 0.25 * torch.eye(gram.shape[-1]).expand_as(gram), rtol=1e-5, atol=1e-6)
+
+
+def test_inverses():
+    """Filled are the values of which a function gives those of another fill."""
+    for inverse, function in (
+        (init.logs, torch.exp), (init.logits, torch.sigmoid), (init.inverse_softplus, nn.functional.softplus)
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        want = filled(init.log_uniform(1e-4, 0.9), 100)
+        torch.manual_seed(0)
+        torch.testing.assert_close(function(filled(inverse(init.log_uniform(1e-4, 0.9)), 100)), want, rtol=1e-5, atol=0)
+    assert filled(init.inverse_softplus(init.constant(30.0)), 1) == 30
+    assert filled(init.counted, 2, 3).tolist() == [[1, 2, 3]] * 2
+
+
 def test_constant_ones():
     assert (filled(init.zeros, 2, 3) == 0).all()
     assert (filled(init.ones, 2, 3) == 1).all()

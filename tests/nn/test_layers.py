@@ -1,14 +1,16 @@
 """The holders of parameters against their formulas."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import elu, gelu, linear, silu
 
 from exlstm.nn.layers import (
     ACTIVATIONS,
+    MLP,
     BlockLinear,
     CausalConv,
-    GatedMLP,
     HeadNorm,
     WidthNorm,
     round_up,
@@ -53,6 +55,7 @@ def selu(x):
 
 FORMULAS = {
     "gelu": gelu,
+    "gelu_tanh": lambda x: x / 2 * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))),
     "silu": silu,
     "relu": lambda x: x.clamp(min=0),
     "relu2": lambda x: x.clamp(min=0) ** 2,
@@ -68,7 +71,7 @@ def test_every_activation_has_a_formula():
 @pytest.mark.parametrize(("activation", "act"), FORMULAS.items(), ids=FORMULAS)
 def test_gated_mlp(activation, act):
     """The first half of `up` is the gate, and gelu is the exact one."""
-    mlp, x = random(GatedMLP(6, 10, activation)).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    mlp, x = random(MLP(6, 10, activation)).double(), torch.randn(2, 5, 6, dtype=torch.float64)
     gate, value = mlp.up.weight[:10], mlp.up.weight[10:]
     want = (act(x @ gate.mT) * (x @ value.mT)) @ mlp.down.weight.mT
     torch.testing.assert_close(mlp(x), want, rtol=1e-12, atol=1e-12)
@@ -79,16 +82,24 @@ def test_gated_mlp(activation, act):
 
 
 def test_gated_mlp_with_biases():
-    mlp, x = random(GatedMLP(6, 10, "relu2", bias=True)).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    mlp, x = random(MLP(6, 10, "relu2", bias=True)).double(), torch.randn(2, 5, 6, dtype=torch.float64)
     inner = x @ mlp.up.weight.mT + mlp.up.bias
     want = (inner[..., :10].clamp(min=0) ** 2 * inner[..., 10:]) @ mlp.down.weight.mT + mlp.down.bias
     torch.testing.assert_close(mlp(x), want, rtol=1e-12, atol=1e-12)
     assert mlp.up.bias.shape == (20,)
 
 
+def test_plain_mlp():
+    """One matrix up, with no gate in it."""
+    mlp, x = random(MLP(6, 10, "gelu", bias=True, gated=False)).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    want = gelu(x @ mlp.up.weight.mT + mlp.up.bias) @ mlp.down.weight.mT + mlp.down.bias
+    torch.testing.assert_close(mlp(x), want, rtol=1e-12, atol=1e-12)
+    assert mlp.up.weight.shape == (10, 6)
+
+
 def test_an_activation_that_is_not_known():
-    with pytest.raises(ValueError, match=r"^activation is 'tanh'; it must be one of gelu, silu, relu, .*, selu\.$"):
-        GatedMLP(6, 10, "tanh")
+    with pytest.raises(ValueError, match=r"^activation is 'swish'; it must be one of gelu, .*, selu\.$"):
+        MLP(6, 10, "swish")
 
 
 def test_width_norm():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from exlstm.runtime.capture import NotCapturable
 from exlstm.runtime.cpu.aten import capture_step
@@ -91,6 +92,37 @@ def test_a_state_inside_a_larger_tensor_is_refused():
 def test_states_that_cannot_be_bound_are_refused(end, match):
     with pytest.raises(NotCapturable, match=match):
         captured(lambda x_N, before_N: (before_N + x_N, end(before_N)), torch.ones(4), (torch.zeros(4), torch.zeros(4)))
+
+
+OPERATIONS = {
+    "add": lambda x, y: x + y, "add number": lambda x, y: x + 2, "subtract": lambda x, y: x - y,
+    "subtract number": lambda x, y: x - 0.5, "from number": lambda x, y: 1 - x, "negate": lambda x, y: -x,
+    "multiply": lambda x, y: x * y, "scale": lambda x, y: 3 * x, "divide": lambda x, y: x / 3,
+    "square": lambda x, y: x.square(), "exp": lambda x, y: x.exp(), "tanh": lambda x, y: x.tanh(),
+    "sigmoid": lambda x, y: x.sigmoid(), "silu": lambda x, y: functional.silu(x), "relu": lambda x, y: x.relu(),
+    "gelu": lambda x, y: functional.gelu(x), "gelu tanh": lambda x, y: functional.gelu(x, approximate="tanh"),
+    "softplus": lambda x, y: functional.softplus(x), "logsigmoid": lambda x, y: functional.logsigmoid(x),
+    "clone": lambda x, y: x[:, ::2].clone(), "cat": lambda x, y: torch.cat([x, y], dim=1),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_of_torch_are_replayed(name, dtype):
+    """With other numbers than at the capture, small ones, large ones and NaN."""
+    torch.manual_seed(0)
+    x, y = torch.zeros(3, 40, dtype=dtype), torch.zeros(3, 40, dtype=dtype)
+    graph, out = capture_step(lambda: OPERATIONS[name](x, y))
+    step = CapturedGraph(graph, [])
+    for scale in (1e-3, 1.0, 30.0):
+        x.copy_(scale * torch.randn(3, 40))
+        x[1, 3], x[2, 0] = torch.nan, 0.0
+        y.copy_(torch.randn(3, 40))
+        step.replay(0)
+        exact = OPERATIONS[name](x.double(), y.double())
+        size = 2e-6 if dtype is torch.float32 else 8e-3
+        torch.testing.assert_close(out.double(), exact, rtol=size, atol=size * 1e-3, equal_nan=True)
 
 
 def test_an_operation_that_is_not_known_is_named():

@@ -6,7 +6,7 @@ B batch  T time  D model width  C classes (vocabulary)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from exlstm.models.states.snapshot import Snapshot, Tokens, read
 from exlstm.models.summary import summary
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Share, Size, check_fields
-from exlstm.nn.layers import Activation, GatedMLP, WidthNorm, soft_cap
+from exlstm.nn.layers import MLP, Activation, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
 from exlstm.ops.arguments import checked_rows
 from exlstm.ops.norm import Norm
@@ -30,7 +30,7 @@ from exlstm.runtime.tracing import tracer
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig:
-    """A gated MLP: down(act(gate(x)) * up(x)) with `hidden` channels inside.
+    """A gated MLP, down(act(gate(x)) * up(x)), with `hidden` channels inside; without `gated` down(act(up(x))).
 
     activation: "gelu" is the exact one, "relu2" the square of relu. bias: of both projections.
     """
@@ -38,6 +38,7 @@ class MLPConfig:
     hidden: Size
     activation: Activation = "gelu"
     bias: bool = False
+    gated: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -102,7 +103,7 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = None, None
         if block.mlp is not None:
             self.mlp_norm = width_norm(config)
-            self.mlp = GatedMLP(config.width, block.mlp.hidden, block.mlp.activation, block.mlp.bias)
+            self.mlp = MLP(config.width, **asdict(block.mlp))
             biases = dict.fromkeys(("up.bias", "down.bias") if block.mlp.bias else (), init.zeros)
             weights = {"up.weight": init.small(config.width), "down.weight": init.wang(config.width, depth)}
             init.fill(self.mlp, weights | biases)

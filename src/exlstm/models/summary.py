@@ -79,7 +79,8 @@ def block_line(model: "LM", index: int) -> str:
     """Row of the table for a block."""
     config, block = model.config.blocks[index], model.blocks[index]
     kind = type(config.mixer).__name__.removesuffix("Config")
-    mlp = "" if config.mlp is None else f" + MLP {config.mlp.hidden} {config.mlp.activation}"
+    plain = "" if config.mlp is None or config.mlp.gated else " plain"
+    mlp = "" if config.mlp is None else f" + MLP {config.mlp.hidden} {config.mlp.activation}{plain}"
     state = model.mixers[index].state_bytes(0)
     return f"{index:>5}  {kind + mlp:<34} {parameters(block):>14,} {state:>14,}"
 

@@ -3,6 +3,7 @@
 A table maps every parameter's name to its fill; a parameter without a row is an error.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -44,6 +45,46 @@ def wang(width: int, depth: int) -> Fill:
 def uniform(bound: float) -> Fill:
     """U(-bound, bound)."""
     return lambda x: x.uniform_(-bound, bound)
+
+
+def between(low: float, high: float) -> Fill:
+    """U(low, high)."""
+    return lambda x: x.uniform_(low, high)
+
+
+def log_uniform(low: float, high: float) -> Fill:
+    """exp(U(log low, log high)): each factor of e is as likely as the next, as for the step sizes of state spaces."""
+    return lambda x: x.uniform_(math.log(low), math.log(high)).exp_()
+
+
+def orthogonal(gain: float = 1.0) -> Fill:
+    """Matrices, along the last two axes, with orthonormal rows or columns, times `gain`."""
+
+    def apply(x: Tensor) -> None:
+        for matrix in x.view(-1, *x.shape[-2:]):
+            nn.init.orthogonal_(matrix, gain)
+
+    return apply
+
+
+def counted(x: Tensor) -> None:
+    """1, 2, 3, ... along the last axis."""
+    x.copy_(torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype).expand_as(x))
+
+
+def logs(of: Fill) -> Fill:
+    """log of the values of `of`, for parameters whose exponential is used."""
+    return lambda x: (of(x), x.log_())
+
+
+def logits(of: Fill) -> Fill:
+    """The values whose sigmoids are those of `of`."""
+    return lambda x: (of(x), x.logit_())
+
+
+def inverse_softplus(of: Fill) -> Fill:
+    """The values whose softplus is that of `of`: y + log(1 - exp(-y))."""
+    return lambda x: (of(x), x.add_(torch.log(-torch.expm1(-x))))
 
 
 def linspace(first: float, last: float) -> Fill:

@@ -4,6 +4,7 @@ B batch  T time  D width  H blocks or heads  K input and V output width of each 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from exlstm.ops.block_linear import block_linear
 from exlstm.ops.conv import ConvActivation, ConvState, causal_conv
 from exlstm.ops.norm import Norm, head_norm, layer_norm, rms_norm
 
-Activation = Literal["gelu", "silu", "relu", "relu2", "sigmoid", "selu"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "sigmoid", "selu"]
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -25,6 +26,7 @@ def squared_relu(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,  # exact, with erf
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "silu": functional.silu,
     "relu": functional.relu,
     "relu2": squared_relu,
@@ -96,24 +98,29 @@ class CausalConv(nn.Module):
         return causal_conv(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B, activation=activation)
 
 
-class GatedMLP(nn.Module):
-    """Gated MLP, down(act(gate(x)) * up(x)), perhaps with biases (Shazeer 2020). Gate and up: one matrix, gate first.
+class MLP(nn.Module):
+    """MLP: down(act(up(x))), or gated down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202), perhaps with biases.
 
-    ValueError for an activation that is not one of ACTIVATIONS.
+    Gate and up are one matrix, gate first. ValueError for an activation that is not one of ACTIVATIONS.
     """
 
-    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool = False) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool = False, gated: bool = True) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
-        self.up = Linear(width, 2 * hidden, bias=bias)
+        self.up = Linear(width, (2 if gated else 1) * hidden, bias=bias)
         self.down = Linear(hidden, width, bias=bias)
-        self.activation = activation
+        self.activation, self.gated = activation, gated
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
-        y_BTD: Tensor = self.down(ACTIVATIONS[self.activation](gate_BTF) * value_BTF)
+        act, up = ACTIVATIONS[self.activation], self.up(x_BTD)
+        if self.gated:
+            gate_BTF, value_BTF = up.chunk(2, dim=-1)
+            up = act(gate_BTF) * value_BTF
+        else:
+            up = act(up)
+        y_BTD: Tensor = self.down(up)
         return y_BTD
 
 

@@ -294,12 +294,15 @@ def write_slstm(mixer: SLSTMConfig) -> dict[str, Any]:
 
 
 def write_mlp(mlp: MLPConfig, width: int) -> dict[str, Any]:
-    """Settings of the MLP after an sLSTM."""
-    multiple = multiple_of(mlp.hidden)
+    """Settings of the MLP after an sLSTM. ValueError for one that this layout cannot hold."""
+    multiple, names = multiple_of(mlp.hidden), {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    if not mlp.gated or mlp.activation not in names:
+        kind = f"{'a gated' if mlp.gated else 'a plain'} MLP with {mlp.activation}"
+        raise ValueError(f"there is {kind}; this layout has gated ones with {', '.join(names)} only.")
     return {
         "proj_factor": factor(width, mlp.hidden, ceil_to(multiple), 1.3),
         "round_proj_up_to_multiple_of": multiple,
-        "act_fn": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == mlp.activation),
+        "act_fn": names[mlp.activation],
         "bias": mlp.bias,
     }
 

@@ -162,6 +162,7 @@ def write(config: LMConfig) -> dict[str, Any]:
         "input_gate": (mixer.input_gate, "exp"),
         "normalize": (mixer.normalize, True),
         "activation": (mlp.activation, "silu"),
+        "gated": (mlp.gated, True),
         "norm": (config.norm, "rms"),
         "norm_eps of the mixers": (mixer.norm_eps, config.norm_eps),
         "bias of the MLPs": (mlp.bias, mixer.bias),

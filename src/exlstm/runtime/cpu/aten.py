@@ -8,7 +8,7 @@ N numbers in a row  M rows  C classes (rows of the embedding)  D its width
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import erf, prod, sqrt
+from math import erf, pi, prod, sqrt
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,11 +20,13 @@ from exlstm.runtime.capture import Graph, Node, NotCapturable, capturing
 from exlstm.runtime.cpu.bfloat16 import Array, copy_number, read_numbers, write_numbers
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import I64, Constants, ConstantTable, Floats, Kernel, Strided, kernel
-from exlstm.runtime.cpu.math import sigmoid, tanh
+from exlstm.runtime.cpu.math import exp, log_sigmoid, sigmoid, tanh, where
 from exlstm.runtime.cpu.memory import long_at
 from exlstm.runtime.internals import DispatchMode, is_memory_fill
 
-ADD, MULTIPLY, SCALE, DIVIDE, TANH, SIGMOID, SILU, GELU = range(8)
+ADD, SUBTRACT, MULTIPLY = range(3)  # two tensors
+SHIFT, SCALE, DIVIDE, SUBTRACT_FROM = range(3, 7)  # a tensor and a number
+TANH, SIGMOID, SILU, GELU, GELU_TANH, EXP, RELU, SQUARE, SOFTPLUS, LOG_SIGMOID = range(7, 17)
 AXES = 5  # of a copied tensor, at most
 DTYPES = (torch.float32, torch.bfloat16)
 Result = TypeVar("Result")
@@ -47,18 +49,47 @@ def activate(code: int, x_N: Array) -> None:
         for j in range(x_N.size):
             x = float64(x_N[j])
             x_N[j] = float32(0.5 * x * (1.0 + erf(x * sqrt(0.5))))
+    elif code == GELU_TANH:
+        twice, cubic = float32(2.0 * sqrt(2.0 / pi)), float32(0.044715)
+        for j in range(x_N.size):
+            y = x_N[j]
+            x_N[j] = y * sigmoid(twice * (y + cubic * y * y * y))  # (1 + tanh(u)) / 2 loses digits far below zero
+    elif code == EXP:
+        for j in range(x_N.size):
+            x_N[j] = exp(x_N[j])
+    elif code == RELU:
+        for j in range(x_N.size):
+            x_N[j] = where(x_N[j] < float32(0.0), float32(0.0), x_N[j])
+    elif code == SQUARE:
+        for j in range(x_N.size):
+            x_N[j] *= x_N[j]
+    elif code == SOFTPLUS:
+        for j in range(x_N.size):
+            x_N[j] = -log_sigmoid(-x_N[j])
+    elif code == LOG_SIGMOID:
+        for j in range(x_N.size):
+            x_N[j] = log_sigmoid(x_N[j])
 
 
 @helper()
 def combine(code: int, x_N: Array, y_N: Array, factor: float) -> None:
-    """A sum or a product, in place."""
+    """A sum or a product, of two tensors or of one and a number, in place."""
     number = float32(factor)
     if code == ADD:
         for j in range(x_N.size):
             x_N[j] += y_N[j]
+    elif code == SUBTRACT:
+        for j in range(x_N.size):
+            x_N[j] -= y_N[j]
     elif code == MULTIPLY:
         for j in range(x_N.size):
             x_N[j] *= y_N[j]
+    elif code == SHIFT:
+        for j in range(x_N.size):
+            x_N[j] += number
+    elif code == SUBTRACT_FROM:
+        for j in range(x_N.size):
+            x_N[j] = number - x_N[j]
     elif code == SCALE:
         for j in range(x_N.size):
             x_N[j] *= number
@@ -219,9 +250,23 @@ class TorchCapture(DispatchMode):  # type: ignore[no-untyped-call]
 
 def add(x: Tensor, y: Any, *, alpha: float = 1) -> tuple[Any, ...]:
     """x + alpha y"""
-    if alpha != 1 or not isinstance(y, Tensor):
-        raise NotCapturable("a sum with a number")
-    return ADD, x, y
+    if alpha != 1 or (isinstance(y, Tensor) and not y.ndim):
+        raise NotCapturable("a sum with a scaled tensor or one of no axes")
+    return (ADD if isinstance(y, Tensor) else SHIFT), x, y
+
+
+def subtract(x: Tensor, y: Any, *, alpha: float = 1) -> tuple[Any, ...]:
+    """x - alpha y"""
+    if alpha != 1 or (isinstance(y, Tensor) and not y.ndim):
+        raise NotCapturable("a difference with a scaled tensor or one of no axes")
+    return (SUBTRACT, x, y) if isinstance(y, Tensor) else (SHIFT, x, -y)
+
+
+def subtract_from(x: Tensor, y: float, alpha: float = 1) -> tuple[Any, ...]:
+    """y - alpha x"""
+    if alpha != 1:
+        raise NotCapturable("a difference with a scaled tensor")
+    return SUBTRACT_FROM, x, y
 
 
 def multiply(x: Tensor, y: Any) -> tuple[Any, ...]:
@@ -236,11 +281,23 @@ def divide(x: Tensor, y: Any) -> tuple[Any, ...]:
     return DIVIDE, x, y
 
 
+def power(x: Tensor, exponent: float) -> tuple[Any, ...]:
+    """x squared."""
+    if exponent != 2:
+        raise NotCapturable(f"the power {exponent}")
+    return SQUARE, x
+
+
 def gelu(x: Tensor, *, approximate: str = "none") -> tuple[Any, ...]:
-    """The exact GELU."""
-    if approximate != "none":
-        raise NotCapturable("an approximate gelu")
-    return GELU, x
+    """The GELU, exact or by tanh."""
+    return (GELU if approximate == "none" else GELU_TANH), x
+
+
+def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> tuple[Any, ...]:
+    """log(1 + e^x)"""
+    if (beta, threshold) != (1, 20):
+        raise NotCapturable("a softplus of another slope or threshold")
+    return SOFTPLUS, x
 
 
 def unary(code: int) -> Callable[..., tuple[Any, ...]]:
@@ -255,13 +312,21 @@ POINTWISE: dict[Any, Callable[..., tuple[Any, ...]]] = {
     aten.mul_.Tensor: multiply,
     aten.div.Tensor: divide,
     aten.div_.Tensor: divide,
+    aten.sub.Tensor: subtract,
+    aten.rsub.Scalar: subtract_from,
+    aten.neg.default: lambda x: (SCALE, x, -1.0),
+    aten.pow.Tensor_Scalar: power,
     aten.gelu.default: gelu,
+    aten.softplus.default: softplus,
+    aten.exp.default: unary(EXP),
+    aten.relu.default: unary(RELU),
     aten.tanh.default: unary(TANH),
     aten.tanh_.default: unary(TANH),
     aten.sigmoid.default: unary(SIGMOID),
     aten.silu.default: unary(SILU),
 }
 SPECIAL: dict[Any, Callable[..., None]] = {
+    aten.log_sigmoid_forward.default: lambda self, out, x: self.pointwise(out[0], LOG_SIGMOID, x),
     aten.clone.default: TorchCapture.copy,
     aten._to_copy.default: TorchCapture.copy,
     aten.cat.default: TorchCapture.concatenate,
