@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
@@ -146,7 +147,30 @@ def test_patterns():
         assert (config.norm, config.norm_eps) == ("rms", 1e-6)
 
 
-@pytest.mark.parametrize("pattern", ["mxm", "", "m m", "m,s"])
+def test_patterns_of_names():
+    """Names and letters side by side, repeated; heads go to every mixer that has them."""
+    config = lm_from_pattern("mlstm*2, attention,ss", vocab_size=7, width=64, heads=2)
+    assert config.blocks == lm_from_pattern("mmass", vocab_size=7, width=64, heads=2).blocks
+    assert lm_from_pattern("lstm", vocab_size=7, width=64, heads=2).blocks[0].mixer == LSTMConfig()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_makes_a_model(name):
+    """With the MLP, or the partner, of its published models."""
+    config = lm_from_pattern(f"{name}*2", vocab_size=7, width=64)
+    style = MIXERS[name].style
+    assert len(config.blocks) == (2 if style.partner is None else 4)
+    assert config.norm == style.norm
+    mlp = config.blocks[0].mlp
+    assert (mlp is None) == (style.activation is None)
+    if mlp is None:
+        assert style.partner is not None or hasattr(config.blocks[0].mixer, "up_factor"), "nothing in it can be scaled"
+    with torch.device("meta"):
+        LM(config)
+
+
+@pytest.mark.parametrize("pattern", ["mxm", "", "m m", "m,,s", "mlstm*0", "mlstm*", "mlstm*-1", "mlstm*99999", "x*2"])
 def test_a_pattern_that_is_none(pattern):
-    with pytest.raises(ValueError, match=r"the block pattern .* is not made of the letters msMal; write e.g. mmms"):
+    with pytest.raises(ValueError, match=r"^the block pattern .*\.$") as error:
         lm_from_pattern(pattern, vocab_size=7, width=64)
+    assert repr(pattern) in str(error.value)

@@ -6,13 +6,13 @@ from torch import nn
 
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.lm import LM, BlockConfig, LMConfig
-from exlstm.models.pattern import BLOCKS, lm_from_pattern
+from exlstm.models.pattern import LETTERS, lm_from_pattern
 from exlstm.train.config import TrainConfig
 from exlstm.train.optimizer import adamw, decay_groups, decays
 
 
 def model(**changes: object) -> LM:
-    base = lm_from_pattern("".join(BLOCKS), vocab_size=11, width=64)
+    base = lm_from_pattern("".join(LETTERS), vocab_size=11, width=64)
     return LM(LMConfig(**{**{name: getattr(base, name) for name in base.__dataclass_fields__}, **changes}))
 
 

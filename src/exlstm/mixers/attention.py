@@ -5,11 +5,12 @@ B batch  T time  D model width  H heads  K head width
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import check_width, checked, mask_tail
+from exlstm.mixers.contract import BlockStyle, check_width, checked, mask_tail
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -23,6 +24,7 @@ class AttentionConfig:
     kv_heads: heads of keys and values, None: as many as of queries. window: steps that a step may see, None: all.
     """
 
+    style: ClassVar[BlockStyle] = BlockStyle()
     heads: Size = 4
     kv_heads: Size | None = None
     window: Size | None = None

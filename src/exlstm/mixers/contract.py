@@ -17,14 +17,16 @@ B batch  T time  D model width
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from exlstm.mixers.state import State, state_nbytes
+from exlstm.nn.layers import Activation
 from exlstm.ops.arguments import checked_rows
 from exlstm.ops.common import length_mask, wide_dtype, zero_padding
+from exlstm.ops.norm import Norm
 
 
 class Mixer(Protocol):
@@ -40,9 +42,27 @@ class Mixer(Protocol):
         """FLOPs per token beyond 2 per weight: "prefill" of `length` tokens (forward), or "decode" at that position."""
 
 
+class BlockStyle(NamedTuple):
+    """What stands around a mixer in its published models.
+
+    norm: of the width. activation: of the MLP that follows, with factor * width channels inside, rounded up to a
+    multiple of 64; None: no MLP. gated, bias: of that MLP.
+    partner: the name of a mixer whose block follows in place of an MLP, or None.
+    """
+
+    norm: Norm = "rms"
+    activation: Activation | None = "silu"
+    factor: float = 2.667
+    gated: bool = True
+    bias: bool = False
+    partner: str | None = None
+
+
 @runtime_checkable
 class MixerConfig(Protocol):
-    """Frozen dataclass of plain values that builds a mixer."""
+    """Frozen dataclass of plain values that builds a mixer. A config without an MLP has an `up_factor` to be scaled."""
+
+    style: ClassVar[BlockStyle]
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer for model width `width`, as block `index` of `depth` (some initial values depend on these)."""

@@ -4,12 +4,12 @@ B batch  T time  D model width (that of the hidden state too)  V width of a head
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Finite, Size, check_fields
 from exlstm.nn.recurrence import block_diagonal
@@ -25,6 +25,7 @@ class LSTMConfig:
     heads: blocks of the block-diagonal recurrent weights (the paper's "LSTM (Block)"); 1: dense.
     """
 
+    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation="gelu", factor=1.3)
     heads: Size = 1
     forget_bias: Finite | Literal["power_law"] = 1.0
 

@@ -11,12 +11,12 @@ B batch  T time  D model width  E inner width  J all of q, k, v  H heads  V head
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up
@@ -42,6 +42,7 @@ class MLSTMConfig:
       is zero for every input has no gradient. forget_gate: "sigmoid", or "exp", which starts as open as that.
     """
 
+    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None)
     heads: Size = 4
     up_factor: Factor = 2.0
     conv_width: Size = 4

@@ -9,11 +9,12 @@ B batch  T time  D model width  H heads  K key width  V value width
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm, soft_cap
@@ -29,6 +30,7 @@ class MLSTMLargeConfig:
     bias: of q, k, v, o, out and the head norm; gates always have one.
     """
 
+    style: ClassVar[BlockStyle] = BlockStyle()
     heads: Size = 4
     key_factor: Factor = 0.5
     value_factor: Factor = 1.0

@@ -8,12 +8,12 @@ B batch  T time  D model width  H heads  K, V head width  G gates: i, f, z, o
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm
@@ -52,6 +52,7 @@ class SLSTMConfig:
       and unbounded gates, which get h through R, can leave the range of float32.
     """
 
+    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation="gelu", factor=1.3)
     heads: Size = 4
     conv_width: SizeOrZero = 4
     forget_gate: ForgetGate = "sigmoid"

@@ -1,60 +1,93 @@
-"""Patterns of blocks, one letter each, and the models they describe.
+"""Patterns of blocks, and the models they describe.
+
+    mmms                           letters, one per block
+    mamba*4                        a name in MIXERS, perhaps repeated
+    rglru,rglru,attention,mm       several of these, with commas between
 
 m  mLSTM of the paper (its own up-projection)      s  sLSTM of the paper + gated GELU MLP
 M  mLSTM of xLSTM-7B + SwiGLU MLP                  a  attention as in Llama + SwiGLU MLP
 l  LSTM + gated GELU MLP
+
+A mixer by its name has the MLP of its published models (`BlockStyle`).
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
-from exlstm.mixers.attention import AttentionConfig
-from exlstm.mixers.lstm import LSTMConfig
-from exlstm.mixers.mlstm import MLSTMConfig
-from exlstm.mixers.mlstm_large import MLSTMLargeConfig
-from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.mixers import MIXERS
+from exlstm.mixers.contract import BlockStyle, MixerConfig
 from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
 from exlstm.nn.layers import round_up
+from exlstm.ops.norm import Norm
+
+LETTERS = {"m": "mlstm", "s": "slstm", "M": "mlstm_large", "a": "attention", "l": "lstm"}
+NAME = re.compile(r"(\w+)(?:\*(\d{1,5}))?")
+MOST = 10_000  # blocks; more of them are a slip of the keyboard
 
 
-def paper_mlp(width: int) -> MLPConfig:
-    """The MLP after an sLSTM in the paper's trained models: factor 1.3, rounded up to a multiple of 64."""
-    return MLPConfig(hidden=round_up(1.3 * width, 64), activation="gelu")
+def styled_mlp(style: BlockStyle, width: int) -> MLPConfig | None:
+    """The MLP that follows a mixer of this style, or None."""
+    if style.activation is None:
+        return None
+    hidden = round_up(style.factor * width, 64)
+    return MLPConfig(hidden=hidden, activation=style.activation, bias=style.bias, gated=style.gated)
 
 
-def swiglu(width: int) -> MLPConfig:
-    """The MLP of xLSTM-7B and of Llama: factor 2.667, rounded up to a multiple of 64."""
-    return MLPConfig(hidden=round_up(2.667 * width, 64), activation="silu")
+def styled_blocks(mixer: MixerConfig, width: int, options: Mapping[str, Any] | None = None) -> tuple[BlockConfig, ...]:
+    """The mixer's block as in its published models: with an MLP, or with the block of its partner.
+
+    options: fields of the partner's config, as far as it has them.
+    """
+    block = BlockConfig(mixer=mixer, mlp=styled_mlp(mixer.style, width))
+    if mixer.style.partner is None:
+        return (block,)
+    return block, *styled_blocks(configured(mixer.style.partner, options or {}), width)
 
 
-BLOCKS: dict[str, Callable[[int, int], BlockConfig]] = {
-    "m": lambda width, heads: BlockConfig(mixer=MLSTMConfig(heads=heads)),
-    "s": lambda width, heads: BlockConfig(mixer=SLSTMConfig(heads=heads), mlp=paper_mlp(width)),
-    "M": lambda width, heads: BlockConfig(mixer=MLSTMLargeConfig(heads=heads), mlp=swiglu(width)),
-    "a": lambda width, heads: BlockConfig(mixer=AttentionConfig(heads=heads), mlp=swiglu(width)),
-    "l": lambda width, heads: BlockConfig(mixer=LSTMConfig(), mlp=paper_mlp(width)),
-}
+def configured(name: str, options: Mapping[str, Any]) -> MixerConfig:
+    """The config of this name in MIXERS, with those of the options that it has."""
+    cls: Any = MIXERS[name]
+    known = {field.name for field in fields(cls)}
+    found: MixerConfig = cls(**{key: value for key, value in options.items() if key in known})
+    return found
+
+
+def names_of(pattern: str) -> list[str]:
+    """The names in MIXERS of a pattern, one per block. ValueError for a pattern that describes none."""
+    names: list[str] = []
+    for part in pattern.split(","):
+        found = NAME.fullmatch(part.strip())
+        if found and found[1] in MIXERS:
+            names += [found[1]] * int(found[2] or 1)
+        elif found and set(part.strip()) <= set(LETTERS):
+            names += [LETTERS[letter] for letter in part.strip()]
+        else:
+            raise ValueError(
+                f"the block pattern {pattern!r} has the part {part!r}; write letters of {''.join(LETTERS)}, e.g. mmms, "
+                "or names of mixers, e.g. mlstm*4,attention (`exlstm presets` lists them)."
+            )
+    if not 0 < len(names) <= MOST:
+        raise ValueError(f"the block pattern {pattern!r} has {len(names)} blocks; it must have 1 to {MOST:,}.")
+    return names
 
 
 def blocks_from_pattern(pattern: str, *, width: int, heads: int = 4) -> tuple[BlockConfig, ...]:
-    """The blocks of a pattern such as "mmms". ValueError for an unknown letter or an empty pattern."""
-    unknown = sorted(set(pattern) - set(BLOCKS))
-    if unknown or not pattern:
-        raise ValueError(
-            f"the block pattern {pattern!r} is not made of the letters {''.join(BLOCKS)}; write e.g. mmms."
-        )
-    return tuple(BLOCKS[letter](width, heads) for letter in pattern)
+    """The blocks of a pattern such as "mmms" or "mamba*4". ValueError for one that describes no blocks."""
+    options = {"heads": heads}
+    # the LSTM of these models is dense
+    mixers = [configured(name, {} if name == "lstm" else options) for name in names_of(pattern)]
+    return tuple(block for mixer in mixers for block in styled_blocks(mixer, width, options))
 
 
 def lm_from_pattern(pattern: str, *, vocab_size: int, width: int, heads: int = 4) -> LMConfig:
-    """A language model of these blocks with layer norms (RMS norms where every block is one of M, a)."""
-    rms = set(pattern) <= {"M", "a"}
-    return LMConfig(
-        vocab_size=vocab_size,
-        width=width,
-        blocks=blocks_from_pattern(pattern, width=width, heads=heads),
-        norm="rms" if rms else "layer",
-        norm_eps=1e-6 if rms else 1e-5,
-    )
+    """A language model of these blocks, with RMS norms where every block is published with them, else layer norms."""
+    blocks = blocks_from_pattern(pattern, width=width, heads=heads)
+    rms = all(block.mixer.style.norm == "rms" for block in blocks)
+    kind: Norm = "rms" if rms else "layer"
+    norm_eps = 1e-6 if rms else 1e-5
+    return LMConfig(vocab_size=vocab_size, width=width, blocks=blocks, norm=kind, norm_eps=norm_eps)
 
 
 def xlstm_pattern(ratio: str, depth: int, *, slstm_at: tuple[int, ...] | None = None) -> str:

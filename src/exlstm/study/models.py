@@ -2,9 +2,9 @@
 
     compared_models(width=64, heads=4)    {"xlstm[1:0]": ..., "xlstm[0:1]": ..., "xlstm[1:1]": ..., "lstm": ..., ...}
 
-xLSTMs are stacks of the paper's blocks. Every other entry of MIXERS is a model of its own in every study; each of its
-blocks is followed by a gated MLP, as in Llama, unless a line here says otherwise. The LSTM begins with the sLSTM's
-spread of forget biases: with 1.0 everywhere it counts, and learns parity at the lengths of training only.
+xLSTMs are stacks of the paper's blocks. Every other entry of MIXERS is a model of its own in every study, and its
+blocks have the MLPs of its published models (`BlockStyle`). The LSTM begins with the sLSTM's spread of forget biases:
+with 1.0 everywhere it counts, and learns parity at the lengths of training only.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,8 +22,8 @@ from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
-from exlstm.models.pattern import paper_mlp, swiglu, xlstm_pattern
+from exlstm.models.lm import LM, LMConfig
+from exlstm.models.pattern import configured, styled_blocks, xlstm_pattern
 from exlstm.models.summary import parameters
 
 Stack = tuple[MixerConfig, ...]
@@ -49,15 +49,9 @@ def xlstm(
 
 
 def stack(mixers: Stack, *, width: int) -> LMConfig:
-    """A model of these mixers; blocks without an up-projection of their own get a gated MLP."""
-    return LMConfig(vocab_size=2, width=width, blocks=tuple(_block(mixer, width) for mixer in mixers))
-
-
-def _block(mixer: MixerConfig, width: int) -> BlockConfig:
-    if isinstance(mixer, MLSTMConfig):
-        return BlockConfig(mixer=mixer)
-    ours = isinstance(mixer, SLSTMConfig | LSTMConfig)
-    return BlockConfig(mixer=mixer, mlp=paper_mlp(width) if ours else swiglu(width))
+    """A model of these mixers, each with the MLP of its published models, or with the block of its partner."""
+    blocks = tuple(block for mixer in mixers for block in styled_blocks(mixer, width))
+    return LMConfig(vocab_size=2, width=width, blocks=blocks)
 
 
 def builders(
@@ -74,7 +68,9 @@ def builders(
         "attention": (AttentionConfig(**{"heads": heads, **(attention or {})}),) * depth,
     }
     known = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
-    stacks |= {name: (kind(),) * depth for name, kind in MIXERS.items() if kind not in known}
+    partners = {kind.style.partner for kind in MIXERS.values()}
+    others = [name for name, kind in MIXERS.items() if kind not in known and name not in partners]
+    stacks |= {name: (configured(name, {"heads": heads}),) * depth for name in others}
     ours = {
         f"xlstm[{ratio}]": partial(xlstm, ratio, heads=heads, depth=depth, slstm=slstm, mlstm=mlstm)
         for ratio in ("1:0", "0:1", "1:1")
@@ -145,12 +141,13 @@ def _scaled(config: LMConfig, factor: float) -> LMConfig:
     for block in config.blocks:
         if block.mlp is not None:
             hidden = max(1, round(factor * block.mlp.hidden))
-            blocks.append(replace(block, mlp=MLPConfig(hidden=hidden, activation=block.mlp.activation)))
-        elif isinstance(block.mixer, MLSTMConfig):
+            blocks.append(replace(block, mlp=replace(block.mlp, hidden=hidden)))
+        elif hasattr(block.mixer, "up_factor"):
+            mixer: Any = block.mixer
             # the inner width is a multiple of heads and of blocks of q, k and v
-            unit = lcm(block.mixer.heads, block.mixer.qkv_block)
-            up = max(1, round(factor * block.mixer.up_factor * config.width / unit)) * unit / config.width
-            blocks.append(replace(block, mixer=replace(block.mixer, up_factor=up, up_multiple=unit)))
+            unit = lcm(getattr(mixer, "heads", 1), getattr(mixer, "qkv_block", 1))
+            up = max(1, round(factor * mixer.up_factor * config.width / unit)) * unit / config.width
+            blocks.append(replace(block, mixer=replace(mixer, up_factor=up, up_multiple=unit)))
         else:
             blocks.append(block)
     return replace(config, blocks=tuple(blocks))
