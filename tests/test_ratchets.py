@@ -193,12 +193,13 @@ def test_the_formatter_is_switched_off_no_more_often():
 def test_every_op_has_the_same_faces():
     """A folder with the op in its __init__, unless it is plain torch only; beside them what several ops share."""
     ops = PACKAGE / "ops"
-    shared = {"arguments", "common", "derivatives", "gates", "packed"}
+    shared = {"arguments", "common", "derivatives", "gates", "packed", "steps"}
     torch_only = {"attention", "lstm", "rope"}
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only
     folders = sorted(path for path in ops.iterdir() if path.is_dir() and path.name != "__pycache__")
-    assert [path.name for path in folders] == ["block_linear", "conv", "gated_norm", "linear", "mlstm", "norm", "slstm"]
+    ours = ["block_linear", "conv", "gated_norm", "linear", "mlstm", "norm", "scan", "slstm"]
+    assert [path.name for path in folders] == ours
     for path in folders:
         assert (path / "numba.py").exists() or (path / "numba").is_dir(), path
         assert (path / "reference.py").exists() or path.name in {"linear", "norm"}, path

@@ -20,6 +20,7 @@ from exlstm.ops.arguments import checked_rows, checked_state
 from exlstm.ops.common import length_mask, upcast, without_autocast, zero_padding
 from exlstm.ops.linear import linears
 from exlstm.ops.linear.headwise import headwise
+from exlstm.ops.steps import run_steps
 from exlstm.runtime.backend import choose
 from exlstm.runtime.tracing import tracer
 
@@ -76,20 +77,14 @@ def lstm_recurrent(
     *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
 ) -> tuple[Tensor, LSTMState]:  # fmt: skip
     """The definition, one step after another, in plain torch."""
-    h = []
     valid_BT = None if lengths_B is None else length_mask(lengths_B, x_BTD.shape[1])
-    for t, x_BD in enumerate(x_BTD.unbind(1)):
-        before = state
-        if reset_BT is not None:
-            before = LSTMState(*(s.masked_fill(reset_BT[:, t, None], 0) for s in state))
-        h_BV, after = lstm_step(x_BD, w_GD, u_GK, b_G, before)
-        if valid_BT is not None:
-            valid_B1 = valid_BT[:, t, None]
-            h_BV = h_BV.masked_fill(~valid_B1, 0)
-            after = LSTMState(*(torch.where(valid_B1, new, old) for new, old in zip(after, state, strict=True)))
-        state = after
-        h.append(h_BV[:, None])
-    return torch.cat(h, dim=1), state
+    return run_steps(
+        lambda x_BD, before: lstm_step(x_BD, w_GD, u_GK, b_G, before),
+        [x_BTD],
+        state,
+        reset_BT=reset_BT,
+        valid_BT=valid_BT,
+    )
 
 
 def lstm_fused(

@@ -14,14 +14,16 @@ which is added in the unit m, sees m at all.)
 B batch  T time  H heads  K key width  V value width
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import broadcast_mask, upcast, wide_dtype
+from exlstm.ops.common import upcast, wide_dtype
 from exlstm.ops.gates import ForgetGate, log_forget_gate, log_input_gate
 from exlstm.ops.gates import InputGate as InputGate
+from exlstm.ops.steps import run_steps
 
 
 class MLSTMState(NamedTuple):
@@ -78,13 +80,5 @@ def mlstm_recurrent(
     normalize: bool = True, eps: float = 1e-6,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
     """The definition, one step after another. reset_BT clears a row's state before that step."""
-    h = []
-    for t in range(q_BTHK.shape[1]):
-        if reset_BT is not None:
-            state = MLSTMState(*(x.masked_fill(broadcast_mask(reset_BT[:, t], x), 0) for x in state))
-        h_BHV, state = mlstm_step(
-            q_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t], i_BTH[:, t], f_BTH[:, t], state,
-            input_gate=input_gate, forget_gate=forget_gate, normalize=normalize, eps=eps,
-        )  # fmt: skip
-        h.append(h_BHV)
-    return torch.stack(h, dim=1), state
+    step = partial(mlstm_step, input_gate=input_gate, forget_gate=forget_gate, normalize=normalize, eps=eps)
+    return run_steps(step, [q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH], state, reset_BT=reset_BT)

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu, softsign
 
-from exlstm.ops.common import broadcast_mask, upcast, wide_dtype
+from exlstm.ops.common import upcast, wide_dtype
 from exlstm.ops.gates import ForgetGate, InputGate, log_forget_gate, log_input_gate
+from exlstm.ops.steps import run_steps
 
 SHUT = -1000.0  # log i of a ReLU that is shut; not -inf, for n = 0 would then have nothing to be divided by
 CellActivation = Literal["tanh", "identity", "silu", "gelu", "sin", "softsign"]
@@ -88,15 +89,8 @@ def slstm_recurrent(
     step = partial(
         slstm_step, input_gate=input_gate, forget_gate=forget_gate, cell_activation=cell_activation, normalize=normalize
     )
-    h, state = [], SLSTMState(state.h_BHV, state.c_BHV, state.n_BHV, state.m_BHV.detach())
-    for t, x_BHGV in enumerate(x_BTHGV.unbind(1)):
-        if reset_BT is not None:
-            state = SLSTMState(*(s.masked_fill(broadcast_mask(reset_BT[:, t], s), 0) for s in state))
-        h_BHV, after = step(x_BHGV, r_HKGV, state)
-        if valid_BT is not None:
-            valid_B11 = broadcast_mask(valid_BT[:, t], h_BHV)
-            h_BHV = h_BHV.masked_fill(~valid_B11, 0)
-            after = SLSTMState(*(torch.where(valid_B11, new, old) for new, old in zip(after, state, strict=True)))
-        state = after
-        h.append(h_BHV)
-    return torch.stack(h, dim=1).to(x_BTHGV.dtype), state
+    before = state._replace(m_BHV=state.m_BHV.detach())
+    h_BTHV, after = run_steps(
+        lambda x_BHGV, state: step(x_BHGV, r_HKGV, state), [x_BTHGV], before, reset_BT=reset_BT, valid_BT=valid_BT
+    )
+    return h_BTHV.to(x_BTHGV.dtype), after
