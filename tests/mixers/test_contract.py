@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
@@ -416,10 +417,15 @@ def test_states_are_float32_or_wider(name):
 @every
 @pytest.mark.parametrize("mode", ["bfloat16", "autocast"])
 def test_half_the_bits_give_about_the_same(name, mode):
-    """Forward and gradients stay near those of float64; a gate computed in bfloat16 would not, over 60 steps."""
+    """Forward and gradients stay near those of float64; a gate computed in bfloat16 would not, over 60 steps.
+
+    Judged is arithmetic: the weights are rounded for both, since a pole rounded to 8 bits turns to another place.
+    """
     if name == "slstm relu":
         pytest.skip("log relu has no bound to its slope: next to its corner no bit is too small to matter")
     exact, x = build(name), inputs(2, 60)
+    if mode == "bfloat16":
+        exact = exact.bfloat16().double()
     want, _ = exact(x)
     want.sum().backward()
     mixer = build(name, torch.bfloat16 if mode == "bfloat16" else torch.float32)
@@ -448,28 +454,36 @@ def test_detach_stops_gradients(name):
         assert x.grad.any()
 
 
-BACKENDS = {
-    "LSTM": ["fused", "recurrent"],
-    "MLSTM": ["chunkwise", "recurrent"],
-    "MLSTMLarge": ["chunkwise", "recurrent"],
-    "SLSTM": ["numba", "recurrent"],
-}
+def backends_of(mixer, x):
+    """The backends of the mixer's op that run here, as its error lists them, "auto" among them."""
+    mixer.backend = "cuda"
+    with pytest.raises(ValueError, match="no backend 'cuda'") as error:
+        mixer(x)
+    found = []
+    for backend in re.findall(r"'(\w+)'", str(error.value))[1:]:
+        mixer.backend = backend
+        try:
+            mixer(x)
+        except ValueError as obstacle:
+            if "cannot run" not in str(obstacle):
+                raise
+        else:
+            found.append(backend)
+    return found
 
 
 @every
 def test_backends_agree(name):
     """float32: the one dtype that all of them take."""
     mixer, x = build(name, torch.float32), inputs(3, 70, dtype=torch.float32)
-    names = BACKENDS.get(type(mixer).__name__)
-    if names is None:
-        assert not hasattr(mixer, "backend")
+    if not hasattr(mixer, "backend"):
         return
-    if name == "slstm silu":
-        names = ["recurrent"]
     assert mixer.backend == "auto"
+    backends = backends_of(mixer, x)
+    assert len(backends) >= 3 or name == "slstm silu", backends
     reset, lengths = torch.rand(3, 70) < 0.05, torch.tensor([70, 41, 0])
     runs = []
-    for backend in ["auto", *names]:
+    for backend in backends:
         mixer.backend = backend
         mixer.zero_grad()
         y, state = mixer(x, reset_BT=reset, lengths_B=lengths)
@@ -479,9 +493,6 @@ def test_backends_agree(name):
     for run in runs[1:]:
         for got, want in zip(run, runs[0], strict=True):
             assert (got - want).norm() <= 1e-3 * want.norm() + 1e-6 * largest
-    mixer.backend = "cuda"
-    with pytest.raises(ValueError, match="no backend 'cuda'"):
-        mixer(x)
 
 
 def test_the_backend_is_no_part_of_what_is_saved():

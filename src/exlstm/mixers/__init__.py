@@ -2,7 +2,9 @@
 
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
+from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
@@ -13,4 +15,6 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "slstm": SLSTMConfig,
     "attention": AttentionConfig,
     "lstm": LSTMConfig,
+    "hgrn": HGRNConfig,
+    "mingru": MinGRUConfig,
 }

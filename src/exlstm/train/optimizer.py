@@ -21,6 +21,7 @@ DECAY_TABLE: tuple[tuple[str, bool], ...] = (
     ("*.u_*", False),  # recurrent weights of the LSTM
     ("*.weight*", True),  # includes those of gates and of the head
     ("*.w_*", True),
+    ("*.*_[A-Z]*", False),  # parameters of recurrences by channel or state: decays, steps, poles, shares of a mix
 )
 
 

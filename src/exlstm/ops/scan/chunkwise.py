@@ -62,7 +62,7 @@ def joined(local: Tensor, product: Tensor, before: Tensor) -> Tensor:
     return torch.where(product == 0, local, torch.addcmul(local, product, before))
 
 
-class Chunkwise(torch.autograd.Function):
+class ScanInChunks(torch.autograd.Function):
     """(a, b, h before) -> h_BTE; all wide."""
 
     @staticmethod
@@ -96,6 +96,6 @@ def scan_chunkwise(
     if valid_BT is not None:
         a_BTE, b_BTE = a_BTE.masked_fill(~valid_BT[..., None], 1), b_BTE.masked_fill(~valid_BT[..., None], 0)
     first_BT1 = None if reset_BT is None else reset_BT[..., None]
-    h_BTE: Tensor = Chunkwise.apply(a_BTE, b_BTE, h_BE, first_BT1)  # type: ignore[no-untyped-call]
+    h_BTE: Tensor = ScanInChunks.apply(a_BTE, b_BTE, h_BE, first_BT1)  # type: ignore[no-untyped-call]
     after_BE = h_BTE[:, -1]
     return h_BTE if valid_BT is None else h_BTE.masked_fill(~valid_BT[..., None], 0), after_BE
