@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.deltanet import DeltaNetConfig
+from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.rwkv7 import RWKV7Config
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
 
@@ -43,6 +46,9 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "lstm heads": LSTMConfig(heads=4),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
+    "deltanet fast weights": DeltaNetConfig(conv_width=0, feature_map="dpfp", key_norm="sum"),
+    "deltanet elu": DeltaNetConfig(feature_map="elu1", allow_neg_eigval=True),
+    "gated_deltanet turning": GatedDeltaNetConfig(heads=2, conv_width=2, allow_neg_eigval=True),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
 }
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
@@ -306,7 +312,7 @@ def test_states_of_other_dtypes(name):
                 assert torch.equal(mixer(x[:, :steps], short)[0], mixer(x[:, :steps], wide)[0])
             assert torch.equal(mixer(x[:, :steps], short)[0], mixer(x[:, :steps], wide)[0])
     for number, leaf in enumerate(leaves(state)):
-        if name == "slstm no conv" and number == 0:
+        if name in ("slstm no conv", "deltanet fast weights") and number == 0:
             continue  # the window of no steps, which nothing reads
         for wrong in (leaf.double(), leaf.to("meta")):
             parts = iter([*leaves(state)[:number], wrong, *leaves(state)[number + 1 :]])
@@ -543,6 +549,10 @@ def test_the_inner_width_is_rounded_up(factor, multiple, inner):
         (MLSTMLargeConfig(heads=16, value_factor=0.75), 32, "heads is 16; it must divide the width 24 of the values"),
         (MLSTMLargeConfig(key_factor=0.01), 32, "heads is 4; it must divide the width 0 of the keys"),
         (SLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (DeltaNetConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (GatedDeltaNetConfig(heads=5), 32, "heads is 5; it must divide the width 24 of the keys"),
+        (GatedDeltaNetConfig(key_factor=0.01), 32, "heads is 4; it must divide the width 0 of the keys"),
+        (RWKV7Config(heads=5), 32, "heads is 5; it must divide the width 32"),
         (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
         (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
         (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
 from exlstm.ops.scan import ScanState, scan
 
 
@@ -59,6 +60,33 @@ class Recurrence(NamedTuple):
         return {letter: real for letter, (_, real) in self.sizes.items()}
 
 
+HEADS = {"H": (2, 2), "K": (5, 64), "V": (6, 40)}
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1: with others the delta rule explodes."""
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def for_delta_rule(x: list[Tensor], scale: float) -> list[Tensor]:
+    """Keys of length 1, beta from 0 to 2, decays that are mostly near 1."""
+    q, k, v, beta, *g = x
+    return [q, unit(k), v, 2 * torch.sigmoid(scale * beta), *(torch.nn.functional.logsigmoid(3 + scale * t) for t in g)]
+
+
+def for_dplr_rule(x: list[Tensor], scale: float) -> list[Tensor]:
+    """What is read of length 1, what is written for it against that, as in RWKV-7."""
+    q, k, v, a, b, g = x
+    a = unit(a)
+    return [q, k, v, a, -a * torch.sigmoid(scale * b), torch.nn.functional.logsigmoid(3 + scale * g)]
+
+
+def undecayed(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: DeltaState, **options: Any) -> Any:
+    """The delta rule without a decay."""
+    return delta_rule(q, k, v, beta, None, state, **options)
+
+
+RULE = {"q": "HK", "k": "HK", "v": "HV", "beta": "H"}
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -68,5 +96,21 @@ RECURRENCES = {
         ["E"],
         {"E": (5, 300)},
         lambda x, scale: [torch.sigmoid(2 + scale * x[0]), x[1]],
+    ),
+    "delta_rule": Recurrence(undecayed, DeltaState, RULE, {}, ["HKV"], HEADS, for_delta_rule),
+    "delta_rule with a decay": Recurrence(
+        delta_rule, DeltaState, RULE | {"g": "H"}, {}, ["HKV"], HEADS, for_delta_rule
+    ),
+    "delta_rule with decays of channels": Recurrence(
+        delta_rule, DeltaState, RULE | {"g": "HK"}, {}, ["HKV"], HEADS, for_delta_rule
+    ),
+    "dplr_rule": Recurrence(
+        dplr_rule,
+        DeltaState,
+        {"q": "HK", "k": "HK", "v": "HV", "a": "HK", "b": "HK", "g": "HK"},
+        {},
+        ["HKV"],
+        HEADS,
+        for_dplr_rule,
     ),
 }

@@ -2,11 +2,14 @@
 
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
+from exlstm.mixers.deltanet import DeltaNetConfig
+from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.rwkv7 import RWKV7Config
 from exlstm.mixers.slstm import SLSTMConfig
 
 MIXERS: dict[str, type[MixerConfig]] = {
@@ -17,4 +20,7 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "lstm": LSTMConfig,
     "hgrn": HGRNConfig,
     "mingru": MinGRUConfig,
+    "deltanet": DeltaNetConfig,
+    "gated_deltanet": GatedDeltaNetConfig,
+    "rwkv7": RWKV7Config,
 }

@@ -72,6 +72,11 @@ def counted(x: Tensor) -> None:
     x.copy_(torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype).expand_as(x))
 
 
+def by_channel(of: Callable[[Tensor], Tensor]) -> Fill:
+    """The values of a function of the channel's number, 0, 1, 2, ... in float64, with all axes counted as one."""
+    return lambda x: x.copy_(of(torch.arange(x.numel(), device=x.device, dtype=torch.float64)).view(x.shape))
+
+
 def logs(of: Fill) -> Fill:
     """log of the values of `of`, for parameters whose exponential is used."""
     return lambda x: (of(x), x.log_())

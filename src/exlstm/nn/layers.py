@@ -82,19 +82,20 @@ class BlockLinear(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """Causal depthwise convolution over time, with a bias."""
+    """Causal depthwise convolution over time, perhaps with a bias."""
 
-    def __init__(self, width: int, window: int) -> None:
+    def __init__(self, width: int, window: int, bias: bool = True) -> None:
         super().__init__()
         self.weight_DW = nn.Parameter(torch.empty(width, window))
-        self.bias_D = nn.Parameter(torch.empty(width))
+        self.bias_D = nn.Parameter(torch.empty(width)) if bias else None
 
     def forward(
         self, x_BTD: Tensor, state: ConvState, *,
         reset_BT: Tensor | None, lengths_B: Tensor | None, activation: ConvActivation = "none",
     ) -> tuple[Tensor, ConvState]:  # fmt: skip
         """[B, T, D] -> [B, T, D]; see `causal_conv`."""
-        w_DW, b_D = self.weight_DW.to(x_BTD.dtype), self.bias_D.to(x_BTD.dtype)
+        w_DW = self.weight_DW.to(x_BTD.dtype)
+        b_D = None if self.bias_D is None else self.bias_D.to(x_BTD.dtype)
         return causal_conv(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B, activation=activation)
 
 

@@ -20,11 +20,11 @@ ConvActivation = Literal["none", "silu"]
 
 
 def causal_conv(
-    x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /,
+    x_BTD: Tensor, w_DW: Tensor, b_D: Tensor | None, state: ConvState, /,
     *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, activation: ConvActivation = "none",
     backend: str = "auto",
 ) -> tuple[Tensor, ConvState]:  # fmt: skip
-    """Any T >= 1, also one step; returns y [B, T, D] and the inputs to go on with, float32 or wider.
+    """Any T >= 1, also one step; returns y [B, T, D] and the inputs to go on with, float32 or wider. b: None for none.
 
     reset_BT (bool): inputs before that step count as zero from there on. lengths_B (int): steps at or beyond a row's
     length leave its state alone and give y = 0, whatever is there. activation: "silu" gives silu(y).
@@ -33,7 +33,8 @@ def causal_conv(
     """
     (B, _, D), W = x_BTD.shape, w_DW.shape[-1]
     check_like("w", w_DW, (D, W), x_BTD)
-    check_like("b", b_D, (D,), x_BTD)
+    if b_D is not None:
+        check_like("b", b_D, (D,), x_BTD)
     state = checked_state(state, ConvState, [(B, W - 1, D)], x_BTD)
     reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
     if activation not in ("none", "silu"):

@@ -56,11 +56,14 @@ def flush_partial_sum(total_ID: Array, part_ID: int) -> None:
 
 @helper()
 def window_and_bias(w: int, b: int, D: int, W: int, i_ID: int) -> None:
-    """Fills i_ID with the filter, transposed so that channels are neighbors, and the bias as its last row."""
+    """Fills i_ID with the filter, transposed so that channels are neighbors, and the bias or 0 as its last row."""
     for d in range(D):
         for tap in range(W):
             put(i_ID, tap * D + d, at(w, d * W + tap))
-    copy(i_ID + W * D * SIZE, b, D)
+    if b == 0:
+        clear(i_ID + W * D * SIZE, D)
+    else:
+        copy(i_ID + W * D * SIZE, b, D)
 
 
 @helper()
@@ -204,7 +207,7 @@ def backward_items(first: int, last: int, x: Inputs, g: Gradients) -> None:
     hold(work)
 
 
-def inputs_of(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
+def inputs_of(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor | None, past_BSD: Tensor, reset_BT: Tensor | None,
               lengths_B: Tensor | None, silu: bool) -> Inputs:  # fmt: skip
     """The `Inputs` of both kernels."""
     (B, T, D), W = x_BTD.shape, w_DW.shape[1]
@@ -223,7 +226,7 @@ def cost_of(x_BTD: Tensor, window: int, passes: int) -> float:
     return microseconds(bytes=passes * x_BTD.nbytes, flops=passes * (window + 10) * x_BTD.numel())
 
 
-def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
+def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor | None, past_BSD: Tensor, reset_BT: Tensor | None,
             lengths_B: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y and the past afterwards, without a graph. x with contiguous channels, all others contiguous."""
     y_BTD, after_BSD = x_BTD.new_empty(x_BTD.shape), torch.empty_like(past_BSD)
@@ -232,7 +235,7 @@ def forward(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT
     return y_BTD, after_BSD
 
 
-def definition(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
+def definition(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor | None, past_BSD: Tensor, reset_BT: Tensor | None,
                lengths_B: Tensor | None, *, silu: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`Conv` in plain torch."""
     y_BTD, after = causal_conv_torch(x_BTD, w_DW, b_D, ConvState(past_BSD), reset_BT=reset_BT, lengths_B=lengths_B)
@@ -243,7 +246,7 @@ class Conv(torch.autograd.Function):
     """(x, w, b, past) -> (y, past afterwards), all float32."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, past_BSD: Tensor, reset_BT: Tensor | None,
+    def forward(ctx: Any, x_BTD: Tensor, w_DW: Tensor, b_D: Tensor | None, past_BSD: Tensor, reset_BT: Tensor | None,
                 lengths_B: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(x_BTD, w_DW, b_D, past_BSD, reset_BT, lengths_B)
         ctx.options = {"silu": silu}
@@ -262,18 +265,23 @@ class Conv(torch.autograd.Function):
         )
         launch(backward_items, inputs.N, inputs, gradients, cost=cost_of(x_BTD, inputs.W, 4))
         di_ID = torch.from_numpy(di_NID.numpy().sum(0, dtype=float64).astype(float32))
-        return dx_BTD, di_ID[:-1].mT.contiguous(), di_ID[-1], dpast_BSD, None, None, None
+        return dx_BTD, di_ID[:-1].mT.contiguous(), None if b_D is None else di_ID[-1], dpast_BSD, None, None, None
 
 
 def causal_conv_numba(
-    x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /,
+    x_BTD: Tensor, w_DW: Tensor, b_D: Tensor | None, state: ConvState, /,
     *, reset_BT: Tensor | None, lengths_B: Tensor | None, silu: bool,
 ) -> tuple[Tensor, ConvState]:  # fmt: skip
     """The same numbers as `causal_conv_torch`, in float32."""
-    inputs = contiguous_channels(x_BTD), w_DW.contiguous(), b_D.contiguous(), state.past_BSD.contiguous()
+    inputs = (
+        contiguous_channels(x_BTD),
+        w_DW.contiguous(),
+        None if b_D is None else b_D.contiguous(),
+        state.past_BSD.contiguous(),
+    )
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     lengths_B = None if lengths_B is None else lengths_B.contiguous()
-    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    needs_backward = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     call: Any = Conv.apply if needs_backward else forward
     y_BTD, after_BSD = call(*inputs, reset_BT, lengths_B, silu)
     return y_BTD, ConvState(after_BSD)

@@ -20,7 +20,7 @@ class ConvState(NamedTuple):
 
 
 def causal_conv_torch(
-    x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /,
+    x_BTD: Tensor, w_DW: Tensor, b_D: Tensor | None, state: ConvState, /,
     *, reset_BT: Tensor | None, lengths_B: Tensor | None,
 ) -> tuple[Tensor, ConvState]:  # fmt: skip
     """The definition, before any activation."""
@@ -31,12 +31,14 @@ def causal_conv_torch(
     seen_BAD = torch.cat([state.past_BSD.to(x_BTD.dtype), x_BTD], dim=1)
     if T == 1 and reset_BT is None and lengths_B is None:
         # the whole window at once: two small operations, not two for every tap
-        y_B1D = (seen_BAD * w_DW.mT).sum(1, keepdim=True) + b_D
-        return y_B1D, ConvState(upcast(seen_BAD[:, 1:]))
+        y_B1D = (seen_BAD * w_DW.mT).sum(1, keepdim=True)
+        return y_B1D if b_D is None else y_B1D + b_D, ConvState(upcast(seen_BAD[:, 1:]))
     segment_BA = None
     if reset_BT is not None:
         segment_BA = torch.nn.functional.pad(reset_BT.long().cumsum(1), (S, 0))
-    y_BTD = b_D + seen_BAD[:, S:] * w_DW[:, S]
+    y_BTD = seen_BAD[:, S:] * w_DW[:, S]
+    if b_D is not None:
+        y_BTD = b_D + y_BTD
     for tap in range(S):
         shifted_BTD = seen_BAD[:, tap : tap + T]
         if segment_BA is not None:

@@ -1,0 +1,1 @@
+"""The delta rule on a GPU, in Triton."""
