@@ -130,6 +130,22 @@ class Vectors:
             x = SimdValue(self.builder, self.builder.fadd(low.value, high.value))
         return self.builder.extract_element(x.value, WORD(0))
 
+    def totals(self, rows: Sequence[SimdValue]) -> SimdValue:
+        """The `total` of each of 1, 2, 4, ... vectors, side by side, always in the same order."""
+        parts = [x.value for x in rows]
+        width, count = self.width, len(parts)
+        while width * len(parts) > count:
+            # neighbors are added, within vectors as long as there are two of them, then within the last one
+            pairs = list(zip(parts[::2], parts[1::2], strict=True)) if len(parts) > 1 else [(parts[0], parts[0])]
+            width = width if len(parts) > 1 else width // 2
+            numbers = range(0, 2 * width, 2)
+            even, odd = (ir.Constant(ir.VectorType(WORD, width), [n + at for n in numbers]) for at in (0, 1))
+            parts = [
+                self.builder.fadd(self.builder.shuffle_vector(x, y, even), self.builder.shuffle_vector(x, y, odd))
+                for x, y in pairs
+            ]
+        return SimdValue(self.builder, parts[0])
+
     def fma(self, x: SimdValue, y: SimdValue, total: SimdValue) -> SimdValue:
         """x y + total, rounded once where the processor can."""
         product = self.builder.fmul(x.value, y.value, flags=FUSED)
