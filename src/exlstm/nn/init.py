@@ -72,6 +72,11 @@ def counted(x: Tensor) -> None:
     x.copy_(torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype).expand_as(x))
 
 
+def by_channel(values: Callable[[Tensor], Tensor]) -> Fill:
+    """`values` of the numbers 0, 1, 2, ... of all channels, in float64; heads come one after another."""
+    return lambda x: x.copy_(values(torch.arange(x.numel(), device=x.device, dtype=torch.float64)).view_as(x))
+
+
 def logs(of: Fill) -> Fill:
     """log of the values of `of`, for parameters whose exponential is used."""
     return lambda x: (of(x), x.log_())
