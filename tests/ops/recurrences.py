@@ -5,12 +5,14 @@ them what the op takes, such as factors between 0 and 1; its `scale` says how ex
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
+from exlstm.ops.gated_linear_attention import GatedLinearAttentionState, gated_linear_attention
 from exlstm.ops.scan import ScanState, scan
 
 
@@ -87,6 +89,18 @@ def undecayed(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: DeltaState, 
 
 
 RULE = {"q": "HK", "k": "HK", "v": "HV", "beta": "H"}
+
+
+def log_decays(x: list[Tensor], scale: float) -> list[Tensor]:
+    """Of inputs q, k, v, g and others."""
+    return [*x[:3], torch.nn.functional.logsigmoid(2 + scale * x[3]), *x[4:]]
+
+
+def with_bonus(q, k, v, g, u, state, **options):
+    """The op, whose bonus has a name."""
+    return gated_linear_attention(q, k, v, g, state, bonus_HK=u, **options)
+
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -112,5 +126,32 @@ RECURRENCES = {
         ["HKV"],
         HEADS,
         for_dplr_rule,
+    ),
+    "decay per key": Recurrence(
+        gated_linear_attention,
+        GatedLinearAttentionState,
+        {"q": "HK", "k": "HK", "v": "HV", "g": "HK"},
+        {},
+        ["HKV"],
+        {"H": (2, 2), "K": (5, 64), "V": (6, 64)},
+        log_decays,
+    ),
+    "decay per key, bonus": Recurrence(
+        with_bonus,
+        GatedLinearAttentionState,
+        {"q": "HK", "k": "HK", "v": "HV", "g": "HK"},
+        {"bonus": "HK"},
+        ["HKV"],
+        {"H": (2, 2), "K": (6, 32), "V": (5, 32)},
+        log_decays,
+    ),
+    "decay per value": Recurrence(
+        partial(gated_linear_attention, axis="value"),
+        GatedLinearAttentionState,
+        {"q": "HK", "k": "HK", "v": "HV", "g": "HV"},
+        {},
+        ["HKV"],
+        {"H": (1, 2), "K": (5, 48), "V": (8, 80)},
+        log_decays,
     ),
 }

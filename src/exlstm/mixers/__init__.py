@@ -4,11 +4,15 @@ from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.deltanet import DeltaNetConfig
 from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
+from exlstm.mixers.gla import GLAConfig
 from exlstm.mixers.hgrn import HGRNConfig
+from exlstm.mixers.hgrn2 import HGRN2Config
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.rwkv5 import RWKV5Config
+from exlstm.mixers.rwkv6 import RWKV6Config
 from exlstm.mixers.rwkv7 import RWKV7Config
 from exlstm.mixers.slstm import SLSTMConfig
 
@@ -23,4 +27,8 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "deltanet": DeltaNetConfig,
     "gated_deltanet": GatedDeltaNetConfig,
     "rwkv7": RWKV7Config,
+    "gla": GLAConfig,
+    "hgrn2": HGRN2Config,
+    "rwkv5": RWKV5Config,
+    "rwkv6": RWKV6Config,
 }

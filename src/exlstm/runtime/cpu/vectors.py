@@ -130,31 +130,21 @@ class Vectors:
             x = SimdValue(self.builder, self.builder.fadd(low.value, high.value))
         return self.builder.extract_element(x.value, WORD(0))
 
-    def totals(self, vectors: Sequence[SimdValue]) -> SimdValue:
-        """A vector of the sums of all places of these vectors, a power of two of them, always in the same order.
-
-        Fewer instructions than their `total`s: two vectors are added as soon as each has half its width left.
-        """
-        found, size = list(vectors), self.width  # size: places whose sum is one of the results
-        while len(found) > 1:
-            found, size = [self.halved(x, y, size) for x, y in zip(found[::2], found[1::2], strict=True)], size // 2
-        (sums,) = found
-        while size > 1:
-            sums, size = self.halved(sums, None, size), size // 2
-        return sums
-
-    def halved(self, x: SimdValue, y: SimdValue | None, size: int) -> SimdValue:
-        """Of every `size` places of x, then of y, the lower half plus the upper."""
-        places = x.value.type.count * (1 if y is None else 2)
-        low = [n for n in range(places) if n % size < size // 2]
-        half = [
-            self.builder.shuffle_vector(
-                x.value, (x if y is None else y).value,
-                ir.Constant(ir.VectorType(WORD, len(low)), [n + shift for n in low]),
-            )
-            for shift in (0, size // 2)
-        ]  # fmt: skip
-        return SimdValue(self.builder, self.builder.fadd(*half))
+    def totals(self, rows: Sequence[SimdValue]) -> SimdValue:
+        """The `total` of each of 1, 2, 4, ... vectors, side by side, always in the same order."""
+        parts = [x.value for x in rows]
+        width, count = self.width, len(parts)
+        while width * len(parts) > count:
+            # neighbors are added, within vectors as long as there are two of them, then within the last one
+            pairs = list(zip(parts[::2], parts[1::2], strict=True)) if len(parts) > 1 else [(parts[0], parts[0])]
+            width = width if len(parts) > 1 else width // 2
+            numbers = range(0, 2 * width, 2)
+            even, odd = (ir.Constant(ir.VectorType(WORD, width), [n + at for n in numbers]) for at in (0, 1))
+            parts = [
+                self.builder.fadd(self.builder.shuffle_vector(x, y, even), self.builder.shuffle_vector(x, y, odd))
+                for x, y in pairs
+            ]
+        return SimdValue(self.builder, parts[0])
 
     def fma(self, x: SimdValue, y: SimdValue, total: SimdValue) -> SimdValue:
         """x y + total, rounded once where the processor can."""

@@ -1,0 +1,1 @@
+"""Linear attention with a decay per channel on a GPU, in Triton."""
