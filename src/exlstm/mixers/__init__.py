@@ -3,10 +3,16 @@
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.hgrn import HGRNConfig
+from exlstm.mixers.lru import LRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mingru import MinGRUConfig
+from exlstm.mixers.minlstm import MinLSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.rglru import RGLRUConfig
+from exlstm.mixers.rwkv4 import RWKV4Config
+from exlstm.mixers.rwkv_channel import RWKVChannelConfig
+from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
 
 MIXERS: dict[str, type[MixerConfig]] = {
@@ -17,4 +23,10 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "lstm": LSTMConfig,
     "hgrn": HGRNConfig,
     "mingru": MinGRUConfig,
+    "minlstm": MinLSTMConfig,
+    "rglru": RGLRUConfig,
+    "lru": LRUConfig,
+    "s5": S5Config,
+    "rwkv4": RWKV4Config,
+    "rwkv_channel": RWKVChannelConfig,
 }
