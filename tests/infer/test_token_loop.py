@@ -12,9 +12,12 @@ from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.rwkv_channel import RWKVChannelConfig
+from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import leaves, map_state
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
@@ -180,8 +183,11 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "slstm silu": SLSTMConfig(cell_activation="silu"),
     "slstm low rank": SLSTMConfig(recurrence="low_rank", recurrence_blocks=1),
     "slstm learned": SLSTMConfig(recurrence="learned"),
+    "rwkv_channel of version 7": RWKVChannelConfig(share="past", receptance=False),
+    "hgrn complex": HGRNConfig(form="complex"),
+    "s5 half_glu1": S5Config(activation="half_glu1"),
 }
-NOT_REPLAYED = {"attention", "mlstm blocks of 8", "slstm silu", "slstm low rank", "slstm learned"}
+NOT_REPLAYED = {"attention", "slstm silu", "slstm low rank", "slstm learned"}
 
 
 @pytest.mark.parametrize("B", [1, 3])

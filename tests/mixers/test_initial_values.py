@@ -4,9 +4,14 @@ import pytest
 import torch
 
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.lru import LRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.rglru import RGLRUConfig
+from exlstm.mixers.rwkv4 import RWKV4Config
+from exlstm.mixers.rwkv_channel import RWKVChannelConfig
+from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
 
 WIDTH, DEPTH = 256, 6
@@ -174,3 +179,68 @@ def test_lstm():
     u_GV = build(LSTMConfig(heads=4))["u_GV"]
     assert u_GV.shape == (4 * WIDTH, WIDTH // 4)
     assert_uniform(u_GV, WIDTH**-0.5)
+
+
+def test_rwkv4():
+    """Of the second layer of three: two blocks make a layer."""
+    p = build(RWKV4Config(expand=2.0))
+    for name in ("k.weight", "r.weight", "out.weight"):
+        assert_zeros(p.pop(name))
+    v = p.pop("v.weight")
+    torch.testing.assert_close(v.mT @ v, 2 * torch.eye(WIDTH), rtol=1e-4, atol=1e-5)
+    share = torch.arange(WIDTH) / WIDTH
+    torch.testing.assert_close(p.pop("mix_k_D").detach(), share ** (2 / 3))
+    torch.testing.assert_close(p.pop("mix_v_D").detach(), share ** (2 / 3) + 0.15)
+    torch.testing.assert_close(p.pop("mix_r_D").detach(), share ** (1 / 3))
+    share = torch.arange(2 * WIDTH) / (2 * WIDTH - 1)
+    torch.testing.assert_close(p.pop("decay_E").detach(), -5 + 8 * share ** (0.7 + 1.3 / 2), rtol=1e-4, atol=1e-4)
+    zigzag = torch.tensor([0.0, 0.5, -0.5])
+    torch.testing.assert_close(p.pop("first_E")[:3].detach(), zigzag + torch.tensor(0.3).log())
+    assert not p
+
+
+@pytest.mark.parametrize(
+    ("config", "mix"),
+    [
+        (RWKVChannelConfig(), lambda share: share ** (2 / 3)),
+        (RWKVChannelConfig(share="past"), lambda share: 1 - share ** (2 / 3)),
+        (RWKVChannelConfig(share="past", receptance=False, bend=4.0), lambda share: 1 - share ** ((2 / 3) ** 4)),
+    ],
+)
+def test_rwkv_channel(config, mix):
+    p = build(config, index=3)
+    assert_zeros(p.pop("v.weight"))
+    k = p.pop("k.weight")
+    torch.testing.assert_close(k.mT @ k, 4 * torch.eye(WIDTH), rtol=1e-4, atol=1e-5)
+    want = mix(torch.arange(WIDTH) / WIDTH)
+    torch.testing.assert_close(p.pop("mix_k_D").detach(), want)
+    if config.receptance:
+        assert_zeros(p.pop("r.weight"))
+        torch.testing.assert_close(p.pop("mix_r_D").detach(), want)
+    assert not p
+
+
+def test_rglru():
+    p = build(RGLRUConfig())
+    for name in ("y", "x", "conv", "r", "i", "out"):
+        assert_zeros(p.pop(f"{name}.bias" if f"{name}.bias" in p else f"{name}.bias_D"))
+    for name in ("y.weight", "x.weight"):
+        assert_normal(p.pop(name), WIDTH**-0.5)
+    for name in ("r.weight_HVK", "i.weight_HVK"):
+        assert_normal(p.pop(name), (WIDTH / 4) ** -0.5)
+    assert_normal(p.pop("conv.weight_DW"), 0.05)
+    assert_normal(p.pop("out.weight"), (2 / DEPTH / WIDTH) ** 0.5)
+    assert list(p) == ["lam_E"]  # tests/golden/test_rglru.py
+
+
+def test_state_spaces():
+    """Without poles, which are in tests/golden/test_scans.py."""
+    for config, poles, size in ((LRUConfig(), WIDTH, 2 * WIDTH), (S5Config(), WIDTH // 2, 2 * WIDTH)):
+        p = build(config)
+        assert p.pop("skip_D").std().item() == pytest.approx(1.0, rel=0.2)
+        for name in ("out1", "out2"):
+            assert_uniform(p.pop(f"{name}.weight"), WIDTH**-0.5)
+            assert p.pop(f"{name}.bias").abs().max() <= WIDTH**-0.5
+        assert_normal(p.pop("b.weight"), size**-0.5)
+        assert p["c.weight"].std().item() == pytest.approx(WIDTH**-0.5, rel=0.05)
+        assert p.pop("c.weight").shape == (WIDTH, 2 * poles)

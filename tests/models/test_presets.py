@@ -5,12 +5,15 @@ import torch
 
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.contract import BlockStyle, Partner
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.rwkv4 import RWKV4Config
+from exlstm.mixers.rwkv_channel import RWKVChannelConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
-from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
+from exlstm.models.pattern import lm_from_pattern, styled_blocks, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
 
 
@@ -167,6 +170,22 @@ def test_every_mixer_makes_a_model(name):
         assert style.partner is not None or hasattr(config.blocks[0].mixer, "up_factor"), "nothing in it can be scaled"
     with torch.device("meta"):
         LM(config)
+
+
+def test_a_partner_is_as_the_style_says(monkeypatch):
+    """Its fields come from the style, then from the options; a field that it does not have is an error."""
+
+    class Styled(RWKV4Config):
+        style = BlockStyle(norm="layer", activation=None, partner=Partner("rwkv_channel", {"up_factor": 2.0}))
+
+    options = {"up_factor": 3.0, "bend": 4.0, "heads": 2}
+    mixer, partner = styled_blocks(Styled(), 64, options)
+    assert type(mixer.mixer) is Styled
+    assert mixer.mlp is partner.mlp is None
+    assert partner.mixer == RWKVChannelConfig(up_factor=2.0, bend=4.0)
+    monkeypatch.setattr(Styled, "style", BlockStyle(partner=Partner("rwkv_channel", {"up_facto": 2.0})))
+    with pytest.raises(TypeError, match="up_facto"):
+        styled_blocks(Styled(), 64)
 
 
 @pytest.mark.parametrize("pattern", ["mxm", "", "m m", "m,,s", "mlstm*0", "mlstm*", "mlstm*-1", "mlstm*99999", "x*2"])

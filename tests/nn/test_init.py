@@ -94,3 +94,27 @@ def test_a_table_fits_its_module_exactly():
         init.fill(layer, {"weight": init.ones})
     with pytest.raises(AssertionError, match="gain"):
         init.fill(layer, {"weight": init.ones, "bias": init.zeros, "gain": init.ones})
+
+
+def test_ramps():
+    share = torch.arange(5) / 4
+    torch.testing.assert_close(filled(init.power_ramp(0.7, -5, 3), 2, 5), (-5 + 8 * share**0.7).expand(2, 5))
+    share = torch.arange(5) / 5
+    torch.testing.assert_close(filled(init.power_ramp(2.0, 1, 0, closed=False), 5), 1 - share**2)
+    assert filled(init.power_ramp(1.0, -5, 3), 1) == -5
+    assert filled(init.geometric(3.0, 0.5), 2, 4).tolist() == [[3, 1.5, 0.75, 0.375]] * 2
+    torch.testing.assert_close(filled(init.zigzag(1.0, 0.5), 2, 4), torch.tensor([1, 1.5, 0.5, 1]).expand(2, 4))
+
+
+@pytest.mark.parametrize("states", [2, 8, 32])
+def test_hippo(states):
+    """Eigenvectors of the normal part of the matrix, one of each pair, orthonormal."""
+    n = torch.arange(states, dtype=torch.float64)
+    a = -torch.sqrt(torch.outer(2 * n + 1, 2 * n + 1)).tril(-1) - torch.diag(n + 1)
+    p = (n + 0.5).sqrt()
+    normal = (a + torch.outer(p, p)).to(torch.complex128)
+    frequencies, vectors = init.hippo(states)
+    assert frequencies.shape == (states // 2,)
+    assert (frequencies < 0).all()
+    torch.testing.assert_close(normal @ vectors, vectors * (1j * frequencies - 0.5))
+    torch.testing.assert_close(vectors.mH @ vectors, torch.eye(states // 2).to(torch.complex128))

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
 from exlstm.ops.gated_linear_attention import GatedLinearAttentionState, gated_linear_attention
-from exlstm.ops.scan import ScanState, scan
+from exlstm.ops.scan import RotatingState, ScanState, rotating_scan, scan
+from exlstm.ops.wkv4 import WKV4State, wkv4
 
 
 class Recurrence(NamedTuple):
@@ -101,6 +103,28 @@ def with_bonus(q, k, v, g, u, state, **options):
     return gated_linear_attention(q, k, v, g, state, bonus_HK=u, **options)
 
 
+def turning(r, re, im, theta, state, **options: Any) -> tuple[Tensor, RotatingState]:
+    """`rotating_scan` with both parts of h in one tensor."""
+    re_BTE, im_BTE, state = rotating_scan(r, theta, re, im, state, **options)
+    return torch.stack([re_BTE, im_BTE], dim=2), state
+
+
+class Average(NamedTuple):
+    """The state of wkv in numbers that do not depend on its unit: nothing has been seen where the total is 0."""
+
+    mean_BE: Tensor
+    total_BE: Tensor
+
+
+def wkv4_in_true_values(*x: Any, **options: Any) -> tuple[Tensor, Average]:
+    """`wkv4` from sums in units of 1. After it the total is a logarithm."""
+    *inputs, (mean_BE, total_BE) = x
+    den_BE = total_BE.abs()
+    before = WKV4State(mean_BE * den_BE, den_BE, torch.zeros_like(den_BE))
+    y_BTE, after = wkv4(*inputs, before, **options)
+    return y_BTE, Average(after.num_BE / after.den_BE, after.p_BE + torch.log(after.den_BE))
+
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -153,5 +177,23 @@ RECURRENCES = {
         ["HKV"],
         {"H": (1, 2), "K": (5, 48), "V": (8, 80)},
         log_decays,
+    ),
+    "rotating_scan": Recurrence(
+        turning,
+        RotatingState,
+        {"r": "E", "re": "E", "im": "E"},
+        {"theta": "E"},
+        ["E", "E"],
+        {"E": (5, 300)},
+        lambda x, scale: [torch.sigmoid(2 + scale * x[0]), *x[1:3], 2 * x[3]],
+    ),
+    "wkv4": Recurrence(
+        wkv4_in_true_values,
+        Average,
+        {"k": "E", "v": "E"},
+        {"w": "E", "u": "E"},
+        ["E", "E"],
+        {"E": (5, 300)},
+        lambda x, scale: [scale * x[0], x[1], -softplus(scale * x[2]), x[3]],
     ),
 }

@@ -6,6 +6,8 @@ from numba import njit
 
 from exlstm.runtime.cpu import math as kernel_math
 from exlstm.runtime.cpu.math import FASTMATH
+from exlstm.runtime.cpu.simd import sqrt
+from exlstm.runtime.cpu.vectors import elementwise
 
 TINY = np.finfo(np.float32).tiny  # below it floats lose digits; no gate cares
 
@@ -111,3 +113,23 @@ def test_float32_all_the_way(name):
     assert [str(s.return_type) for s in apply.nopython_signatures] == ["float32"]
     (code,) = apply.inspect_llvm().values()
     assert "fmul double" not in code
+
+
+@elementwise
+def scaled_root(v, x, y, out):
+    v.store(sqrt(v.load(x)) * v.load(y), out)
+
+
+@njit
+def scaled_roots(count, x, y, out):
+    scaled_root(count, x, y, out)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 50])
+def test_neighbors(count):
+    """As many as there are, by sixteen and one by one, with roots rounded as NumPy's; nothing beyond."""
+    x, y, out = (np.random.default_rng(seed).random(64, dtype=np.float32) for seed in range(3))
+    want = out.copy()
+    want[:count] = (np.sqrt(x) * y)[:count]
+    scaled_roots(count, *(each.ctypes.data for each in (x, y, out)))
+    assert np.array_equal(out, want)

@@ -7,13 +7,19 @@ from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
 from exlstm.mixers.gla import GLAConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.hgrn2 import HGRN2Config
+from exlstm.mixers.lru import LRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mingru import MinGRUConfig
+from exlstm.mixers.minlstm import MinLSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.rglru import RGLRUConfig
+from exlstm.mixers.rwkv4 import RWKV4Config
 from exlstm.mixers.rwkv5 import RWKV5Config
 from exlstm.mixers.rwkv6 import RWKV6Config
 from exlstm.mixers.rwkv7 import RWKV7Config
+from exlstm.mixers.rwkv_channel import RWKVChannelConfig
+from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
 
 MIXERS: dict[str, type[MixerConfig]] = {
@@ -31,4 +37,10 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "hgrn2": HGRN2Config,
     "rwkv5": RWKV5Config,
     "rwkv6": RWKV6Config,
+    "minlstm": MinLSTMConfig,
+    "rglru": RGLRUConfig,
+    "lru": LRUConfig,
+    "s5": S5Config,
+    "rwkv4": RWKV4Config,
+    "rwkv_channel": RWKVChannelConfig,
 }

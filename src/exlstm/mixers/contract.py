@@ -15,9 +15,10 @@
 B batch  T time  D model width
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,19 @@ class Mixer(Protocol):
         """FLOPs per token beyond 2 per weight: "prefill" of `length` tokens (forward), or "decode" at that position."""
 
 
+class Partner(NamedTuple):
+    """A mixer whose block follows another's in place of an MLP: its name in MIXERS, and fields of its config."""
+
+    name: str
+    fields: Mapping[str, Any] = MappingProxyType({})
+
+
 class BlockStyle(NamedTuple):
     """What stands around a mixer in its published models.
 
     norm: of the width. activation: of the MLP that follows, with factor * width channels inside, rounded up to a
     multiple of 64; None: no MLP. gated, bias: of that MLP.
-    partner: the name of a mixer whose block follows in place of an MLP, or None.
+    partner: the mixer whose block follows in place of an MLP, or None.
     """
 
     norm: Norm = "rms"
@@ -55,7 +63,7 @@ class BlockStyle(NamedTuple):
     factor: float = 2.667
     gated: bool = True
     bias: bool = False
-    partner: str | None = None
+    partner: Partner | None = None
 
 
 @runtime_checkable

@@ -8,11 +8,14 @@ This is the real form, which the xLSTM paper compares. gamma, a learned bound pe
 paper shares one parameter among all layers, so that bounds rise with depth throughout training, and here each layer has
 its own.
 
-B batch  T time  D model width  E inner width
+In the complex form, the authors' own, the factor is lambda e^(i angle) with a learned angle per channel. W_i and W_g
+then give two numbers per channel, and the norm is a layer norm over both parts of h. Here maps have no biases.
+
+B batch  T time  D model width  E inner width  M parts of all channels
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +28,21 @@ from exlstm.nn.layers import HeadNorm, round_up
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.common import upcast
 from exlstm.ops.gated_norm import gated_norm
-from exlstm.ops.scan import ScanState, scan
+from exlstm.ops.scan import RotatingState, ScanState, rotating_scan, scan
+
+HGRNState = ScanState | RotatingState
 
 
 @dataclass(frozen=True, kw_only=True)
 class HGRNConfig:
-    """HGRN with inner width expand * width, rounded up to a multiple of `multiple`."""
+    """HGRN with inner width expand * width, rounded up to a multiple of `multiple`. form: of the recurrence."""
 
     style: ClassVar[BlockStyle] = BlockStyle()
 
     expand: Factor = 1.0
     multiple: Size = 1
     norm_eps: Positive = 1e-5
+    form: Literal["real", "complex"] = "real"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,54 +60,92 @@ class HGRN(nn.Module):
         check_width(width)
         inner = round_up(config.expand * width, config.multiple)
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
-        self.i, self.f, self.g = (Linear(width, inner, bias=False) for _ in range(3))
+        turns, parts = config.form == "complex", 2 if config.form == "complex" else 1
+        self.i, self.f, self.g = (Linear(width, n * inner, bias=False) for n in (parts, 1, parts))
         self.bound_E = nn.Parameter(torch.empty(inner)) if index > 0 else None
-        self.norm = HeadNorm(1, inner, config.norm_eps, kind="rms")
-        self.out = Linear(inner, width, bias=False)
-        bound = {} if index == 0 else {"bound_E": init.logits(init.constant(index / max(depth, index + 1)))}
-        init.fill(
-            self,
-            {
-                **dict.fromkeys(("i.weight", "f.weight", "g.weight", "out.weight"), init.normal(0.02)),
-                "norm.weight": init.ones,
-                **bound,
-            },
-        )
+        self.angle_E = nn.Parameter(torch.empty(inner)) if turns else None
+        self.norm = HeadNorm(1, parts * inner, config.norm_eps, bias=turns, kind="layer" if turns else "rms")
+        self.out = Linear(parts * inner, width, bias=False)
+        table: dict[str, init.Fill] = {
+            **dict.fromkeys(("i.weight", "f.weight", "g.weight", "out.weight"), init.normal(0.02)),
+            "norm.weight": init.ones,
+        }
+        if index > 0:
+            table["bound_E"] = init.logits(init.constant(index / max(depth, index + 1)))
+        if turns:
+            table |= {"norm.bias": init.zeros, "angle_E": init.geometric(1.0, 10_000.0 ** (-2 / inner))}
+        init.fill(self, table)
 
     def forward(
         self,
         x_BTD: Tensor,
-        state: ScanState | None = None,
+        state: HGRNState | None = None,
         *,
         reset_BT: Tensor | None = None,
         lengths_B: Tensor | None = None,
-    ) -> tuple[Tensor, ScanState]:
+    ) -> tuple[Tensor, HGRNState]:
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
-        i_BTE, f_BTE, g_BTE = linears(x_BTD, (self.i, self.f, self.g))
+        i_BTM, f_BTE, g_BTM = linears(x_BTD, (self.i, self.f, self.g))
         # 1 - lambda as a product: the difference would lose its digits where the gate is open
         write_BTE = torch.sigmoid(-upcast(f_BTE))
         if self.bound_E is not None:
             write_BTE = torch.sigmoid(-upcast(self.bound_E)) * write_BTE
-        h_BTE, state = scan(
+        h_BTM, state = self.recur(write_BTE, upcast(silu(i_BTM)), state, reset_BT, lengths_B)
+        y_BTM = gated_norm(
+            h_BTM.to(x_BTD.dtype)[:, :, None],
+            self.norm.weight,
+            g_BTM,
+            bias_E=self.norm.bias,
+            norm=self.norm.kind,
+            eps=self.norm.eps,
+        )
+        return mask_tail(self.out(y_BTM), lengths_B), state
+
+    def recur(
+        self,
+        write_BTE: Tensor,
+        i_BTM: Tensor,
+        state: HGRNState | None,
+        reset_BT: Tensor | None,
+        lengths_B: Tensor | None,
+    ) -> tuple[Tensor, HGRNState]:
+        """h of every step, both parts of it side by side if it is complex."""
+        if state is None:
+            state = self.zero_state(len(write_BTE))
+        if self.angle_E is None:
+            return scan(
+                1 - write_BTE,
+                i_BTM * write_BTE,
+                state,  # type: ignore[arg-type]
+                reset_BT=reset_BT,
+                lengths_B=lengths_B,
+                backend=self.backend,
+            )
+        re_BTE, im_BTE = i_BTM.chunk(2, dim=-1)
+        re_BTE, im_BTE, after = rotating_scan(
             1 - write_BTE,
-            upcast(silu(i_BTE)) * write_BTE,
-            state,
+            upcast(self.angle_E),
+            re_BTE * write_BTE,
+            im_BTE * write_BTE,
+            state,  # type: ignore[arg-type]
             reset_BT=reset_BT,
             lengths_B=lengths_B,
             backend=self.backend,
         )
-        y_BTE = gated_norm(h_BTE.to(x_BTD.dtype)[:, :, None], self.norm.weight, g_BTE, norm="rms", eps=self.norm.eps)
-        return mask_tail(self.out(y_BTE), lengths_B), state
+        return torch.cat([re_BTE, im_BTE], dim=-1), after
 
-    def zero_state(self, batch: int, /, device: torch.device | None = None) -> ScanState:
+    def zero_state(self, batch: int, /, device: torch.device | None = None) -> HGRNState:
         """State before the first step, on the device of the weights or on another."""
-        return ScanState(wide_zeros(self.norm.weight, device)(batch, self.inner))
+        zeros = wide_zeros(self.norm.weight, device)
+        if self.angle_E is None:
+            return ScanState(zeros(batch, self.inner))
+        return RotatingState(zeros(batch, self.inner), zeros(batch, self.inner))
 
     def state_bytes(self, length: int = 0, /) -> int:
         """Bytes of one sequence's state, the same at any length."""
         return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """FLOPs of about 10 pointwise operations per channel, gates included."""
-        return 10.0 * self.inner
+        """FLOPs of about 10 pointwise operations per channel, gates included; twice as many of complex numbers."""
+        return (10.0 if self.angle_E is None else 20.0) * self.inner

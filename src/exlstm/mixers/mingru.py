@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
-from exlstm.nn.layers import round_up
+from exlstm.nn.layers import positive, round_up
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.common import upcast
 from exlstm.ops.scan import ScanState, scan
@@ -40,11 +40,6 @@ class MinGRUConfig:
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
         """The mixer."""
         return MinGRU(width, self)
-
-
-def positive(x: Tensor) -> Tensor:
-    """x + 1/2 for x >= 0, else sigmoid(x): continuous, and positive."""
-    return torch.where(x >= 0, x + 0.5, torch.sigmoid(x))
 
 
 class MinGRU(nn.Module):

@@ -13,7 +13,7 @@ A mixer by its name has the MLP of its published models (`BlockStyle`).
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from exlstm.mixers import MIXERS
@@ -38,12 +38,13 @@ def styled_mlp(style: BlockStyle, width: int) -> MLPConfig | None:
 def styled_blocks(mixer: MixerConfig, width: int, options: Mapping[str, Any] | None = None) -> tuple[BlockConfig, ...]:
     """The mixer's block as in its published models: with an MLP, or with the block of its partner.
 
-    options: fields of the partner's config, as far as it has them.
+    options: fields of the partner's config, as far as it has them. Those that the style gives are as it gives them.
     """
-    block = BlockConfig(mixer=mixer, mlp=styled_mlp(mixer.style, width))
-    if mixer.style.partner is None:
+    block, partner = BlockConfig(mixer=mixer, mlp=styled_mlp(mixer.style, width)), mixer.style.partner
+    if partner is None:
         return (block,)
-    return block, *styled_blocks(configured(mixer.style.partner, options or {}), width)
+    other: Any = configured(partner.name, options or {})
+    return block, *styled_blocks(replace(other, **partner.fields), width)
 
 
 def configured(name: str, options: Mapping[str, Any]) -> MixerConfig:

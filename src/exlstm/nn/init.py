@@ -102,15 +102,54 @@ def log_sigmoids(of: Fill) -> Fill:
     return lambda x: (of(x), x.copy_(torch.nn.functional.logsigmoid(x)))
 
 
-def power_law(index: int, depth: int) -> Fill:
-    """5 - 12 (j / (V - 1))^(0.3 + 1.3 index / (depth - 1)) along the last axis: +5 to -7."""
+def power_ramp(exponent: float, first: float, last: float, *, closed: bool = True) -> Fill:
+    """first + (last - first) (j / J)^exponent for j = 0, 1, ... along the last axis.
+
+    closed: J is one less than there are numbers, so that the last is `last`; else J is how many there are.
+    """
 
     def apply(x: Tensor) -> None:
-        exponent = 0.3 + (1.3 * index / (depth - 1) if depth > 1 else 0.0)
-        share = torch.linspace(0, 1, x.shape[-1], device=x.device, dtype=x.dtype)
-        x.copy_((5 - 12 * share**exponent).expand_as(x))
+        count = x.shape[-1]
+        share = torch.linspace(0, 1, count if closed else count + 1, device=x.device, dtype=x.dtype)[:count]
+        x.copy_((first + (last - first) * share**exponent).expand_as(x))
 
     return apply
+
+
+def geometric(first: float, ratio: float) -> Fill:
+    """first, first ratio, first ratio^2, ... along the last axis."""
+    return lambda x: x.copy_((first * ratio ** torch.arange(x.shape[-1], dtype=torch.float64)).expand_as(x))
+
+
+def zigzag(around: float, by: float) -> Fill:
+    """around + by (0, 1, -1, 0, 1, -1, ...) along the last axis."""
+
+    def apply(x: Tensor) -> None:
+        steps = (torch.arange(x.shape[-1], device=x.device) + 1) % 3 - 1
+        x.copy_((around + by * steps.to(x.dtype)).expand_as(x))
+
+    return apply
+
+
+def hippo(states: int) -> tuple[Tensor, Tensor]:
+    """Poles of the HiPPO matrix for Legendre polynomials, of its normal part (Gu et al. 2022, arXiv:2206.11893).
+
+    The matrix is S = A + p p^T with A_nk = -sqrt((2n + 1)(2k + 1)) for n > k, -(n + 1) on the diagonal and 0 above it,
+    and p_n = sqrt(n + 1/2). The real part of every pole is -1/2.
+
+    Returns the imaginary parts below zero [states / 2], float64, which stand for a pair of poles each, and their
+    eigenvectors as columns [states, states / 2], complex128.
+    """
+    p = torch.sqrt(torch.arange(states, dtype=torch.float64) + 0.5)
+    # the part of S without its diagonal: skew-symmetric, so that -i times it has real eigenvalues
+    skew = (torch.outer(p, p).triu(1) - torch.outer(p, p).tril(-1)).to(torch.complex128)
+    frequencies, vectors = torch.linalg.eigh(-1j * skew)
+    return frequencies[: states // 2], vectors[:, : states // 2]
+
+
+def power_law(index: int, depth: int) -> Fill:
+    """5 - 12 (j / (V - 1))^(0.3 + 1.3 index / (depth - 1)) along the last axis: +5 to -7."""
+    return power_ramp(0.3 + (1.3 * index / (depth - 1) if depth > 1 else 0.0), 5, -7)
 
 
 def fill(module: nn.Module, table: Mapping[str, Fill]) -> None:

@@ -24,6 +24,11 @@ def squared_relu(x: Tensor) -> Tensor:
     return functional.relu(x).square()
 
 
+def positive(x: Tensor) -> Tensor:
+    """x + 1/2 for x >= 0, else sigmoid(x): continuous, and positive (Feng et al. 2024, arXiv:2410.01201)."""
+    return functional.relu(x) + torch.sigmoid(-functional.relu(-x))
+
+
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,  # exact, with erf
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),

@@ -68,7 +68,7 @@ def builders(
         "attention": (AttentionConfig(**{"heads": heads, **(attention or {})}),) * depth,
     }
     known = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
-    partners = {kind.style.partner for kind in MIXERS.values()}
+    partners = {kind.style.partner.name for kind in MIXERS.values() if kind.style.partner is not None}
     others = [name for name, kind in MIXERS.items() if kind not in known and name not in partners]
     stacks |= {name: (configured(name, {"heads": heads}),) * depth for name in others}
     ours = {

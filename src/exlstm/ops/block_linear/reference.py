@@ -1,4 +1,4 @@
-"""The block-diagonal map in plain torch, as one batched product of groups of blocks.
+"""The block-diagonal map in plain torch, as one batched product of groups of blocks; in a captured step of the blocks.
 
 B batch  T time  M both  D width  H blocks  K input and V output width of each (K = V)
 N blocks taken together  G groups of these, I input and J output width of each
@@ -6,6 +6,8 @@ N blocks taken together  G groups of these, I input and J output width of each
 
 import torch
 from torch import Tensor
+
+from exlstm.ops.linear.headwise import headwise, is_captured
 
 MERGED_WIDTH = 16  # a vector register of float32: narrower matrices leave most of it empty
 
@@ -22,7 +24,6 @@ def merge_blocks(w_HVK: Tensor) -> Tensor:
 def block_linear_torch(x_BTD: Tensor, w_HVK: Tensor) -> Tensor:
     """[B, T, D] -> [B, T, D], as one batched product of groups of blocks."""
     B, T, D = x_BTD.shape
-    w_GJI = merge_blocks(w_HVK)
+    w_GJI = w_HVK if is_captured() else merge_blocks(w_HVK)
     x_GMI = x_BTD.reshape(B * T, *w_GJI.shape[::2]).transpose(0, 1)
-    y_BTD: Tensor = (x_GMI @ w_GJI.mT).transpose(0, 1).reshape(B, T, D)
-    return y_BTD
+    return headwise(x_GMI, w_GJI).transpose(0, 1).reshape(B, T, D)

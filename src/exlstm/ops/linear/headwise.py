@@ -15,7 +15,7 @@ def headwise(x_HMK: Tensor, w_HJK: Tensor, /) -> Tensor:
 
     In a captured step the linear kernels compute it: torch's product cannot be replayed.
     """
-    if is_compiling() or capture.active() is None or not is_replayable(x_HMK, w_HJK):
+    if not is_captured() or not is_replayable(x_HMK, w_HJK):
         return torch.bmm(x_HMK, w_HJK.mT)
     from exlstm.ops.linear.numba.op import Plan
 
@@ -24,6 +24,11 @@ def headwise(x_HMK: Tensor, w_HJK: Tensor, /) -> Tensor:
     for x_MK, w_JK, y_MJ in zip(x_HMK, w_HJK, y_HMJ, strict=True):
         Plan([(w_JK, None, y_HMJ.dtype)]).run(x_MK, [y_MJ])
     return y_HMJ
+
+
+def is_captured() -> bool:
+    """Whether the call is a part of a step that is being captured."""
+    return not is_compiling() and capture.active() is not None
 
 
 def is_replayable(x_HMK: Tensor, w_HJK: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """The diagonal scan, h_t = a_t h_{t-1} + b_t for every channel: the recurrence of HGRN, RG-LRU, minGRU, LRU and S5.
 
-`reference` is the definition, `chunkwise` about 2 sqrt(T) passes in plain torch, `numba` one pass.
+`reference` is the definition, `chunkwise` about 2 sqrt(T) passes in plain torch, `numba` one pass. a is real, or
+complex with a constant angle: see `rotating`.
 
 B batch  T time  E channels
 """
@@ -13,11 +14,22 @@ from torch import Tensor
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import length_mask, without_autocast
 from exlstm.ops.scan.chunkwise import scan_chunkwise
-from exlstm.ops.scan.reference import ScanState, scan_recurrent
+from exlstm.ops.scan.hold import HeldInput, held_input
+from exlstm.ops.scan.reference import RotatingState, ScanState, rotating_recurrent, scan_recurrent
+from exlstm.ops.scan.rotating import rotating_chunkwise
 from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 
-__all__ = ["ScanState", "scan", "scan_recurrent"]
+__all__ = [
+    "HeldInput",
+    "RotatingState",
+    "ScanState",
+    "held_input",
+    "rotating_recurrent",
+    "rotating_scan",
+    "scan",
+    "scan_recurrent",
+]
 
 
 def scan(
@@ -55,7 +67,7 @@ def scan(
     ]
     name = choose("scan", backend, candidates, tensors)
     if name == "numba":
-        from exlstm.ops.scan.numba import scan_numba
+        from exlstm.ops.scan.numba.real import scan_numba
 
         h_BTE, after_BE = scan_numba(a_BTE, b_BTE, state.h_BE, reset_BT, lengths_B)
         return h_BTE, ScanState(after_BE)
@@ -66,3 +78,51 @@ def scan(
     with without_autocast(b_BTE):
         h_BTE, after_BE = run(*tensors, reset_BT=reset_BT, valid_BT=valid_BT)
     return h_BTE.to(b_BTE.dtype), ScanState(after_BE)
+
+
+def rotating_scan(
+    r_BTE: Tensor,
+    theta_E: Tensor,
+    re_BTE: Tensor,
+    im_BTE: Tensor,
+    state: RotatingState | None = None,
+    /,
+    *,
+    reset_BT: Tensor | None = None,
+    lengths_B: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, RotatingState]:
+    """A sequence through h_t = r_t e^(i theta) h_{t-1} + b_t, complex numbers as real and imaginary parts; any T >= 1.
+
+    r: [B, T, E] factors from 0 to 1; expanded axes are read as they are. theta: [E] angles in radians.
+    re, im: [B, T, E] parts of b. All in any float dtype; the other arguments are those of `scan`.
+
+    Returns the parts of h [B, T, E] in the dtype of re and the state after the last step, float32 or wider.
+    Raises ValueError for shapes that do not fit and for a backend that cannot run.
+    """
+    B, T, E = re_BTE.shape
+    for what, x, shape in (("r", r_BTE, (B, T, E)), ("theta", theta_E, (E,)), ("im", im_BTE, (B, T, E))):
+        check_like(what, x, shape, re_BTE)
+    reset_BT, lengths_B = checked_rows(re_BTE, reset_BT, lengths_B)
+    if state is None:
+        zeros_BE = re_BTE.new_zeros((B, E), dtype=torch.promote_types(re_BTE.dtype, torch.float32))
+        state = RotatingState(zeros_BE, zeros_BE)
+    state = checked_state(state, RotatingState, [(B, E)] * 2, re_BTE)
+    tensors = r_BTE, theta_E, re_BTE, im_BTE
+    candidates = [
+        ("numba", cpu_kernel_obstacle((*tensors, *state), float32_only=True)),
+        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("recurrent", None),
+    ]
+    name = choose("rotating_scan", backend, candidates, (*tensors, *state))
+    if name == "numba":
+        from exlstm.ops.scan.numba.rotating import rotating_numba
+
+        return rotating_numba(*tensors, state, reset_BT, lengths_B)
+    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
+    if reset_BT is not None and valid_BT is not None:
+        reset_BT = reset_BT & valid_BT
+    run = rotating_chunkwise if name == "chunkwise" else rotating_recurrent
+    with without_autocast(re_BTE):
+        h_re_BTE, h_im_BTE, state = run(*tensors, state, reset_BT=reset_BT, valid_BT=valid_BT)
+    return h_re_BTE.to(re_BTE.dtype), h_im_BTE.to(re_BTE.dtype), state

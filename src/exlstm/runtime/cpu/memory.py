@@ -180,6 +180,18 @@ def _put_double(_context: Any, _address: Any, _value: Any) -> Any:
     return types.void(types.intp, types.float64), generate
 
 
+def _put_byte(_context: Any, _address: Any, _value: Any) -> Any:
+    """The byte at an address becomes 1 if `value`, else 0."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte = ir.IntType(8)
+        value = builder.zext(arguments[1], byte)
+        builder.store(value, builder.inttoptr(arguments[0], byte.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.boolean), generate
+
+
 def _put_uint16(_context: Any, _address: Any, _value: Any) -> Any:
     """The two bytes at an address become `value`."""
 
@@ -204,5 +216,6 @@ prefetch: Any = intrinsic(_prefetch)
 row: Any = intrinsic(_row)
 double_at, byte_at = _number_at(ir.DoubleType(), types.float64), _number_at(ir.IntType(8), types.int8)
 uint16_at, long_at = _number_at(ir.IntType(16), types.uint16), _number_at(ir.IntType(64), types.int64)
+put_byte: Any = intrinsic(_put_byte)
 put_uint16: Any = intrinsic(_put_uint16)
 put_double: Any = intrinsic(_put_double)

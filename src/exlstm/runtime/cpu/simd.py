@@ -144,6 +144,14 @@ def tanh(x: SimdValue) -> SimdValue:
     return where(abs(x) < 0.625, near, where(x >= 0.0, far, -far))
 
 
+def sqrt(x: SimdValue) -> SimdValue:
+    """The square root, rounded once."""
+    kind, module = x.value.type, x.builder.module
+    name = f"llvm.sqrt.v{kind.count}f32" if isinstance(kind, ir.VectorType) else "llvm.sqrt.f32"
+    found = module.globals.get(name) or ir.Function(module, ir.FunctionType(kind, [kind]), name)
+    return SimdValue(x.builder, x.builder.call(found, [x.value]))
+
+
 def formula(function: Callable[[SimdValue], SimdValue]) -> Any:
     """`function` for Numba: of a float32. In a loop LLVM makes vectors of it, which it cannot of calls to libm."""
 

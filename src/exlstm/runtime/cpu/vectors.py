@@ -10,7 +10,7 @@ makes a function for kernels, of three addresses.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, signature
 from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
@@ -20,9 +20,10 @@ from numba.extending import intrinsic
 from exlstm.runtime.cpu.internals import alloca, loop
 from exlstm.runtime.cpu.simd import FLOAT, WORD, SimdValue
 
-__all__ = ["LONG", "Vectors", "inlined", "loop", "register_width", "repeated"]
+__all__ = ["LONG", "Vectors", "elementwise", "inlined", "loop", "register_width", "repeated"]
 LONG, UINT16 = ir.IntType(64), ir.IntType(16)
 BYTES = 4  # of a number
+LANES = 16  # numbers that `elementwise` takes at a time: a cache line
 # Not the flags of `simd`: with those LLVM may fuse the other product of two, and a sum would depend on the code around.
 FUSED = ("contract",)
 
@@ -53,6 +54,24 @@ def inlined(count: int) -> Callable[[Callable[..., None]], Any]:
         return intrinsic(typed)
 
     return decorate
+
+
+def elementwise(body: Callable[..., None]) -> Any:
+    """Decorates `body(v, *addresses)`: a function for kernels, (count, *addresses), for so many neighbors at each.
+
+    `body` is written twice: with vectors of 16 numbers, and with vectors of one for the rest. LLVM makes vectors of a
+    plain loop only while it can check at run time that no two of its addresses overlap, which it gives up for many.
+    """
+
+    @inlined(len(signature(body).parameters))
+    def loops(builder: Any, count: Any, *addresses: Any) -> None:
+        whole = builder.and_(count, LONG(-LANES))
+        for start, stop, width in ((LONG(0), whole, LANES), (whole, count, 1)):
+            with loop(builder, start, stop, LONG(width)) as (index, _):
+                here = builder.mul(index, LONG(BYTES))
+                body(Vectors(builder, width), *(builder.add(x, here) for x in addresses))
+
+    return loops
 
 
 @contextmanager
