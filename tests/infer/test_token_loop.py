@@ -12,6 +12,8 @@ from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.elman import ElmanConfig
+from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
@@ -172,6 +174,8 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid", normalize=False),
     "mlstm relu": MLSTMConfig(input_gate="relu2", forget_gate="exp"),
     "lstm heads": LSTMConfig(heads=2),
+    "gru heads": GRUConfig(heads=2),
+    "elman heads": ElmanConfig(heads=2),
     "slstm relu": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
     "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.elman import ElmanConfig
+from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
@@ -41,6 +43,8 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "slstm sparse": SLSTMConfig(recurrence="sparse", recurrence_degree=3),
     "slstm learned": SLSTMConfig(recurrence="learned", recurrence_blocks=2),
     "lstm heads": LSTMConfig(heads=4),
+    "gru heads": GRUConfig(heads=4),
+    "elman heads": ElmanConfig(heads=4),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
@@ -543,6 +547,8 @@ def test_the_inner_width_is_rounded_up(factor, multiple, inner):
         (MLSTMLargeConfig(heads=16, value_factor=0.75), 32, "heads is 16; it must divide the width 24 of the values"),
         (MLSTMLargeConfig(key_factor=0.01), 32, "heads is 4; it must divide the width 0 of the keys"),
         (SLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (GRUConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (ElmanConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
         (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
         (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),

@@ -2,6 +2,8 @@
 
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
+from exlstm.mixers.elman import ElmanConfig
+from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mingru import MinGRUConfig
@@ -17,4 +19,6 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "lstm": LSTMConfig,
     "hgrn": HGRNConfig,
     "mingru": MinGRUConfig,
+    "gru": GRUConfig,
+    "elman": ElmanConfig,
 }
