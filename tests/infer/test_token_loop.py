@@ -17,6 +17,7 @@ from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.mult_lstm import MultLSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import leaves, map_state
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
@@ -176,6 +177,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "lstm heads": LSTMConfig(heads=2),
     "gru heads": GRUConfig(heads=2),
     "elman heads": ElmanConfig(heads=2),
+    "mult_lstm heads": MultLSTMConfig(heads=2),
     "slstm relu": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
     "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),

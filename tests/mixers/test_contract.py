@@ -17,6 +17,7 @@ from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.mult_lstm import MultLSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
 
@@ -45,6 +46,7 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "lstm heads": LSTMConfig(heads=4),
     "gru heads": GRUConfig(heads=4),
     "elman heads": ElmanConfig(heads=4),
+    "mult_lstm heads": MultLSTMConfig(heads=4, forget_bias="power_law"),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
@@ -549,6 +551,7 @@ def test_the_inner_width_is_rounded_up(factor, multiple, inner):
         (SLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (GRUConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (ElmanConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (MultLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
         (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
         (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),

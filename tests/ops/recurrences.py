@@ -1,7 +1,7 @@
 """Every recurrence of the rivals as a row of a table, for one battery of tests: `test_recurrences.py`.
 
-Shapes are letters: "HK" is [H, K] behind batch and time. Inputs are drawn from N(0, 1) in float64; `prepare` makes of
-them what the op takes, such as factors between 0 and 1; its `scale` says how extreme gates are.
+Shapes are letters and numbers: "4HK" is [4, H, K] behind batch and time. Inputs are drawn from N(0, 1) in float64;
+`prepare` makes of them what the op takes, such as factors between 0 and 1; its `scale` says how extreme gates are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.mult_lstm import MultLSTMState, mult_lstm
 from exlstm.ops.scan import ScanState, scan
 
 
@@ -37,10 +38,10 @@ class Recurrence(NamedTuple):
         generator = torch.Generator().manual_seed(seed)
         leading = [*[(B, T)] * len(self.ragged), *[()] * len(self.weights)]
         letters = [*self.ragged.values(), *self.weights.values()]
-        shapes = [(*first, *(sizes[x] for x in word)) for first, word in zip(leading, letters, strict=True)]
-        draws = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-        parts = [(B, *(sizes[x] for x in word)) for word in self.parts]
-        state = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in parts]
+        shapes = [(*first, *shape(word, sizes)) for first, word in zip(leading, letters, strict=True)]
+        draws = [torch.randn(size, generator=generator, dtype=torch.float64) for size in shapes]
+        parts = [(B, *shape(word, sizes)) for word in self.parts]
+        state = [torch.randn(size, generator=generator, dtype=torch.float64) for size in parts]
         return [x.to(dtype) for x in (*self.prepare(draws, scale), *state)]
 
     def run(self, *x: Tensor, backend: str = "recurrent", **rows: Any) -> tuple[Tensor, Any]:
@@ -59,6 +60,21 @@ class Recurrence(NamedTuple):
         return {letter: real for letter, (_, real) in self.sizes.items()}
 
 
+def shape(word: str, sizes: Mapping[str, int]) -> list[int]:
+    """The sizes of a word's letters; digits are sizes."""
+    return [int(x) if x.isdigit() else sizes[x] for x in word]
+
+
+def contracting(ragged: int) -> Callable[[list[Tensor], float], list[Tensor]]:
+    """Gates times the scale, and recurrent weights that are no larger than a trained net's: none is chaotic."""
+
+    def prepare(x: list[Tensor], scale: float) -> list[Tensor]:
+        inputs = [*x[: ragged - 1], scale * x[ragged - 1]]
+        return [*inputs, *(weight / (2 * weight.shape[-1] ** 0.5) for weight in x[ragged:])]
+
+    return prepare
+
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -68,5 +84,15 @@ RECURRENCES = {
         ["E"],
         {"E": (5, 300)},
         lambda x, scale: [torch.sigmoid(2 + scale * x[0]), x[1]],
+    ),
+    "mult_lstm": Recurrence(
+        mult_lstm,
+        MultLSTMState,
+        {"p": "HV", "x": "4HV"},
+        {"m": "HVV", "r": "4HVV"},
+        ["HV", "HV"],
+        {"H": (2, 2), "V": (5, 50)},
+        contracting(2),
+        ("numba",),
     ),
 }

@@ -9,6 +9,7 @@ from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.mult_lstm import MultLSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
 
 MIXERS: dict[str, type[MixerConfig]] = {
@@ -21,4 +22,5 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "mingru": MinGRUConfig,
     "gru": GRUConfig,
     "elman": ElmanConfig,
+    "mult_lstm": MultLSTMConfig,
 }
