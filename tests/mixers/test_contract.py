@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exlstm.mixers import MIXERS
+from exlstm.mixers.assoc_lstm import AssocLSTMConfig
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gru import GRUConfig
@@ -47,6 +48,7 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "gru heads": GRUConfig(heads=4),
     "elman heads": ElmanConfig(heads=4),
     "mult_lstm heads": MultLSTMConfig(heads=4, forget_bias="power_law"),
+    "assoc_lstm one copy": AssocLSTMConfig(copies=1, forget_bias="power_law"),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
@@ -552,6 +554,7 @@ def test_the_inner_width_is_rounded_up(factor, multiple, inner):
         (GRUConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (ElmanConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (MultLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (AssocLSTMConfig(), 33, "width is 33; it must be even"),
         (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
         (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
         (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),

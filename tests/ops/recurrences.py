@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.assoc_lstm import AssocLSTMState, assoc_lstm
 from exlstm.ops.mult_lstm import MultLSTMState, mult_lstm
 from exlstm.ops.scan import ScanState, scan
 
@@ -65,6 +66,13 @@ def shape(word: str, sizes: Mapping[str, int]) -> list[int]:
     return [int(x) if x.isdigit() else sizes[x] for x in word]
 
 
+def associative(x: Tensor, r: Tensor, state: AssocLSTMState, **options: Any) -> tuple[Tensor, AssocLSTMState]:
+    """The op, with permutations."""
+    C, N = state.c_BCPN.shape[1], x.shape[3]
+    lots_CN = torch.rand(C, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return assoc_lstm(x, r, lots_CN.argsort(1), state, **options)
+
+
 def contracting(ragged: int) -> Callable[[list[Tensor], float], list[Tensor]]:
     """Gates times the scale, and recurrent weights that are no larger than a trained net's: none is chaotic."""
 
@@ -93,6 +101,16 @@ RECURRENCES = {
         ["HV", "HV"],
         {"H": (2, 2), "V": (5, 50)},
         contracting(2),
+        ("numba",),
+    ),
+    "assoc_lstm": Recurrence(
+        associative,
+        AssocLSTMState,
+        {"x": "9N"},
+        {"r": "9N2N"},
+        ["2N", "C2N"],
+        {"C": (2, 4), "N": (5, 40)},
+        contracting(1),
         ("numba",),
     ),
 }

@@ -1,5 +1,6 @@
 """Floor 3: one file per sequence mixer. The names in MIXERS are for saved configs; code imports the classes."""
 
+from exlstm.mixers.assoc_lstm import AssocLSTMConfig
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.elman import ElmanConfig
@@ -23,4 +24,5 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "gru": GRUConfig,
     "elman": ElmanConfig,
     "mult_lstm": MultLSTMConfig,
+    "assoc_lstm": AssocLSTMConfig,
 }
