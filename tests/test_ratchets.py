@@ -198,7 +198,7 @@ def test_every_op_has_the_same_faces():
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only
     folders = sorted(path for path in ops.iterdir() if path.is_dir() and path.name != "__pycache__")
-    ours = ["assoc_lstm", "block_linear", "conv", "gated_norm", "linear", "mlstm", "mult_lstm", "norm",
+    ours = ["assoc_lstm", "block_linear", "conv", "gated_norm", "linear", "matrix_rnn", "mlstm", "mult_lstm", "norm",
             "scan", "slstm"]  # fmt: skip
     assert [path.name for path in folders] == ours
     for path in folders:

@@ -15,6 +15,7 @@ from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.mult_lstm import MultLSTMConfig
@@ -178,6 +179,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "gru heads": GRUConfig(heads=2),
     "elman heads": ElmanConfig(heads=2),
     "mult_lstm heads": MultLSTMConfig(heads=2),
+    "matrix_rnn elman no mixing": MatrixRNNConfig(cell="elman", mix="none", key_width=5),
     "slstm relu": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
     "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),

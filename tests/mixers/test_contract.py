@@ -16,6 +16,7 @@ from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.mult_lstm import MultLSTMConfig
@@ -49,6 +50,9 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "elman heads": ElmanConfig(heads=4),
     "mult_lstm heads": MultLSTMConfig(heads=4, forget_bias="power_law"),
     "assoc_lstm one copy": AssocLSTMConfig(copies=1, forget_bias="power_law"),
+    "matrix_rnn elman": MatrixRNNConfig(cell="elman", key_width=5),
+    "matrix_rnn no mixing": MatrixRNNConfig(mix="none", heads=2),
+    "matrix_rnn elman no mixing": MatrixRNNConfig(cell="elman", mix="none"),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
@@ -554,6 +558,7 @@ def test_the_inner_width_is_rounded_up(factor, multiple, inner):
         (GRUConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (ElmanConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (MultLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (MatrixRNNConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
         (AssocLSTMConfig(), 33, "width is 33; it must be even"),
         (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
         (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),

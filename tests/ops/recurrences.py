@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.assoc_lstm import AssocLSTMState, assoc_lstm
+from exlstm.ops.matrix_rnn import MatrixRNNState, matrix_rnn
 from exlstm.ops.mult_lstm import MultLSTMState, mult_lstm
 from exlstm.ops.scan import ScanState, scan
 
@@ -111,6 +112,36 @@ RECURRENCES = {
         ["2N", "C2N"],
         {"C": (2, 4), "N": (5, 40)},
         contracting(1),
+        ("numba",),
+    ),
+    "matrix_rnn": Recurrence(
+        matrix_rnn,
+        MatrixRNNState,
+        {"q": "HK", "k": "HK", "v": "HV", "f": "H"},
+        {"r": "HVV"},
+        ["HKV"],
+        {"H": (2, 2), "K": (3, 20), "V": (5, 24)},
+        contracting(4),
+        ("numba",),
+    ),
+    "matrix_rnn elman": Recurrence(
+        lambda q, k, v, r, state, **options: matrix_rnn(q, k, v, None, r, state, **options),
+        MatrixRNNState,
+        {"q": "HK", "k": "HK", "v": "HV"},
+        {"r": "HVV"},
+        ["HKV"],
+        {"H": (2, 2), "K": (3, 20), "V": (5, 24)},
+        contracting(3),
+        ("numba",),
+    ),
+    "matrix_rnn no mixing": Recurrence(
+        lambda q, k, v, f, state, **options: matrix_rnn(q, k, v, f, None, state, **options),
+        MatrixRNNState,
+        {"q": "HK", "k": "HK", "v": "HV", "f": "H"},
+        {},
+        ["HKV"],
+        {"H": (2, 2), "K": (3, 20), "V": (5, 24)},
+        contracting(4),
         ("numba",),
     ),
 }

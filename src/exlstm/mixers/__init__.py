@@ -7,6 +7,7 @@ from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
@@ -25,4 +26,5 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "elman": ElmanConfig,
     "mult_lstm": MultLSTMConfig,
     "assoc_lstm": AssocLSTMConfig,
+    "matrix_rnn": MatrixRNNConfig,
 }

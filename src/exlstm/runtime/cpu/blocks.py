@@ -35,6 +35,10 @@ class Units:
     def __setitem__(self, n: int, x: SimdValue) -> None:
         self.vectors.store(x, self.part(n))
 
+    def number(self, n: int) -> SimdValue:
+        """Number n at the address, in all places."""
+        return self.vectors.number(self.vectors.offset(self.address, SIZE * n))
+
 
 def simd16(function: Callable[..., None]) -> Any:
     """`function` for kernels: parameters annotated `Units` are addresses, those annotated `SimdValue` flags."""
