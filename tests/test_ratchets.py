@@ -193,12 +193,13 @@ def test_the_formatter_is_switched_off_no_more_often():
 def test_every_op_has_the_same_faces():
     """A folder with the op in its __init__, unless it is plain torch only; beside them what several ops share."""
     ops = PACKAGE / "ops"
-    shared = {"arguments", "common", "derivatives", "gates", "packed", "steps"}
-    torch_only = {"attention", "lstm", "rope", "token_shift"}
+    shared = {"arguments", "common", "derivatives", "fused", "gates", "packed", "steps"}
+    torch_only = {"attention", "elman", "gru", "lstm", "rope", "token_shift"}
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only
     folders = sorted(path for path in ops.iterdir() if path.is_dir() and path.name != "__pycache__")
     ours = [
+        "assoc_lstm",
         "block_linear",
         "bonus",
         "conv",
@@ -206,7 +207,9 @@ def test_every_op_has_the_same_faces():
         "gated_linear_attention",
         "gated_norm",
         "linear",
+        "matrix_rnn",
         "mlstm",
+        "mult_lstm",
         "norm",
         "rglru",
         "scan",

@@ -243,7 +243,8 @@ def test_a_step_off_the_cpu_makes_nothing_on_the_cpu_and_asks_for_no_number(name
     """On torch's meta device a number that is asked for is an error. It knows no autocast."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _device: False)
     with torch.device("meta"):
-        model = LM(replace(LARGE, blocks=(BlockConfig(mixer=MIXERS[name]()),))).to(dtype).eval()
+        model = LM(replace(LARGE, blocks=(BlockConfig(mixer=MIXERS[name]()),)))
+    model = model.to("meta", dtype).eval()  # with buffers that the architecture determines, which are made on the CPU
     tokens_B1, state = torch.zeros(2, 1, dtype=torch.long, device="meta"), model.zero_state(2)
     with torch.no_grad(), OnlyThere("meta") as seen:
         logits_B1C, _ = model.advance(tokens_B1, state)

@@ -12,10 +12,14 @@ from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.elman import ElmanConfig
+from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.mult_lstm import MultLSTMConfig
 from exlstm.mixers.rwkv_channel import RWKVChannelConfig
 from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
@@ -175,6 +179,10 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid", normalize=False),
     "mlstm relu": MLSTMConfig(input_gate="relu2", forget_gate="exp"),
     "lstm heads": LSTMConfig(heads=2),
+    "gru heads": GRUConfig(heads=2),
+    "elman heads": ElmanConfig(heads=2),
+    "mult_lstm heads": MultLSTMConfig(heads=2),
+    "matrix_rnn elman no mixing": MatrixRNNConfig(cell="elman", mix="none", key_width=5),
     "slstm relu": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
     "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),

@@ -11,13 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exlstm.mixers import MIXERS
+from exlstm.mixers.assoc_lstm import AssocLSTMConfig
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.deltanet import DeltaNetConfig
+from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
+from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.mult_lstm import MultLSTMConfig
 from exlstm.mixers.rglru import RGLRUConfig
 from exlstm.mixers.rwkv7 import RWKV7Config
 from exlstm.mixers.rwkv_channel import RWKVChannelConfig
@@ -48,6 +53,13 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "slstm sparse": SLSTMConfig(recurrence="sparse", recurrence_degree=3),
     "slstm learned": SLSTMConfig(recurrence="learned", recurrence_blocks=2),
     "lstm heads": LSTMConfig(heads=4),
+    "gru heads": GRUConfig(heads=4),
+    "elman heads": ElmanConfig(heads=4),
+    "mult_lstm heads": MultLSTMConfig(heads=4, forget_bias="power_law"),
+    "assoc_lstm one copy": AssocLSTMConfig(copies=1, forget_bias="power_law"),
+    "matrix_rnn elman": MatrixRNNConfig(cell="elman", key_width=5),
+    "matrix_rnn no mixing": MatrixRNNConfig(mix="none", heads=2),
+    "matrix_rnn elman no mixing": MatrixRNNConfig(cell="elman", mix="none"),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "deltanet fast weights": DeltaNetConfig(conv_width=0, feature_map="dpfp", key_norm="sum"),
@@ -564,6 +576,11 @@ def test_the_inner_width_is_rounded_up(factor, multiple, inner):
         (GatedDeltaNetConfig(heads=5), 32, "heads is 5; it must divide the width 24 of the keys"),
         (GatedDeltaNetConfig(key_factor=0.01), 32, "heads is 4; it must divide the width 0 of the keys"),
         (RWKV7Config(heads=5), 32, "heads is 5; it must divide the width 32"),
+        (GRUConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (ElmanConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (MultLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (MatrixRNNConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
+        (AssocLSTMConfig(), 33, "width is 33; it must be even"),
         (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
         (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
         (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),

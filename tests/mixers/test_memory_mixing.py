@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import leaves
-from exlstm.ops.lstm import LSTMState, dense_recurrence, lstm
+from exlstm.ops.fused import dense_recurrence
+from exlstm.ops.lstm import LSTMState, lstm
 from exlstm.ops.norm import head_norm
 from exlstm.ops.slstm import slstm
 
@@ -126,7 +127,7 @@ def test_an_lstm_with_heads_is_as_many_lstms(heads):
 
 def test_blocks_are_placed_and_their_gradients_taken_from_there():
     u_GK = torch.randn(4 * 6, 2, dtype=torch.float64, requires_grad=True)
-    u_GV = dense_recurrence(u_GK)
+    u_GV = dense_recurrence(u_GK, 4)
     weights = torch.randn(24, 6, dtype=torch.float64)
     (u_GV * weights).sum().backward()
     for row in range(24):
@@ -135,7 +136,7 @@ def test_blocks_are_placed_and_their_gradients_taken_from_there():
         assert torch.equal(u_GK.grad[row], weights[row, 2 * head : 2 * head + 2])
     assert u_GV.count_nonzero() == 48
     dense = torch.randn(8, 2)
-    assert dense_recurrence(dense) is dense
+    assert dense_recurrence(dense, 4) is dense
 
 
 def test_one_head_is_the_lstm_of_before():

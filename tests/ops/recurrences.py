@@ -1,7 +1,7 @@
 """Every recurrence of the rivals as a row of a table, for one battery of tests: `test_recurrences.py`.
 
-Shapes are letters: "HK" is [H, K] behind batch and time. Inputs are drawn from N(0, 1) in float64; `prepare` makes of
-them what the op takes, such as factors between 0 and 1; its `scale` says how extreme gates are.
+Shapes are letters and numbers: "4HK" is [4, H, K] behind batch and time. Inputs are drawn from N(0, 1) in float64;
+`prepare` makes of them what the op takes, such as factors between 0 and 1; its `scale` says how extreme gates are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from exlstm.ops.assoc_lstm import AssocLSTMState, assoc_lstm
 from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
 from exlstm.ops.gated_linear_attention import GatedLinearAttentionState, gated_linear_attention
+from exlstm.ops.matrix_rnn import MatrixRNNState, matrix_rnn
+from exlstm.ops.mult_lstm import MultLSTMState, mult_lstm
 from exlstm.ops.scan import RotatingState, ScanState, rotating_scan, scan
 from exlstm.ops.wkv4 import WKV4State, wkv4
 
@@ -42,10 +45,10 @@ class Recurrence(NamedTuple):
         generator = torch.Generator().manual_seed(seed)
         leading = [*[(B, T)] * len(self.ragged), *[()] * len(self.weights)]
         letters = [*self.ragged.values(), *self.weights.values()]
-        shapes = [(*first, *(sizes[x] for x in word)) for first, word in zip(leading, letters, strict=True)]
-        draws = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-        parts = [(B, *(sizes[x] for x in word)) for word in self.parts]
-        state = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in parts]
+        shapes = [(*first, *shape(word, sizes)) for first, word in zip(leading, letters, strict=True)]
+        draws = [torch.randn(size, generator=generator, dtype=torch.float64) for size in shapes]
+        parts = [(B, *shape(word, sizes)) for word in self.parts]
+        state = [torch.randn(size, generator=generator, dtype=torch.float64) for size in parts]
         return [x.to(dtype) for x in (*self.prepare(draws, scale), *state)]
 
     def run(self, *x: Tensor, backend: str = "recurrent", **rows: Any) -> tuple[Tensor, Any]:
@@ -125,6 +128,28 @@ def wkv4_in_true_values(*x: Any, **options: Any) -> tuple[Tensor, Average]:
     return y_BTE, Average(after.num_BE / after.den_BE, after.p_BE + torch.log(after.den_BE))
 
 
+def shape(word: str, sizes: Mapping[str, int]) -> list[int]:
+    """The sizes of a word's letters; digits are sizes."""
+    return [int(x) if x.isdigit() else sizes[x] for x in word]
+
+
+def associative(x: Tensor, r: Tensor, state: AssocLSTMState, **options: Any) -> tuple[Tensor, AssocLSTMState]:
+    """The op, with permutations."""
+    C, N = state.c_BCPN.shape[1], x.shape[3]
+    lots_CN = torch.rand(C, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return assoc_lstm(x, r, lots_CN.argsort(1), state, **options)
+
+
+def contracting(ragged: int) -> Callable[[list[Tensor], float], list[Tensor]]:
+    """Gates times the scale, and recurrent weights that are no larger than a trained net's: none is chaotic."""
+
+    def prepare(x: list[Tensor], scale: float) -> list[Tensor]:
+        inputs = [*x[: ragged - 1], scale * x[ragged - 1]]
+        return [*inputs, *(weight / (2 * weight.shape[-1] ** 0.5) for weight in x[ragged:])]
+
+    return prepare
+
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -195,5 +220,55 @@ RECURRENCES = {
         ["E", "E"],
         {"E": (5, 300)},
         lambda x, scale: [scale * x[0], x[1], -softplus(scale * x[2]), x[3]],
+    ),
+    "mult_lstm": Recurrence(
+        mult_lstm,
+        MultLSTMState,
+        {"p": "HV", "x": "4HV"},
+        {"m": "HVV", "r": "4HVV"},
+        ["HV", "HV"],
+        {"H": (2, 2), "V": (5, 50)},
+        contracting(2),
+        ("numba",),
+    ),
+    "assoc_lstm": Recurrence(
+        associative,
+        AssocLSTMState,
+        {"x": "9N"},
+        {"r": "9N2N"},
+        ["2N", "C2N"],
+        {"C": (2, 4), "N": (5, 40)},
+        contracting(1),
+        ("numba",),
+    ),
+    "matrix_rnn": Recurrence(
+        matrix_rnn,
+        MatrixRNNState,
+        {"q": "HK", "k": "HK", "v": "HV", "f": "H"},
+        {"r": "HVV"},
+        ["HKV"],
+        {"H": (2, 2), "K": (3, 20), "V": (5, 24)},
+        contracting(4),
+        ("numba",),
+    ),
+    "matrix_rnn elman": Recurrence(
+        lambda q, k, v, r, state, **options: matrix_rnn(q, k, v, None, r, state, **options),
+        MatrixRNNState,
+        {"q": "HK", "k": "HK", "v": "HV"},
+        {"r": "HVV"},
+        ["HKV"],
+        {"H": (2, 2), "K": (3, 20), "V": (5, 24)},
+        contracting(3),
+        ("numba",),
+    ),
+    "matrix_rnn no mixing": Recurrence(
+        lambda q, k, v, f, state, **options: matrix_rnn(q, k, v, f, None, state, **options),
+        MatrixRNNState,
+        {"q": "HK", "k": "HK", "v": "HV", "f": "H"},
+        {},
+        ["HKV"],
+        {"H": (2, 2), "K": (3, 20), "V": (5, 24)},
+        contracting(4),
+        ("numba",),
     ),
 }

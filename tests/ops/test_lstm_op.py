@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.ops.lstm import LSTMState, borders, lstm
+from exlstm.ops.fused import borders
+from exlstm.ops.lstm import LSTMState, lstm
 from exlstm.runtime.backend import Choice, recorded
 
 

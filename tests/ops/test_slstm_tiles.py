@@ -13,8 +13,10 @@ from slstm_cases import call, everything, make, resets
 
 from exlstm.ops.slstm import SLSTMState, slstm
 from exlstm.ops.slstm.numba import op as scan
-from exlstm.ops.slstm.numba import tile as numba_tile
-from exlstm.ops.slstm.numba.tile import (
+from exlstm.runtime.cpu import tile as numba_tile
+from exlstm.runtime.cpu.memory import address_of
+from exlstm.runtime.cpu.simd import FASTMATH
+from exlstm.runtime.cpu.tile import (
     PANEL,
     VECTOR_WIDTH,
     WIDE,
@@ -25,8 +27,6 @@ from exlstm.ops.slstm.numba.tile import (
     rows_by_four,
     tile,
 )  # fmt: skip
-from exlstm.runtime.cpu.memory import address_of
-from exlstm.runtime.cpu.simd import FASTMATH
 from pairwise import every_pair
 
 

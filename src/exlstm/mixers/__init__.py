@@ -1,18 +1,23 @@
 """Floor 3: one file per sequence mixer. The names in MIXERS are for saved configs; code imports the classes."""
 
+from exlstm.mixers.assoc_lstm import AssocLSTMConfig
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.deltanet import DeltaNetConfig
+from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
 from exlstm.mixers.gla import GLAConfig
+from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.hgrn2 import HGRN2Config
 from exlstm.mixers.lru import LRUConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.minlstm import MinLSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.mult_lstm import MultLSTMConfig
 from exlstm.mixers.rglru import RGLRUConfig
 from exlstm.mixers.rwkv4 import RWKV4Config
 from exlstm.mixers.rwkv5 import RWKV5Config
@@ -43,4 +48,9 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "s5": S5Config,
     "rwkv4": RWKV4Config,
     "rwkv_channel": RWKVChannelConfig,
+    "gru": GRUConfig,
+    "elman": ElmanConfig,
+    "mult_lstm": MultLSTMConfig,
+    "assoc_lstm": AssocLSTMConfig,
+    "matrix_rnn": MatrixRNNConfig,
 }

@@ -12,6 +12,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
+from exlstm.runtime.cpu.internals import llvm_function
+
 FLOAT, WORD = ir.FloatType(), ir.IntType(32)
 # Fused multiply-adds are welcome. Reassociation is not: it would merge the two parts of log 2 in `exp`, which costs
 # a digit or two at large arguments; nor is "no infinities": infinities must stay.
@@ -87,6 +89,13 @@ def where(condition: SimdValue, x: Any, y: Any) -> SimdValue:
     """x where the condition holds, else y; one of the two may be a Python number, and the condition one for all."""
     kind = x if isinstance(x, SimdValue) else y
     return SimdValue(condition.builder, condition.builder.select(condition.value, kind.constant(x), kind.constant(y)))
+
+
+def sqrt(x: SimdValue) -> SimdValue:
+    """The square root, rounded to nearest."""
+    kind = x.value.type
+    name = f"llvm.sqrt.v{kind.count}f32" if isinstance(kind, ir.VectorType) else "llvm.sqrt.f32"
+    return SimdValue(x.builder, x.builder.call(llvm_function(x.builder, name, kind, [kind]), [x.value]))
 
 
 def power_of_two(shifted: SimdValue) -> SimdValue:

@@ -9,48 +9,19 @@ The numbers of 16 units lie in blocks of parts, 16 neighbors each:
     carry  2 x 16: the gradients of c, n
 """
 
-from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
-from exlstm.ops.slstm.numba.tile import PANEL
+from exlstm.runtime.cpu.blocks import Units, simd16
 from exlstm.runtime.cpu.memory import SIZE
 from exlstm.runtime.cpu.simd import SimdValue, exp_below, log_sigmoid, sigmoid, tanh, where
+from exlstm.runtime.cpu.tile import PANEL
 from exlstm.runtime.cpu.vectors import LONG, Vectors, inlined
 
 BLOCK, SAVED, SAVED_MORE, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 9 * PANEL, 4 * PANEL, 2 * PANEL
 
 
-class Block:
-    """The numbers of 16 units at an address: each part is read and written as one vector."""
-
-    def __init__(self, builder: Any, address: Any) -> None:
-        self.vectors, self.address = Vectors(builder, PANEL), address
-
-    def part(self, n: int) -> Any:
-        """The address of part n."""
-        return self.vectors.offset(self.address, SIZE * PANEL * n)
-
-    def __getitem__(self, n: int) -> SimdValue:
-        return self.vectors.load(self.part(n))
-
-    def __setitem__(self, n: int, x: SimdValue) -> None:
-        self.vectors.store(x, self.part(n))
-
-
-def simd16(function: Callable[..., None]) -> Any:
-    """`function` for kernels: parameters annotated `Block` are addresses, those annotated `SimdValue` flags."""
-    kinds = [x.annotation for x in signature(function).parameters.values()]
-
-    @inlined(len(kinds))
-    def body(builder: Any, *values: Any) -> None:
-        function(*(kind(builder, x) for kind, x in zip(kinds, values, strict=True)))
-
-    return body
-
-
 @simd16
-def gates(block: Block, h: Block, saved: Block, exp_forget: SimdValue) -> None:
+def gates(block: Units, h: Units, saved: Units, exp_forget: SimdValue) -> None:
     """One step: from i, f, z, o and c, n, m before it to c, n, m and h after it, and the residuals."""
     # first the values that do not depend on the state
     i, f, z, o = block[0], block[1], block[2], block[3]
@@ -71,7 +42,7 @@ def gates(block: Block, h: Block, saved: Block, exp_forget: SimdValue) -> None:
 
 
 @simd16
-def gates_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
+def gates_backward(draw: Units, carry: Units, dh: Units, saved: Units) -> None:
     """The gradients of i, f, z, o, and of c and n before the step, from those of h, c and n after it."""
     c0, n0, decay, write, cell, gate, slope = (saved[part] for part in range(7))
     c, n = decay * c0 + write * cell, decay * n0 + write
@@ -83,12 +54,6 @@ def gates_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
     draw[2] = write * dc * (1.0 - cell * cell)
     draw[3] = h * ratio * gate * (1.0 - gate)
     carry[0], carry[1] = decay * dc, decay * dn
-
-
-@simd16
-def add16(out: Block, x: Block) -> None:
-    """out += x for 16 neighbors."""
-    out[0] = out[0] + x[0]
 
 
 def add_rows(rows: int, bf16: bool) -> Any:

@@ -18,11 +18,11 @@ from exlstm.ops.common import detached_contiguous, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import InputGate
 from exlstm.ops.slstm.numba.scan import Sizes, State, StateGradients, backward_scan, forward_scan
-from exlstm.ops.slstm.numba.tile import PANEL
 from exlstm.ops.slstm.numba.variants import saved_size, variant_of
 from exlstm.ops.slstm.reference import SLSTMState
 from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import LINE, LINE_NUMBERS, SIZE
+from exlstm.runtime.cpu.tile import PANEL
 from exlstm.runtime.internals import fills_memory_with_nan
 
 MAX_ROWS = 8  # of a tile: R of a head is read once for all of them, from the second cache or from memory

@@ -4,16 +4,11 @@ Tensors are addresses; *_at count numbers. V head width  K, J rows and columns o
 """
 
 from exlstm.ops.slstm.numba.gates import BLOCK, eight_rows, eight_rows_bf16, one_row, one_row_bf16
-from exlstm.ops.slstm.numba.tile import PANEL
 from exlstm.runtime.cpu.bfloat16 import read_number
+from exlstm.runtime.cpu.blocks import width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.memory import SIZE, at, clear, copy, put
-
-
-@helper()
-def width(V: int, u: int) -> int:
-    """Units in group u of 16 units."""
-    return PANEL if V - u * PANEL > PANEL else V - u * PANEL
+from exlstm.runtime.cpu.tile import PANEL
 
 
 @helper()

@@ -7,31 +7,19 @@ time, in the blocks of `gates`.
 B batch  T time  H heads  K, V head width  G gates: i, f, z, o  Q state parts: h, c, n, m
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy import float32
 
-from exlstm.ops.slstm.numba.gates import BLOCK, CARRY, DRAW, add16
-from exlstm.ops.slstm.numba.recurrent import pack, pack_transposed, read_product, width
-from exlstm.ops.slstm.numba.tile import PANEL, product, rows_by_four
+from exlstm.ops.slstm.numba.gates import BLOCK, CARRY, DRAW
+from exlstm.ops.slstm.numba.recurrent import pack, pack_transposed, read_product
 from exlstm.ops.slstm.numba.variants import any_backward, any_step, saved_size_in_kernels
+from exlstm.runtime.cpu.blocks import add_parts, load, reset_rows, store, store_parts, width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, Floats, kernel
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, prefetch, put, tensor_at
-
-Array = Any  # a NumPy array inside Numba
-
-
-@helper()
-def add_input(block: int, x: int, V: int, u: int) -> None:
-    """Adds x to the sums of a block, last, for a large x would round every partial sum."""
-    for g in range(4):
-        if width(V, u) == PANEL:
-            add16(block + SIZE * g * PANEL, x + SIZE * g * V)
-        else:
-            for j in range(width(V, u)):
-                put(block, g * PANEL + j, at(block, g * PANEL + j) + at(x, g * V + j))
+from exlstm.runtime.cpu.tile import PANEL, product, rows_by_four
 
 
 @helper()
@@ -43,42 +31,10 @@ def step_units(
         x_u, block_u = x + SIZE * u * PANEL, block + SIZE * u * BLOCK
         if not mixing:
             clear(block_u, 4 * PANEL)
-        add_input(block_u, x_u, V, u)
+        add_parts(block_u, 4, x_u, V, width(V, u))
         for g in range(4):  # of the next step
             prefetch(x_u, (4 * H + g) * V)
         any_step(block_u, h + SIZE * u * PANEL, saved + SIZE * u * saved_step, variant)
-
-
-@helper()
-def store_input_gradient(dx: int, draw: int, V: int, u: int) -> None:
-    """Copies a block's gradients to those of x, without the padding beyond V."""
-    for g in range(4):
-        copy(dx + SIZE * g * V, draw + SIZE * g * PANEL, width(V, u))
-
-
-@helper()
-def load(block: int, size: int, part: int, x: int, V: int) -> None:
-    """Fills part `part` of a row's blocks, of `size` numbers each, from a row of a state."""
-    for v in range(V):
-        put(block, v // PANEL * size + part * PANEL + v % PANEL, at(x, v))
-
-
-@helper()
-def store(block: int, size: int, part: int, x: int, V: int) -> None:
-    """The inverse of `load`."""
-    for v in range(V):
-        put(x, v, at(block, v // PANEL * size + part * PANEL + v % PANEL))
-
-
-@helper()
-def reset_rows(
-    reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x: int, x_row: int, y: int, y_row: int
-) -> None:
-    """Clears x and y of the rows that are reset at step t. x_row, y_row: numbers in a row."""
-    for row in range(count):
-        if reset_BT[row0 + row, t] and t < lengths_B[row0 + row]:
-            clear(x + SIZE * row * x_row, x_row)
-            clear(y + SIZE * row * y_row, y_row)
 
 
 class Sizes(NamedTuple):
@@ -227,7 +183,7 @@ def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r_HKGV: F32
                     prefetch(dh_BTHV, place - H * V + u * PANEL)
                     for g in range(7):  # of the step before
                         prefetch(saved, g * PANEL - units * size)
-                    store_input_gradient(draw_BTHGV + SIZE * (place * 4 + u * PANEL), draw_u, V, u)
+                    store_parts(draw_BTHGV + SIZE * (place * 4 + u * PANEL), V, draw_u, 4, width(V, u))
             if mixing:
                 product(dh, wide, 4 * PANEL, draw, 4 * wide, count, panels, 4 * wide, units)
             else:

@@ -6,8 +6,9 @@ A variant is one integer, the same for a whole call, so that the usual cell take
 from typing import Any
 
 from exlstm.ops.gates import INPUT_GATES, SMALL, InputGate
-from exlstm.ops.slstm.numba.gates import SAVED, SAVED_MORE, Block, gates, gates_backward, simd16
+from exlstm.ops.slstm.numba.gates import SAVED, SAVED_MORE, gates, gates_backward
 from exlstm.ops.slstm.reference import SHUT
+from exlstm.runtime.cpu.blocks import Units, simd16
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.simd import SimdValue, exp, log_sigmoid, sigmoid, where
 
@@ -47,14 +48,14 @@ def log(x: SimdValue) -> SimdValue:
 
 
 @simd16
-def sigmoid_gate(block: Block, saved: Block) -> None:
+def sigmoid_gate(block: Units, saved: Units) -> None:
     """Sigmoid gate: i becomes log i, and its slope is saved."""
     i = block[0]
     block[0], saved[7] = log_sigmoid(i), sigmoid(-i)
 
 
 @simd16
-def softplus_gate(block: Block, saved: Block) -> None:
+def softplus_gate(block: Units, saved: Units) -> None:
     """Softplus gate. Far below zero log log(1 + e^i) is i to all digits of float32."""
     i = block[0]
     near = where(i < -15.0, -15.0, i)
@@ -64,7 +65,7 @@ def softplus_gate(block: Block, saved: Block) -> None:
 
 
 @simd16
-def relu_gate(block: Block, saved: Block, square: SimdValue) -> None:
+def relu_gate(block: Units, saved: Units, square: SimdValue) -> None:
     """ReLU gate, squared or not: shut at and below zero, without a gradient there."""
     i = block[0]
     opening, shut = where(i < SMALL, SMALL, i), -i >= 0.0
@@ -74,7 +75,7 @@ def relu_gate(block: Block, saved: Block, square: SimdValue) -> None:
 
 
 @simd16
-def exp_gate(block: Block, saved: Block) -> None:
+def exp_gate(block: Units, saved: Units) -> None:
     """Exponential gate: i is log i, with slope 1."""
     i = block[0]
     saved[7] = SimdValue(i.builder, i.constant(1.0))
@@ -95,14 +96,14 @@ def apply_input_gate(block: int, saved: int, variant: int) -> None:
 
 
 @simd16
-def without_norm(block: Block, h: Block, saved: Block) -> None:
+def without_norm(block: Units, h: Units, saved: Units) -> None:
     """h without the normalizer, after a usual step. e^m as two factors overflows only at twice the m."""
     root = exp(block[6] * 0.5)
     saved[8] = root
     h[0] = saved[5] * (block[4] * root * root)
 
 
-def backward(draw: Block, carry: Block, dh: Block, saved: Block, normalize: bool) -> None:
+def backward(draw: Units, carry: Units, dh: Units, saved: Units, normalize: bool) -> None:
     """As `gates_backward`, for a step with another input gate or without the normalizer."""
     c0, n0, decay, write, cell, gate, slope, slope_i, root = (saved[part] for part in range(9))
     c, n, h, dc, dn = decay * c0 + write * cell, decay * n0 + write, dh[0], carry[0], carry[1]
@@ -123,13 +124,13 @@ def backward(draw: Block, carry: Block, dh: Block, saved: Block, normalize: bool
 
 
 @simd16
-def with_norm_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
+def with_norm_backward(draw: Units, carry: Units, dh: Units, saved: Units) -> None:
     """Backward of a step with any input gate and the normalizer."""
     backward(draw, carry, dh, saved, normalize=True)
 
 
 @simd16
-def without_norm_backward(draw: Block, carry: Block, dh: Block, saved: Block) -> None:
+def without_norm_backward(draw: Units, carry: Units, dh: Units, saved: Units) -> None:
     """Backward of a step with any input gate, without the normalizer."""
     backward(draw, carry, dh, saved, normalize=False)
 

@@ -10,6 +10,8 @@ Matrices are addresses of float32 numbers; *_stride count these.
 from typing import Any
 
 from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.launch import threads_for
+from exlstm.runtime.cpu.memory import at, put
 from exlstm.runtime.cpu.simd import SimdValue
 from exlstm.runtime.cpu.vectors import LONG, Vectors, inlined, loop, register_width
 
@@ -109,3 +111,36 @@ def product(
             else:
                 one_row(out + 4 * column, 4 * out_stride, x + 4 * fours * x_stride, 4 * x_stride,
                         p + 4 * panel * steps * PANEL, steps)  # fmt: skip
+
+
+def tile_rows(rows: int, groups: int, cost: float) -> int:
+    """Rows of an item of a scan whose groups (heads) go alone: as few as keep all threads busy, four or eight.
+
+    A matrix is read once for all rows of an item. cost: of all items, in microseconds on one thread.
+    """
+    return 4 if groups * -(-rows // 8) < threads_for(cost) else 8
+
+
+@helper()
+def pack_columns(w: int, parts: int, apart: int, V: int, row: int, K: int, p: int, steps: int, first: int) -> None:
+    """Packs rows of W, parts of V units in each, as columns of P in the order of `blocks`; P has room for V rounded up.
+
+    apart, row: numbers from a part of W to the next, and from a unit's row of K numbers to the next. The numbers of a
+    row become the steps of P, of which there are `steps`, from `first` on.
+    """
+    for part in range(parts):
+        for v in range(V):
+            panel = p + 4 * (((v // PANEL * parts + part) * steps + first) * PANEL + v % PANEL)
+            for k in range(K):
+                put(panel, k * PANEL, at(w, part * apart + v * row + k))
+
+
+@helper()
+def pack_rows(w: int, parts: int, apart: int, V: int, row: int, K: int, p: int, steps: int, first: int) -> None:
+    """As `pack_columns`, transposed: rows of W are steps of P in the order of `blocks`, their numbers columns."""
+    for part in range(parts):
+        for v in range(V):
+            step = (v // PANEL * parts + part) * PANEL + v % PANEL
+            for k in range(K):
+                column = first + k
+                put(p, (column // PANEL * steps + step) * PANEL + column % PANEL, at(w, part * apart + v * row + k))
