@@ -193,12 +193,12 @@ def test_the_formatter_is_switched_off_no_more_often():
 def test_every_op_has_the_same_faces():
     """A folder with the op in its __init__, unless it is plain torch only; beside them what several ops share."""
     ops = PACKAGE / "ops"
-    shared = {"arguments", "common", "derivatives", "gates", "packed", "steps"}
+    shared = {"arguments", "common", "derivatives", "gates", "packed", "steps", "toeplitz"}
     torch_only = {"attention", "lstm", "rope", "token_shift"}
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only
     folders = sorted(path for path in ops.iterdir() if path.is_dir() and path.name != "__pycache__")
-    ours = ["block_linear", "conv", "gated_norm", "linear", "mlstm", "norm", "scan", "slstm"]
+    ours = ["block_linear", "conv", "gated_norm", "linear", "long_conv", "lti", "mlstm", "norm", "scan", "slstm"]
     assert [path.name for path in folders] == ours
     for path in folders:
         assert (path / "numba.py").exists() or (path / "numba").is_dir(), path
