@@ -1,12 +1,17 @@
 """Floor 3: one file per sequence mixer. The names in MIXERS are for saved configs; code imports the classes."""
 
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.bigs import BiGSConfig
 from exlstm.mixers.contract import MixerConfig
+from exlstm.mixers.gss import GSSConfig
+from exlstm.mixers.h3 import H3Config
 from exlstm.mixers.hgrn import HGRNConfig
+from exlstm.mixers.hyena import HyenaConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.s4d import S4DConfig
 from exlstm.mixers.slstm import SLSTMConfig
 
 MIXERS: dict[str, type[MixerConfig]] = {
@@ -17,4 +22,9 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "lstm": LSTMConfig,
     "hgrn": HGRNConfig,
     "mingru": MinGRUConfig,
+    "s4d": S4DConfig,
+    "gss": GSSConfig,
+    "bigs": BiGSConfig,
+    "h3": H3Config,
+    "hyena": HyenaConfig,
 }

@@ -72,6 +72,11 @@ def counted(x: Tensor) -> None:
     x.copy_(torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype).expand_as(x))
 
 
+def multiples(step: float) -> Fill:
+    """0, step, 2 step, ... along the last axis."""
+    return lambda x: x.copy_(step * torch.arange(x.shape[-1], device=x.device, dtype=x.dtype).expand_as(x))
+
+
 def logs(of: Fill) -> Fill:
     """log of the values of `of`, for parameters whose exponential is used."""
     return lambda x: (of(x), x.log_())
