@@ -542,13 +542,14 @@ def test_configs_are_frozen_plain_values(name):
 
 @every
 def test_costs_are_counted(name):
-    """A constant state costs the same at any length; attention pays for what it can see."""
+    """A constant state costs the same at any length; a cache pays for what it can see."""
     mixer = build(name)
     for mode in ("prefill", "decode"):
         assert mixer.cell_flops(mode, 100) > 0
-    grows = name.startswith("attention") and CONFIGS[name].window is None
+    grows = mixer.state_bytes(5000) > mixer.state_bytes(1000)
     assert (mixer.cell_flops("decode", 5000) > mixer.cell_flops("decode", 1000)) == grows
-    assert (mixer.state_bytes(5000) > mixer.state_bytes(1000)) == grows
+    # only a cache, which is empty at first, may grow
+    assert not grows or any(x.numel() == 0 for x in leaves(mixer.zero_state(1)))
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_constant_ones():
     assert (filled(init.ones, 2, 3) == 1).all()
     assert (filled(init.constant(-10), 2, 3) == -10).all()
     assert filled(init.linspace(3, 6), 2, 4).tolist() == [[3, 4, 5, 6]] * 2
+    assert filled(init.multiples(0.5), 2, 4).tolist() == [[0, 0.5, 1, 1.5]] * 2
 
 
 @pytest.mark.parametrize(("index", "depth", "exponent"), [(0, 4, 0.3), (3, 4, 1.6), (1, 4, 0.3 + 1.3 / 3), (0, 1, 0.3)])

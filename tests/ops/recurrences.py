@@ -15,6 +15,8 @@ from torch.nn.functional import softplus
 from exlstm.ops.assoc_lstm import AssocLSTMState, assoc_lstm
 from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
 from exlstm.ops.gated_linear_attention import GatedLinearAttentionState, gated_linear_attention
+from exlstm.ops.long_conv import LongConvState, long_conv
+from exlstm.ops.lti import LTIParameters, LTIState, lti
 from exlstm.ops.matrix_rnn import MatrixRNNState, matrix_rnn
 from exlstm.ops.mult_lstm import MultLSTMState, mult_lstm
 from exlstm.ops.scan import RotatingState, ScanState, rotating_scan, scan
@@ -150,6 +152,39 @@ def contracting(ragged: int) -> Callable[[list[Tensor], float], list[Tensor]]:
     return prepare
 
 
+def lti_inputs(x, scale):
+    """u, poles, step sizes, c and skip; scale spreads poles, from those that forget at once to those that hardly do."""
+    u, log_re, im, log_dt, *rest = x
+    return [u, min(scale, 3.0) * log_re - 0.7, 3 * min(scale, 3.0) * im, 0.5 * log_dt - 2, *rest]
+
+
+def shared_poles(u, log_re, im, c_re, c_im, skip, state, **options):
+    """One set of poles for all channels, as in GSS; here in the bilinear form."""
+    return lti(u, LTIParameters(log_re[None], im[None], None, c_re, c_im, skip), state, method="bilinear", **options)
+
+
+def one_system(u, log_re, im, log_dt, c_re, c_im, skip, state, **options):
+    """One system for all channels, as in BiGS."""
+    one = LTIParameters(*(t[None] for t in (log_re, im, log_dt, c_re, c_im, skip)))
+    return lti(u, one, state, **options)
+
+
+class FullCache(NamedTuple):
+    """The cache of a long convolution in which every entry has been seen."""
+
+    u_BSE: Tensor
+
+
+def convolution(u, taps, state, **options):
+    """A long convolution with as much of the cache as the taps reach."""
+    (B, S, _), size = state.u_BSE.shape, len(taps) - 1
+    seen = torch.full((B,), min(S, size))
+    y, after = long_conv(u, taps, LongConvState(state.u_BSE[:, max(0, S - size) :], seen), **options)
+    # with a single tap nothing of the cache is read, and its gradient is zero
+    return y + state.u_BSE[:, :0].sum().to(y.dtype), FullCache(after.u_BSE)
+
+
+SYSTEM = {"log_re": "EZ", "im": "EZ", "log_dt": "E", "c_re": "EZ", "c_im": "EZ", "skip": "E"}
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -270,5 +305,44 @@ RECURRENCES = {
         {"H": (2, 2), "K": (3, 20), "V": (5, 24)},
         contracting(4),
         ("numba",),
+    ),
+    "lti": Recurrence(
+        lambda u, *x, **options: lti(u, LTIParameters(*x[:-1]), x[-1], **options),
+        LTIState,
+        {"u": "E"},
+        SYSTEM,
+        ["EZ", "EZ"],
+        {"E": (3, 40), "Z": (4, 32)},
+        lti_inputs,
+        ("chunkwise",),
+    ),
+    "lti shared poles": Recurrence(
+        shared_poles,
+        LTIState,
+        {"u": "E"},
+        {"log_re": "Z", "im": "Z", "c_re": "EZ", "c_im": "EZ", "skip": "E"},
+        ["EZ", "EZ"],
+        {"E": (3, 40), "Z": (4, 32)},
+        lambda x, scale: [x[0], min(scale, 3.0) * x[1] - 2, *x[2:]],
+        ("chunkwise",),
+    ),
+    "lti one system": Recurrence(
+        one_system,
+        LTIState,
+        {"u": "E"},
+        {"log_re": "Z", "im": "Z", "log_dt": "", "c_re": "Z", "c_im": "Z", "skip": ""},
+        ["EZ", "EZ"],
+        {"E": (3, 40), "Z": (4, 32)},
+        lti_inputs,
+        ("chunkwise",),
+    ),
+    "long_conv": Recurrence(
+        convolution,
+        FullCache,
+        {"u": "E"},
+        {"taps": "RE"},
+        ["SE"],
+        {"E": (3, 24), "R": (4, 100), "S": (3, 60)},
+        fast=("chunkwise", "fft"),
     ),
 }

@@ -67,6 +67,16 @@ def test_digits(compiled, name, first, last, worst):
     assert error.mean() <= 0.6
 
 
+@pytest.mark.parametrize(("name", "truth"), [("sine", np.sin), ("cosine", np.cos)])
+def test_circular_functions(name, truth):
+    """Near zeros of the functions units of the last place say little, so errors are absolute."""
+    call = over(name)
+    for x in (grid(-4, 4), grid(-100, 100), grid(-3000, 3000)):
+        error = np.abs(call(x) - truth(x.astype(np.float64)))
+        assert error.max() <= 2e-7, f"{error.max():.2e} at {x[error.argmax()]}"
+    assert np.isnan(call(np.array([np.nan], np.float32)))[0]
+
+
 @pytest.mark.parametrize(
     ("name", "x", "want"),
     [

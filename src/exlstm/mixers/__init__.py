@@ -2,14 +2,18 @@
 
 from exlstm.mixers.assoc_lstm import AssocLSTMConfig
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.bigs import BiGSConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.deltanet import DeltaNetConfig
 from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
 from exlstm.mixers.gla import GLAConfig
 from exlstm.mixers.gru import GRUConfig
+from exlstm.mixers.gss import GSSConfig
+from exlstm.mixers.h3 import H3Config
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.hgrn2 import HGRN2Config
+from exlstm.mixers.hyena import HyenaConfig
 from exlstm.mixers.lru import LRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
@@ -24,6 +28,7 @@ from exlstm.mixers.rwkv5 import RWKV5Config
 from exlstm.mixers.rwkv6 import RWKV6Config
 from exlstm.mixers.rwkv7 import RWKV7Config
 from exlstm.mixers.rwkv_channel import RWKVChannelConfig
+from exlstm.mixers.s4d import S4DConfig
 from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
 
@@ -53,4 +58,9 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "mult_lstm": MultLSTMConfig,
     "assoc_lstm": AssocLSTMConfig,
     "matrix_rnn": MatrixRNNConfig,
+    "s4d": S4DConfig,
+    "gss": GSSConfig,
+    "bigs": BiGSConfig,
+    "h3": H3Config,
+    "hyena": HyenaConfig,
 }

@@ -18,7 +18,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    Partner,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -36,11 +44,14 @@ class RWKV5State(NamedTuple):
     cell: GatedLinearAttentionState
 
 
+PARTNER = Partner("rwkv_channel", {"up_factor": 3.5, "up_multiple": 32})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RWKV5Config:
     """RWKV-5's time mix. Its published models have heads of 64 channels. norm_eps: for o / sqrt K."""
 
-    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None, partner="rwkv_channel")
+    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None, partner=PARTNER)
 
     heads: Size = 4
     norm_eps: Positive = 1e-5

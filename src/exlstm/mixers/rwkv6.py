@@ -19,7 +19,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    Partner,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -39,11 +47,14 @@ class RWKV6State(NamedTuple):
     cell: GatedLinearAttentionState
 
 
+PARTNER = Partner("rwkv_channel", {"up_factor": 3.5, "up_multiple": 32, "share": "past"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RWKV6Config:
     """RWKV-6's time mix. Its published models have heads of 64 channels. mix_rank, decay_rank: of W_1 and A_1."""
 
-    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None, partner="rwkv_channel")
+    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None, partner=PARTNER)
 
     heads: Size = 4
     mix_rank: Size = 32

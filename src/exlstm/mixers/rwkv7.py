@@ -22,7 +22,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    Partner,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -44,6 +52,9 @@ class RWKV7State(NamedTuple):
     memory: DeltaState
 
 
+PARTNER = Partner("rwkv_channel", {"share": "past", "bend": 4.0, "receptance": False})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RWKV7Config:
     """RWKV-7 with heads of width / heads; published models have heads of 64.
@@ -52,7 +63,7 @@ class RWKV7Config:
     multiple of 32, at least 32.
     """
 
-    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None, partner="rwkv_channel")
+    style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None, partner=PARTNER)
 
     heads: Size = 4
     decay_rank: Size | None = None

@@ -77,6 +77,11 @@ def by_channel(of: Callable[[Tensor], Tensor]) -> Fill:
     return lambda x: x.copy_(of(torch.arange(x.numel(), device=x.device, dtype=torch.float64)).view(x.shape))
 
 
+def multiples(step: float) -> Fill:
+    """0, step, 2 step, ... along the last axis."""
+    return lambda x: x.copy_(step * torch.arange(x.shape[-1], device=x.device, dtype=x.dtype).expand_as(x))
+
+
 def logs(of: Fill) -> Fill:
     """log of the values of `of`, for parameters whose exponential is used."""
     return lambda x: (of(x), x.log_())

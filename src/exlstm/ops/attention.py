@@ -28,6 +28,17 @@ class AttentionState(NamedTuple):
     position_BS: Tensor
     next_B: Tensor
 
+    def trimmed(self) -> "AttentionState":
+        """The state without cached steps that are masked in every row."""
+        seen_S = (self.position_BS >= 0).any(dim=0)
+        return AttentionState(self.k_BSGK[:, seen_S], self.v_BSGK[:, seen_S], self.position_BS[:, seen_S], self.next_B)
+
+    def padded(self, size: int) -> "AttentionState":
+        """The state with masked steps in front, `size` in all."""
+        more = size - self.position_BS.shape[1]
+        k_BSGK, v_BSGK = (pad(x, (0, 0, 0, 0, more, 0)) for x in (self.k_BSGK, self.v_BSGK))
+        return AttentionState(k_BSGK, v_BSGK, pad(self.position_BS, (more, 0), value=-1), self.next_B)
+
 
 def zero_state(k_BTGK: Tensor, /) -> AttentionState:
     """The empty cache, for keys like these."""

@@ -50,6 +50,16 @@ def cpu_kernel_obstacle(
     return other or no_numba()
 
 
+def inference_kernel_obstacle(tensors: Iterable[Tensor | None], other: str | None = None) -> str | None:
+    """Why a kernel without a backward, which reads tensors widened to float32, cannot run on these; or None."""
+    given = [x for x in tensors if x is not None]
+    if other is None and torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        other = "gradients are wanted, which it does not have"
+    if other is None and torch.float64 in {x.dtype for x in given}:
+        other = "it computes in float32 and there is float64 in the input"
+    return cpu_kernel_obstacle(given, other)
+
+
 @assume_constant
 def has_triton() -> bool:
     """Whether Triton is installed; torch for NVIDIA and AMD GPUs brings it along."""

@@ -59,6 +59,11 @@ def held_tensors(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any
     return module._parameters, module._buffers
 
 
+def version(x: torch.Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return x._version
+
+
 def has_hooks(module: torch.nn.Module) -> bool:
     """Whether calls of a module run hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

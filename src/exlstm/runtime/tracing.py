@@ -25,7 +25,7 @@ from exlstm.runtime.internals import (
 TRACED = "torch traces this call or its tensors, and its kernels are not operations of torch"
 TRANSFORMED = "torch.func, forward-mode AD or torch.jit.trace transforms this call, and it is no plain torch"
 KERNELS = frozenset({"numba"})  # backends that tracing and transforms exclude
-FUNCTIONS = frozenset({"chunkwise", "fused", "triton", "triton_steps"})  # backends that transforms exclude
+FUNCTIONS = frozenset({"chunkwise", "fft", "fused", "triton", "triton_steps"})  # backends that transforms exclude
 
 
 def tracer(tensors: Iterable[Tensor | None] = ()) -> str | None:

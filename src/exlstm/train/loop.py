@@ -62,8 +62,8 @@ class Trainer:
         self.state: Any = None
         if self.config.carry_state and self.model.state_bytes(_LATER) > self.model.state_bytes(_LONG_AGO):
             raise ValueError(
-                "--carry-state needs a state of fixed size, but this model has attention without a window, which keeps "
-                "everything it has seen; leave --carry-state out, or use other blocks."
+                "--carry-state needs a state of fixed size, but this model keeps the steps that it has seen, as "
+                "attention without a window and long convolutions do; leave --carry-state out, or use other blocks."
             )
         resumes = self.config.resume and bool(self.run_folder.steps())
         if setup.start is not None and not resumes:

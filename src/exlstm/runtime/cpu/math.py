@@ -12,7 +12,18 @@ from numba.extending import intrinsic
 from exlstm.runtime.cpu import simd
 from exlstm.runtime.cpu.simd import FASTMATH, formula
 
-__all__ = ["FASTMATH", "bits_of_float", "exp", "float_of_bits", "log_sigmoid", "sigmoid", "tanh", "where"]
+__all__ = [
+    "FASTMATH",
+    "bits_of_float",
+    "cosine",
+    "exp",
+    "float_of_bits",
+    "log_sigmoid",
+    "sigmoid",
+    "sine",
+    "tanh",
+    "where",
+]
 
 
 def _float_of_bits(_context: Any, _bits: Any) -> Any:
@@ -47,3 +58,4 @@ bits_of_float: Any = intrinsic(_bits_of_float)
 where: Any = intrinsic(_where)
 exp, sigmoid = formula(simd.exp), formula(simd.sigmoid)
 log_sigmoid, tanh = formula(simd.log_sigmoid), formula(simd.tanh)
+sine, cosine = formula(simd.sine), formula(simd.cosine)

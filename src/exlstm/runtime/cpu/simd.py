@@ -153,12 +153,31 @@ def tanh(x: SimdValue) -> SimdValue:
     return where(abs(x) < 0.625, near, where(x >= 0.0, far, -far))
 
 
-def sqrt(x: SimdValue) -> SimdValue:
-    """The square root, rounded once."""
-    kind, module = x.value.type, x.builder.module
-    name = f"llvm.sqrt.v{kind.count}f32" if isinstance(kind, ir.VectorType) else "llvm.sqrt.f32"
-    found = module.globals.get(name) or ir.Function(module, ir.FunctionType(kind, [kind]), name)
-    return SimdValue(x.builder, x.builder.call(found, [x.value]))
+def sine(x: SimdValue) -> SimdValue:
+    """sin x, for |x| up to some thousands."""
+    return turned(x, 0)
+
+
+def cosine(x: SimdValue) -> SimdValue:
+    """cos x, for |x| up to some thousands."""
+    return turned(x, 1)
+
+
+def turned(x: SimdValue, quarters: int) -> SimdValue:
+    """sin(x + quarters pi / 2). x = n pi / 2 + rest, with pi / 2 in three parts; n is found as in `exp_below`."""
+    shifted = x * 0.636619772 + 12582912.0
+    n = shifted - 12582912.0
+    rest = ((x - n * 1.5703125) - n * 4.837512969970703e-4) - n * 7.549789948768648e-8
+    r2 = rest * rest
+    # polynomials of Cephes, for up to pi / 4
+    odd = ((r2 * -1.9515295891e-4 + 8.3321608736e-3) * r2 - 1.6666654611e-1) * r2 * rest + rest
+    even = ((r2 * 2.443315711809948e-5 - 1.388731625493765e-3) * r2 + 4.166664568298827e-2) * r2 * r2 - 0.5 * r2 + 1.0
+    builder, bits = x.builder, shifted.bits()
+    place = builder.add(bits.value, bits.constant(quarters))
+    is_even = builder.icmp_signed("!=", builder.and_(place, bits.constant(1)), bits.constant(0))
+    sign = builder.shl(builder.and_(place, bits.constant(2)), bits.constant(30))
+    chosen = where(SimdValue(builder, is_even), even, odd)
+    return chosen.with_bits(builder.xor(chosen.bits().value, sign))
 
 
 def formula(function: Callable[[SimdValue], SimdValue]) -> Any:
