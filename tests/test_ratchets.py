@@ -215,6 +215,7 @@ def test_every_op_has_the_same_faces():
         "norm",
         "rglru",
         "scan",
+        "selective_scan",
         "slstm",
         "vector_norm",
         "wkv4",

@@ -16,6 +16,7 @@ from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
@@ -183,6 +184,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "elman heads": ElmanConfig(heads=2),
     "mult_lstm heads": MultLSTMConfig(heads=2),
     "matrix_rnn elman no mixing": MatrixRNNConfig(cell="elman", mix="none", key_width=5),
+    "mamba norms": MambaConfig(norm_dtbc=True, states=5),
     "slstm relu": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
     "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),

@@ -19,6 +19,7 @@ from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
 from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
@@ -60,6 +61,7 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "matrix_rnn elman": MatrixRNNConfig(cell="elman", key_width=5),
     "matrix_rnn no mixing": MatrixRNNConfig(mix="none", heads=2),
     "matrix_rnn elman no mixing": MatrixRNNConfig(cell="elman", mix="none"),
+    "mamba norms": MambaConfig(norm_dtbc=True, states=5, up_factor=1.1, conv_width=1),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "deltanet fast weights": DeltaNetConfig(conv_width=0, feature_map="dpfp", key_norm="sum"),

@@ -20,6 +20,7 @@ from exlstm.ops.lti import LTIParameters, LTIState, lti
 from exlstm.ops.matrix_rnn import MatrixRNNState, matrix_rnn
 from exlstm.ops.mult_lstm import MultLSTMState, mult_lstm
 from exlstm.ops.scan import RotatingState, ScanState, rotating_scan, scan
+from exlstm.ops.selective_scan import SelectiveScanState, selective_scan
 from exlstm.ops.wkv4 import WKV4State, wkv4
 
 
@@ -185,6 +186,20 @@ def convolution(u, taps, state, **options):
 
 
 SYSTEM = {"log_re": "EZ", "im": "EZ", "log_dt": "E", "c_re": "EZ", "c_im": "EZ", "skip": "E"}
+
+
+def of_weights(op, count, places):
+    """An op whose weights are at these places of its arguments; here they follow the `count` others."""
+
+    def run(*x, **options):
+        ragged, weights, state = list(x[:count]), x[count:-1], x[-1]
+        for place, weight in zip(places, weights, strict=True):
+            ragged.insert(place, weight)
+        return op(*ragged, state, **options)
+
+    return run
+
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -344,5 +359,23 @@ RECURRENCES = {
         ["SE"],
         {"E": (3, 24), "R": (4, 100), "S": (3, 60)},
         fast=("chunkwise", "fft"),
+    ),
+    "selective_scan": Recurrence(
+        of_weights(selective_scan, 4, (2, 5)),
+        SelectiveScanState,
+        {"x": "E", "dt": "E", "b": "Z", "c": "Z"},
+        {"a": "EZ", "skip": "E"},
+        ["EZ"],
+        {"E": (5, 100), "Z": (3, 16)},
+        lambda x, scale: [x[0], softplus(scale * x[1] - 1), x[2], x[3], -torch.exp(x[4]), x[5]],
+    ),
+    "selective_scan softplus": Recurrence(
+        of_weights(partial(selective_scan, softplus=True), 4, (2, 5)),
+        SelectiveScanState,
+        {"x": "E", "dt": "E", "b": "Z", "c": "Z"},
+        {"a": "EZ", "skip": "E"},
+        ["EZ"],
+        {"E": (5, 100), "Z": (3, 16)},
+        lambda x, scale: [x[0], scale * x[1] - 1, x[2], x[3], -torch.exp(x[4]), x[5]],
     ),
 }

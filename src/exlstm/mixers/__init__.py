@@ -16,6 +16,7 @@ from exlstm.mixers.hgrn2 import HGRN2Config
 from exlstm.mixers.hyena import HyenaConfig
 from exlstm.mixers.lru import LRUConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.minlstm import MinLSTMConfig
@@ -63,4 +64,5 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "bigs": BiGSConfig,
     "h3": H3Config,
     "hyena": HyenaConfig,
+    "mamba": MambaConfig,
 }
