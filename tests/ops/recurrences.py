@@ -10,6 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.features import elu1
+from exlstm.ops.linear_attention import (
+    LinearAttentionState,
+    NormalizedState,
+    linear_attention,
+    normalized_linear_attention,
+)
 from exlstm.ops.scan import ScanState, scan
 
 
@@ -59,6 +66,16 @@ class Recurrence(NamedTuple):
         return {letter: real for letter, (_, real) in self.sizes.items()}
 
 
+def log_decays(x: Tensor, scale: float) -> Tensor:
+    """Logarithms of decays that are mostly near 1; a large scale makes them extreme."""
+    return torch.nn.functional.logsigmoid(2 + scale * x)
+
+
+def positive(state: NormalizedState) -> NormalizedState:
+    """A sum of features that are not negative; of zeros zeros."""
+    return NormalizedState(state.s_BHKV, state.n_BHK.square())
+
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -68,5 +85,32 @@ RECURRENCES = {
         ["E"],
         {"E": (5, 300)},
         lambda x, scale: [torch.sigmoid(2 + scale * x[0]), x[1]],
+    ),
+    "linear_attention": Recurrence(
+        lambda q, k, v, g, write, state, **options: linear_attention(q, k, v, g, state, write_BTH=write, **options),
+        LinearAttentionState,
+        {"q": "HK", "k": "HK", "v": "HV", "g": "H", "write": "H"},
+        {},
+        ["HKV"],
+        {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
+        lambda x, scale: [*x[:3], log_decays(x[3], scale), x[4]],
+    ),
+    "linear_attention fixed": Recurrence(
+        linear_attention,
+        LinearAttentionState,
+        {"q": "HK", "k": "HK", "v": "HV"},
+        {"g": "H"},
+        ["HKV"],
+        {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
+        lambda x, scale: [*x[:3], log_decays(x[3], scale)],
+    ),
+    "normalized_linear_attention": Recurrence(
+        lambda *x, **options: normalized_linear_attention(*x[:3], positive(x[3]), **options),
+        NormalizedState,
+        {"q": "HK", "k": "HK", "v": "HV"},
+        {},
+        ["HKV", "HK"],
+        {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
+        lambda x, scale: [elu1(x[0]), elu1(x[1]), x[2]],
     ),
 }
