@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mamba2 import Mamba2Config
+from exlstm.mixers.mamba3 import Mamba3Config
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
@@ -44,6 +46,8 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
+    "mamba2 groups": Mamba2Config(groups=2, state=6, conv_width=1),
+    "mamba3 groups": Mamba3Config(groups=2, state=8),
 }
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
@@ -488,7 +492,7 @@ def test_backends_agree(name):
         mixer.zero_grad()
         y, state = mixer(x, reset_BT=reset, lengths_B=lengths)
         y.sum().backward()
-        runs.append([y, *leaves(state), *(p.grad for p in mixer.parameters())])
+        runs.append([y, *(t.double() for t in leaves(state)), *(p.grad for p in mixer.parameters())])
     largest = max(t.norm() for t in runs[0])
     for run in runs[1:]:
         for got, want in zip(run, runs[0], strict=True):
