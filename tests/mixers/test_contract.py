@@ -20,6 +20,8 @@ from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mamba import MambaConfig
+from exlstm.mixers.mamba2 import Mamba2Config
+from exlstm.mixers.mamba3 import Mamba3Config
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
@@ -72,6 +74,8 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "hgrn complex": HGRNConfig(form="complex"),
     "s5 gelu": S5Config(activation="gelu", up_factor=1.0),
     "s5 half_glu2": S5Config(activation="half_glu2"),
+    "mamba2 groups": Mamba2Config(groups=2, state=6, conv_width=1),
+    "mamba3 groups": Mamba3Config(groups=2, state=8),
 }
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}

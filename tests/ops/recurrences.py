@@ -14,7 +14,14 @@ from torch.nn.functional import softplus
 
 from exlstm.ops.assoc_lstm import AssocLSTMState, assoc_lstm
 from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
+from exlstm.ops.features import elu1
 from exlstm.ops.gated_linear_attention import GatedLinearAttentionState, gated_linear_attention
+from exlstm.ops.linear_attention import (
+    LinearAttentionState,
+    NormalizedState,
+    linear_attention,
+    normalized_linear_attention,
+)
 from exlstm.ops.long_conv import LongConvState, long_conv
 from exlstm.ops.lti import LTIParameters, LTIState, lti
 from exlstm.ops.matrix_rnn import MatrixRNNState, matrix_rnn
@@ -200,6 +207,16 @@ def of_weights(op, count, places):
     return run
 
 
+def log_decays(x: Tensor, scale: float) -> Tensor:
+    """Logarithms of decays that are mostly near 1; a large scale makes them extreme."""
+    return torch.nn.functional.logsigmoid(2 + scale * x)
+
+
+def positive(state: NormalizedState) -> NormalizedState:
+    """A sum of features that are not negative; of zeros zeros."""
+    return NormalizedState(state.s_BHKV, state.n_BHK.square())
+
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -377,5 +394,32 @@ RECURRENCES = {
         ["EZ"],
         {"E": (5, 100), "Z": (3, 16)},
         lambda x, scale: [x[0], scale * x[1] - 1, x[2], x[3], -torch.exp(x[4]), x[5]],
+    ),
+    "linear_attention": Recurrence(
+        lambda q, k, v, g, write, state, **options: linear_attention(q, k, v, g, state, write_BTH=write, **options),
+        LinearAttentionState,
+        {"q": "HK", "k": "HK", "v": "HV", "g": "H", "write": "H"},
+        {},
+        ["HKV"],
+        {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
+        lambda x, scale: [*x[:3], log_decays(x[3], scale), x[4]],
+    ),
+    "linear_attention fixed": Recurrence(
+        linear_attention,
+        LinearAttentionState,
+        {"q": "HK", "k": "HK", "v": "HV"},
+        {"g": "H"},
+        ["HKV"],
+        {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
+        lambda x, scale: [*x[:3], log_decays(x[3], scale)],
+    ),
+    "normalized_linear_attention": Recurrence(
+        lambda *x, **options: normalized_linear_attention(*x[:3], positive(x[3]), **options),
+        NormalizedState,
+        {"q": "HK", "k": "HK", "v": "HV"},
+        {},
+        ["HKV", "HK"],
+        {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
+        lambda x, scale: [elu1(x[0]), elu1(x[1]), x[2]],
     ),
 }

@@ -236,3 +236,20 @@ def test_a_state_of_another_batch(backend):
         mlstm(*x[:5], MLSTMState(*other[5:]), backend=backend)
     with pytest.raises(ValueError, match=r"m_BH of the state is .* of shape \(1, 2\) .* of shape \(2, 2\)"):
         mlstm(*x[:5], MLSTMState(*x[5:7], other[7]), backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["numba", *BACKENDS])
+def test_a_reset_ends_infinity(backend):
+    """What is forgotten may be infinite: outputs, states and gradients of later steps are those of a fresh start."""
+    x = make(dtype=torch.float32, positive=True)
+    x[5][0], x[6][0] = torch.inf, torch.inf
+    reset_BT = torch.zeros(2, 40, dtype=torch.bool)
+    reset_BT[:, 13] = True
+    found = []
+    for start, state, options in ((0, x[5:], {"reset_BT": reset_BT}), (13, [0 * t.nan_to_num() for t in x[5:]], {})):
+        leaves = [t[:, start:].clone().requires_grad_() for t in x[:5]]
+        h, after = call(*leaves, *state, backend=backend, **options)
+        (h[:, 13 - start :].square().sum() + after.c_BHKV.sum() + after.n_BHK.sum()).backward()
+        found.append([h[:, 13 - start :], *after, *(t.grad[:, 13 - start :] for t in leaves)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

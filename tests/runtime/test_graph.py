@@ -98,6 +98,7 @@ OPERATIONS = {
     "add": lambda x, y: x + y, "add number": lambda x, y: x + 2, "subtract": lambda x, y: x - y,
     "subtract number": lambda x, y: x - 0.5, "from number": lambda x, y: 1 - x, "negate": lambda x, y: -x,
     "multiply": lambda x, y: x * y, "scale": lambda x, y: 3 * x, "divide": lambda x, y: x / 3,
+    "reciprocal": lambda x, y: x.reciprocal(),
     "square": lambda x, y: x.square(), "exp": lambda x, y: x.exp(), "tanh": lambda x, y: x.tanh(),
     "sigmoid": lambda x, y: x.sigmoid(), "silu": lambda x, y: functional.silu(x), "relu": lambda x, y: x.relu(),
     "gelu": lambda x, y: functional.gelu(x), "gelu tanh": lambda x, y: functional.gelu(x, approximate="tanh"),

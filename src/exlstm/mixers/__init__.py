@@ -2,6 +2,7 @@
 
 from exlstm.mixers.assoc_lstm import AssocLSTMConfig
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.based import BasedConfig
 from exlstm.mixers.bigs import BiGSConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.deltanet import DeltaNetConfig
@@ -14,15 +15,20 @@ from exlstm.mixers.h3 import H3Config
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.hgrn2 import HGRN2Config
 from exlstm.mixers.hyena import HyenaConfig
+from exlstm.mixers.linear_attention import LinearAttentionConfig
 from exlstm.mixers.lru import LRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mamba import MambaConfig
+from exlstm.mixers.mamba2 import Mamba2Config
+from exlstm.mixers.mamba3 import Mamba3Config
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.minlstm import MinLSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.mult_lstm import MultLSTMConfig
+from exlstm.mixers.performer import PerformerConfig
+from exlstm.mixers.retention import RetentionConfig
 from exlstm.mixers.rglru import RGLRUConfig
 from exlstm.mixers.rwkv4 import RWKV4Config
 from exlstm.mixers.rwkv5 import RWKV5Config
@@ -65,4 +71,10 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "h3": H3Config,
     "hyena": HyenaConfig,
     "mamba": MambaConfig,
+    "linear_attention": LinearAttentionConfig,
+    "performer": PerformerConfig,
+    "based": BasedConfig,
+    "retention": RetentionConfig,
+    "mamba2": Mamba2Config,
+    "mamba3": Mamba3Config,
 }

@@ -67,6 +67,11 @@ def orthogonal(gain: float = 1.0) -> Fill:
     return apply
 
 
+def xavier(gain: float = 1.0) -> Fill:
+    """U(-b, b), b = gain sqrt(6 / (inputs + outputs)) (Glorot & Bengio 2010)."""
+    return lambda x: nn.init.xavier_uniform_(x, gain)
+
+
 def counted(x: Tensor) -> None:
     """1, 2, 3, ... along the last axis."""
     x.copy_(torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype).expand_as(x))

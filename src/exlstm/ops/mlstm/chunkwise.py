@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import upcast, without_autocast
+from exlstm.ops.common import broadcast_mask, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
@@ -39,6 +39,15 @@ class GateWeights(NamedTuple):
     carry_MNL: Tensor  # weight at t of the state before the chunk, 0 after a reset
     floor_MNL: Tensor  # exp(-m_t)
     m_M: Tensor  # stabiliser after the span
+    cut_MNL1: Tensor | None  # True after a reset within the chunk, None without resets
+
+    def kept(self, x_MNLI: Tensor) -> Tensor:
+        """What steps get of the state before their chunk: selected, for what a reset forgets may be infinite."""
+        return x_MNLI if self.cut_MNL1 is None else x_MNLI.masked_fill(self.cut_MNL1, 0)
+
+    def left(self, x: Tensor, chunk: int | slice = slice(None)) -> Tensor:
+        """What a chunk leaves of the state before it, [M, ...]; or all chunks of their states, [M, N, ...]."""
+        return x if self.cut_MNL1 is None else x.masked_fill(broadcast_mask(self.cut_MNL1[:, chunk, -1, 0], x), 0)
 
 
 class Options(NamedTuple):
@@ -94,14 +103,17 @@ def gate_weights(
     past_LS = torch.ones(L, L, dtype=torch.bool, device=i_MNL.device).tril()
     log_d_MNLS = ((sum_MNL - m_MNL)[..., :, None] + (i_MNL - sum_MNL)[..., None, :]).to(dtype)
     carry_MNL = torch.exp(sum_MNL + m_before_MN[..., None] - m_MNL).to(dtype)
+    cut_MNL1 = None
     if reset_MNL is None:
         log_d_MNLS.masked_fill_(~past_LS, -torch.inf)
     else:
         segment_MNL = reset_MNL.cumsum(-1)
         same_segment_MNLS = (segment_MNL[..., :, None] == segment_MNL[..., None, :]) & past_LS
         log_d_MNLS.masked_fill_(~same_segment_MNLS, -torch.inf)
-        carry_MNL = carry_MNL.masked_fill(segment_MNL > 0, 0)
-    return GateWeights(log_d_MNLS.exp_(), carry_MNL, torch.exp(-m_MNL).to(dtype), m_MNL[:, -1, -1].to(dtype))
+        cut_MNL1 = segment_MNL[..., None] > 0
+        carry_MNL = carry_MNL.masked_fill(cut_MNL1[..., 0], 0)
+    floor_MNL, m_M = torch.exp(-m_MNL).to(dtype), m_MNL[:, -1, -1].to(dtype)
+    return GateWeights(log_d_MNLS.exp_(), carry_MNL, floor_MNL, m_M, cut_MNL1)
 
 
 def states(k_MNLK: Tensor, v_MNLV: Tensor, w: GateWeights, c_MKV: Tensor, n_MK: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,14 +123,15 @@ def states(k_MNLK: Tensor, v_MNLV: Tensor, w: GateWeights, c_MKV: Tensor, n_MK: 
     decay_MN = w.carry_MNL[..., -1]
     cs, ns = [c_MKV], [n_MK]
     for chunk in range(k_MNLK.shape[1]):
-        cs.append(torch.addcmul(added_MNKV[:, chunk], decay_MN[:, chunk, None, None], cs[-1]))
-        ns.append(torch.addcmul(added_MNK[:, chunk], decay_MN[:, chunk, None], ns[-1]))
+        c_MKV, n_MK = w.left(cs[-1], chunk), w.left(ns[-1], chunk)
+        cs.append(torch.addcmul(added_MNKV[:, chunk], decay_MN[:, chunk, None, None], c_MKV))
+        ns.append(torch.addcmul(added_MNK[:, chunk], decay_MN[:, chunk, None], n_MK))
     return torch.stack(cs, dim=1), torch.stack(ns, dim=1)
 
 
 def mass_and_norm(p_MNLS: Tensor, old_MNLK: Tensor, n_MNK: Tensor, w: GateWeights, o: Options) -> tuple[Tensor, Tensor]:
     """b_t, the signed mass n_t . q_t, and what h is divided by."""
-    mass_MNL = p_MNLS.sum(-1) + (old_MNLK @ n_MNK[..., None])[..., 0]
+    mass_MNL = p_MNLS.sum(-1) + w.kept(old_MNLK @ n_MNK[..., None])[..., 0]
     norm_MNL = torch.maximum(mass_MNL.abs(), w.floor_MNL) + o.eps if o.normalize else w.floor_MNL
     return mass_MNL, norm_MNL
 
@@ -130,7 +143,7 @@ def span_forward(
     p_MNLS = (q_MNLK @ k_MNLK.mT).mul_(w.d_MNLS)
     old_MNLK = q_MNLK * w.carry_MNL[..., None]
     _, norm_MNL = mass_and_norm(p_MNLS, old_MNLK, n_MNK, w, options)
-    return (p_MNLS @ v_MNLV).add_(old_MNLK @ c_MNKV).div_(norm_MNL[..., None])
+    return (p_MNLS @ v_MNLV).add_(w.kept(old_MNLK @ c_MNKV)).div_(norm_MNL[..., None])
 
 
 class SpanGrads(NamedTuple):
@@ -174,7 +187,7 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: GateWeights
     read_MNKV, read_MNK = old_MNLK.mT @ dnum_MNLV, (old_MNLK * dmass_MNL[..., None]).sum(-2)
     decay_MN, last_MNL = w.carry_MNL[..., -1], w.d_MNLS[..., -1, :]
     dc_MJKV, dn_MJK = state_grads(read_MNKV, read_MNK, decay_MN, dc_MKV, dn_MK)
-    dold_MNLK = dnum_MNLV @ c_MJKV[:, before].mT + dmass_MNL[..., None] * n_MJK[:, before, None]
+    dold_MNLK = w.kept(dnum_MNLV @ c_MJKV[:, before].mT + dmass_MNL[..., None] * n_MJK[:, before, None])
     dworth_MNLK = v_MNLV @ dc_MJKV[:, after].mT + dn_MJK[:, after, None]
 
     dp_MNLS = torch.baddbmm(
@@ -189,7 +202,8 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: GateWeights
     de_MNLS = dp_MNLS.mul_(p_MNLS)
     de_MNLS[..., -1, :] += (dworth_MNLK * k_MNLK).sum(-1) * last_MNL
     dcarry_MNL = (dold_MNLK * old_MNLK).sum(-1)
-    ddecay_MN = (dc_MJKV[:, after] * c_MJKV[:, before]).sum((-1, -2)) + (dn_MJK[:, after] * n_MJK[:, before]).sum(-1)
+    c_MNKV, n_MNK = w.left(c_MJKV[:, before]), w.left(n_MJK[:, before])
+    ddecay_MN = (dc_MJKV[:, after] * c_MNKV).sum((-1, -2)) + (dn_MJK[:, after] * n_MNK).sum(-1)
     dcarry_MNL[..., -1] += ddecay_MN * decay_MN
     di_MNL = de_MNLS.sum(-2)
     # log f_j acts on every pair s < j <= t, and on the carry of every t >= j

@@ -1,7 +1,7 @@
 """The diagonal scan, h_t = a_t h_{t-1} + b_t for every channel: the recurrence of HGRN, RG-LRU, minGRU, LRU and S5.
 
-`reference` is the definition, `chunkwise` about 2 sqrt(T) passes in plain torch, `numba` and `triton` one pass. a is real,
-or complex with a constant angle: see `rotating`.
+`reference` is the definition, `chunkwise` about 2 sqrt(T) passes in plain torch, `numba` and `triton` one pass. a is
+real, or complex with a constant angle: see `rotating`.
 
 B batch  T time  E channels
 """

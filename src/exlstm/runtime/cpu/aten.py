@@ -27,6 +27,7 @@ from exlstm.runtime.internals import DispatchMode, is_memory_fill
 ADD, SUBTRACT, MULTIPLY = range(3)  # two tensors
 SHIFT, SCALE, DIVIDE, SUBTRACT_FROM = range(3, 7)  # a tensor and a number
 TANH, SIGMOID, SILU, GELU, GELU_TANH, EXP, RELU, SQUARE, SOFTPLUS, LOG_SIGMOID = range(7, 17)
+RECIPROCAL = 17
 AXES = 5  # of a copied tensor, at most
 DTYPES = (torch.float32, torch.bfloat16)
 Result = TypeVar("Result")
@@ -69,6 +70,9 @@ def activate(code: int, x_N: Array) -> None:
     elif code == LOG_SIGMOID:
         for j in range(x_N.size):
             x_N[j] = log_sigmoid(x_N[j])
+    elif code == RECIPROCAL:
+        for j in range(x_N.size):
+            x_N[j] = float32(1.0) / x_N[j]
 
 
 @helper()
@@ -324,6 +328,7 @@ POINTWISE: dict[Any, Callable[..., tuple[Any, ...]]] = {
     aten.tanh_.default: unary(TANH),
     aten.sigmoid.default: unary(SIGMOID),
     aten.silu.default: unary(SILU),
+    aten.reciprocal.default: unary(RECIPROCAL),
 }
 SPECIAL: dict[Any, Callable[..., None]] = {
     aten.log_sigmoid_forward.default: lambda self, out, x: self.pointwise(out[0], LOG_SIGMOID, x),

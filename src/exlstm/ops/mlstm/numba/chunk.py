@@ -19,6 +19,7 @@ from exlstm.ops.mlstm.numba.rows import (
     decay_and_add,
     dots,
     dots_with,
+    first_rows,
     gate_weights,
     inner,
     norms,
@@ -26,8 +27,8 @@ from exlstm.ops.mlstm.numba.rows import (
 )
 from exlstm.runtime.cpu.blas import product
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.kernel import F32, Bools
-from exlstm.runtime.cpu.memory import SIZE, rows_at, tensor_at
+from exlstm.runtime.cpu.kernel import F32, Bools, F32Rows
+from exlstm.runtime.cpu.memory import SIZE, address_of, clear, rows_at, tensor_at
 
 Array = Any  # a float32 NumPy array inside Numba
 
@@ -43,15 +44,33 @@ class Sizes(NamedTuple):
     chunk_len: int
 
 
+class Keys(NamedTuple):
+    """Address of queries or keys, and the bytes from row to row, step to step, and head to head: 0 if heads share."""
+
+    x_BTHK: F32Rows
+    row: int
+    step: int
+    head: int
+
+
+class Values(NamedTuple):
+    """As `Keys`, of values."""
+
+    x_BTHV: F32Rows
+    row: int
+    step: int
+    head: int
+
+
 class InputTensors(NamedTuple):
     """Addresses of the inputs, for whole sequences."""
 
     log_i_BTH: F32
     log_f_BTH: F32
     reset_BT: Bools
-    q_BTHK: F32
-    k_BTHK: F32
-    v_BTHV: F32
+    q: Keys
+    k: Keys
+    v: Values
 
 
 class OutputTensors(NamedTuple):
@@ -83,7 +102,9 @@ def inputs_at(inputs: InputTensors, sizes: Sizes, b: int, h: int, start: int, L:
     here = SIZE * ((b * T + start) * H + h)
     return Inputs(
         rows_at(log_i + here, L, 1, H), rows_at(log_f + here, L, 1, H), tensor_at(reset + b * T + start, L, np.bool_),
-        rows_at(q + here * K, L, K, H * K), rows_at(k + here * K, L, K, H * K), rows_at(v + here * V, L, V, H * V),
+        rows_at(q.x_BTHK + b * q.row + start * q.step + h * q.head, L, K, q.step // SIZE),
+        rows_at(k.x_BTHK + b * k.row + start * k.step + h * k.head, L, K, k.step // SIZE),
+        rows_at(v.x_BTHV + b * v.row + start * v.step + h * v.head, L, V, v.step // SIZE),
     )  # fmt: skip
 
 
@@ -126,12 +147,29 @@ def chunk_at(work: int, L: int, K: int) -> Chunk:
 
 
 @helper()
+def steps_before_reset(x: Inputs) -> int:
+    """The number of steps that read the state before the chunk: what a reset forgets may be infinite."""
+    steps: int = 0
+    while steps < x.reset_L.size and not x.reset_L[steps]:
+        steps += 1
+    return steps
+
+
+@helper()
+def read_state(w: Chunk, x: Inputs, c_KV: Array, h_LV: Array) -> None:
+    """Adds to the numerators what queries read of the state before the chunk."""
+    R = steps_before_reset(x)
+    if R > 0:
+        product(first_rows(h_LV, R), first_rows(w.old_LK, R), c_KV, 1.0, 1.0)
+
+
+@helper()
 def read_chunk(w: Chunk, x: Inputs, n_K: Array, m: float, options: Options) -> float:
     """Fills the gates' weights, P, the mass and the norm, all that needs no V; returns m after the chunk."""
     scale = x.q_LK.shape[1] ** -0.5
     m = fill_gate_weights(w, x, m, options)
     scale_rows(x.q_LK, w.carry_L, scale, w.old_LK)
-    dots_with(w.old_LK, n_K, w.mass_L)
+    dots_with(w.old_LK, n_K, steps_before_reset(x), w.mass_L)
     product(w.p_LS, x.q_LK, x.k_LK.T, scale, 0.0)
     apply_decay(w.p_LS, w.d_LS, w.mass_L)
     norms(w.mass_L, w.floor_L, options.normalize, options.eps, w.inverse_L)
@@ -230,8 +268,11 @@ def chunk_backward(
     product(g.dp_LS, g.dnum_LV, x.v_LV.T, 1.0, 0.0)
     apply_decay_backward(g.dp_LS, w.p_LS, w.d_LS, g.dmass_L, g.di_L, g.df_L)
 
-    product(g.dold_LK, g.dnum_LV, c_KV.T, 1.0, 0.0)
-    add_outer(g.dold_LK, g.dmass_L, n_K)
+    R = steps_before_reset(x)
+    clear(address_of(g.dold_LK), g.dold_LK.size)
+    if R > 0:
+        product(first_rows(g.dold_LK, R), first_rows(g.dnum_LV, R), c_KV.T, 1.0, 0.0)
+        add_outer(first_rows(g.dold_LK, R), g.dmass_L, n_K)
     dots(g.dold_LK, w.old_LK, g.dcarry_L)
     product(out.dq_LK, g.dp_LS, x.k_LK, scale, 0.0)
     add_rows(out.dq_LK, g.dold_LK, w.carry_L, scale)
@@ -246,9 +287,11 @@ def chunk_backward(
     product(out.dv_LV, w.p_LS.T, g.dnum_LV, 1.0, 0.0)
     product(out.dv_LV, w.worth_LK, dc_KV, 1.0, 1.0)
 
-    ddecay = inner(dc_KV, c_KV)
-    for i in range(n_K.size):
-        ddecay += dn_K[i] * n_K[i]
+    ddecay = float64(0.0)
+    if x.reset_L.size == R:
+        ddecay = inner(dc_KV, c_KV)
+        for i in range(n_K.size):
+            ddecay += dn_K[i] * n_K[i]
     product(dc_KV, w.old_LK.T, g.dnum_LV, 1.0, float64(decay))
     decay_and_add(dn_K, decay, w.old_LK, g.dmass_L)
     gates_backward(w, g, float32(ddecay) * decay, out)

@@ -14,7 +14,13 @@ from numpy import float32, float64
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.loops import REORDER, Array, dot
 from exlstm.runtime.cpu.math import exp
-from exlstm.runtime.cpu.memory import row
+from exlstm.runtime.cpu.memory import SIZE, address_of, row, rows_at
+
+
+@helper()
+def first_rows(x_LI: Array, rows: int) -> Array:
+    """The first rows of a matrix of `rows_at`, in its memory."""
+    return rows_at(address_of(x_LI), rows, x_LI.shape[1], x_LI.strides[0] // SIZE)
 
 
 @helper(REORDER)
@@ -37,8 +43,8 @@ def add_rows(out_LI: Array, x_LI: Array, factor_L: Array, factor: float) -> None
 
 @helper(REORDER)
 def add_outer(out_LI: Array, factor_L: Array, x_I: Array) -> None:
-    """out_t += factor_t x"""
-    for t in range(factor_L.size):
+    """out_t += factor_t x, of as many rows as out has."""
+    for t in range(out_LI.shape[0]):
         out_I, f = row(out_LI, t), factor_L[t]
         for i in range(x_I.size):
             out_I[i] += f * x_I[i]
@@ -48,7 +54,7 @@ def add_outer(out_LI: Array, factor_L: Array, x_I: Array) -> None:
 def decay_and_add(out_I: Array, decay: float, x_LI: Array, factor_L: Array) -> None:
     """out = decay out + sum_t factor_t x_t"""
     for i in range(out_I.size):
-        out_I[i] *= decay
+        out_I[i] = float32(0.0) if decay == 0.0 else decay * out_I[i]
     for t in range(factor_L.size):
         x_I, f = row(x_LI, t), factor_L[t]
         for i in range(out_I.size):
@@ -63,10 +69,10 @@ def dots(x_LI: Array, y_LI: Array, out_L: Array) -> None:
 
 
 @helper(REORDER)
-def dots_with(x_LI: Array, y_I: Array, out_L: Array) -> None:
-    """out_t = x_t . y"""
+def dots_with(x_LI: Array, y_I: Array, rows: int, out_L: Array) -> None:
+    """out_t = x_t . y of the first rows, and 0 of the others."""
     for t in range(out_L.size):
-        out_L[t] = dot(row(x_LI, t), y_I)
+        out_L[t] = dot(row(x_LI, t), y_I) if t < rows else float32(0.0)
 
 
 @helper(REORDER)

@@ -20,8 +20,10 @@ from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS, Options
 from exlstm.ops.mlstm.numba.chunk import (
     InputTensors,
+    Keys,
     OutputTensors,
     Sizes,
+    Values,
     chunk_at,
     chunk_backward,
     chunk_numbers,
@@ -32,6 +34,7 @@ from exlstm.ops.mlstm.numba.chunk import (
     mass_backward,
     outputs_at,
     read_chunk,
+    read_state,
     update_state,
 )
 from exlstm.ops.mlstm.numba.rows import scale_rows
@@ -86,7 +89,7 @@ def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: 
             h_LV = rows_at(h_BTHV + SIZE * ((b * T + start) * H + h) * V, L, V, H * V)
             m = read_chunk(w, x, n_K, m, options)
             product(h_LV, w.p_LS, x.v_LV, 1.0, 0.0)
-            product(h_LV, w.old_LK, c_KV, 1.0, 1.0)
+            read_state(w, x, c_KV, h_LV)
             scale_rows(h_LV, w.inverse_L, 1.0, h_LV)
             update_state(w, x, c_KV, n_K)
         m_BH[item] = float32(m)
@@ -150,6 +153,19 @@ def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
     return Sizes(B, T, H, K, v_BTHV.shape[3], chunk_len)
 
 
+def in_rows(x_BTHK: Tensor) -> Tensor:
+    """`x` if each of its steps is a row that does not overlap the next, as BLAS needs it, else a copy."""
+    return x_BTHK if x_BTHK.stride(3) == 1 and x_BTHK.stride(1) >= x_BTHK.shape[3] else x_BTHK.contiguous()
+
+
+def tensors_of(
+    log_i_BTH: Tensor, log_f_BTH: Tensor, reset_BT: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor
+) -> InputTensors:
+    """The inputs with their strides, as the kernels read them: they may be slices, and shared by heads."""
+    q, k, v = (tuple(SIZE * step for step in x.stride()[:3]) for x in (q_BTHK, k_BTHK, v_BTHV))
+    return InputTensors(log_i_BTH, log_f_BTH, reset_BT, Keys(q_BTHK, *q), Keys(k_BTHK, *k), Values(v_BTHV, *v))
+
+
 def cost_of(sizes: Sizes, products: int) -> float:
     """The cost of `products` products of every chunk with its keys or values."""
     steps = sizes.B * sizes.T * sizes.H
@@ -175,16 +191,17 @@ class Chunkwise(torch.autograd.Function):
     def forward(ctx: Any, log_i_BTH: Tensor, log_f_BTH: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor,
                 c_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor, reset_BT: Tensor, chunk_len: int, options: Options,
                 saves_residuals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        log_i_BTH, log_f_BTH, *qkv = detached_contiguous(log_i_BTH, log_f_BTH, q_BTHK, k_BTHK, v_BTHV)
-        inputs, state = [log_i_BTH, log_f_BTH, reset_BT, *qkv], writable_copies(c_BHKV, n_BHK, m_BH)
+        gates = detached_contiguous(log_i_BTH, log_f_BTH)
+        qkv = [in_rows(x.detach()) for x in (q_BTHK, k_BTHK, v_BTHV)]
+        inputs, state = [*gates, reset_BT, *qkv], writable_copies(c_BHKV, n_BHK, m_BH)
         B, T, H, _ = q_BTHK.shape
         R = -(-T // (SPAN_CHUNKS * chunk_len)) if saves_residuals else 0
         # m is rounded at the very end only: C is in its unit, and another unit would be another C
         starts = [x.new_empty(R, *x.shape, dtype=dtype) for x, dtype in zip(state, START_DTYPES, strict=True)]
-        h_BTHV = torch.empty_like(qkv[2])
+        h_BTHV = torch.empty(v_BTHV.shape)
         sizes = sizes_of(q_BTHK, v_BTHV, chunk_len)
         launch(
-            forward_scan, B * H, sizes, options, InputTensors(*inputs), h_BTHV, State(*state), Starts(R, *starts),
+            forward_scan, B * H, sizes, options, tensors_of(*inputs), h_BTHV, State(*state), Starts(R, *starts),
             cost=cost_of(sizes, 4),
         )  # fmt: skip
         ctx.save_for_backward(*inputs, h_BTHV, *starts)
@@ -200,10 +217,11 @@ class Chunkwise(torch.autograd.Function):
         inputs, (h_BTHV, *starts) = saved[:6], saved[6:]
         log_i_BTH, log_f_BTH, _, *qkv = inputs
         sizes, R = sizes_of(qkv[0], qkv[2], ctx.chunk_len), len(starts[0])
-        dstate, grads = writable_copies(dc_BHKV, dn_BHK), [torch.empty_like(x) for x in (*qkv, log_i_BTH, log_f_BTH)]
+        dstate = writable_copies(dc_BHKV, dn_BHK)
+        grads = [torch.empty(x.shape) for x in (*qkv, log_i_BTH, log_f_BTH)]
         (dh_BTHV,) = detached_contiguous(dh_BTHV)
         launch(
-            backward_scan, sizes.B * sizes.H, sizes, ctx.options, InputTensors(*inputs), h_BTHV, dh_BTHV,
+            backward_scan, sizes.B * sizes.H, sizes, ctx.options, tensors_of(*inputs), h_BTHV, dh_BTHV,
             Starts(R, *starts), StateGradients(*dstate), OutputTensors(*grads), cost=cost_of(sizes, 12),
         )  # fmt: skip
         return *grads[3:], *grads[:3], *dstate, None, None, None, None, None
