@@ -22,7 +22,8 @@ SURFACE = {
     "LMConfig": (
         "(*, vocab_size: int, width: int, blocks: tuple[BlockConfig, ...], norm: Literal['layer', 'rms'] = 'layer', "
         "norm_eps: float = 1e-05, tie_embeddings: bool = False, logit_cap: float | None = None, dropout: float = "
-        "0.0, norm_bias: bool = False, out_norm: bool = True) -> None"
+        "0.0, norm_bias: bool = False, out_norm: bool = True, embed_scale: float | None = None, positions: int | "
+        "None = None, embed_norm: bool = False) -> None"
     ),
     "BlockConfig": "(*, mixer: MixerConfig, mlp: MLPConfig | None = None) -> None",
     "MLPConfig": (
@@ -130,8 +131,9 @@ SURFACE = {
         "'relu2'] = 'exp', normalize: bool = True) -> None"
     ),
     "AttentionConfig": (
-        "(*, heads: int = 4, kv_heads: int | None = None, window: int | None = None, rope_base: float = 10000.0) -> "
-        "None"
+        "(*, heads: int = 4, kv_heads: int | None = None, window: int | None = None, rope_base: float | None = "
+        "10000.0, rope_share: float = 1.0, head_width: int | None = None, bias: bool = False, out_bias: bool | None = "
+        "None) -> None"
     ),
     "LSTMConfig": "(*, heads: int = 1, forget_bias: Union[float, Literal['power_law']] = 1.0) -> None",
     # ops
@@ -155,8 +157,8 @@ SURFACE = {
     "ops.slstm.SLSTMState": "(h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor)",
     "ops.attention.attention": (
         "(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState | None = None, /, *, reset_BT: "
-        "Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None, rope_base: float = "
-        "10000.0) -> tuple[Tensor, AttentionState]"
+        "Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None, rope_base: float | None = "
+        "10000.0, rope_share: float = 1.0) -> tuple[Tensor, AttentionState]"
     ),
     "ops.attention.AttentionState": "(k_BSGK: Tensor, v_BSGK: Tensor, position_BS: Tensor, next_B: Tensor)",
     "ops.lstm.lstm": (
@@ -174,7 +176,7 @@ SURFACE = {
         "(x: Tensor, weight: Tensor | Int8Weight | Int4Weight, bias: Tensor | None = None, /, *, backend: str = "
         "'auto') -> Tensor"
     ),
-    "ops.rope.rope": "(x_BTHK: Tensor, position_BT: Tensor, *, base: float = 10000.0) -> Tensor",
+    "ops.rope.rope": "(x_BTHK: Tensor, position_BT: Tensor, *, base: float = 10000.0, share: float = 1.0) -> Tensor",
     "ops.norm.layer_norm": "(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor",
     "ops.norm.rms_norm": "(x: Tensor, gain_D: Tensor, eps: float, bias_D: Tensor | None = None) -> Tensor",
     "ops.norm.head_norm": (
@@ -247,7 +249,8 @@ def test_the_presets_have_these_names():
     papers = [f"xlstm-{size}-{ratio}" for size in ("125m", "350m", "760m", "1.3b", "2.7b") for ratio in ("1:0", "7:1")]
     synthetic = [f"synthetic-{ratio}" for ratio in ("1:0", "0:1", "1:1")]
     laptop = [f"laptop-{size}" for size in ("tiny", "small", "medium", "large")]
-    assert sorted(exlstm.PRESETS) == sorted([*papers, "xlstm-7b", *synthetic, *laptop])
+    rivals = ["gpt3-356m", "llama-407m", "hgrn-411m"]
+    assert sorted(exlstm.PRESETS) == sorted([*papers, "xlstm-7b", *synthetic, *laptop, *rivals])
 
 
 def test_the_version():

@@ -121,6 +121,18 @@ def test_presets_lists_sizes(run):
     out = run("presets")
     assert all(name in out for name in exlstm.PRESETS)
     assert "6,865,424,896" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert lines.index(["rivals"]) < next(number for number, words in enumerate(lines) if "gpt3-356m" in words)
+    assert next(words for words in lines if "llama-407m" in words)[1:6] == [
+        "406,635,520",
+        "403,046,592",
+        "after",
+        "2,048",
+        "tokens",
+    ]
+    blocks = {words[0]: words[1:] for words in lines[lines.index(["rivals"]) :] if words}
+    assert blocks["mlstm"][:2] == ["m", "The"]
+    assert all(len(blocks[name]) > 1 for name in exlstm.MIXERS)
 
 
 def test_runs_are_listed(here, run, tmp_path):

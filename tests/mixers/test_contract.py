@@ -76,6 +76,11 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "s5 half_glu2": S5Config(activation="half_glu2"),
     "mamba2 groups": Mamba2Config(groups=2, state=6, conv_width=1),
     "mamba3 groups": Mamba3Config(groups=2, state=8),
+    "attention without positions": AttentionConfig(rope_base=None),
+    "attention biases": AttentionConfig(bias=True),
+    "attention of RecurrentGemma": AttentionConfig(
+        heads=2, kv_heads=1, head_width=12, rope_share=0.5, window=7, out_bias=True
+    ),
 }
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
@@ -592,6 +597,9 @@ def test_the_inner_width_is_rounded_up(factor, multiple, inner):
         (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
         (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),
         (RGLRUConfig(heads=3), 32, "heads is 3; it must divide the inner width 32"),
+        (AttentionConfig(heads=3, rope_base=None), 32, "heads is 3; it must cut the width 32 into heads"),
+        (AttentionConfig(head_width=7), 32, "rope_share is 1.0; of heads of 7 channels it must rotate an even number"),
+        (AttentionConfig(rope_share=0.1), 32, "rope_share is 0.1; of heads of 8 channels it must rotate an even numb"),
     ],
 )
 def test_errors(config, width, message):

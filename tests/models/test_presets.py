@@ -47,6 +47,9 @@ def test_the_counts_that_the_paper_prints(name, millions):
         ("synthetic-1:0", 56_132),
         ("synthetic-0:1", 116_672),
         ("synthetic-1:1", 86_402),
+        ("gpt3-356m", 355_919_872),
+        ("llama-407m", 406_635_520),
+        ("hgrn-411m", 411_378_688 + 23 * 1024),  # with a lower bound in all layers but the first
     ],
 )
 def test_exact_counts(name, parameters):

@@ -205,6 +205,7 @@ def test_the_format_is_what_it_was():
     assert config_to_json(lm_from_pattern("s", vocab_size=5, width=32)) == {
         "format": 1, "model_type": "exlstm", "vocab_size": 5, "width": 32, "norm": "layer", "norm_eps": 1e-5,
         "tie_embeddings": False, "logit_cap": None, "dropout": 0.0, "norm_bias": False, "out_norm": True,
+        "embed_scale": None, "positions": None, "embed_norm": False,
         "blocks": [{
             "mixer": {
                 "kind": "slstm", "heads": 4, "conv_width": 4, "forget_gate": "sigmoid", "cell_activation": "tanh",
@@ -229,6 +230,8 @@ def test_options_that_came_later_may_be_missing():
         for name in names:
             del block["mixer"][name]
     del data["blocks"][1]["mlp"]["gated"]
+    for name in ("embed_scale", "positions", "embed_norm"):
+        del data[name]
     assert config_from_json(data) == config
 
 

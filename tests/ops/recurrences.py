@@ -106,7 +106,7 @@ def undecayed(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: DeltaState, 
 RULE = {"q": "HK", "k": "HK", "v": "HV", "beta": "H"}
 
 
-def log_decays(x: list[Tensor], scale: float) -> list[Tensor]:
+def with_log_decays(x: list[Tensor], scale: float) -> list[Tensor]:
     """Of inputs q, k, v, g and others."""
     return [*x[:3], torch.nn.functional.logsigmoid(2 + scale * x[3]), *x[4:]]
 
@@ -250,7 +250,7 @@ RECURRENCES = {
         {},
         ["HKV"],
         {"H": (2, 2), "K": (5, 64), "V": (6, 64)},
-        log_decays,
+        with_log_decays,
     ),
     "decay per key, bonus": Recurrence(
         with_bonus,
@@ -259,7 +259,7 @@ RECURRENCES = {
         {"bonus": "HK"},
         ["HKV"],
         {"H": (2, 2), "K": (6, 32), "V": (5, 32)},
-        log_decays,
+        with_log_decays,
     ),
     "decay per value": Recurrence(
         partial(gated_linear_attention, axis="value"),
@@ -268,7 +268,7 @@ RECURRENCES = {
         {},
         ["HKV"],
         {"H": (1, 2), "K": (5, 48), "V": (8, 80)},
-        log_decays,
+        with_log_decays,
     ),
     "rotating_scan": Recurrence(
         turning,

@@ -14,6 +14,7 @@ import tyro
 from exlstm.cli.convert import Convert, convert
 from exlstm.cli.generate import Generate, ModelPath, generate
 from exlstm.cli.parse import check_at_least, checkpoint_of, similar
+from exlstm.cli.presets import Presets, presets, without_weights
 from exlstm.cli.runs import Runs, runs
 from exlstm.cli.study import (
     StudyCompare,
@@ -57,11 +58,6 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         check_at_least(self, tokens=1, minutes=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Presets:
-    """`exlstm presets` has no options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,30 +153,12 @@ def evaluate(options: Evaluate) -> None:
         )
 
 
-def presets(options: Presets) -> None:
-    """`exlstm presets`."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from exlstm.models.presets import PRESETS, preset
-    from exlstm.models.summary import parameters
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("preset")
-    for heading in ("parameters", "state bytes per sequence", "blocks"):
-        table.add_column(heading, justify="left" if heading == "blocks" else "right")
-    for name in PRESETS:
-        model = _without_weights(preset(name))
-        table.add_row(name, f"{parameters(model):,}", f"{model.state_bytes():,}", str(len(model.config.blocks)))
-    Console(highlight=False).print(table)
-
-
 def summary(options: Summary) -> None:
     """`exlstm summary`."""
     from exlstm.models.locate import locate
 
     on_disk = Path(options.model).exists()
-    model = locate(options.model).outline() if on_disk else _without_weights(_architecture(options.model))
+    model = locate(options.model).outline() if on_disk else without_weights(_architecture(options.model))
     print(model.summary())
 
 
@@ -201,7 +179,7 @@ def tune(options: Tune) -> None:
     from exlstm.ops.mlstm import MLSTMState
     from exlstm.runtime.machine import pick_device
 
-    model = _without_weights(_architecture(options.model))
+    model = without_weights(_architecture(options.model))
     cells = sorted({tuple(cell.c_BHKV.shape[1:]) for cell in leaves(model.zero_state(1), MLSTMState)})
     if not cells:
         raise ValueError(f"{options.model!r} has no mLSTM, whose kernels are tuned; exlstm presets lists models.")
@@ -283,8 +261,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "convert": Command(
         help="write a model in another layout, dtype, or with weights of fewer bits",
-        more="Reads our own layout, transformers' xlstm, xlstm-large (single and fused) and the paper's package, and "
-        "writes each of them. Weights go through memory a shard at a time.",
+        more="Reads our own layout, those of transformers' models, xlstm-large (single and fused) and the paper's "
+        "package, and writes each of them. Weights go through memory a shard at a time.",
         options=Convert,
         run=convert,
     ),
@@ -362,15 +340,6 @@ def _architecture(name: str) -> "LMConfig":
             f"there is no model and no preset {name!r}{similar(name, PRESETS)}; exlstm presets lists them."
         )
     return preset(name)
-
-
-def _without_weights(config: "LMConfig") -> "LM":
-    import torch
-
-    from exlstm.models.lm import LM
-
-    with torch.device("meta"):
-        return LM(config)
 
 
 def _sample(model: "LM", tokenizer: "Tokenizer") -> str:

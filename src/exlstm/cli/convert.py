@@ -27,7 +27,7 @@ class Convert:
 
     source: Source  # folder or file of a model in any layout, or folder of a run
     target: Target  # folder to write
-    layout: LayoutName = "exlstm"  # how it is written; huggingface is transformers' own xlstm
+    layout: LayoutName = "exlstm"  # how it is written; huggingface is transformers' own model of this kind
     dtype: Literal["as-saved", "float32", "bfloat16", "float16"] = "as-saved"  # of the weights
     weights: Literal["as-saved", "int8", "int4"] = "as-saved"  # fewer bits; perplexity before and after is printed
     data: str | None = None  # text for that; left out: the source text of Python's standard library

@@ -38,7 +38,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     tokenizer: a tokenizer.json or "bytes"; None takes the one of the run or folder.
     checkpoint: "best", "last" or a step, for a run.
     weights: "as-saved", "float32", "bfloat16", "int8" or "int4".
-    window: None reads every text whole; a number cuts texts into windows of so many tokens.
+    window: None reads every text whole, as far as the model has positions for it; a number cuts texts into windows of
+    so many tokens.
     add_bos_token: whether a context begins with the boundary, as in training.
     seed: of sampled answers.
     batch_size: sequences at a time; "auto" is 16.
@@ -64,7 +65,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 f"the tokenizer has {self._tokenizer.vocab_size} tokens but the model only {classes}; "
                 "name the tokenizer that the model was trained with."
             )
-        self.window, self.add_bos_token = window, add_bos_token
+        # a model with a table of positions reads no more than these
+        self.window, self.add_bos_token = window or self.model.config.positions, add_bos_token
         self.max_gen_toks, self.seed, self.name = max_gen_toks, seed, str(pretrained)
         self.batch_size = _batch(batch_size, max_batch_size)
 

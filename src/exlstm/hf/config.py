@@ -51,6 +51,8 @@ class ExlstmConfig(PreTrainedConfig):  # type: ignore[misc]
         for field in fields(LMConfig):
             if not hasattr(self, field.name) and field.default is not MISSING:
                 setattr(self, field.name, field.default)
+        if self.positions is not None:
+            self.max_position_embeddings = self.positions
         if self.blocks is not None:
             for name, value in config_to_json(self.lm_config()).items():
                 if name != "model_type":

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -18,12 +17,11 @@ from exlstm.data.packing import IGNORE
 from exlstm.hf.cache import ExlstmCache
 from exlstm.hf.config import ExlstmConfig
 from exlstm.hf.padding import Packing, next_tokens, own_targets, packing
-from exlstm.mixers.contract import mask_tail
 from exlstm.mixers.state import LMState
 from exlstm.models.lm import LM
 from exlstm.train.loss import model_cross_entropy
 
-_PARTS = ("embed", "blocks", "norm", "head")
+_PARTS = ("embed", "positions", "embed_norm", "blocks", "norm", "head")
 
 
 class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -105,9 +103,10 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         cache, inputs = _cache(past_key_values), _one_of(input_ids, inputs_embeds)
         packed = packing(attention_mask, inputs)
         lengths_B = None if packed is None else packed.lengths_B
-        x_BLD = self._embed(inputs if packed is None else packed.pack(inputs), cache.state, lengths_B)
+        x_BLD, position = self._embed(inputs if packed is None else packed.pack(inputs), cache.state, lengths_B)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         x_BLD, state, hidden = self._run(x_BLD, cache.state, packed, bool(wanted))
+        state = None if state is None else (*state, *position)
         loss, lm = None, self.lm
         given, align = (labels, next_tokens) if shift_labels is None else (shift_labels, own_targets)
         if given is not None:
@@ -126,7 +125,8 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         wanted = self.config.return_dict if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
 
-    def _embed(self, inputs: Tensor, state: LMState | None, lengths_B: Tensor | None) -> Tensor:
+    def _embed(self, inputs: Tensor, state: LMState | None, lengths_B: Tensor | None) -> tuple[Tensor, LMState]:
+        """The input of the first block, and the end of the state: see `LM.enter`."""
         lm = self.lm
         if inputs.ndim == 2:
             if lengths_B is not None:
@@ -142,7 +142,7 @@ class ExlstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 )
             lm.check(torch.zeros(inputs.shape[:2], dtype=torch.long), state, None, None)
             x_BLD = inputs
-        return functional.dropout(mask_tail(x_BLD, lengths_B), lm.config.dropout, self.training)
+        return lm.enter(x_BLD, state, lengths_B=lengths_B)
 
     def _run(
         self, x_BLD: Tensor, before: LMState | None, packed: Packing | None, keep: bool

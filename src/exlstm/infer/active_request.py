@@ -92,6 +92,7 @@ def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str)
     except (RuntimeError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} has the seed {request.seed!r}; a seed is a whole number of 64 bits.") from None
     text = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
+    check_positions(model, request, len(tokens_T), name)
     if wrong := [length for length in request.cache_at if not 1 <= length <= len(tokens_T)]:
         raise ValueError(f"{name} has {len(tokens_T)} tokens; its beginning of {wrong[0]} cannot be cached.")
     return ActiveRequest(request, tokens_T, frozenset(request.stop_tokens) | boundary, generator, text)
@@ -103,6 +104,16 @@ def check_numbers(request: Request, name: str) -> None:
         raise ValueError(f"max_tokens must be 0 or more, not {request.max_tokens}.")
     if request.logprobs is not None and request.logprobs < 0:
         raise ValueError(f"{name} asks for the logprobs of {request.logprobs} tokens; ask for 0 or more, or None.")
+
+
+def check_positions(model: LM, request: Request, size: int, name: str) -> None:
+    """ValueError for more tokens than the model has positions, in a prompt of `size` tokens and its completion."""
+    count = model.config.positions
+    total = size + request.max_tokens + (0 if request.after is None else request.after.counts[0])
+    if count is not None and total > count:
+        raise ValueError(
+            f"{name} and max_tokens need {total:,} positions, and the model has {count:,}; shorten one of them."
+        )
 
 
 def prompt_tokens(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> Tensor:

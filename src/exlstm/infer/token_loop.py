@@ -98,6 +98,8 @@ def obstacle(model: nn.Module) -> str | None:
     if not isinstance(model, LM):
         return f"it is a {type(model).__name__}, not an LM"
     device = model.embed.weight.device
+    if model.positions is not None:
+        return "it has a table of positions, whose end a replay would not notice"
     if device.type not in STEP_CLASSES:
         return f"its weights are on {device}, where no step can be captured"
     if any(map(has_hooks, model.modules())):

@@ -1,4 +1,10 @@
-"""Causal attention as in Llama (Touvron et al. 2023, arXiv:2302.13971): rotary positions, no biases, a growing state.
+"""Causal attention, by default as in Llama (Touvron et al. 2023, arXiv:2302.13971), with a state that grows.
+
+    q, k, v = W x (+ b)                       by heads; keys and values may be shared by groups of query heads
+    y = W_out softmax(q k^T / sqrt(K)) v (+ b)
+
+Llama has rotary positions and no biases, GPT-2 and GPT-3 have biases and no rotary positions. RecurrentGemma
+(De et al. 2024, arXiv:2402.19427) has a window, one head of keys and values, and rotates half of each head.
 
 B batch  T time  D model width  H heads  K head width
 """
@@ -12,9 +18,10 @@ from torch import Tensor, nn
 
 from exlstm.mixers.contract import BlockStyle, check_width, checked, mask_tail
 from exlstm.nn import init
-from exlstm.nn.fields import Positive, Size, check_fields
+from exlstm.nn.fields import Portion, Positive, Size, check_fields
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.attention import AttentionState, attention
+from exlstm.ops.rope import rotated_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +29,19 @@ class AttentionConfig:
     """Causal attention with rotary positions.
 
     kv_heads: heads of keys and values, None: as many as of queries. window: steps that a step may see, None: all.
+    rope_base: None for no rotary positions. rope_share: of a head's channels that are rotated, the first of them.
+    head_width: None for heads that make up the width. bias: of q, k and v, and of the output where out_bias is None.
     """
 
     style: ClassVar[BlockStyle] = BlockStyle()
     heads: Size = 4
     kv_heads: Size | None = None
     window: Size | None = None
-    rope_base: Positive = 10_000.0
+    rope_base: Positive | None = 10_000.0
+    rope_share: Portion = 1.0
+    head_width: Size | None = None
+    bias: bool = False
+    out_bias: bool | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -45,24 +58,19 @@ class Attention(nn.Module):
         super().__init__()
         check_width(width)
         H, G = config.heads, config.kv_heads or config.heads
-        if width % (2 * H):
-            raise ValueError(f"heads is {H}; it must cut the width {width} into heads of even width.")
+        K = checked_head_width(config, width)
         if H % G:
             raise ValueError(f"kv_heads is {G}; it must divide heads, which is {H}.")
-        self.config, self.width, self.head_width, self.kv_heads = config, width, width // H, G
-        self.q = Linear(width, width, bias=False)
-        self.k = Linear(width, G * self.head_width, bias=False)
-        self.v = Linear(width, G * self.head_width, bias=False)
-        self.out = Linear(width, width, bias=False)
-        init.fill(
-            self,
-            {
-                "q.weight": init.small(width),
-                "k.weight": init.small(width),
-                "v.weight": init.small(width),
-                "out.weight": init.wang(width, depth),
-            },
-        )
+        self.config, self.width, self.head_width, self.kv_heads = config, width, K, G
+        out_bias = config.bias if config.out_bias is None else config.out_bias
+        self.q = Linear(width, H * K, bias=config.bias)
+        self.k = Linear(width, G * K, bias=config.bias)
+        self.v = Linear(width, G * K, bias=config.bias)
+        self.out = Linear(H * K, width, bias=out_bias)
+        weights = {f"{name}.weight": init.small(width) for name in "qkv"}
+        names = (*("qkv" if config.bias else ""), *(["out"] if out_bias else []))
+        biases = {f"{name}.bias": init.zeros for name in names}
+        init.fill(self, {**weights, "out.weight": init.wang(width, depth), **biases})
 
     def forward(
         self, x_BTD: Tensor, state: AttentionState | None = None, *,
@@ -77,6 +85,7 @@ class Attention(nn.Module):
         h_BTHK, state = attention(
             q_BTHK, k_BTGK, v_BTGK, state,
             reset_BT=reset_BT, lengths_B=lengths_B, window=self.config.window, rope_base=self.config.rope_base,
+            rope_share=self.config.rope_share,
         )  # fmt: skip
         return mask_tail(self.out(h_BTHK.flatten(2)), lengths_B), state
 
@@ -96,3 +105,17 @@ class Attention(nn.Module):
         """FLOPs of products with keys and values: of `length` steps in decoding, half as many on average in prefill."""
         seen = min(length if mode == "decode" else length / 2, self.config.window or length)
         return 4.0 * seen * self.config.heads * self.head_width
+
+
+def checked_head_width(config: AttentionConfig, width: int) -> int:
+    """Channels of a head. ValueError where heads do not divide the width, or no even number of channels is rotated."""
+    H, rotary = config.heads, config.rope_base is not None
+    if config.head_width is None and width % (2 * H if rotary and config.rope_share == 1 else H):
+        even = "heads of even width" if rotary else "heads"
+        raise ValueError(f"heads is {H}; it must cut the width {width} into {even}.")
+    K = config.head_width or width // H
+    if rotary and (rotated_width(K, config.rope_share) % 2 or not rotated_width(K, config.rope_share)):
+        raise ValueError(
+            f"rope_share is {config.rope_share}; of heads of {K} channels it must rotate an even number, at least 2."
+        )
+    return K

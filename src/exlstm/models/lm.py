@@ -2,6 +2,8 @@
 
     x = embed(tokens);  x = x + mixer(norm(x));  x = x + mlp(norm(x));  ...;  logits = head(norm(x))
 
+Between the embedding and the first block some models scale it, add learned positions, or norm it.
+
 B batch  T time  D model width  C classes (vocabulary)
 """
 
@@ -23,6 +25,7 @@ from exlstm.nn import init
 from exlstm.nn.fields import Positive, Share, Size, check_fields
 from exlstm.nn.layers import MLP, Activation, WidthNorm, soft_cap
 from exlstm.nn.linear import Linear
+from exlstm.nn.positions import PositionTable
 from exlstm.ops.arguments import checked_rows
 from exlstm.ops.norm import Norm
 from exlstm.runtime.tracing import tracer
@@ -62,6 +65,8 @@ class LMConfig:
     logit_cap: bound of the logits, by cap * tanh(x / cap). dropout: of the embedding and of the outputs of mixers and
     MLPs, in training only. norm_bias: norms over the width have a bias. out_norm: a norm between the last block and the
     head.
+    embed_scale: factor of the embedding. positions: size of a table of learned positions, which bounds the length of a
+    sequence; None: no positions but those of mixers. embed_norm: a norm after the embedding.
     """
 
     vocab_size: Size
@@ -74,6 +79,9 @@ class LMConfig:
     dropout: Share = 0.0
     norm_bias: bool = False
     out_norm: bool = True
+    embed_scale: Positive | None = None
+    positions: Size | None = None
+    embed_norm: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -138,7 +146,8 @@ class LM(nn.Module):
         logits_BTC, state = model(tokens_BT)                  # train, prefill
         logits_BTC, state = model(next_token_B1, state)       # decode: the same call
 
-    The state is a tuple with one entry per block; it is a value, never changed in place.
+    The state is a tuple with one entry per block, and one more where there are learned positions; it is a value, never
+    changed in place.
     gradient_checkpointing: set to True, the backward recomputes the activations inside of every block.
     """
 
@@ -148,6 +157,8 @@ class LM(nn.Module):
         self.shapes_cache: tuple[tuple[int, torch.dtype], LMState] | None = None
         self.gradient_checkpointing = False
         self.embed = Embedding(config.vocab_size, config.width)
+        self.positions = None if config.positions is None else PositionTable(config.positions, config.width)
+        self.embed_norm = width_norm(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.blocks)))
         self.norm = width_norm(config) if config.out_norm else None
         self.head = Linear(config.width, config.vocab_size, bias=False)
@@ -195,14 +206,34 @@ class LM(nn.Module):
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, LMState]:  # fmt: skip
         """`hidden` of checked input."""
-        x_BTD = functional.dropout(mask_tail(self.embed(tokens_BT), lengths_B), self.config.dropout, self.training)
+        x_BTD, position = self.enter(self.embed(tokens_BT), state, reset_BT=reset_BT, lengths_B=lengths_B)
         after = []
         for index, block in enumerate(self.blocks):
             before = None if state is None else state[index]
             run = self.checkpointed(block) if self.gradient_checkpointing and torch.is_grad_enabled() else block
             x_BTD, block_state = run(x_BTD, before, reset_BT=reset_BT, lengths_B=lengths_B)
             after.append(block_state)
-        return x_BTD if self.norm is None else self.norm(x_BTD), tuple(after)
+        return x_BTD if self.norm is None else self.norm(x_BTD), (*after, *position)
+
+    def enter(
+        self,
+        x_BTD: Tensor,
+        state: LMState | None = None,
+        *,
+        reset_BT: Tensor | None = None,
+        lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, LMState]:
+        """The input of the first block, from embeddings, and the end of the state: () or that of the positions."""
+        after: LMState = ()
+        if self.config.embed_scale is not None:
+            x_BTD = x_BTD * self.config.embed_scale
+        if self.positions is not None:
+            before = None if state is None else state[-1]
+            x_BTD, position = self.positions(x_BTD, before, reset_BT=reset_BT, lengths_B=lengths_B)
+            after = (position,)
+        if self.embed_norm is not None:
+            x_BTD = self.embed_norm(x_BTD)
+        return functional.dropout(mask_tail(x_BTD, lengths_B), self.config.dropout, self.training), after
 
     def checkpointed(self, block: nn.Module) -> Callable[..., tuple[Tensor, State]]:
         """The block with activations that the backward recomputes, with the same random numbers."""
@@ -236,20 +267,25 @@ class LM(nn.Module):
                     f"lengths_B holds {bad[0]}; it must lie between 0 and the {steps} steps of these tokens."
                 )
         if state is not None:
-            if not isinstance(state, tuple) or len(state) != len(self.blocks):
+            names = [f"block {index}" for index in range(len(self.blocks))]
+            names += [] if self.positions is None else ["the positions"]
+            if not isinstance(state, tuple) or len(state) != len(names):
                 raise ValueError(
                     f"the state has {len(state) if isinstance(state, tuple) else type(state).__name__} entries for "
-                    f"{len(self.blocks)} blocks; pass the state that this model returned, or None."
+                    f"{len(self.blocks)} blocks{' and positions' if self.positions is not None else ''}; "
+                    "pass the state that this model returned, or None."
                 )
-            for index, (given, expected) in enumerate(zip(state, self.shapes(batch), strict=True)):
-                check_state(given, expected, f"block {index}")
+            for name, given, expected in zip(names, state, self.shapes(batch), strict=True):
+                check_state(given, expected, name)
+        if self.positions is not None:
+            self.positions.check(tokens, None if state is None else state[-1], reset, lengths)
 
     def shapes(self, batch: int) -> LMState:
         """The expected state on the meta device: structure, shapes and dtypes. The last one is cached, for decoding."""
         key = batch, self.embed.weight.dtype
         if self.shapes_cache is not None and self.shapes_cache[0] == key:
             return self.shapes_cache[1]
-        shapes = tuple(mixer.zero_state(batch, torch.device("meta")) for mixer in self.mixers)
+        shapes = tuple(part.zero_state(batch, torch.device("meta")) for part in self.stateful)
         if tracer() is None:
             self.shapes_cache = key, shapes
         return shapes
@@ -259,13 +295,18 @@ class LM(nn.Module):
         """The mixer of every block, in order."""
         return [cast("Mixer", block.mixer) for block in self.blocks]
 
+    @property
+    def stateful(self) -> "list[Mixer | PositionTable]":
+        """The modules with a state, in the order of the model's state: mixers, and positions if there are any."""
+        return [*self.mixers, *([] if self.positions is None else [self.positions])]
+
     def zero_state(self, batch: int) -> LMState:
         """State before the first token for `batch` rows, the same as state=None."""
-        return tuple(mixer.zero_state(batch) for mixer in self.mixers)
+        return tuple(part.zero_state(batch) for part in self.stateful)
 
     def state_bytes(self, length: int = 0) -> int:
         """Bytes of one sequence's state after `length` tokens. Only attention makes it depend on the length."""
-        return sum(mixer.state_bytes(length) for mixer in self.mixers)
+        return sum(part.state_bytes(length) for part in self.stateful)
 
     def read(
         self, prompts: "Tokens | Sequence[Tokens]", after: "Snapshot | None" = None, *, chunk_len: int = 512

@@ -12,6 +12,7 @@ A mixer by its name has the MLP of its published models (`BlockStyle`).
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -53,6 +54,12 @@ def configured(name: str, options: Mapping[str, Any]) -> MixerConfig:
     known = {field.name for field in fields(cls)}
     found: MixerConfig = cls(**{key: value for key, value in options.items() if key in known})
     return found
+
+
+def described(name: str) -> str:
+    """What a mixer is, in a line: the first one of its page, without sources."""
+    first = (sys.modules[MIXERS[name].__module__].__doc__ or "").partition("\n")[0]
+    return re.sub(r" \([^)]*\)", "", first).rstrip(" ,:.")
 
 
 def names_of(pattern: str) -> list[str]:

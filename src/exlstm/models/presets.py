@@ -1,12 +1,14 @@
-"""Presets: the architectures of the papers, and small ones for a laptop."""
+"""Presets: the architectures of the papers, those of rivals, and small ones for a laptop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
-from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
+from exlstm.models.pattern import configured, lm_from_pattern, styled_blocks, xlstm_pattern
 
 GPT2_VOCABULARY = 50_304  # GPT-2's 50,257 tokens, rounded up to a multiple of 64; also what xLSTM-7B uses
 
@@ -30,28 +32,74 @@ def synthetic(ratio: str) -> LMConfig:
     return lm_from_pattern(xlstm_pattern(ratio, 2), vocab_size=3, width=64, heads=1)
 
 
+def gpt3() -> LMConfig:
+    """GPT-3 Medium (Brown et al. 2020, arXiv:2005.14165, Table 2.1), all of its attention dense."""
+    block = BlockConfig(
+        mixer=AttentionConfig(heads=16, rope_base=None, bias=True),
+        mlp=MLPConfig(hidden=4096, activation="gelu_tanh", gated=False, bias=True),
+    )
+    return LMConfig(
+        vocab_size=GPT2_VOCABULARY,
+        width=1024,
+        blocks=(block,) * 24,
+        norm_bias=True,
+        tie_embeddings=True,
+        positions=2048,
+    )
+
+
+def rival(mixer: str, depth: int, options: Mapping[str, Any], *, hidden: int | None = None, **model: Any) -> LMConfig:
+    """A rival in the paper's Table 1: `depth` times the block of a mixer, or its two blocks, of width 1024.
+
+    options: fields of the mixer's config. hidden: channels inside its MLP, None: by its style. model: fields of the
+    LMConfig, by default the vocabulary of GPT-2, and the norm of the mixer's style with an eps of 1e-6 (RMS) or 1e-5.
+    """
+    config = configured(mixer, options)
+    blocks = [
+        replace(block, mlp=replace(block.mlp, hidden=hidden or block.mlp.hidden)) if block.mlp else block
+        for block in styled_blocks(config, 1024, options)
+    ]
+    norm = config.style.norm
+    usual = {"vocab_size": GPT2_VOCABULARY, "norm": norm, "norm_eps": 1e-6 if norm == "rms" else 1e-5}
+    return LMConfig(**{**usual, "width": 1024, "blocks": tuple(blocks * depth), **model})
+
+
 SLSTM_OF_48 = (3, 5, 7, 40, 42, 44)  # where the paper's xLSTM[7:1] of 48 blocks has its sLSTM
-PRESETS: dict[str, Callable[[], LMConfig]] = {
-    "xlstm-125m-1:0": partial(paper, "1:0", 24, 768, ()),
-    "xlstm-125m-7:1": partial(paper, "7:1", 24, 768, (3, 20)),
-    "xlstm-350m-1:0": partial(paper, "1:0", 48, 1024, ()),
-    "xlstm-350m-7:1": partial(paper, "7:1", 48, 1024, SLSTM_OF_48),
-    "xlstm-760m-1:0": partial(paper, "1:0", 48, 1536, ()),
-    "xlstm-760m-7:1": partial(paper, "7:1", 48, 1536, SLSTM_OF_48),
-    "xlstm-1.3b-1:0": partial(paper, "1:0", 48, 2048, ()),
-    "xlstm-1.3b-7:1": partial(paper, "7:1", 48, 2048, SLSTM_OF_48),
-    "xlstm-2.7b-1:0": partial(paper, "1:0", 64, 2560, ()),
-    # the paper does not say where its 2.7B [7:1] has the sLSTM: here, one at the end of every eight blocks
-    "xlstm-2.7b-7:1": partial(paper, "7:1", 64, 2560, tuple(range(7, 64, 8))),
-    "xlstm-7b": xlstm_7b,
-    "synthetic-1:0": partial(synthetic, "1:0"),
-    "synthetic-0:1": partial(synthetic, "0:1"),
-    "synthetic-1:1": partial(synthetic, "1:1"),
-    "laptop-tiny": partial(lm_from_pattern, "ms", vocab_size=257, width=32),
-    "laptop-small": partial(lm_from_pattern, "mms", vocab_size=2048, width=192),
-    "laptop-medium": partial(lm_from_pattern, "mmsmm", vocab_size=4096, width=256),
-    "laptop-large": partial(lm_from_pattern, "mmmsmmmm", vocab_size=8192, width=384),
+# the names by family, as `exlstm presets` shows them
+FAMILIES: dict[str, dict[str, Callable[[], LMConfig]]] = {
+    "xLSTM of the papers": {
+        "xlstm-125m-1:0": partial(paper, "1:0", 24, 768, ()),
+        "xlstm-125m-7:1": partial(paper, "7:1", 24, 768, (3, 20)),
+        "xlstm-350m-1:0": partial(paper, "1:0", 48, 1024, ()),
+        "xlstm-350m-7:1": partial(paper, "7:1", 48, 1024, SLSTM_OF_48),
+        "xlstm-760m-1:0": partial(paper, "1:0", 48, 1536, ()),
+        "xlstm-760m-7:1": partial(paper, "7:1", 48, 1536, SLSTM_OF_48),
+        "xlstm-1.3b-1:0": partial(paper, "1:0", 48, 2048, ()),
+        "xlstm-1.3b-7:1": partial(paper, "7:1", 48, 2048, SLSTM_OF_48),
+        "xlstm-2.7b-1:0": partial(paper, "1:0", 64, 2560, ()),
+        # the paper does not say where its 2.7B [7:1] has the sLSTM: here, one at the end of every eight blocks
+        "xlstm-2.7b-7:1": partial(paper, "7:1", 64, 2560, tuple(range(7, 64, 8))),
+        "xlstm-7b": xlstm_7b,
+    },
+    "for synthetic tasks": {
+        "synthetic-1:0": partial(synthetic, "1:0"),
+        "synthetic-0:1": partial(synthetic, "0:1"),
+        "synthetic-1:1": partial(synthetic, "1:1"),
+    },
+    "for a laptop": {
+        "laptop-tiny": partial(lm_from_pattern, "ms", vocab_size=257, width=32),
+        "laptop-small": partial(lm_from_pattern, "mms", vocab_size=2048, width=192),
+        "laptop-medium": partial(lm_from_pattern, "mmsmm", vocab_size=4096, width=256),
+        "laptop-large": partial(lm_from_pattern, "mmmsmmmm", vocab_size=8192, width=384),
+    },
+    # of the xLSTM paper's Table 1, whose numbers of parameters pin down their shapes
+    "rivals": {
+        "gpt3-356m": gpt3,
+        "llama-407m": partial(rival, "attention", 24, {"heads": 16}, hidden=2752),
+        "hgrn-411m": partial(rival, "hgrn", 24, {}, hidden=2816),
+    },
 }
+PRESETS: dict[str, Callable[[], LMConfig]] = {name: make for group in FAMILIES.values() for name, make in group.items()}
 
 
 def preset(name: str, *, vocab_size: int | None = None) -> LMConfig:

@@ -108,8 +108,11 @@ def summary(model: "LM", length: int) -> Table:
     tied = "tied to the head" if shared else "and as many in the head"
     now, later = model.state_bytes(length), model.state_bytes(16 * length)
     costs = [f"{mode} {readable(flops_per_token(model, mode, length))}" for mode in ("train", "prefill", "decode")]
+    lines.append(f"embedding {config.vocab_size:,} x {config.width} = {embedding:,} parameters, {tied}")
+    if config.positions is not None:
+        count = config.positions * config.width
+        lines.append(f"positions {config.positions:,} x {config.width} = {count:,} parameters")
     lines += [
-        f"embedding {config.vocab_size:,} x {config.width} = {embedding:,} parameters, {tied}",
         f"total {parameters(model):,} parameters",
         f"weights {storage(model)}",
         f"FLOPs per token at {length:,} tokens of context: {', '.join(costs)}",

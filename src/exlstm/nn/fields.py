@@ -67,6 +67,7 @@ Finite = Annotated[float, Range()]
 Factor = Annotated[float, Range(above=0, most=2**16)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(least=0, below=1)]
+Portion = Annotated[float, Range(above=0, most=1)]
 
 
 def check_fields(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Causal softmax attention with rotary positions and an optional sliding window. Its state, the cache, grows with time.
+"""Causal softmax attention, by default with rotary positions and over all steps. Its state, the cache, grows with time.
 
 B batch  T time  S cached steps  H query heads  G key and value heads  K head width  A all keys (S + T)
 """
@@ -81,12 +81,13 @@ def positions(next_B: Tensor, T: int, reset_BT: Tensor | None) -> tuple[Tensor, 
 def attention(
     q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState | None = None, /,
     *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None,
-    rope_base: float = 10_000.0,
+    rope_base: float | None = 10_000.0, rope_share: float = 1.0,
 ) -> tuple[Tensor, AttentionState]:  # fmt: skip
     """Every step sees itself and the steps before it in its row (the last `window` of them, itself included).
 
     q: [B, T, H, K]; k, v: [B, T, G, K], H a multiple of G. reset_BT: what came before that step is forgotten, and
     positions restart. lengths_B: steps at or beyond a row's length are seen by none, and give h = 0, whatever is there.
+    rope_base, rope_share: base and share of `rope`; a base of None rotates nothing.
     Returns h [B, T, H, K] and the state, whose size grows with T, up to `window` entries.
     Raises ValueError for a state, reset_BT or lengths_B that does not fit q, k and v.
     """
@@ -98,7 +99,9 @@ def attention(
     if valid_BT is not None:
         q_BTHK, k_BTGK, v_BTGK = (zero_padding(x, valid_BT) for x in (q_BTHK, k_BTGK, v_BTGK))
     position_BT, segment_BT = positions(old.next_B, T, reset_BT)
-    q_BTHK, k_BTGK = rope(q_BTHK, position_BT, base=rope_base), rope(k_BTGK, position_BT, base=rope_base)
+    if rope_base is not None:
+        q_BTHK = rope(q_BTHK, position_BT, base=rope_base, share=rope_share)
+        k_BTGK = rope(k_BTGK, position_BT, base=rope_base, share=rope_share)
     stored_BT = position_BT if valid_BT is None else position_BT.masked_fill(~valid_BT, -1)
     k_BAGK, v_BAGK = torch.cat([old.k_BSGK, k_BTGK], dim=1), torch.cat([old.v_BSGK, v_BTGK], dim=1)
     position_BA = torch.cat([old.position_BS, stored_BT], dim=1)

@@ -69,7 +69,8 @@ class Evaluation:
     """Scores of a model.
 
     whole: of all of the text, with the state carried on, in `lanes` parts (see `score_whole`). coverage: the share of
-    the text that was read in the time limit. contexts: scores by length, each window from a fresh state.
+    the text that was read in the time limit. contexts: scores by length, each window from a fresh state. window: the
+    number of positions of the model, if it has a table of them; the whole text is then read in windows of that length.
     """
 
     run: str
@@ -80,6 +81,7 @@ class Evaluation:
     contexts: dict[int, TextScore]
     left_out: str = ""  # files that do not look like text
     lanes: int = 1
+    window: int | None = None
 
     def table(self) -> str:
         """The scores as plain text."""
@@ -87,12 +89,14 @@ class Evaluation:
         lines = [f"{self.run},{step} on {self.text}"]
         lines.append(f"{'context':>16}  {'loss':>7}  {'perplexity':>10}  {'bits/byte':>9}  {'tokens':>10}")
         rows = [(f"{context:,}", score) for context, score in self.contexts.items()]
-        for name, score in [*rows, ("all, state kept", self.whole)]:
+        for name, score in [*rows, ("all, state kept" if self.window is None else "all, in windows", self.whole)]:
             numbers = f"{score.loss:7.4f}  {score.perplexity:10.3f}  {score.bits_per_byte:9.4f}  {score.tokens:10,}"
             lines.append(f"{name:>16}  {numbers}")
         if self.left_out:
             lines.append(f"({self.left_out}; --binary takes them)")
-        if self.lanes > 1:
+        if self.window is not None:
+            lines.append(f"(a window has {self.window:,} tokens, as many as the model has positions)")
+        elif self.lanes > 1:
             lines.append(f"(the last row reads {self.lanes} parts, each after the {BEFORE:,} tokens before it)")
         if self.coverage < 1:
             lines.append(f"(the time was enough for {self.coverage:.0%} of the text in the last row)")
@@ -165,11 +169,11 @@ def score_whole(
 
     A short text is one lane, from its first token to its last. A longer one is cut into lanes (see `lanes_for`) that
     advance together, so that a share of it is an even sample. Each lane but the first begins with the `BEFORE` tokens
-    before its part, unscored; further back the state knows nothing there.
+    before its part, unscored; further back the state knows nothing there. A model with a table of positions reads
+    windows of that length, each from a fresh state.
     batch: at most so many lanes. length: a forward pass reads batch * length tokens.
     """
-    count = lanes_for(stream, batch)
-    length = length * batch // count
+    count, window = lanes_for(stream, batch), replicas.models[0].config.positions
     deadline = time.monotonic() + 60 * minutes
     first = True
 
@@ -179,8 +183,13 @@ def score_whole(
         enough, first = not first and (stop() or time.monotonic() > deadline), False
         return enough
 
-    text = sequential_batches(stream, batch=count, length=length, context=BEFORE if count > 1 else 0)
-    total = score(replicas, text, byte_lengths, carry=True, chunk=length + 1, dtype=dtype, stop=over)
+    if window is None:
+        length = length * batch // count
+        text = sequential_batches(stream, batch=count, length=length, context=BEFORE if count > 1 else 0)
+    else:
+        text = windows_of(stream, length=min(window, len(stream) - 1), batch=batch)
+    run = partial(score, replicas, text, byte_lengths, dtype=dtype, stop=over)
+    total = run(carry=window is None, chunk=length + 1)
     return total, total.tokens / (len(stream) - 1)
 
 
@@ -273,7 +282,8 @@ def evaluate(
         model = change(model)
     docs, text, left_out = text_of(found, config, data, part, binary=binary)
     stream = pack(docs, words)
-    context = [length for length in CONTEXTS if length < len(stream)] if context is None else context
+    longest = min(len(stream) - 1, model.config.positions or len(stream))
+    context = [length for length in CONTEXTS if length <= longest] if context is None else context
     lengths = words.byte_lengths
     workers = default_workers(model.embed.weight.device, config.batch)
     with threads_shared(workers):
@@ -295,6 +305,7 @@ def evaluate(
         contexts=contexts,
         left_out=left_out,
         lanes=lanes_for(stream, config.batch),
+        window=model.config.positions,
     )
 
 

@@ -11,6 +11,7 @@ from exlstm.train.config import TrainConfig
 # Biases, gains, convolutions, embeddings and recurrent weights have not: small is not simple there.
 DECAY_TABLE: tuple[tuple[str, bool], ...] = (
     ("embed.*", False),
+    ("positions.*", False),
     ("*norm.weight", False),
     ("*.bias*", False),
     ("*.b_*", False),

@@ -132,6 +132,7 @@ def _ready(
     about: dict[str, Any],
     start: Start | None,
 ) -> Setup:
+    _check_positions(config, model)
     return Setup(
         run=run,
         config=config,
@@ -145,6 +146,15 @@ def _ready(
         about=about,
         start=start,
     )
+
+
+def _check_positions(config: TrainConfig, model: LMConfig) -> None:
+    """ValueError for sequences that could go on beyond a table of positions."""
+    if model.positions is not None and (config.length > model.positions or config.carry_state):
+        setting = "--carry-state" if config.carry_state else f"--length {config.length}"
+        raise ValueError(
+            f"{setting} does not go with a model of {model.positions:,} positions; leave it out, or use another model."
+        )
 
 
 def _check_budget_left(run: RunFolder, config: TrainConfig, steps: int, seconds: float) -> None:

@@ -32,10 +32,12 @@ from exlstm.models.checkpoints.layout import (
     depth,
     factor,
     multiple_of,
+    plain_embedding,
+    require,
     shape,
     tied,
 )
-from exlstm.models.checkpoints.rules import Rule, absent, gain, one, repeated, same
+from exlstm.models.checkpoints.rules import Rule, absent, conv, gain, one, repeated, same
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.nn.layers import Activation
 
@@ -158,15 +160,7 @@ def mlstm_rules(mixer: MLSTM, ours: str, theirs: str) -> list[Rule]:
         same(f"{ours}skip", f"{theirs}learnable_skip"),
         gain(f"{ours}norm.weight", f"{theirs}mlstm_cell.outnorm.weight"),
     ]
-    return [*found, *conv_rules(ours, theirs)]
-
-
-def conv_rules(ours: str, theirs: str) -> list[Rule]:
-    """Rules of the convolution, whose weights have an axis for the input channels there."""
-    return [
-        one(f"{ours}conv.weight_DW", f"{theirs}conv1d.conv.weight", lambda w: w.flatten(1), lambda w_DW: w_DW[:, None]),
-        same(f"{ours}conv.bias_D", f"{theirs}conv1d.conv.bias"),
-    ]
+    return [*found, *conv(f"{ours}conv", f"{theirs}conv1d.conv")]
 
 
 def slstm_rules(mixer: SLSTM, ours: str, theirs: str, shapes: Shapes | None) -> list[Rule]:
@@ -201,15 +195,13 @@ def slstm_rules(mixer: SLSTM, ours: str, theirs: str, shapes: Shapes | None) -> 
         found.append(gain(f"{ours}norm.weight", norm))
     else:
         found.append(absent(f"{ours}norm.weight", (H * V,), 1))
-    return found if mixer.conv is None else [*found, *conv_rules(ours, theirs)]
+    return found if mixer.conv is None else [*found, *conv(f"{ours}conv", f"{theirs}conv1d.conv")]
 
 
 def write(config: LMConfig) -> dict[str, Any]:
     """Settings of an xLSTMLMModelConfig. ValueError for a block or a setting that it cannot hold."""
     needed = {"norm": "layer", "norm_eps": NORM_EPS, "norm_bias": False, "logit_cap": None}
-    for name, only in needed.items():
-        if (value := getattr(config, name)) != only:
-            raise ValueError(f"{name} is {value!r}; with this layout it has to be {only!r}.")
+    require({**{name: (getattr(config, name), only) for name, only in needed.items()}, **plain_embedding(config)})
     firsts: dict[type, int] = {}
     for index, block in enumerate(config.blocks):
         check_block(config, index)
@@ -309,7 +301,7 @@ def write_mlp(mlp: MLPConfig, width: int) -> dict[str, Any]:
 
 CLASSIC = Layout(
     name="classic",
-    has=r"xlstm_block_stack\.|token_embedding\.",
+    has=(r"xlstm_block_stack\.|token_embedding\.",),
     config_file="config.yaml",
     read=read,
     rules=rules,

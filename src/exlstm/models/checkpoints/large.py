@@ -24,6 +24,8 @@ from exlstm.models.checkpoints.layout import (
     depth,
     factor,
     multiple_of,
+    plain_embedding,
+    require,
     same_eps,
     shape,
     tied,
@@ -167,10 +169,9 @@ def write(config: LMConfig) -> dict[str, Any]:
         "norm_eps of the mixers": (mixer.norm_eps, config.norm_eps),
         "bias of the MLPs": (mlp.bias, mixer.bias),
         "norm_bias": (config.norm_bias, mixer.bias),
+        **plain_embedding(config),
     }
-    for name, (value, only) in needed.items():
-        if value != only:
-            raise ValueError(f"{name} is {value!r}; with this layout it has to be {only!r}.")
+    require(needed)
     multiple = multiple_of(mlp.hidden)
     return {
         "vocab_size": config.vocab_size,
@@ -228,7 +229,7 @@ def write_huggingface(config: LMConfig) -> dict[str, Any]:
 
 LARGE = Layout(
     name="xlstm-large",
-    has=r"embedding\.weight$",
+    has=(r"embedding\.weight$",),
     config_file="config.yaml",
     read=partial(read, embed=LARGE_EMBED, tie=None),
     rules=partial(rules, embed=LARGE_EMBED, last_norm_bias=True),
@@ -238,7 +239,7 @@ LARGE = Layout(
 )
 HUGGINGFACE = Layout(
     name="huggingface",
-    has=r"backbone\.embeddings\.",
+    has=(r"backbone\.embeddings\.", r"backbone\.blocks\."),
     config_file="config.json",
     read=partial(read, embed=HUGGINGFACE_EMBED, tie="tie_word_embeddings"),
     rules=partial(rules, embed=HUGGINGFACE_EMBED, last_norm_bias=False),
@@ -247,4 +248,6 @@ HUGGINGFACE = Layout(
         "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
     ),
     indexed=True,
+    model_types=("xlstm",),
+    fits=lambda config: isinstance(config.blocks[0].mixer, MLSTMLargeConfig),
 )

@@ -15,21 +15,32 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Layout:
     """Names, shapes and settings of a model on disk.
 
-    has: regular expression for the beginning of a tensor's name that only this layout has.
+    has: regular expressions for beginnings of tensors' names, all of which only this layout has.
     read: the config, from shapes first, and from the saved settings where shapes do not tell.
     rules: rules of tensors, from the model (on any device) and the shapes found, or None for writing.
     write: saved settings of a config; ValueError that names what the layout cannot express.
     shard: file name of shard i of n. indexed: True if an index names the shards.
+    model_types: transformers' names of the models, where a layout is of some of them. fits: of several layouts of one
+    name, whether this one is for a model of that config. ignored: regular expression for names of tensors that are no
+    weights.
     """
 
     name: str
-    has: str
+    has: tuple[str, ...]
     config_file: str
     read: "Callable[[Shapes, SavedSettings], LMConfig]"
     rules: Callable[[LM, Shapes | None], list[Rule]]
     write: Callable[[LMConfig], dict[str, Any]]
     shard: Callable[[int, int], str]
     indexed: bool
+    model_types: tuple[str, ...] = ()
+    fits: Callable[[LMConfig], bool] = lambda _: True
+    ignored: str = r"(?!)"
+
+    @property
+    def label(self) -> str:
+        """The name, and transformers' name of the model."""
+        return f"{self.name} ({self.model_types[0]})" if self.model_types else self.name
 
 
 @dataclass
@@ -58,6 +69,13 @@ class SavedSettings:
             raise ValueError(f"{self.source} has {name} {self.data.get(name)!r}, which is no number; correct it.")
         return value
 
+    def whole(self, name: str, default: int) -> int:
+        """A setting that is a whole number, at least 1. ValueError for other values."""
+        value = self.number(name, default)
+        if value < 1 or not (isinstance(value, int) or value.is_integer()):
+            raise ValueError(f"{self.source} has {name} {value!r}; it has to be a whole number of at least 1.")
+        return int(value)
+
     def flag(self, name: str) -> bool:
         """A present setting that is True or False. ValueError for other values."""
         if not isinstance(value := self.data[name], bool):
@@ -70,6 +88,19 @@ class SavedSettings:
         for name in names:
             data = data.get(name) if isinstance(data, Mapping) else None
         return SavedSettings(data if isinstance(data, Mapping) else {}, self.source, self.assumed)
+
+
+def require(settings: Mapping[str, tuple[Any, Any]]) -> None:
+    """ValueError for the first setting, (value, the only one that the layout can hold) by name, of another value."""
+    for name, (value, only) in settings.items():
+        if value != only:
+            raise ValueError(f"{name} is {value!r}; with this layout it has to be {only!r}.")
+
+
+def plain_embedding(config: LMConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings, for `require`, of a model whose embedding is the input of its first block."""
+    names = {"embed_scale": None, "positions": None, "embed_norm": False}
+    return {name: (getattr(config, name), only) for name, only in names.items()}
 
 
 def same_eps(settings: SavedSettings, name: str, here: float) -> None:

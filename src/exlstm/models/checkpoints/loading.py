@@ -14,10 +14,11 @@ from torch import Tensor
 
 from exlstm.models.checkpoints.classic import CLASSIC
 from exlstm.models.checkpoints.files import Tensors, configs_beside, open_tensors
-from exlstm.models.checkpoints.large import HUGGINGFACE, LARGE
+from exlstm.models.checkpoints.large import LARGE
 from exlstm.models.checkpoints.layout import Layout, SavedSettings
 from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
+from exlstm.models.checkpoints.transformers import TRANSFORMERS
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import (
     BUFFERS,
@@ -32,7 +33,10 @@ from exlstm.models.summary import quantized_layers
 from exlstm.models.weight_formats import Bits
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes of weights on disk
-LAYOUTS = {layout.name: layout for layout in (OWN, HUGGINGFACE, LARGE, CLASSIC)}
+# by name; of several the model decides
+LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    layouts[0].name: layouts for layouts in ((OWN,), TRANSFORMERS, (LARGE,), (CLASSIC,))
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def load(
     weights: Bits | None = None,
 ) -> LM:
     """The model at `path`, a folder or a file with weights, in the layout "exlstm", "huggingface" (transformers' own
-    xlstm), "xlstm-large" (single or fused) or "classic" (the paper's package, `vanilla` or `cuda`).
+    xlstm, llama, mistral, gpt2), "xlstm-large" (single or fused) or "classic" (the paper's package, any cell).
 
     The layout follows from the names of the tensors, the architecture from their shapes, the rest from the config.json
     or config.yaml beside them; missing settings take the layout's defaults, which are listed on stderr. Kernels that a
@@ -216,19 +220,19 @@ def to_device(x: Tensor, source: Tensor, device: torch.device) -> Tensor:
 
 def layout_of(files: Tensors) -> Layout:
     """The layout by names of tensors. ValueError for none, and for two at once."""
-    found = {
-        name: next((key for key in files.shapes if re.match(layout.has, key)), None) for name, layout in LAYOUTS.items()
-    }
-    keys = {name: key for name, key in found.items() if key is not None}
-    if len(keys) > 1:
-        (one, first), (other, second), *_ = keys.items()
+    every = [layout for layouts in LAYOUTS.values() for layout in layouts]
+    keys = [[next((k for k in files.shapes if re.match(x, k)), None) for x in layout.has] for layout in every]
+    found = [(layout, names[0]) for layout, names in zip(every, keys, strict=True) if None not in names]
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found
         raise ValueError(
-            f"{files.place} mixes layouts: {first} is of {one!r} and {second} of {other!r}; save the model again."
+            f"{files.place} mixes layouts: {first} is of {one.label!r} and {second} of {other.label!r}; "
+            "save the model again."
         )
-    if not keys:
+    if not found:
         example = next(iter(files.shapes), "nothing")
         raise ValueError(f"{files.place} is of no known layout, it holds {example}; known are {', '.join(LAYOUTS)}.")
-    return LAYOUTS[next(iter(keys))]
+    return found[0][0]
 
 
 def settings_of(path: Path, layout: Layout) -> SavedSettings:
@@ -237,6 +241,10 @@ def settings_of(path: Path, layout: Layout) -> SavedSettings:
     for name in (layout.config_file, *configs):
         if name in configs:
             file, data = configs[name]
+            kind = data.get("model_type", layout.model_types[0]) if layout.model_types else None
+            if kind is not None and kind not in layout.model_types:
+                known = ", ".join(kind for layout in TRANSFORMERS for kind in layout.model_types)
+                raise ValueError(f"{file} is of a model of type {kind!r}; of transformers' models are known {known}.")
             return SavedSettings(data, str(file))
     folder = path if path.is_dir() else path.parent
     if layout is OWN:
@@ -280,6 +288,8 @@ def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
         found, needed = files.shapes.get(name), expected.get(name)
         allowed = WEIGHT_DTYPES if kinds.get(name) in WEIGHT_DTYPES else (kinds.get(name),)
         if found == needed and files.dtypes[name] in allowed:
+            continue
+        if needed is None and re.fullmatch(layout.ignored, name):
             continue
         if found is None:
             problem = f"{name} is missing"

@@ -72,7 +72,7 @@ def rules(model: LM, shapes: Shapes | None) -> list[Rule]:
 
 OWN = Layout(
     name="exlstm",
-    has=r"(embed|norm|head)\.|blocks\.",
+    has=(r"embed\.|blocks\.",),
     config_file="config.json",
     read=read,
     rules=rules,

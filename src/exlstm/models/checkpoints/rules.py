@@ -58,6 +58,14 @@ def split_rows(xs: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     return list(torch.split(x, list(sizes)))
 
 
+def conv(ours: str, theirs: str) -> list[Rule]:
+    """Rules of a depthwise convolution, whose weights have an axis for the input channels there."""
+    return [
+        one(f"{ours}.weight_DW", f"{theirs}.weight", lambda w: w.flatten(1), lambda w_DW: w_DW[:, None]),
+        same(f"{ours}.bias_D", f"{theirs}.bias"),
+    ]
+
+
 def repeated(ours: str, theirs: Sequence[str]) -> Rule:
     """Rule for one of ours that is stored several times."""
 

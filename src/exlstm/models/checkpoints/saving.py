@@ -29,7 +29,7 @@ from exlstm.models.checkpoints.loading import (
 from exlstm.models.checkpoints.own import OWN
 from exlstm.models.checkpoints.rules import Rule
 from exlstm.models.checkpoints.target import WEIGHT_FILES, check_target
-from exlstm.models.lm import LM
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import bits_of, stored_once
 from exlstm.models.summary import quantized_layers
 from exlstm.models.weight_formats import Bits
@@ -42,7 +42,8 @@ CPU = torch.device("cpu")
 def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm", overwrite: bool = False) -> None:
     """Writes the model into `folder`, its config and weights each whole or not at all.
 
-    layout: "exlstm" (ours), "huggingface" (transformers' own xlstm), "xlstm-large" or "classic" (the paper's package).
+    layout: "exlstm" (ours), "huggingface" (transformers' own model of this kind: xlstm, llama or gpt2), "xlstm-large",
+    or "classic" (the paper's package).
     Weights of more than 2 GiB go into several files. A quantized model is saved as it is, in our own layout only.
     overwrite: replace a model that is in the folder; a tokenizer beside it stays.
     Raises ValueError, before anything is written, for a folder that is not empty (with `overwrite`: that is a run, or
@@ -50,7 +51,7 @@ def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm", o
     `load` could not read back: with parts that its config does not have, with quantised layers of two kinds, or in two
     dtypes. Raises OSError, and leaves a model that was there before as it was, when the disk is full.
     """  # fmt: skip
-    target, bits = layout_named(layout), bits_of(model)
+    target, bits = layout_for(layout, model.config), bits_of(model)
     check_target(Path(folder), overwrite=overwrite)
     check_savable(model, bits)
     tensors = stored_once(model)
@@ -74,9 +75,10 @@ def convert(
     Errors are those of `load` and `save`, and come before anything is written; `folder` can neither hold `source` nor
     be inside of it. Returns what was read, closed.
     """
-    target = layout_named(layout)
+    layouts_named(layout)  # raises before anything is read
     check_target(Path(folder), overwrite=overwrite, sources=[Path(source)])
     with open_checkpoint(source) as found:
+        target = layout_for(layout, found.config)
         change = conversion_of(found, dtype, weights)
         model = converted_model(found, change)
         data = saved_settings(target, model, found.bits or weights)
@@ -102,11 +104,24 @@ class ConvertedTensors:
         return self.waiting.pop(name)
 
 
-def layout_named(name: str) -> Layout:
-    """The layout of this name. ValueError if there is none."""
+def layouts_named(name: str) -> tuple[Layout, ...]:
+    """The layouts of this name. ValueError if there are none."""
     if name not in LAYOUTS:
         raise ValueError(f"there is no layout {name!r}; choose one of {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]
+
+
+def layout_for(name: str, config: LMConfig) -> Layout:
+    """The layout of this name for a model of that config. ValueError if there is none."""
+    layouts = layouts_named(name)
+    found = next((layout for layout in layouts if layout.fits(config)), None)
+    if found is None:
+        known = ", ".join(layout.model_types[0] for layout in layouts)
+        raise ValueError(
+            f"block 0 is {type(config.blocks[0].mixer).__name__}, and transformers' models of this layout are {known}; "
+            "use the layout 'exlstm'."
+        )
+    return found
 
 
 def saved_settings(layout: Layout, model: LM, bits: Bits | None) -> dict[str, Any]:
