@@ -148,7 +148,7 @@ def test_what_was_assumed_is_said(large, tmp_path, run):
         (["run"], ["OUT"]),
         (["nowhere", "out"], ["no run or model at nowhere"]),
         (["run", "out", "--layout", "jax"], ["--layout", "jax", "huggingface"]),
-        (["run", "out", "--layout", "huggingface"], ["block 0 is MLSTMConfig", "xLSTM-7B"]),
+        (["run", "out", "--layout", "huggingface"], ["block 0 is MLSTMConfig", "xlstm, llama"]),
         (["run", "out", "--layout", "classic", "--weights", "int8"], ["quantised (int8)", "'classic'"]),
         (["run", "out", "--weights", "int2"], ["int2"]),
         (["run", "out", "--tokenizer", "nowhere.json"], ["nowhere.json"]),

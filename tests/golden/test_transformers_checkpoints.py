@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
@@ -20,6 +21,7 @@ from exlstm import convert, save
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.state import leaves
+from exlstm.models.checkpoints.saving import layout_for
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 
 VOCAB, T = 50, 20
@@ -365,3 +367,14 @@ def test_states_are_values_of_the_same_shape():
     _, state = model(tokens()[:, :5])
     assert [type(part).__name__ for part in state] == ["AttentionState", "AttentionState", "PositionState"]
     assert all(len(x) == 2 for x in leaves(state))
+
+
+@pytest.mark.parametrize("name", ["gpt3-356m", "llama-407m"])
+def test_presets_are_models_of_transformers(name):
+    """With as many parameters; transformers' model of a preset's settings, without memory for its weights."""
+    config = exlstm.preset(name)
+    settings = layout_for("huggingface", config).write(config)
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+        ours = LM(config)
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
