@@ -249,7 +249,8 @@ def test_the_presets_have_these_names():
     papers = [f"xlstm-{size}-{ratio}" for size in ("125m", "350m", "760m", "1.3b", "2.7b") for ratio in ("1:0", "7:1")]
     synthetic = [f"synthetic-{ratio}" for ratio in ("1:0", "0:1", "1:1")]
     laptop = [f"laptop-{size}" for size in ("tiny", "small", "medium", "large")]
-    rivals = ["gpt3-356m", "llama-407m", "hgrn-411m"]
+    rivals = ["gpt3-356m", "llama-407m", "hgrn-411m", "hgrn2-411m", "gla-412m", "mamba-423m"]
+    rivals += ["rwkv4-430m", "rwkv5-456m", "rwkv6-442m"]
     assert sorted(exlstm.PRESETS) == sorted([*papers, "xlstm-7b", *synthetic, *laptop, *rivals])
 
 

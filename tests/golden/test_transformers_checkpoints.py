@@ -369,7 +369,7 @@ def test_states_are_values_of_the_same_shape():
     assert all(len(x) == 2 for x in leaves(state))
 
 
-@pytest.mark.parametrize("name", ["gpt3-356m", "llama-407m"])
+@pytest.mark.parametrize("name", ["gpt3-356m", "llama-407m", "mamba-423m", "rwkv4-430m"])
 def test_presets_are_models_of_transformers(name):
     """With as many parameters; transformers' model of a preset's settings, without memory for its weights."""
     config = exlstm.preset(name)

@@ -49,6 +49,12 @@ def test_the_counts_that_the_paper_prints(name, millions):
         ("synthetic-1:1", 86_402),
         ("gpt3-356m", 355_919_872),
         ("llama-407m", 406_635_520),
+        ("mamba-423m", 423_052_288),
+        ("rwkv4-430m", 430_452_736),
+        ("rwkv5-456m", 455_692_288),
+        ("rwkv6-442m", 441_585_664),
+        ("gla-412m", 411_962_368),
+        ("hgrn2-411m", 411_378_688 + 23 * 1024),
         ("hgrn-411m", 411_378_688 + 23 * 1024),  # with a lower bound in all layers but the first
     ],
 )

@@ -51,19 +51,23 @@ def gpt3() -> LMConfig:
 def rival(mixer: str, depth: int, options: Mapping[str, Any], *, hidden: int | None = None, **model: Any) -> LMConfig:
     """A rival in the paper's Table 1: `depth` times the block of a mixer, or its two blocks, of width 1024.
 
-    options: fields of the mixer's config. hidden: channels inside its MLP, None: by its style. model: fields of the
-    LMConfig, by default the vocabulary of GPT-2, and the norm of the mixer's style with an eps of 1e-6 (RMS) or 1e-5.
+    options: fields of the mixer's config. hidden: channels inside its MLP or its partner, None: by its style. model:
+    fields of the LMConfig, by default the vocabulary of GPT-2, and the norm of the mixer's style with an eps of 1e-6
+    (RMS) or 1e-5.
     """
     config = configured(mixer, options)
-    blocks = [
-        replace(block, mlp=replace(block.mlp, hidden=hidden or block.mlp.hidden)) if block.mlp else block
-        for block in styled_blocks(config, 1024, options)
-    ]
+    blocks = [*styled_blocks(config, 1024, options)]
+    last: Any = blocks[-1]
+    if hidden is not None and last.mlp is not None:
+        blocks[-1] = replace(last, mlp=replace(last.mlp, hidden=hidden))
+    elif hidden is not None:
+        blocks[-1] = replace(last, mixer=replace(last.mixer, up_factor=hidden / 1024))
     norm = config.style.norm
     usual = {"vocab_size": GPT2_VOCABULARY, "norm": norm, "norm_eps": 1e-6 if norm == "rms" else 1e-5}
     return LMConfig(**{**usual, "width": 1024, "blocks": tuple(blocks * depth), **model})
 
 
+RWKV: dict[str, Any] = {"norm_bias": True, "embed_norm": True}
 SLSTM_OF_48 = (3, 5, 7, 40, 42, 44)  # where the paper's xLSTM[7:1] of 48 blocks has its sLSTM
 # the names by family, as `exlstm presets` shows them
 FAMILIES: dict[str, dict[str, Callable[[], LMConfig]]] = {
@@ -96,7 +100,13 @@ FAMILIES: dict[str, dict[str, Callable[[], LMConfig]]] = {
     "rivals": {
         "gpt3-356m": gpt3,
         "llama-407m": partial(rival, "attention", 24, {"heads": 16}, hidden=2752),
+        "mamba-423m": partial(rival, "mamba", 48, {}, norm_eps=1e-5),
+        "rwkv4-430m": partial(rival, "rwkv4", 24, {}, **RWKV),
+        "rwkv5-456m": partial(rival, "rwkv5", 24, {"heads": 16}, hidden=4096, **RWKV),
+        "rwkv6-442m": partial(rival, "rwkv6", 24, {"heads": 16}, hidden=3584, **RWKV),
         "hgrn-411m": partial(rival, "hgrn", 24, {}, hidden=2816),
+        "gla-412m": partial(rival, "gla", 24, {}, hidden=2816),
+        "hgrn2-411m": partial(rival, "hgrn2", 24, {"heads": 8}, hidden=2816),
     },
 }
 PRESETS: dict[str, Callable[[], LMConfig]] = {name: make for group in FAMILIES.values() for name, make in group.items()}

@@ -103,7 +103,8 @@ def load(
     weights: Bits | None = None,
 ) -> LM:
     """The model at `path`, a folder or a file with weights, in the layout "exlstm", "huggingface" (transformers' own
-    xlstm, llama, mistral, gpt2), "xlstm-large" (single or fused) or "classic" (the paper's package, any cell).
+    xlstm, llama, mistral, gpt2, mamba, mamba2, rwkv, recurrent_gemma), "xlstm-large" (single or fused) or "classic"
+    (the paper's package, any cell).
 
     The layout follows from the names of the tensors, the architecture from their shapes, the rest from the config.json
     or config.yaml beside them; missing settings take the layout's defaults, which are listed on stderr. Kernels that a

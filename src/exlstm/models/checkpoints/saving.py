@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm", overwrite: bool = False) -> None:
     """Writes the model into `folder`, its config and weights each whole or not at all.
 
-    layout: "exlstm" (ours), "huggingface" (transformers' own model of this kind: xlstm, llama or gpt2), "xlstm-large",
+    layout: "exlstm" (ours), "huggingface" (transformers' own model of this kind, see `load`), "xlstm-large",
     or "classic" (the paper's package).
     Weights of more than 2 GiB go into several files. A quantized model is saved as it is, in our own layout only.
     overwrite: replace a model that is in the folder; a tokenizer beside it stays.

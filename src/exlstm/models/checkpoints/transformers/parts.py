@@ -27,14 +27,18 @@ def root(names: Iterable[str] | None, prefix: str) -> str:
     return prefix if names is None or any(name.startswith(prefix) for name in names) else ""
 
 
-def ends(model: LM, shapes: Shapes | None, *, embed: str, norm: str) -> list[Rule]:
-    """Rules of the embedding, the head and the last norm. A tied head is not written, but may be stored."""
+def ends(model: LM, shapes: Shapes | None, *, embed: str, norm: str | None, head: str = HEAD) -> list[Rule]:
+    """Rules of the embedding, the head, and the last norm if it has a name here.
+
+    A tied head is not written, but may be stored.
+    """
     config = model.config
-    stored_twice = config.tie_embeddings and shapes is not None and HEAD in shapes
-    found = [repeated("embed.weight", (embed, HEAD)) if stored_twice else same("embed.weight", embed)]
+    stored_twice = config.tie_embeddings and shapes is not None and head in shapes
+    found = [repeated("embed.weight", (embed, head)) if stored_twice else same("embed.weight", embed)]
     if not config.tie_embeddings:
-        found.append(same("head.weight", HEAD))
-    return found + [same(f"norm.{kind}", f"{norm}.{kind}") for kind in kinds(config.norm_bias)]
+        found.append(same("head.weight", head))
+    last = [] if norm is None else kinds(config.norm_bias)
+    return found + [same(f"norm.{kind}", f"{norm}.{kind}") for kind in last]
 
 
 def kinds(bias: bool) -> list[str]:
@@ -42,14 +46,14 @@ def kinds(bias: bool) -> list[str]:
     return ["weight", "bias"] if bias else ["weight"]
 
 
-def is_tied(shapes: Shapes, settings: SavedSettings, *, default: bool) -> bool:
+def is_tied(shapes: Shapes, settings: SavedSettings, *, default: bool, head: str = HEAD) -> bool:
     """True if the head is the embedding: by the setting, or by transformers' default where a head is stored."""
     name = "tie_word_embeddings"
     if name in settings.data:
         return settings.flag(name)
-    if HEAD not in shapes and not default:
+    if head not in shapes and not default:
         settings.assumed[name] = True
-    return default or HEAD not in shapes
+    return default or head not in shapes
 
 
 def activation(settings: SavedSettings, name: str, default: str) -> Activation:
