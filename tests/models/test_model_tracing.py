@@ -8,6 +8,7 @@ import torch
 from exlstm.mixers import MIXERS
 from exlstm.mixers.state import leaves
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.pattern import configured
 from exlstm.runtime.backend import recorded
 
 VOCABULARY, WIDTH, B, T = 11, 16, 2, 2
@@ -15,9 +16,10 @@ TOKENS = torch.tensor([[1, 7], [0, 10]])
 RESET = torch.tensor([[False, True], [True, False]])
 LENGTHS = torch.tensor([2, 1])
 BORDERS = {"reset_BT": RESET, "lengths_B": LENGTHS}
+OURS = ["mlstm", "mlstm_large", "slstm", "attention", "lstm"]
 KINDS = [[name] for name in MIXERS]
 EVERY = [
-    pytest.param(list(MIXERS), id="all"),
+    pytest.param(OURS, id="ours"),
     *(pytest.param(names, id=names[0], marks=pytest.mark.slow) for names in KINDS),
 ]
 # torch's own, on the first use of forward-mode derivatives
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 
 def build(names, dtype=torch.float32):
     """A model with a block of each of these mixers, all of whose weights matter."""
-    blocks = tuple(BlockConfig(mixer=MIXERS[name](heads=2), mlp=MLPConfig(hidden=24)) for name in names)
+    blocks = tuple(BlockConfig(mixer=configured(name, {"heads": 2}), mlp=MLPConfig(hidden=24)) for name in names)
     model = LM(LMConfig(vocab_size=VOCABULARY, width=WIDTH, blocks=blocks))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -130,7 +132,7 @@ def loss(model, parameters, tokens_BT):
 
 def test_transforms():
     """torch.func's gradients, directional derivatives in both modes, and gradients of every sequence."""
-    model = build(MIXERS)
+    model = build(OURS)
     parameters = {name: x.detach() for name, x in model.named_parameters()}
     directions = {name: torch.randn_like(x) for name, x in parameters.items()}
 
@@ -148,7 +150,7 @@ def test_transforms():
 
 def test_vmap_over_tokens_and_over_models():
     """Numbers that vmap has no batching for are not looked at, also in decoding."""
-    models = [build(MIXERS) for _ in range(2)]
+    models = [build(OURS) for _ in range(2)]
     with torch.no_grad():
         found = torch.vmap(lambda tokens_BT: models[0](tokens_BT)[0])(TOKENS[:, None])
         assert_near(found[:, 0], models[0](TOKENS)[0])
@@ -192,7 +194,7 @@ def test_second_derivatives_name_the_backend():
 
 def test_eager_calls_run_the_kernels():
     """The other side: where nothing traces, nothing is given up."""
-    model = build(MIXERS)
+    model = build(OURS)
     with recorded() as choices:
         model(TOKENS)
     assert {c.backend for c in choices if c.op in ("conv", "mlstm", "slstm", "gated_norm", "block_linear")} == {"numba"}
