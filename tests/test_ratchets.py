@@ -198,7 +198,7 @@ def test_every_op_has_the_same_faces():
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only
     folders = sorted(path for path in ops.iterdir() if path.is_dir() and path.name != "__pycache__")
-    ours = ["block_linear", "conv", "gated_norm", "linear", "mlstm", "norm", "scan", "slstm"]
+    ours = ["block_linear", "conv", "gated_norm", "linear", "mlstm", "norm", "scan", "selective_scan", "slstm"]
     assert [path.name for path in folders] == ours
     for path in folders:
         assert (path / "numba.py").exists() or (path / "numba").is_dir(), path

@@ -13,6 +13,7 @@ from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
@@ -172,6 +173,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid", normalize=False),
     "mlstm relu": MLSTMConfig(input_gate="relu2", forget_gate="exp"),
     "lstm heads": LSTMConfig(heads=2),
+    "mamba norms": MambaConfig(norm_dtbc=True, states=5),
     "slstm relu": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
     "slstm no conv": SLSTMConfig(conv_width=0, recurrent_init="uniform"),
     "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
@@ -41,6 +42,7 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "slstm sparse": SLSTMConfig(recurrence="sparse", recurrence_degree=3),
     "slstm learned": SLSTMConfig(recurrence="learned", recurrence_blocks=2),
     "lstm heads": LSTMConfig(heads=4),
+    "mamba norms": MambaConfig(norm_dtbc=True, states=5, up_factor=1.1, conv_width=1),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),

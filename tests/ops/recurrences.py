@@ -5,12 +5,15 @@ them what the op takes, such as factors between 0 and 1; its `scale` says how ex
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from exlstm.ops.scan import ScanState, scan
+from exlstm.ops.selective_scan import SelectiveScanState, selective_scan
 
 
 class Recurrence(NamedTuple):
@@ -59,6 +62,18 @@ class Recurrence(NamedTuple):
         return {letter: real for letter, (_, real) in self.sizes.items()}
 
 
+def of_weights(op, count, places):
+    """An op whose weights are at these places of its arguments; here they follow the `count` others."""
+
+    def run(*x, **options):
+        ragged, weights, state = list(x[:count]), x[count:-1], x[-1]
+        for place, weight in zip(places, weights, strict=True):
+            ragged.insert(place, weight)
+        return op(*ragged, state, **options)
+
+    return run
+
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -68,5 +83,23 @@ RECURRENCES = {
         ["E"],
         {"E": (5, 300)},
         lambda x, scale: [torch.sigmoid(2 + scale * x[0]), x[1]],
+    ),
+    "selective_scan": Recurrence(
+        of_weights(selective_scan, 4, (2, 5)),
+        SelectiveScanState,
+        {"x": "E", "dt": "E", "b": "Z", "c": "Z"},
+        {"a": "EZ", "skip": "E"},
+        ["EZ"],
+        {"E": (5, 100), "Z": (3, 16)},
+        lambda x, scale: [x[0], softplus(scale * x[1] - 1), x[2], x[3], -torch.exp(x[4]), x[5]],
+    ),
+    "selective_scan softplus": Recurrence(
+        of_weights(partial(selective_scan, softplus=True), 4, (2, 5)),
+        SelectiveScanState,
+        {"x": "E", "dt": "E", "b": "Z", "c": "Z"},
+        {"a": "EZ", "skip": "E"},
+        ["EZ"],
+        {"E": (5, 100), "Z": (3, 16)},
+        lambda x, scale: [x[0], scale * x[1] - 1, x[2], x[3], -torch.exp(x[4]), x[5]],
     ),
 }

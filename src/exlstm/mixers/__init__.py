@@ -4,6 +4,7 @@ from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
@@ -17,4 +18,5 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "lstm": LSTMConfig,
     "hgrn": HGRNConfig,
     "mingru": MinGRUConfig,
+    "mamba": MambaConfig,
 }

@@ -57,6 +57,16 @@ def advance(a_BTE: Tensor, b_BTE: Tensor, h_BE: Tensor, first_BT1: Tensor | None
     return joined(local_BNLE, product_BNLE, h_BN1E).flatten(1, 2)[:, :T]
 
 
+def retreat(a_BTE: Tensor, dy_BTE: Tensor, first_BT1: Tensor | None) -> Tensor:
+    """dh_BTE, the gradients of every h. dy: those of what was read of it."""
+    # from behind, the factor of step t + 1 leads to step t
+    later_BTE = torch.cat([torch.zeros_like(a_BTE[:, :1]), a_BTE.flip(1)[:, :-1]], dim=1)
+    later_first = None
+    if first_BT1 is not None:
+        later_first = torch.cat([torch.zeros_like(first_BT1[:, :1]), first_BT1.flip(1)[:, :-1]], dim=1)
+    return advance(later_BTE, dy_BTE.flip(1), torch.zeros_like(a_BTE[:, 0]), later_first).flip(1)
+
+
 def joined(local: Tensor, product: Tensor, before: Tensor) -> Tensor:
     """local + product before; local alone where nothing of what was before is left."""
     return torch.where(product == 0, local, torch.addcmul(local, product, before))
@@ -75,12 +85,7 @@ class ScanInChunks(torch.autograd.Function):
     @once_differentiable("scan", "chunkwise")
     def backward(ctx: Any, dy_BTE: Tensor) -> tuple[Tensor | None, ...]:
         a_BTE, h_BE, first_BT1, h_BTE = ctx.saved_tensors
-        # from behind, the factor of step t + 1 leads to step t
-        later_BTE = torch.cat([torch.zeros_like(a_BTE[:, :1]), a_BTE.flip(1)[:, :-1]], dim=1)
-        later_first = None
-        if first_BT1 is not None:
-            later_first = torch.cat([torch.zeros_like(first_BT1[:, :1]), first_BT1.flip(1)[:, :-1]], dim=1)
-        dh_BTE = advance(later_BTE, dy_BTE.flip(1), torch.zeros_like(h_BE), later_first).flip(1)
+        dh_BTE = retreat(a_BTE, dy_BTE, first_BT1)
         before_BTE = torch.cat([h_BE[:, None], h_BTE[:, :-1]], dim=1)
         da_BTE, dh_BE = dh_BTE * before_BTE, dh_BTE[:, 0] * a_BTE[:, 0]
         if first_BT1 is not None:

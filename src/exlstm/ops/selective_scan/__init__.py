@@ -1,0 +1,91 @@
+"""The selective scan of Mamba (S6): Z states per channel, written and read inside, so that no [T, E, Z] exists.
+
+    h_t[e, z] = exp(dt_t[e] a[e, z]) h_{t-1}[e, z] + dt_t[e] x_t[e] b_t[z]
+    y_t[e] = sum_z c_t[z] h_t[e, z] + skip[e] x_t[e]
+
+`reference` is the definition, `chunkwise` a fold over spans of 64 steps in plain torch, `numba` one pass with the
+states in the first cache.
+
+B batch  T time  E channels  Z states of a channel
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from exlstm.ops.arguments import check_like, checked_rows, checked_state
+from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.selective_scan.chunkwise import selective_scan_chunkwise
+from exlstm.ops.selective_scan.reference import SelectiveScanState, selective_scan_recurrent
+from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.backend import choose
+
+__all__ = ["SelectiveScanState", "selective_scan", "selective_scan_recurrent"]
+
+
+def numba_obstacle(x: Tensor) -> str | None:
+    """Why the Numba kernels cannot run on this input, or None."""
+    other = None if wide_dtype(x.dtype) is torch.float32 else f"it computes in float32 and the input is {x.dtype}"
+    return cpu_kernel_obstacle((x,), other)
+
+
+def selective_scan(
+    x_BTE: Tensor,
+    dt_BTE: Tensor,
+    a_EZ: Tensor,
+    b_BTZ: Tensor,
+    c_BTZ: Tensor,
+    skip_E: Tensor,
+    state: SelectiveScanState | None = None,
+    /,
+    *,
+    reset_BT: Tensor | None = None,
+    lengths_B: Tensor | None = None,
+    softplus: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, SelectiveScanState]:
+    """A sequence through the selective scan (Gu & Dao 2023, arXiv:2312.00752, algorithm 2); any T >= 1, also one step.
+
+    x: [B, T, E] inputs, in any float dtype. dt: [B, T, E] step sizes, 0 or more. a: [E, Z] rates, 0 or less.
+    b, c: [B, T, Z] what writes the states and reads them, shared by all channels. skip: [E].
+    All in any dtype up to float32, or up to float64 beside an x in float64.
+    state: h before the first step, None for zeros. reset_BT (bool): h counts as zero before that step.
+    lengths_B (int): steps at or beyond a row's length leave its state alone and give 0, whatever is there.
+    softplus: step sizes are log(1 + e^dt), and dt may be anything.
+    backend: "auto", "numba" (up to float32 on a CPU), "chunkwise" (any device and
+    dtype), all with a hand-written backward that saves the inputs and a state per chunk, or "recurrent" (the
+    definition).
+
+    Returns y [B, T, E] in x's dtype and the state after the last step, float32 or wider.
+    Raises ValueError for shapes that do not fit and for a backend that cannot run.
+    """
+    (B, T, E), Z, given = x_BTE.shape, a_EZ.shape[-1], x_BTE.dtype
+    shapes = {"dt": (B, T, E), "a": (E, Z), "b": (B, T, Z), "c": (B, T, Z), "skip": (E,)}
+    for (name, shape), x in zip(shapes.items(), (dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E), strict=True):
+        check_like(name, x, shape, x_BTE)
+    (reset_BT, lengths_B), dtype = checked_rows(x_BTE, reset_BT, lengths_B), wide_dtype(given)
+    if state is None:
+        state = SelectiveScanState(x_BTE.new_zeros((B, E, Z), dtype=dtype))
+    state = checked_state(state, SelectiveScanState, [(B, E, Z)], x_BTE)
+    tensors = x_BTE, dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E, state.h_BEZ
+    candidates = [
+        ("numba", numba_obstacle(x_BTE)),
+        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("recurrent", None),
+    ]
+    name = choose("selective_scan", backend, candidates, tensors)
+    with without_autocast(x_BTE):
+        if name == "numba":
+            from exlstm.ops.selective_scan.numba.op import selective_scan_numba
+
+            y_BTE, after_BEZ = selective_scan_numba(*tensors, reset_BT=reset_BT, lengths_B=lengths_B, softplus=softplus)
+            return y_BTE.to(given), SelectiveScanState(after_BEZ)
+        valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
+        if reset_BT is not None and valid_BT is not None:
+            reset_BT = reset_BT & valid_BT
+        run = selective_scan_chunkwise if name == "chunkwise" else selective_scan_recurrent
+        x_BTE, dt_BTE, *others = (t.to(dtype) for t in tensors)
+        if softplus:
+            dt_BTE = functional.softplus(dt_BTE if valid_BT is None else zero_padding(dt_BTE, valid_BT))
+        y_BTE, after_BEZ = run(x_BTE, dt_BTE, *others, reset_BT=reset_BT, valid_BT=valid_BT)
+    return y_BTE.to(given), SelectiveScanState(after_BEZ)
