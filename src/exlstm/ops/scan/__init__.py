@@ -1,6 +1,6 @@
 """The diagonal scan, h_t = a_t h_{t-1} + b_t for every channel: the recurrence of HGRN, RG-LRU, minGRU, LRU and S5.
 
-`reference` is the definition, `chunkwise` about 2 sqrt(T) passes in plain torch, `numba` one pass.
+`reference` is the definition, `chunkwise` about 2 sqrt(T) passes in plain torch, `numba` and `triton` one pass.
 
 B batch  T time  E channels
 """
@@ -16,6 +16,7 @@ from exlstm.ops.scan.chunkwise import scan_chunkwise
 from exlstm.ops.scan.reference import ScanState, scan_recurrent
 from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
+from exlstm.runtime.gpu.limits import gpu_candidate
 
 __all__ = ["ScanState", "scan", "scan_recurrent"]
 
@@ -35,8 +36,8 @@ def scan(
     a: [B, T, E] factors from 0 to 1; expanded axes are read as they are. b: [B, T, E]. Both in any float dtype.
     state: h before the first step, None for zeros. reset_BT (bool): h counts as zero before that step.
     lengths_B (int): steps at or beyond a row's length leave its state alone and give 0, whatever is there.
-    backend: "auto", "numba" (float32 on a CPU), "chunkwise" (any device and dtype), both with a hand-written backward
-    that saves a and h alone, or "recurrent" (the definition).
+    backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32), "chunkwise" (any device and dtype),
+    all with a hand-written backward that saves a and h alone, or "recurrent" (the definition).
 
     Returns h [B, T, E] in b's dtype and the state after the last step, float32 or wider.
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
@@ -50,15 +51,14 @@ def scan(
     tensors = a_BTE, b_BTE, state.h_BE
     candidates = [
         ("numba", cpu_kernel_obstacle(tensors, float32_only=True)),
+        *gpu_candidate(tensors, backend, None),
         ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
         ("recurrent", None),
     ]
     name = choose("scan", backend, candidates, tensors)
-    if name == "numba":
-        from exlstm.ops.scan.numba import scan_numba
-
-        h_BTE, after_BE = scan_numba(a_BTE, b_BTE, state.h_BE, reset_BT, lengths_B)
-        return h_BTE, ScanState(after_BE)
+    if name in ("numba", "triton"):
+        h_BTE, after_BE = kernels(name)(*tensors, reset_BT, lengths_B)
+        return h_BTE.to(b_BTE.dtype), ScanState(after_BE)
     valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
     if reset_BT is not None and valid_BT is not None:
         reset_BT = reset_BT & valid_BT
@@ -66,3 +66,14 @@ def scan(
     with without_autocast(b_BTE):
         h_BTE, after_BE = run(*tensors, reset_BT=reset_BT, valid_BT=valid_BT)
     return h_BTE.to(b_BTE.dtype), ScanState(after_BE)
+
+
+def kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The kernels of this name, imported when they are first needed."""
+    if backend == "triton":
+        from exlstm.ops.scan.triton.op import scan_triton
+
+        return scan_triton
+    from exlstm.ops.scan.numba import scan_numba
+
+    return scan_numba

@@ -4,10 +4,12 @@
     y_t[e] = sum_z c_t[z] h_t[e, z] + skip[e] x_t[e]
 
 `reference` is the definition, `chunkwise` a fold over spans of 64 steps in plain torch, `numba` one pass with the
-states in the first cache.
+states in the first cache, `triton` one with the states in registers.
 
 B batch  T time  E channels  Z states of a channel
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from exlstm.ops.selective_scan.chunkwise import selective_scan_chunkwise
 from exlstm.ops.selective_scan.reference import SelectiveScanState, selective_scan_recurrent
 from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
+from exlstm.runtime.gpu.limits import gpu_candidate
 
 __all__ = ["SelectiveScanState", "selective_scan", "selective_scan_recurrent"]
 
@@ -52,7 +55,7 @@ def selective_scan(
     state: h before the first step, None for zeros. reset_BT (bool): h counts as zero before that step.
     lengths_B (int): steps at or beyond a row's length leave its state alone and give 0, whatever is there.
     softplus: step sizes are log(1 + e^dt), and dt may be anything.
-    backend: "auto", "numba" (up to float32 on a CPU), "chunkwise" (any device and
+    backend: "auto", "numba" (up to float32 on a CPU), "triton" (a GPU, up to float32), "chunkwise" (any device and
     dtype), all with a hand-written backward that saves the inputs and a state per chunk, or "recurrent" (the
     definition).
 
@@ -70,15 +73,15 @@ def selective_scan(
     tensors = x_BTE, dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E, state.h_BEZ
     candidates = [
         ("numba", numba_obstacle(x_BTE)),
+        *gpu_candidate(tensors, backend, None),
         ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
         ("recurrent", None),
     ]
     name = choose("selective_scan", backend, candidates, tensors)
     with without_autocast(x_BTE):
-        if name == "numba":
-            from exlstm.ops.selective_scan.numba.op import selective_scan_numba
-
-            y_BTE, after_BEZ = selective_scan_numba(*tensors, reset_BT=reset_BT, lengths_B=lengths_B, softplus=softplus)
+        if name in ("numba", "triton"):
+            rows = {"reset_BT": reset_BT, "lengths_B": lengths_B}
+            y_BTE, after_BEZ = kernels(name)(*tensors, **rows, softplus=softplus)
             return y_BTE.to(given), SelectiveScanState(after_BEZ)
         valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
         if reset_BT is not None and valid_BT is not None:
@@ -89,3 +92,14 @@ def selective_scan(
             dt_BTE = functional.softplus(dt_BTE if valid_BT is None else zero_padding(dt_BTE, valid_BT))
         y_BTE, after_BEZ = run(x_BTE, dt_BTE, *others, reset_BT=reset_BT, valid_BT=valid_BT)
     return y_BTE.to(given), SelectiveScanState(after_BEZ)
+
+
+def kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The kernels of this name, imported when they are first needed."""
+    if backend == "triton":
+        from exlstm.ops.selective_scan.triton.op import selective_scan_triton
+
+        return selective_scan_triton
+    from exlstm.ops.selective_scan.numba.op import selective_scan_numba
+
+    return selective_scan_numba

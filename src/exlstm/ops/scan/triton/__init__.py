@@ -1,0 +1,1 @@
+"""The diagonal scan on a GPU, in Triton."""
