@@ -167,7 +167,7 @@ SURFACE = {
     ),
     "ops.lstm.LSTMState": "(h_BV: Tensor, c_BV: Tensor)",
     "ops.conv.causal_conv": (
-        "(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor, state: ConvState, /, *, reset_BT: Tensor | None = None, "
+        "(x_BTD: Tensor, w_DW: Tensor, b_D: Tensor | None, state: ConvState, /, *, reset_BT: Tensor | None = None, "
         "lengths_B: Tensor | None = None, activation: Literal['none', 'silu'] = 'none', backend: str = 'auto') -> "
         "tuple[Tensor, ConvState]"
     ),

@@ -14,6 +14,7 @@ from exlstm.ops.attention import AttentionState, attention
 from exlstm.ops.conv import ConvState, causal_conv
 from exlstm.ops.lstm import LSTMState, lstm
 from exlstm.ops.mlstm import MLSTMState, mlstm
+from exlstm.ops.selective_scan import SelectiveScanState, selective_scan
 from exlstm.ops.slstm import SLSTMState, slstm
 
 
@@ -72,6 +73,16 @@ def attention_of(**options):
     return Op(run, AttentionState, ((4, 6), (2, 6), (2, 6)), (), ((5, 2, 6), (5, 2, 6)))
 
 
+def selective_scan_of(**options):
+    """The selective scan with step sizes by the softplus."""
+
+    def run(inputs, state, **rows):
+        x, dt, b, c, a, skip = inputs
+        return selective_scan(x, dt, a, b, c, skip, state, softplus=True, **rows, **options)
+
+    return Op(run, SelectiveScanState, ((5,), (5,), (3,), (3,)), ((5, 3), (5,)), ((5, 3),))
+
+
 FLOAT32, FLOAT64 = (torch.float32,), (torch.float64,)
 OPS = {
     "slstm numba": slstm_of(True, backend="numba")._replace(dtypes=FLOAT32),
@@ -85,6 +96,8 @@ OPS = {
     "mlstm recurrent": mlstm_of(backend="recurrent", input_gate="relu"),
     "conv numba": conv_of(backend="numba")._replace(dtypes=FLOAT32),
     "conv torch": conv_of(backend="torch"),
+    "selective_scan numba": selective_scan_of(backend="numba")._replace(dtypes=FLOAT32),
+    "selective_scan chunkwise": selective_scan_of(backend="chunkwise"),
     "lstm": Op(
         lambda inputs, state, **rows: lstm(*inputs, state, **rows), LSTMState, ((4,),), ((20, 4), (20, 5), (20,)),
         ((5,), (5,)),
@@ -97,6 +110,7 @@ TRITON = {
     "slstm triton_steps": slstm_of(True, backend="triton_steps")._replace(dtypes=FLOAT32),
     "slstm triton no mixing": slstm_of(False, backend="triton")._replace(dtypes=FLOAT32),
     "mlstm triton": mlstm_of(backend="triton")._replace(dtypes=FLOAT32),
+    "selective_scan triton": selective_scan_of(backend="triton")._replace(dtypes=FLOAT32),
 }
 
 
