@@ -46,8 +46,8 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "lstm heads": LSTMConfig(heads=4),
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
-    "deltanet fast weights": DeltaNetConfig(conv_width=0, feature_map="dpfp", key_norm="sum"),
-    "deltanet elu": DeltaNetConfig(feature_map="elu1", allow_neg_eigval=True),
+    "deltanet fast weights": DeltaNetConfig(conv_width=0, feature_map="elu1", key_norm="sum"),
+    "deltanet products": DeltaNetConfig(feature_map="dpfp", dpfp_degree=2, allow_neg_eigval=True),
     "gated_deltanet turning": GatedDeltaNetConfig(heads=2, conv_width=2, allow_neg_eigval=True),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
 }
