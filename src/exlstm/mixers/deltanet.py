@@ -23,6 +23,7 @@ from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, WidthNorm
 from exlstm.nn.linear import Linear, linears
+from exlstm.ops.common import upcast
 from exlstm.ops.conv import ConvState
 from exlstm.ops.delta_rule import DeltaState, delta_rule
 from exlstm.ops.vector_norm import VectorNorm, vector_norm
@@ -65,7 +66,9 @@ class DeltaNetConfig:
 
 
 def features(x_BTHK: Tensor, kind: FeatureMap, degree: int) -> Tensor:
-    """The feature map of queries and keys; "silu" has been applied before."""
+    """The feature map of queries and keys, float32 or wider; "silu" has been applied before."""
+    if kind != "silu":
+        x_BTHK = upcast(x_BTHK)
     if kind == "elu1":  # e^x below 0, x + 1 above
         return torch.exp(-relu(-x_BTHK)) + relu(x_BTHK)
     if kind == "dpfp":  # products of the positive and negative parts with their neighbors
@@ -119,8 +122,8 @@ class DeltaNet(nn.Module):
             qkv_BTM = silu(qkv_BTM)
         q, k, v_BTHV = (x.view(*x.shape[:2], config.heads, self.value_width) for x in qkv_BTM.chunk(3, dim=-1))
         q_BTHK, k_BTHK = (features(x, config.feature_map, config.dpfp_degree) for x in (q, k))
-        q_BTHK = vector_norm(q_BTHK, kind=config.key_norm, scale=self.key_width**-0.5)
-        k_BTHK = vector_norm(k_BTHK, kind=config.key_norm)
+        q_BTHK = vector_norm(q_BTHK, kind=config.key_norm, scale=self.key_width**-0.5).to(x_BTD.dtype)
+        k_BTHK = vector_norm(k_BTHK, kind=config.key_norm).to(x_BTD.dtype)
         beta_BTH = torch.sigmoid(beta_BTH)
         if config.allow_neg_eigval:
             beta_BTH = 2.0 * beta_BTH
