@@ -112,7 +112,6 @@ RECURRENCES = {
         ["EZ", "EZ"],
         {"E": (3, 40), "Z": (4, 32)},
         lti_inputs,
-        ("chunkwise",),
     ),
     "lti shared poles": Recurrence(
         shared_poles,
@@ -122,7 +121,6 @@ RECURRENCES = {
         ["EZ", "EZ"],
         {"E": (3, 40), "Z": (4, 32)},
         lambda x, scale: [x[0], min(scale, 3.0) * x[1] - 2, *x[2:]],
-        ("chunkwise",),
     ),
     "lti one system": Recurrence(
         one_system,
@@ -132,7 +130,6 @@ RECURRENCES = {
         ["EZ", "EZ"],
         {"E": (3, 40), "Z": (4, 32)},
         lti_inputs,
-        ("chunkwise",),
     ),
     "long_conv": Recurrence(
         convolution,
