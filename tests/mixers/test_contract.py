@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.mixers.h3 import H3Config
+from exlstm.mixers.hyena import HyenaConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
+from exlstm.mixers.s4d import S4DConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
 
@@ -44,6 +47,9 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "attention window": AttentionConfig(window=5),
     "attention window of 1": AttentionConfig(window=1),
     "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
+    "s4d inverse law": S4DConfig(poles="inv", states=5),
+    "h3 heads of 2": H3Config(head_width=2, conv_width=3, states=5),
+    "hyena of 8 taps": HyenaConfig(filter_len=8, features=3),
 }
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
