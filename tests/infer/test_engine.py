@@ -59,7 +59,7 @@ def alone(model):
     return [list(generate(model, [request])[0].tokens) for request in REQUESTS]
 
 
-CASES = [(pattern, torch.float64) for pattern in ("ms", "M", "l", "a", "mas")] + [
+CASES = [(pattern, torch.float64) for pattern in ("ms", "M", "l", "a", "mas", "hyena,m")] + [
     ("ms", torch.float32),
     ("M", torch.float32),
 ]

@@ -92,7 +92,7 @@ def exercise(model, slots, atol):
     assert all(map(torch.equal, leaves(kept), leaves(before))), "what was read is a value"
 
 
-@pytest.mark.parametrize("pattern", ["ms", "M", "l", "a", "mas"])
+@pytest.mark.parametrize("pattern", ["ms", "M", "l", "a", "mas", "hyena,m"])
 def test_rows_do_not_notice_each_other(pattern):
     model = build(pattern, torch.float64)
     slots = slots_of(model, 6)

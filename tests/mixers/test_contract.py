@@ -17,7 +17,9 @@ from exlstm.mixers.deltanet import DeltaNetConfig
 from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
 from exlstm.mixers.gru import GRUConfig
+from exlstm.mixers.h3 import H3Config
 from exlstm.mixers.hgrn import HGRNConfig
+from exlstm.mixers.hyena import HyenaConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.mamba2 import Mamba2Config
@@ -29,6 +31,7 @@ from exlstm.mixers.mult_lstm import MultLSTMConfig
 from exlstm.mixers.rglru import RGLRUConfig
 from exlstm.mixers.rwkv7 import RWKV7Config
 from exlstm.mixers.rwkv_channel import RWKVChannelConfig
+from exlstm.mixers.s4d import S4DConfig
 from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
@@ -81,6 +84,9 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "attention of RecurrentGemma": AttentionConfig(
         heads=2, kv_heads=1, head_width=12, rope_share=0.5, window=7, out_bias=True
     ),
+    "s4d inverse law": S4DConfig(poles="inv", states=5),
+    "h3 heads of 2": H3Config(head_width=2, conv_width=3, states=5),
+    "hyena of 8 taps": HyenaConfig(filter_len=8, features=3),
 }
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}

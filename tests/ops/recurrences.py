@@ -346,7 +346,6 @@ RECURRENCES = {
         ["EZ", "EZ"],
         {"E": (3, 40), "Z": (4, 32)},
         lti_inputs,
-        ("chunkwise",),
     ),
     "lti shared poles": Recurrence(
         shared_poles,
@@ -356,7 +355,6 @@ RECURRENCES = {
         ["EZ", "EZ"],
         {"E": (3, 40), "Z": (4, 32)},
         lambda x, scale: [x[0], min(scale, 3.0) * x[1] - 2, *x[2:]],
-        ("chunkwise",),
     ),
     "lti one system": Recurrence(
         one_system,
@@ -366,7 +364,6 @@ RECURRENCES = {
         ["EZ", "EZ"],
         {"E": (3, 40), "Z": (4, 32)},
         lti_inputs,
-        ("chunkwise",),
     ),
     "long_conv": Recurrence(
         convolution,

@@ -1,4 +1,4 @@
-"""State spaces: the system that parameters make, the kernel of steps, and chunks with resets anywhere."""
+"""State spaces: the system that parameters make, its kernel, steps, and resets anywhere."""
 
 import comparison
 import pytest
@@ -54,7 +54,7 @@ def test_tiny_steps_keep_their_digits():
 
 
 def lti_kernel_system(p, method):
-    from exlstm.ops.lti.numba import discretized_numba
+    from exlstm.ops.lti.numba.system import discretized_numba
 
     return discretized_numba(p, method)
 
@@ -85,9 +85,10 @@ def test_the_kernel_of_steps(name, T):
             torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["chunkwise", "numba"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("T", [CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 17])
-def test_chunks_with_resets_anywhere(name, T):
+def test_resets_anywhere(name, T, backend):
     """At the first and the last step of a chunk, several in one chunk, in chunks one after another; rows that end."""
     case = RECURRENCES[name]
     x = [t.double() for t in case.make(3, T, case.small)]
@@ -101,12 +102,13 @@ def test_chunks_with_resets_anywhere(name, T):
         {"reset_BT": reset_BT, "lengths_B": torch.tensor([T - CHUNK // 2, T, 0])},
     ):
         want = comparison.everything(x, lambda *t, rows=rows: case.run(*t, **rows), case.names)
-        got = comparison.everything(x, lambda *t, rows=rows: case.run(*t, backend="chunkwise", **rows), case.names)
-        comparison.assert_same(got, want, tolerance=1e-11)
+        given = [t.float() for t in x] if backend == "numba" else x
+        got = comparison.everything(given, lambda *t, rows=rows: case.run(*t, backend=backend, **rows), case.names)
+        comparison.assert_same(got, want, tolerance=1e-4 if backend == "numba" else 1e-11)
 
 
 def test_what_runs():
-    """Steps without gradients in the kernel; chunks else; the definition where torch traces a reset."""
+    """The kernels for float32; else chunks, and the definition for a single step."""
     p, u = parameters(dtype=torch.float32), torch.randn(2, 40, E)
 
     def chosen(u, **rows):
@@ -114,13 +116,13 @@ def test_what_runs():
             lti(u, p, **rows)
         return choices[-1].backend
 
-    assert chosen(u[:, :1]) == chosen(u[:, :8]) == "numba"
-    assert chosen(u) == chosen(u[:, :8].requires_grad_()) == "chunkwise"
-    assert chosen(u[:, :1].requires_grad_()) == "recurrent"
+    assert chosen(u[:, :1]) == chosen(u) == chosen(u.bfloat16()) == chosen(u.requires_grad_()) == "numba"
+    assert chosen(u.double()) == "chunkwise"
     assert chosen(u.double()[:, :1]) == "recurrent"
 
 
-def test_saved_for_the_backward_grows_with_time_alone():
+@pytest.mark.parametrize("backend", ["chunkwise", "numba"])
+def test_saved_for_the_backward_grows_with_time_alone(backend):
     """Inputs and a state per chunk; no number of every step and state."""
     p = LTIParameters(*(x.requires_grad_() for x in parameters(dtype=torch.float32)))
     sizes = {}
@@ -133,7 +135,7 @@ def test_saved_for_the_backward_grows_with_time_alone():
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            lti(torch.randn(1, T, E, requires_grad=True), p, backend="chunkwise")
+            lti(torch.randn(1, T, E, requires_grad=True), p, backend=backend)
         sizes[T] = total
     step = (sizes[2048] - sizes[1024]) / 1024 / 4
     assert step <= 3 * E + 2 * E * Z * 2 / CHUNK

@@ -127,18 +127,17 @@ class H3(nn.Module):
 
     def outer(self, k_BTD: Tensor, v_BTD: Tensor) -> Tensor:
         """[B, T, E]: all products of a key's and a value's channels of the same head."""
-        if self.config.head_width == 1:
+        (B, T, D), K = k_BTD.shape, self.config.head_width
+        if K == 1:
             return k_BTD * v_BTD
-        k_BTHK, v_BTHV = (x_BTD.view(*x_BTD.shape[:2], -1, self.config.head_width) for x_BTD in (k_BTD, v_BTD))
-        p_BTHKV: Tensor = k_BTHK[..., None] * v_BTHV[..., None, :]
+        p_BTHKV = k_BTD.view(B, T, D // K, K, 1) * v_BTD.view(B, T, D // K, 1, K)
         return p_BTHKV.flatten(2)
 
     def inner(self, q_BTD: Tensor, s_BTE: Tensor) -> Tensor:
         """[B, T, D]: the products of a head times the query, summed over the key's channels."""
-        K = self.config.head_width
+        (B, T, D), K = q_BTD.shape, self.config.head_width
         if K == 1:
             return q_BTD * s_BTE
-        B, T, D = q_BTD.shape
         y_BTHV: Tensor = (q_BTD.view(B, T, D // K, K, 1) * s_BTE.view(B, T, D // K, K, K)).sum(-2)
         return y_BTHV.flatten(2)
 

@@ -110,10 +110,10 @@ kept: WeakKeyDictionary[nn.Module, KeptTaps] = WeakKeyDictionary()
 
 def taps_of(module: HyenaFilter, count: int) -> Tensor:
     """taps_RD, the first `count`. In inference all of them are kept, as long as parameters are what they were."""
-    refuse("a filter that is kept, of which a replay would not notice that its parameters change")
     if not decoding() or any(x.is_inference() or type(x) is not nn.Parameter for x in module.parameters()):
         taps_RD: Tensor = module(count)
         return taps_RD
+    refuse("a filter that is kept, of which a replay would not notice that its parameters change")
     parameters = [(x.data_ptr(), version(x), x.dtype, x.device) for x in module.parameters()]
     found = kept.get(module)
     if found is None or found.parameters != parameters:

@@ -50,11 +50,9 @@ def cpu_kernel_obstacle(
     return other or no_numba()
 
 
-def inference_kernel_obstacle(tensors: Iterable[Tensor | None], other: str | None = None) -> str | None:
-    """Why a kernel without a backward, which reads tensors widened to float32, cannot run on these; or None."""
+def widened_kernel_obstacle(tensors: Iterable[Tensor | None], other: str | None = None) -> str | None:
+    """Why kernels that read tensors widened to float32 cannot run on these, or None. other: an obstacle of the op."""
     given = [x for x in tensors if x is not None]
-    if other is None and torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        other = "gradients are wanted, which it does not have"
     if other is None and torch.float64 in {x.dtype for x in given}:
         other = "it computes in float32 and there is float64 in the input"
     return cpu_kernel_obstacle(given, other)

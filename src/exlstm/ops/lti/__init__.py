@@ -1,13 +1,14 @@
 """Diagonal linear time-invariant state spaces, a system per channel: S4D, DSS, the recurrences of GSS, BiGS and H3.
 
 `reference` is the definition (Gu et al. 2022, arXiv:2206.11893, for the parameters), `chunkwise` a few batched products
-for whole sequences, `numba` the recurrence for steps without gradients.
+for whole sequences, `numba` the recurrence with its states in registers.
 
 B batch  T time  E channels  Z states  P channels that poles are given for (E or 1)  R the same of c
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
@@ -15,12 +16,11 @@ from exlstm.ops.common import length_mask, upcast, wide_dtype, without_autocast,
 from exlstm.ops.lti.chunkwise import lti_chunkwise
 from exlstm.ops.lti.columns import CHUNK
 from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, LTISystem, discretized, lti_recurrent
-from exlstm.runtime.availability import inference_kernel_obstacle
+from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.tracing import tracer
 
 __all__ = ["Discretization", "LTIParameters", "LTIState", "lti", "lti_flops", "lti_recurrent"]
-FEW_STEPS = 16  # up to which the recurrence is faster than making powers for a chunk
 
 
 def lti(
@@ -43,8 +43,8 @@ def lti(
     from poles and step sizes.
     reset_BT (bool): h counts as zero before that step. lengths_B (int): steps at or beyond a row's length leave its
     state alone and give 0, whatever is there.
-    backend: "auto", "numba" (float32 on a CPU, without gradients), "chunkwise" (any device and dtype, with a
-    hand-written backward that saves u and a state per chunk) or "recurrent" (the definition).
+    backend: "auto", "numba" (float32 on a CPU), "chunkwise" (any device and dtype), both with a hand-written backward
+    that saves u and a state for every 64 steps, or "recurrent" (the definition).
 
     Returns y [B, T, E] in u's dtype and the state after the last step, float32 or wider.
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
@@ -58,22 +58,24 @@ def lti(
         state = LTIState(zeros, zeros)
     state = checked_state(state, LTIState, 2 * [(B, E, Z)], u_BTE)
     tensors = u_BTE, *parameters, *state
-    few = f"more than {FEW_STEPS} steps are faster in chunks" if T > FEW_STEPS and backend == "auto" else None
     candidates = [
-        ("numba", inference_kernel_obstacle(tensors, few)),
+        ("numba", widened_kernel_obstacle(tensors)),
         ("chunkwise", chunk_obstacle(T, reset_BT, backend)),
         ("recurrent", None),
     ]
     name = choose("lti", backend, candidates, tensors)
+    wide = widened(parameters, wide_dtype(u_BTE.dtype))
     if name == "numba":
-        from exlstm.ops.lti.numba import discretized_numba, lti_numba
+        from exlstm.ops.lti.numba.scan import lti_numba
+        from exlstm.ops.lti.numba.system import discretized_numba
 
-        system = discretized_numba(widened(parameters), method)
+        trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        system = discretized(wide, method) if trained else discretized_numba(wide, method)
         y_BTE, state = lti_numba(upcast(u_BTE), system, state, reset_BT=reset_BT, lengths_B=lengths_B)
     else:
         run = lti_chunkwise if name == "chunkwise" else lti_recurrent
         with without_autocast(u_BTE):
-            y_BTE, state = in_torch(run, u_BTE, discretized(parameters, method), state, reset_BT, lengths_B)
+            y_BTE, state = in_torch(run, u_BTE, discretized(wide, method), state, reset_BT, lengths_B)
     return y_BTE.to(u_BTE.dtype), state
 
 
@@ -95,11 +97,11 @@ def in_torch(
     return y_BTE if valid_BT is None else zero_padding(y_BTE, valid_BT), state
 
 
-def widened(p: LTIParameters) -> LTIParameters:
+def widened(p: LTIParameters, dtype: torch.dtype) -> LTIParameters:
     """The parameters in float32 or wider."""
-    log_dt_P = None if p.log_dt_P is None else upcast(p.log_dt_P)
+    log_dt_P = None if p.log_dt_P is None else p.log_dt_P.to(dtype)
     return LTIParameters(
-        upcast(p.log_re_PZ), upcast(p.im_PZ), log_dt_P, upcast(p.c_re_RZ), upcast(p.c_im_RZ), upcast(p.skip_R)
+        p.log_re_PZ.to(dtype), p.im_PZ.to(dtype), log_dt_P, p.c_re_RZ.to(dtype), p.c_im_RZ.to(dtype), p.skip_R.to(dtype)
     )
 
 

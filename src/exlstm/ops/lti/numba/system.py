@@ -1,25 +1,20 @@
-"""The diagonal state space on a CPU without gradients, one step after another: for decoding and short calls.
+"""The discrete system of continuous parameters, by a kernel: a captured step then sees parameters that change.
 
-An item is one channel of one row. Its states stay in the first cache, and resets and lengths are branches. Beside it a
-kernel that makes the system of the parameters, so that a captured step sees parameters that change.
-
-B batch  T time  E channels  Z states  P channels that poles are given for (E or 1)  R the same of c  Q the larger one
+Z states  P channels that poles are given for (E or 1)  R the same of c  Q the larger one
 I planes to work in
 """
 
 from typing import NamedTuple
 
-import torch
 from numpy import float32
-from torch import Tensor
 
-from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, LTISystem
+from exlstm.ops.lti.reference import Discretization, LTIParameters, LTISystem
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows, kernel
+from exlstm.runtime.cpu.kernel import F32, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
-from exlstm.runtime.cpu.loops import REORDER, Number
+from exlstm.runtime.cpu.loops import REORDER
 from exlstm.runtime.cpu.math import cosine, exp, sine, tanh
-from exlstm.runtime.cpu.memory import SIZE, at, byte_at, clear, copy, long_at, put
+from exlstm.runtime.cpu.memory import SIZE, at, copy, put
 
 DISCRETIZE_FLOPS = 100  # of a state
 
@@ -115,67 +110,6 @@ def discretize_channels(first: int, last: int, p: Poles, out: System, work_QIZ: 
         weighted(out.c_im_QZ + here, c_re, c_im, b + Z * SIZE, b, 1.0, Z)
 
 
-class Inputs(NamedTuple):
-    """Inputs of the recurrence. u_row, u_step: strides in bytes."""
-
-    B: int
-    T: int
-    E: int
-    Z: int
-    u_BTE: F32Rows
-    u_row: int
-    u_step: int
-    re_BEZ: F32
-    im_BEZ: F32
-    reset_BT: Bools
-    lengths_B: I64
-
-
-@helper(REORDER)
-def turn(re: int, im: int, a_re: int, a_im: int, u: float, Z: int) -> None:
-    """h = a h + u"""
-    for z in range(Z):
-        x, y = at(re, z), at(im, z)
-        put(re, z, at(a_re, z) * x - at(a_im, z) * y + u)
-        put(im, z, at(a_re, z) * y + at(a_im, z) * x)
-
-
-@helper(REORDER)
-def read(re: int, im: int, c_re: int, c_im: int, Z: int) -> Number:
-    """Re(sum c h)"""
-    total = float32(0.0)
-    for z in range(Z):
-        total += at(c_re, z) * at(re, z) - at(c_im, z) * at(im, z)
-    return total
-
-
-@kernel()
-def channel_steps(
-    first: int, last: int, x: Inputs, system: System, y_BTE: F32, re_after_BEZ: F32, im_after_BEZ: F32
-) -> None:
-    """Channels of rows: y of all steps, and the states after the last one."""
-    Z = x.Z
-    for item in range(first, last):
-        row, e = item // x.E, item % x.E
-        pole, weight = (e if system.P > 1 else 0) * Z * SIZE, (e if system.Q > 1 else 0) * Z * SIZE
-        re, im, u = re_after_BEZ + item * Z * SIZE, im_after_BEZ + item * Z * SIZE, x.u_BTE + row * x.u_row
-        copy(re, x.re_BEZ + item * Z * SIZE, Z)
-        copy(im, x.im_BEZ + item * Z * SIZE, Z)
-        skip = at(system.skip_R, e if system.R > 1 else 0)
-        length = long_at(x.lengths_B + 8 * row) if x.lengths_B != 0 else x.T
-        for t in range(x.T):
-            y = (row * x.T + t) * x.E + e
-            if t >= length:
-                put(y_BTE, y, float32(0.0))
-                continue
-            if x.reset_BT != 0 and byte_at(x.reset_BT + row * x.T + t) != 0:
-                clear(re, Z)
-                clear(im, Z)
-            given = at(u + t * x.u_step, e)
-            turn(re, im, system.a_re_PZ + pole, system.a_im_PZ + pole, given, Z)
-            put(y_BTE, y, read(re, im, system.c_re_QZ + weight, system.c_im_QZ + weight, Z) + skip * given)
-
-
 def discretized_numba(p: LTIParameters, method: Discretization) -> LTISystem:
     """The numbers of `discretized`, in float32."""
     (P, Z), R = p.log_re_PZ.shape, len(p.c_re_RZ)
@@ -185,19 +119,3 @@ def discretized_numba(p: LTIParameters, method: Discretization) -> LTISystem:
     arguments = poles, System(P, Z, Q, R, *system), new(Q, 4, Z), method == "bilinear"
     launch(discretize_channels, Q, *arguments, cost=microseconds(flops=DISCRETIZE_FLOPS * Q * Z))
     return system
-
-
-def lti_numba(
-    u_BTE: Tensor, system: LTISystem, state: LTIState, /, *, reset_BT: Tensor | None, lengths_B: Tensor | None
-) -> tuple[Tensor, LTIState]:
-    """The numbers of `lti_recurrent`, in float32 and without a graph."""
-    (B, T, E), (P, Z) = u_BTE.shape, system.a_re_PZ.shape
-    Q, R = len(system.c_re_QZ), len(system.skip_R)
-    u_BTE = u_BTE if u_BTE.stride(2) == 1 else u_BTE.contiguous()
-    rows = [x if x is None else x.contiguous() for x in (reset_BT, lengths_B)]
-    before = LTIState(*(x.contiguous() for x in state))
-    inputs = Inputs(B, T, E, Z, u_BTE, u_BTE.stride(0) * SIZE, u_BTE.stride(1) * SIZE, *before, *rows)
-    y_BTE, after = u_BTE.new_empty(B, T, E), LTIState(*(torch.empty_like(x) for x in before))
-    cost = microseconds(bytes=4 * after.re_BEZ.nbytes, flops=30 * B * T * E * Z)
-    launch(channel_steps, B * E, inputs, System(P, Z, Q, R, *system), y_BTE, *after, cost=cost)
-    return y_BTE, after
