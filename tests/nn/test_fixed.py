@@ -31,3 +31,14 @@ def test_they_are_there_where_a_module_is_built_without_memory():
     with torch.device("meta"):
         numbers = FixedNumbers(torch.ones(3, dtype=torch.float64, device="cpu"))
     assert torch.equal(numbers.like(torch.zeros(1)), torch.ones(3))
+
+
+def test_they_are_made_where_a_module_goes():
+    """Before its first call: a captured step may not copy from another device."""
+    module, meta = torch.nn.Sequential(FixedNumbers(torch.ones(3, dtype=torch.float64))), torch.device("meta")
+    assert (meta, torch.float32) not in module[0].made
+    module.to("meta")
+    assert (meta, torch.float32) in module[0].made
+    with meta:
+        there = FixedNumbers(torch.ones(3, dtype=torch.float64, device="cpu"))
+    assert (meta, torch.float32) in there.made

@@ -25,7 +25,7 @@ def inputs(T=T):
     q, k, v, g, s = (torch.randn(shape, generator=generator) for shape in shapes)
     g = -g.abs()
     g[0, 3:9] = 0.0
-    g[1, 5] = -200.0
+    g[1, 5:6] = -200.0
     return here([q, k, v, g, s])
 
 

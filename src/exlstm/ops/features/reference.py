@@ -50,9 +50,10 @@ def random_rows(count: int, width: int, seed: int) -> Tensor:
     def gaussian(rows: int) -> Tensor:
         return torch.randn(rows, width, generator=generator, dtype=torch.float64, device="cpu")
 
-    blocks = []
+    blocks: list[Tensor] = []
     for _ in range(-(-count // width)):
         q, r = torch.linalg.qr(gaussian(width))
         # LAPACK chooses signs by the input, so that some directions would never be drawn
         blocks.append((q * r.diagonal().sign()).mT)
-    return torch.cat(blocks)[:count] * gaussian(count).norm(dim=1, keepdim=True)
+    rows: Tensor = torch.cat(blocks)[:count] * torch.linalg.vector_norm(gaussian(count), dim=1, keepdim=True)
+    return rows

@@ -193,6 +193,8 @@ def span_backward(q_MNLK: Tensor, k_MNLK: Tensor, v_MNLV: Tensor, w: GateWeights
     dp_MNLS = torch.baddbmm(
         dmass_MNL.flatten(0, 1)[..., None], dnum_MNLV.flatten(0, 1), v_MNLV.flatten(0, 1).mT
     ).view_as(p_MNLS)
+    # selected: the mass of a step may be infinite, and keys of later ones have no part in it
+    dp_MNLS.tril_()
     ds_MNLS = dp_MNLS * w.d_MNLS
     dq_MNLK = ds_MNLS @ k_MNLK + dold_MNLK * w.carry_MNL[..., None]
     dk_MNLK = ds_MNLS.mT @ q_MNLK + dworth_MNLK * last_MNL[..., None]
