@@ -24,7 +24,7 @@ def test_positions_are_counted(dtype):
     positions = torch.stack([n + torch.arange(T) for n in start])
     positions[0, 4:] = torch.arange(5)
     got_q, got_k, state = rotary(q, k, PositionState(start), base=100.0, reset_BT=reset_BT, lengths_B=lengths_B)
-    assert state.position_B.tolist() == [5, 7, 5]
+    assert state.next_B.tolist() == [5, 7, 5]
     assert got_q.dtype == got_k.dtype == dtype
     room = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
     for got, x in ((got_q, q), (got_k, k)):
@@ -50,8 +50,8 @@ def test_one_step_at_a_time(dtype):
             seen = left > 0
             room = 1e-6 if dtype is torch.float32 else 0.02
             torch.testing.assert_close(got[seen], want[:, now][seen], rtol=room, atol=room)
-    assert torch.equal(state.position_B, after.position_B)
-    assert not zero.position_B.any()
+    assert torch.equal(state.next_B, after.next_B)
+    assert not zero.next_B.any()
 
 
 def test_far_positions_keep_their_digits():
@@ -60,7 +60,7 @@ def test_far_positions_keep_their_digits():
     far = PositionState(torch.full((B,), 1_000_000))
     with torch.no_grad():
         one, _, _ = rotary(q[:, :1], k[:, :1], far, backend="numba")
-    want = rope(q[:, :1].double(), far.position_B[:, None])
+    want = rope(q[:, :1].double(), far.next_B[:, None])
     torch.testing.assert_close(one.double(), want, rtol=1e-6, atol=1e-6)
 
 
@@ -125,7 +125,7 @@ def test_one_turn_at_a_time(dtype):
 def test_errors():
     q, k = inputs()
     for position_B in (torch.zeros(B), torch.zeros(2, dtype=torch.int64), torch.zeros(B, dtype=torch.int32)):
-        with pytest.raises(ValueError, match="position_B of the state is"):
+        with pytest.raises(ValueError, match="next_B of the state is"):
             rotary(q, k, PositionState(position_B))
     with pytest.raises(ValueError, match="the state is a tuple"):
         rotary(q, k, (torch.zeros(B),))

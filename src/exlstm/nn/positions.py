@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from exlstm.nn import init
-from exlstm.ops.position_table import PositionState, add_positions, last_position
+from exlstm.ops.position_table import add_positions, last_position
+from exlstm.ops.positions import PositionState
 from exlstm.runtime.tracing import tracer
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from exlstm.ops.arguments import checked_rows, exact_in, misfit
 from exlstm.ops.common import length_mask, zero_padding
+from exlstm.ops.positions import positions
 from exlstm.ops.rope import rope
 from exlstm.runtime.tracing import TRANSFORMED, tracer
 
@@ -66,16 +67,6 @@ def checked_cache(state: AttentionState, k_BTGK: Tensor) -> AttentionState:
         ):
             raise misfit(f"{name} of the state", x, number, shape, device)
     return state
-
-
-def positions(next_B: Tensor, T: int, reset_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(position_BT, segment_BT): steps since the row's last reset, and how many resets came before."""
-    step_T = torch.arange(T, device=next_B.device)
-    position_BT = next_B[:, None] + step_T
-    if reset_BT is None:
-        return position_BT, torch.zeros_like(position_BT)
-    since_BT = torch.where(reset_BT, step_T, -1).cummax(dim=1).values
-    return torch.where(since_BT >= 0, step_T - since_BT, position_BT), reset_BT.long().cumsum(1)
 
 
 def attention(

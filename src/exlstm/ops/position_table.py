@@ -7,21 +7,13 @@
 B batch  T time  D width  N positions of the table
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from exlstm.ops.arguments import checked_rows, misfit
-from exlstm.ops.attention import positions
 from exlstm.ops.common import length_mask
-
-
-class PositionState(NamedTuple):
-    """The position of each row's next step, int64."""
-
-    next_B: Tensor
+from exlstm.ops.positions import PositionState, counted, positions
 
 
 def add_positions(
@@ -41,13 +33,10 @@ def add_positions(
     reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
     if state.next_B.shape != x_BTD.shape[:1] or state.next_B.device != x_BTD.device:
         raise misfit("next_B of the state", state.next_B, torch.int64, x_BTD.shape[:1], x_BTD.device)
-    position_BT, _ = positions(state.next_B, x_BTD.shape[1], reset_BT)
-    after_B = position_BT[:, -1] + 1
+    position_BT, after = counted(state, x_BTD.shape[1], reset_BT, lengths_B)
     if lengths_B is not None:
-        last_B1 = (lengths_B - 1).clamp(min=0)[:, None]
-        after_B = torch.where(lengths_B > 0, position_BT.gather(1, last_B1)[:, 0] + 1, state.next_B)
         position_BT = position_BT.masked_fill(~length_mask(lengths_B, x_BTD.shape[1]), 0)
-    return x_BTD + functional.embedding(position_BT, table_ND), PositionState(after_B)
+    return x_BTD + functional.embedding(position_BT, table_ND), after
 
 
 def last_position(next_B: Tensor, steps: int, reset_BT: Tensor | None, lengths_B: Tensor | None) -> int:

@@ -32,7 +32,7 @@ from exlstm.ops.mlstm.chunkwise import cut, cut_reset, paste, spans
 BLOCK = 16  # steps
 
 
-class Decays(NamedTuple):
+class KeyDecays(NamedTuple):
     """Weights of a span by its gates alone."""
 
     d_MNLSI: Tensor  # from source to target within a block; 0 for a later source and across a reset
@@ -46,11 +46,11 @@ class BlockInputs(NamedTuple):
     q_MNLK: Tensor
     k_MNLK: Tensor
     v_MNLV: Tensor
-    w: Decays
+    w: KeyDecays
 
 
-def decays(g_MNLI: Tensor, reset_MNL: Tensor | None) -> Decays:
-    """The `Decays` of a span."""
+def decays(g_MNLI: Tensor, reset_MNL: Tensor | None) -> KeyDecays:
+    """The `KeyDecays` of a span."""
     L = g_MNLI.shape[2]
     step = torch.arange(L, device=g_MNLI.device)
     later_LS1 = (step[:, None] > step)[..., None]
@@ -62,7 +62,7 @@ def decays(g_MNLI: Tensor, reset_MNL: Tensor | None) -> Decays:
         allowed = allowed & (segment_MNL[..., :, None] == segment_MNL[..., None, :])[..., None]
         fresh_MNL1 = (segment_MNL > 0)[..., None]
         carry_MNLI.masked_fill_(fresh_MNL1, 0)
-    return Decays(d_MNLSI.masked_fill_(~allowed, 0), carry_MNLI, fresh_MNL1)
+    return KeyDecays(d_MNLSI.masked_fill_(~allowed, 0), carry_MNLI, fresh_MNL1)
 
 
 def forgotten(x: Tensor, fresh: Tensor | None) -> Tensor:
@@ -172,7 +172,7 @@ def span_backward(x: BlockInputs, s_MNKV: Tensor, do_MNLV: Tensor, ds_MKV: Tenso
     return SpanGradients(dq_MNLK, dk_MNLK, dv_MNLV, gate_gradients(de_MNLSI, dc_MNLI), ds_MJKV[:, 0])
 
 
-class Blocks(torch.autograd.Function):
+class LinearAttentionInBlocks(torch.autograd.Function):
     """(q, k, v, g, S) -> (o, S), all wide: every step is read after it is written."""
 
     @staticmethod
@@ -264,7 +264,7 @@ def gated_linear_attention_chunkwise(
         q_BTHK, k_BTHK, v_BTHV, g_BTHI = (zero_padding(x, valid_BT) for x in (q_BTHK, k_BTHK, v_BTHV, g_BTHI))
 
     def run(*x: Tensor | None) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = Blocks.apply(*x, axis)  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, Tensor] = LinearAttentionInBlocks.apply(*x, axis)  # type: ignore[no-untyped-call]
         return found
 
     if bonus_HK is None:

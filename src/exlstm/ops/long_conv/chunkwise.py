@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from exlstm.ops.derivatives import once_differentiable
-from exlstm.ops.long_conv.segments import BLOCK, Blocks, blocks_of
+from exlstm.ops.long_conv.segments import BLOCK, InputBlocks, blocks_of
 from exlstm.ops.toeplitz import diagonal_sums, from_columns, in_columns, toeplitz
 
 
-def lags(blocks: Blocks, taps: int) -> int:
+def lags(blocks: InputBlocks, taps: int) -> int:
     """How many columns back a product reaches, with its own."""
     return min(blocks.deepest + 1, (taps + BLOCK - 2) // BLOCK + 1)
 
@@ -37,7 +37,7 @@ def values_at(taps_EP: Tensor, lag: int) -> Tensor:
     return taps_EP[:, lag * BLOCK : lag * BLOCK + 2 * BLOCK - 1]
 
 
-def columns(x_BAE: Tensor, blocks: Blocks) -> Tensor:
+def columns(x_BAE: Tensor, blocks: InputBlocks) -> Tensor:
     """x_EML of all steps."""
     if blocks.place_BA is None:
         x_BAE = pad(x_BAE, (0, 0, blocks.front, 0))

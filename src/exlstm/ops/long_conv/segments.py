@@ -18,7 +18,7 @@ from exlstm.ops.long_conv.reference import LongConvState, cache_size
 BLOCK = 32  # steps of a column
 
 
-class Blocks(NamedTuple):
+class InputBlocks(NamedTuple):
     """How cached and new steps lie in columns of L steps, of which the first new step begins one.
 
     front: zeros before the cached steps. N: columns of a row; old: those with cached steps alone. M: of all rows.
@@ -46,12 +46,12 @@ class Blocks(NamedTuple):
         return reached, self.new_J[reached] - lag
 
 
-def blocks_of(B: int, A: int, S: int, reset_BT: Tensor | None) -> Blocks:
+def blocks_of(B: int, A: int, S: int, reset_BT: Tensor | None) -> InputBlocks:
     """The columns of S cached and A - S new steps of B rows."""
     L, front = BLOCK, -S % BLOCK
     N, old = -(-(front + A) // L), (front + S) // L
     if reset_BT is None:
-        return Blocks(front, N, old, N * B, N - 1)
+        return InputBlocks(front, N, old, N * B, N - 1)
     position_BA = positions(pad(reset_BT, (S, 0)), front)
     step_A = torch.arange(A, device=reset_BT.device)
     begins_BA = (position_BA % L == 0) | (step_A == 0)
@@ -65,7 +65,7 @@ def blocks_of(B: int, A: int, S: int, reset_BT: Tensor | None) -> Blocks:
     depth_J = depth_M[new_J]
     place_BT = order_M[column_BA[:, S:]] * L + position_BA[:, S:] % L
     deepest = int(depth_J.max()) if len(depth_J) else 0
-    return Blocks(front, N, old, M, deepest, column_BA * L + position_BA % L, place_BT, new_J, depth_J)
+    return InputBlocks(front, N, old, M, deepest, column_BA * L + position_BA % L, place_BT, new_J, depth_J)
 
 
 def positions(reset_BA: Tensor, front: int) -> Tensor:

@@ -9,16 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.attention import positions
 from exlstm.ops.common import upcast
+from exlstm.ops.positions import PositionState, counted
 from exlstm.ops.rope import rope
 from exlstm.ops.scan import ScanState, scan
-
-
-class PositionState(NamedTuple):
-    """The position of every row's next step, int64: steps since its beginning or its last reset."""
-
-    position_B: Tensor
 
 
 class AngleState(NamedTuple):
@@ -30,7 +24,7 @@ class AngleState(NamedTuple):
 def rotary_torch(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
-    position_B: Tensor,
+    next_B: Tensor,
     /,
     *,
     base: float,
@@ -38,13 +32,9 @@ def rotary_torch(
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q and k rotated, and the positions of the next steps."""
-    B, T = q_BTHK.shape[:2]
-    position_BT, _ = positions(position_B, T, reset_BT)
+    position_BT, state = counted(PositionState(next_B), q_BTHK.shape[1], reset_BT, lengths_B)
     q_BTHK, k_BTHK = (rope(upcast(x), position_BT, base=base).to(x.dtype) for x in (q_BTHK, k_BTHK))
-    if lengths_B is None:
-        return q_BTHK, k_BTHK, position_BT[:, -1] + 1
-    last_B1 = (lengths_B - 1).clamp(min=0)[:, None]
-    return q_BTHK, k_BTHK, torch.where(lengths_B > 0, position_BT.gather(1, last_B1)[:, 0] + 1, position_B)
+    return q_BTHK, k_BTHK, state.next_B
 
 
 def turned_torch(
