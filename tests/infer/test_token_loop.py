@@ -26,6 +26,7 @@ from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import leaves, map_state
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.runtime.availability import has_bfloat16
 
 VOCABULARY = 40
 LARGE = LMConfig(
@@ -125,6 +126,14 @@ def test_quantised_models_are_replayed(weights, dtype):
     called_BTC = run(TokenLoop(model, replay=False), tokens_BT)
     torch.testing.assert_close(run(replayed, tokens_BT), called_BTC, rtol=0, atol=room)
     assert replayed.why_not is None
+
+
+def test_the_first_step_of_a_process_is_replayed():
+    """torch is asked once whether the CPU has products in bfloat16: not by the capture."""
+    has_bfloat16.cache_clear()
+    loop = TokenLoop(build(LARGE).bfloat16())
+    run(loop, tokens(2, 2))
+    assert loop.why_not is None
 
 
 def test_a_step_is_the_same_whenever_its_loop_began():

@@ -116,8 +116,9 @@ def rotating_scan(
         check_like(what, x, shape, re_BTE)
     reset_BT, lengths_B = checked_rows(re_BTE, reset_BT, lengths_B)
     if state is None:
-        zeros_BE = re_BTE.new_zeros((B, E), dtype=torch.promote_types(re_BTE.dtype, torch.float32))
-        state = RotatingState(zeros_BE, zeros_BE)
+        # two tensors: torch.compile takes none twice
+        dtype = torch.promote_types(re_BTE.dtype, torch.float32)
+        state = RotatingState(*(re_BTE.new_zeros((B, E), dtype=dtype) for _ in range(2)))
     state = checked_state(state, RotatingState, [(B, E)] * 2, re_BTE)
     tensors = r_BTE, theta_E, re_BTE, im_BTE
     candidates = [

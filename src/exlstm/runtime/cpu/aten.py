@@ -16,6 +16,7 @@ import torch
 from numpy import float32, float64
 from torch import Tensor
 
+from exlstm.runtime.availability import bfloat16_is_emulated
 from exlstm.runtime.capture import Graph, Node, NotCapturable, capturing
 from exlstm.runtime.cpu.bfloat16 import Array, copy_number, read_numbers, write_numbers
 from exlstm.runtime.cpu.jit import helper
@@ -186,6 +187,7 @@ def are_rows(steps: list[int], size: int, shape: torch.Size, cut: int, longer: l
 def capture_step(step: Callable[[], Result]) -> tuple[Graph, Result]:
     """Runs `step` without gradients: its graph, and what it returned. NotCapturable if it cannot be replayed."""
     graph = Graph()
+    bfloat16_is_emulated()  # an operation of torch, which is run once a process: not inside of a capture
     with torch.no_grad(), capturing(graph), TorchCapture(graph):
         result = step()
     return graph, result
