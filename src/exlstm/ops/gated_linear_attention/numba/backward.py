@@ -1,7 +1,7 @@
 """Linear attention with a decay per channel on a CPU, backward: spans from the last to the first.
 
 An item is a head of a row. S before every span is there; each block of S goes through the span once more, its states
-along the way stay in the first cache, and its gradient goes back through them. S and its gradient are transposed here:
+along the way stay in cache, and its gradient goes back through them. S and its gradient are transposed here:
 vectors lie along the keys.
 
 B batch  T time  H heads  N spans  K key width  V value width  I either of them, where the decay is
@@ -72,17 +72,19 @@ class Matrices(NamedTuple):
 @helper()
 def transpose(x: int, rows: int, columns: int, out: int, step: int) -> None:
     """The transpose of a contiguous matrix, whose rows begin `step` bytes after one another."""
-    for i in range(rows):
-        for j in range(columns):
-            put(out + j * step, i, at(x, i * columns + j))
+    for first in range(0, columns, LINE_NUMBERS):  # as many rows of the result at a time as cache lines meet
+        for i in range(rows):
+            for j in range(first, min(first + LINE_NUMBERS, columns)):
+                put(out + j * step, i, at(x, i * columns + j))
 
 
 @helper()
 def transpose_back(x: int, step: int, rows: int, columns: int, out: int) -> None:
     """The inverse of `transpose`."""
-    for i in range(rows):
-        for j in range(columns):
-            put(out, i * columns + j, at(x + j * step, i))
+    for first in range(0, columns, LINE_NUMBERS):
+        for i in range(rows):
+            for j in range(first, min(first + LINE_NUMBERS, columns)):
+                put(out, i * columns + j, at(x + j * step, i))
 
 
 @helper()
@@ -172,8 +174,9 @@ def span_backward(x: Inputs, span: Span, m: Matrices, p: Planes, do_BTHV: int, d
     read_values(do_BTHV, False, x, span, O, p)
     clear(p.keys + DQ * p.k_plane, 3 * steps * p.k_step // SIZE)
     clear(p.values + DV * p.v_plane, 2 * steps * p.v_step // SIZE)
-    for row in range(0, p.v_step // SIZE, ROWS):
-        for column in range(0, p.k_step // SIZE, count * WIDTH):
+    # the planes of some keys stay in the first cache while all values pass
+    for column in range(0, p.k_step // SIZE, count * WIDTH):
+        for row in range(0, p.v_step // SIZE, ROWS):
             block = Planes(p.keys + SIZE * column, p.k_step, p.k_plane, p.values + SIZE * row, p.v_step, p.v_plane)
             block_backward(x, span, count, m, block, row * p.k_step + SIZE * column)
     if x.bonus_HK != 0:

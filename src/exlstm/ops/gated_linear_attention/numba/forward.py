@@ -39,7 +39,7 @@ from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, Floats, kernel
 from exlstm.runtime.cpu.memory import LINE_NUMBERS, SIZE, at, clear, copy, hold, line_of, put
 
-SPAN = 32  # steps: the states of a block along the way, which the backward holds, stay in the first cache
+SPAN = 64  # steps: the states of a block along the way, which the backward holds, are 32 KB
 
 
 @helper()
