@@ -122,6 +122,11 @@ class Vectors:
         """A vector to an address."""
         self.builder.store(x.value, self.builder.inttoptr(address, self.kind.as_pointer()), align=BYTES)
 
+    def store_number(self, x: SimdValue, n: int, address: Any) -> None:
+        """Number n of a vector to an address."""
+        number = self.builder.extract_element(x.value, WORD(n))
+        self.builder.store(number, self.builder.inttoptr(address, FLOAT.as_pointer()), align=BYTES)
+
     def broadcast(self, number: Any) -> SimdValue:
         """The same number in all places."""
         first = self.builder.insert_element(ir.Constant(self.kind, ir.Undefined), number, WORD(0))

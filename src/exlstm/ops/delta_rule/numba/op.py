@@ -16,7 +16,7 @@ from numpy import float32
 from torch import Tensor
 
 from exlstm.ops.delta_rule.numba.steps import Gradients, Inputs, Room, Tile, advance, is_reset, retreat, tile_at
-from exlstm.ops.delta_rule.numba.tiles import COLUMNS, PARTS_OF_TWO, ROW, SIZE, move
+from exlstm.ops.delta_rule.numba.tiles import COLUMNS, PARTS, ROW, SIZE, move
 from exlstm.ops.delta_rule.reference import RuleInputs
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.runtime.cpu.jit import helper
@@ -29,7 +29,7 @@ SPAN = 32  # steps between two memories that are saved
 
 @helper()
 def room_at(begin: int, K: int) -> Room:
-    """The parts of ROOM_ROWS rows of a tile and of (PARTS_OF_TWO + 2) K numbers."""
+    """The parts of ROOM_ROWS rows of a tile and of (PARTS + 2) K numbers."""
     others = begin + 5 * ROW
     w, a, parts = others, others + K * SIZE, others + 2 * K * SIZE
     return Room(w, a, parts, begin, begin + ROW, begin + 2 * ROW, begin + 3 * ROW, begin + 4 * ROW)
@@ -38,7 +38,7 @@ def room_at(begin: int, K: int) -> Room:
 @helper()
 def room_numbers(K: int) -> int:
     """How many numbers a `Room` takes."""
-    return 5 * COLUMNS + (PARTS_OF_TWO + 2) * K
+    return 5 * COLUMNS + (PARTS + 2) * K
 
 
 @helper()

@@ -5,12 +5,10 @@ B batch  T time  H heads  K key width  V value width  G 1 or K  J tiles of a hea
 
 from typing import Any, NamedTuple
 
-from numpy import float32, float64
+from numpy import float32
 
 from exlstm.ops.delta_rule.numba.tiles import (
     COLUMNS,
-    PARTS,
-    PARTS_OF_TWO,
     SIZE,
     collect,
     collect_two,
@@ -24,7 +22,7 @@ from exlstm.ops.delta_rule.numba.tiles import (
 )
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows
-from exlstm.runtime.cpu.loops import REORDER
+from exlstm.runtime.cpu.loops import REORDER, add_at, add_product_at
 from exlstm.runtime.cpu.math import exp
 from exlstm.runtime.cpu.memory import at, byte_at, copy, long_at, put
 
@@ -80,7 +78,7 @@ class Tile(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Memory of a kernel to work in: of K numbers w and a, of PARTS_OF_TWO K parts, and the rest of COLUMNS.
+    """Memory of a kernel to work in: of K numbers w and a, of PARTS K parts, and the rest of COLUMNS.
 
     w: decays. a: what reads the memory. v, do: of a tile with fewer columns, 0 beyond them. u, d: of one step.
     """
@@ -195,27 +193,22 @@ def advance(
         write_silently(K, w, key, room.u, 0, 0, q, source, step, target, out)
 
 
-@helper()
-def add_strided(out: int, x: int, K: int, apart: int) -> None:
-    """out_k += x_k, the numbers of x so many places apart."""
+@helper(REORDER)
+def decay_gradient(w: int, dw: int, K: int) -> float32:
+    """w . dw"""
+    total = float32(0.0)
     for k in range(K):
-        put(out, k, at(out, k) + at(x, k * apart))
+        total += at(w, k) * at(dw, k)
+    return total
 
 
 @helper()
-def add_decays(x: Inputs, g: Gradients, n: int, room: Room, apart: int) -> None:
-    """dg += w dw, where part 3 is dw."""
-    if g.dg_BTHG == 0:
-        return
+def add_decays(x: Inputs, g: Gradients, n: int, room: Room, dw: int) -> None:
+    """dg += w dw, of an address dw."""
     if x.G > 1:
-        for k in range(x.K):
-            here = n * x.G + k
-            put(g.dg_BTHG, here, at(g.dg_BTHG, here) + at(room.w, k) * at(room.parts, k * apart + 3))
-        return
-    total = float64(0.0)
-    for k in range(x.K):
-        total += float64(at(room.w, k) * at(room.parts, k * apart + 3))
-    put(g.dg_BTHG, n, float32(float64(at(g.dg_BTHG, n)) + total))
+        add_product_at(g.dg_BTHG + n * x.G * SIZE, room.w, dw, x.K)
+    elif g.dg_BTHG != 0:
+        put(g.dg_BTHG, n, at(g.dg_BTHG, n) + decay_gradient(room.w, dw, x.K))
 
 
 @helper()
@@ -235,16 +228,18 @@ def retreat(
     if tile.columns < COLUMNS:
         copy(room.do, do, tile.columns)
         do = room.do
+    each, dq = K * SIZE, room.parts
+    dk, da, dw, db = dq + each, dq + 2 * each, dq + 3 * each, dq + 4 * each
     if x.a_BTHK != 0:
         b = x.b_BTHK + place
         collect_two(K, q, key, b, do, ds, room.u, room.d)
         copy(dv, room.u, tile.columns)
-        scatter_two(K, w, a, do, values(x, tile, t, room), found, room.d, after, before, ds, room.parts)
-        add_strided(g.dk_BTHK + place, room.parts + SIZE, K, PARTS_OF_TWO)
-        add_strided(g.da_BTHK + place, room.parts + 2 * SIZE, K, PARTS_OF_TWO)
-        add_strided(g.db_BTHK + place, room.parts + 4 * SIZE, K, PARTS_OF_TWO)
-        add_strided(g.dq_BTHK + place, room.parts, K, PARTS_OF_TWO)
-        add_decays(x, g, n, room, PARTS_OF_TWO)
+        scatter_two(K, w, a, do, values(x, tile, t, room), found, room.d, after, before, ds, dq)
+        add_at(g.dq_BTHK + place, dq, K)
+        add_at(g.dk_BTHK + place, dk, K)
+        add_at(g.da_BTHK + place, da, K)
+        add_at(g.db_BTHK + place, db, K)
+        add_decays(x, g, n, room, dw)
         return
     beta = at(x.beta_BTH, n)
     collect(K, q, key, 0, do, ds, room.d, 0)
@@ -253,11 +248,9 @@ def retreat(
     copy(dv, room.d, tile.columns)
     scaled(room.d, float32(-1.0), room.d)
     scaled(found, beta, room.u)
-    scatter(K, w, a, do, room.u, 0, room.d, after, before, ds, room.parts)
-    for k in range(K):  # what reads the memory is w k
-        da = at(room.parts, k * PARTS + 2)
-        put(room.parts, k * PARTS + 1, at(room.parts, k * PARTS + 1) + at(w, k) * da)
-        put(room.parts, k * PARTS + 3, at(room.parts, k * PARTS + 3) + at(key, k) * da)
-    add_strided(g.dq_BTHK + place, room.parts, K, PARTS)
-    add_strided(g.dk_BTHK + place, room.parts + SIZE, K, PARTS)
-    add_decays(x, g, n, room, PARTS)
+    scatter(K, w, a, do, room.u, 0, room.d, after, before, ds, dq)
+    add_product_at(dk, w, da, K)  # what reads the memory is w k
+    add_product_at(dw, key, da, K)
+    add_at(g.dq_BTHK + place, dq, K)
+    add_at(g.dk_BTHK + place, dk, K)
+    add_decays(x, g, n, room, dw)

@@ -16,7 +16,7 @@ from exlstm.runtime.cpu.vectors import LONG, Variable, Vectors, inlined, loop, r
 COLUMNS = 2 * register_width()
 SIZE = 4  # bytes of a number
 ROW = SIZE * COLUMNS
-PARTS, PARTS_OF_TWO = 4, 8  # numbers of a row that `scatter` finds
+PARTS = 5  # numbers of a row that `scatter` finds, at most
 
 
 class Rows(Vectors):
@@ -117,23 +117,24 @@ def scattering(two: bool) -> Any:
 
         after_k . do ,  ds_k . u ,  before_k . dr ,  ds_k . before_k  and, with `two`, ds_k . z
 
-    with ds as it was: PARTS numbers, or PARTS_OF_TWO, of which the last are 0.
+    with ds as it was: of each the numbers of all rows, one after another at `parts`.
     """
 
     @inlined(11)
     def body(builder: Any, count: Any, *x: Any) -> None:
         w, a, do, u, z, dr, after, before, ds, parts = x
-        v, number = Rows(builder), PARTS_OF_TWO if two else PARTS
+        v, apart = Rows(builder), builder.mul(count, LONG(SIZE))
         do_value, u_value, dr_value = v.load(do), v.load(u), v.load(dr)
         z_value = v.load(z) if two else None
-        narrow = Vectors(builder, number)
         with loop(builder, LONG(0), count, LONG(1)) as (k, _):
             here = v.at(ds, k)
             old, now, past = v.load(here), v.load(v.at(after, k)), v.load(v.at(before, k))
             products = [now * do_value, old * u_value, past * dr_value, old * past]
             if z_value is not None:
                 products += [old * z_value, v.zeros(), v.zeros(), v.zeros()]
-            narrow.store(v.totals(products), v.offset(parts, builder.mul(k, LONG(SIZE * number))))
+            sums, place = v.totals(products), v.offset(parts, builder.mul(k, LONG(SIZE)))
+            for part in range(PARTS if two else PARTS - 1):
+                v.store_number(sums, part, v.row(place, apart, part))
             v.store(v.fma(v.coefficient(a, k), dr_value, v.coefficient(w, k) * old), here)
 
     return body
