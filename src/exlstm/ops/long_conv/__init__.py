@@ -24,7 +24,7 @@ from exlstm.runtime.backend import choose
 from exlstm.runtime.tracing import tracer
 
 __all__ = ["LongConvState", "long_conv", "long_conv_flops", "long_conv_recurrent"]
-LONG = 512  # steps of a window from which transforms are faster than products
+LONG = 256  # steps of a window from which transforms are faster than products
 
 
 def long_conv(
@@ -47,7 +47,7 @@ def long_conv(
     reset_BT (bool): inputs before that step count as zero from there on. lengths_B (int): steps at or beyond a row's
     length leave its state alone and give 0, whatever is there.
     backend: "auto", "numba" (one step, float32 on a CPU, without gradients), "chunkwise" (bit by bit causal; cost grows
-    with the window), "fft" (causal up to rounding; "auto" takes it for windows beyond 512 steps), both with a
+    with the window), "fft" (causal up to rounding; "auto" takes it for windows beyond 256 steps), both with a
     hand-written backward, or "recurrent" (the definition).
 
     Returns y [B, T, E] in u's dtype and the state after the last step, float32 or wider.

@@ -41,6 +41,11 @@ def loaded(v: Vectors, address: Any, plane: Any) -> Complex:
     return Complex(v, v.load(address), v.load(v.offset(address, plane)))
 
 
+def neighbors(v: Vectors, address: Any, plane: Any, count: int) -> list[Complex]:
+    """Blocks after one another in memory."""
+    return [loaded(v, v.offset(address, n * VECTOR), plane) for n in range(count)]
+
+
 class Register:
     """A block that a loop changes."""
 
@@ -62,57 +67,83 @@ def step_of(v: Vectors, begin: Any, t: Any, size: int) -> Any:
     return v.offset(begin, v.builder.mul(t, LONG(size)))
 
 
-@inlined(7)
-def advance(builder: Any, count: Any, plane: Any, u: Any, sums: Any, h: Any, a: Any, c: Any) -> None:
-    """h = a h + u for `count` steps, and sums_t += Re(c h)."""
-    v = Vectors(builder, WIDTH)
-    factor, weight, state = loaded(v, a, plane), loaded(v, c, plane), Register(loaded(v, h, plane))
-    minus = -weight.im
-    with repeated(builder, count) as t:
-        x = factor.times(state.get(), Complex(v, v.number(step_of(v, u, t, 4)), v.zeros()))
-        here = step_of(v, sums, t, VECTOR)
-        v.store(v.fma(weight.re, x.re, v.fma(minus, x.im, v.load(here))), here)
-        state.set(x)
-    state.get().store(h, plane)
+def advance_blocks(blocks: int) -> Any:
+    """A function (count, plane, u, sums, h, a, c): h = a h + u for `count` steps, and sums_t += Re(c h).
 
-
-@inlined(10)
-def retreat(
-    builder: Any, count: Any, plane: Any, u: Any, dy: Any, sums: Any, h: Any, a: Any, c: Any, d: Any, work: Any
-) -> None:
-    """The backward of `advance`. h: the states before; sums_t += the gradient of u_t.
-
-    d: three blocks of gradients, 2 `plane` bytes after one another: of h, which becomes that of the states before, and
-    of a and c, to which theirs are added. work: room for count + 1 blocks.
+    Several neighboring blocks at once: a step of one waits for its last one, and the others use that time.
     """
-    v = Vectors(builder, WIDTH)
-    factor, weight, first, near = loaded(v, a, plane), loaded(v, c, plane), loaded(v, h, plane), LONG(VECTOR)
-    states, twice = Register(first), builder.mul(plane, LONG(2))
-    first.store(work, near)
-    with repeated(builder, count) as t:
-        x = factor.times(states.get(), Complex(v, v.number(step_of(v, u, t, 4)), v.zeros()))
-        x.store(v.offset(step_of(v, work, t, 2 * VECTOR), 2 * VECTOR), near)
-        states.set(x)
-    da, dc = v.offset(d, twice), v.offset(d, builder.mul(twice, LONG(2)))
-    zeros = Complex(v, v.zeros(), v.zeros())
-    dstate, dfactor, dweight = Register(loaded(v, d, plane)), Register(zeros), Register(zeros)
-    back = factor.conjugate()
-    with repeated(builder, count) as n:
-        t = builder.sub(builder.sub(count, LONG(1)), n)
-        given = v.number(step_of(v, dy, t, 4))
-        before = step_of(v, work, t, 2 * VECTOR)
-        old, new, x = loaded(v, before, near), loaded(v, v.offset(before, 2 * VECTOR), near), dstate.get()
-        x = Complex(v, v.fma(weight.re, given, x.re), v.fma(-weight.im, given, x.im))
-        sofar = dweight.get()
-        dweight.set(Complex(v, v.fma(given, new.re, sofar.re), v.fma(-given, new.im, sofar.im)))
-        here = step_of(v, sums, t, VECTOR)
-        v.store(v.load(here) + x.re, here)
-        dfactor.set(old.conjugate().times(x, dfactor.get()))
-        dstate.set(back.times(x, zeros))
-    dstate.get().store(d, plane)
-    for register, address in ((dfactor, da), (dweight, dc)):
-        total, x = loaded(v, address, plane), register.get()
-        Complex(v, total.re + x.re, total.im + x.im).store(address, plane)
+
+    @inlined(7)
+    def advance(builder: Any, count: Any, plane: Any, u: Any, sums: Any, h: Any, a: Any, c: Any) -> None:
+        v = Vectors(builder, WIDTH)
+        factors, weights, befores = (neighbors(v, x, plane, blocks) for x in (a, c, h))
+        states = [Register(x) for x in befores]
+        with repeated(builder, count) as t:
+            given, here = v.number(step_of(v, u, t, 4)), step_of(v, sums, t, VECTOR)
+            total = v.load(here)
+            for state, factor, weight in zip(states, factors, weights, strict=True):
+                x = factor.times(state.get(), Complex(v, given, v.zeros()))
+                state.set(x)
+                total = v.fma(weight.re, x.re, v.fma(-weight.im, x.im, total))
+            v.store(total, here)
+        for n, state in enumerate(states):
+            state.get().store(v.offset(h, n * VECTOR), plane)
+
+    return advance
+
+
+def retreat_blocks(blocks: int) -> Any:
+    """A function (count, plane, u, dy, sums, h, a, c, d, work): the backward of `advance_blocks`.
+
+    h: the states before; sums_t += the gradient of u_t. d: three places for gradients, 2 `plane` bytes after one
+    another: of h, which becomes that of the states before, and of a and c, to which theirs are added. work: room for
+    the states of count + 1 steps.
+    """
+    apart = 2 * VECTOR * blocks  # bytes of the states of a step
+
+    @inlined(10)
+    def retreat(
+        builder: Any, count: Any, plane: Any, u: Any, dy: Any, sums: Any, h: Any, a: Any, c: Any, d: Any, work: Any
+    ) -> None:
+        v, near = Vectors(builder, WIDTH), LONG(VECTOR)
+        factors, weights, befores, after = (neighbors(v, x, plane, blocks) for x in (a, c, h, d))
+        zeros = Complex(v, v.zeros(), v.zeros())
+        states, dstates = [Register(x) for x in befores], [Register(x) for x in after]
+        for n, before in enumerate(befores):
+            before.store(v.offset(work, 2 * VECTOR * n), near)
+        with repeated(builder, count) as t:
+            given, here = v.number(step_of(v, u, t, 4)), v.offset(step_of(v, work, t, apart), apart)
+            for n, (state, factor) in enumerate(zip(states, factors, strict=True)):
+                state.set(factor.times(state.get(), Complex(v, given, v.zeros())))
+                state.get().store(v.offset(here, 2 * VECTOR * n), near)
+        dfactors, dweights = [Register(zeros) for _ in befores], [Register(zeros) for _ in befores]
+        with repeated(builder, count) as n:
+            t = builder.sub(builder.sub(count, LONG(1)), n)
+            given, here = v.number(step_of(v, dy, t, 4)), step_of(v, sums, t, VECTOR)
+            total, before = v.load(here), step_of(v, work, t, apart)
+            for k, (factor, weight) in enumerate(zip(factors, weights, strict=True)):
+                place = v.offset(before, 2 * VECTOR * k)
+                old, new, x = loaded(v, place, near), loaded(v, v.offset(place, apart), near), dstates[k].get()
+                x = Complex(v, v.fma(weight.re, given, x.re), v.fma(-weight.im, given, x.im))
+                sofar, total = dweights[k].get(), total + x.re
+                dweights[k].set(Complex(v, v.fma(given, new.re, sofar.re), v.fma(-given, new.im, sofar.im)))
+                dfactors[k].set(old.conjugate().times(x, dfactors[k].get()))
+                dstates[k].set(factor.conjugate().times(x, zeros))
+            v.store(total, here)
+        twice = builder.mul(plane, LONG(2))
+        for k in range(blocks):
+            own = v.offset(d, k * VECTOR)
+            dstates[k].get().store(own, plane)
+            for more in (dfactors[k].get(), dweights[k].get()):
+                own = v.offset(own, twice)
+                sofar = loaded(v, own, plane)
+                Complex(v, sofar.re + more.re, sofar.im + more.im).store(own, plane)
+
+    return retreat
+
+
+advance, advance_two = advance_blocks(1), advance_blocks(2)
+retreat, retreat_two = retreat_blocks(1), retreat_blocks(2)
 
 
 @inlined(2)

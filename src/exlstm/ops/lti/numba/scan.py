@@ -16,7 +16,7 @@ from numpy import float32
 from torch import Tensor
 
 from exlstm.ops.derivatives import once_differentiable
-from exlstm.ops.lti.numba.blocks import VECTOR, WIDTH, advance, retreat, store_total
+from exlstm.ops.lti.numba.blocks import VECTOR, WIDTH, advance, advance_two, retreat, retreat_two, store_total
 from exlstm.ops.lti.numba.system import System
 from exlstm.ops.lti.reference import LTIState, LTISystem
 from exlstm.runtime.cpu.jit import helper
@@ -62,7 +62,7 @@ class Work(NamedTuple):
 @helper()
 def work_numbers(plane: int) -> int:
     """Numbers in the memory of `Work`."""
-    return 12 * plane // SIZE + 2 * SPAN + SPAN * WIDTH + 2 * (SPAN + 1) * WIDTH
+    return 12 * plane // SIZE + 2 * SPAN + SPAN * WIDTH + 4 * (SPAN + 1) * WIDTH
 
 
 @helper()
@@ -125,6 +125,7 @@ def forward_items(
     memory = np.empty(work_numbers(plane), float32)
     w = work_at(address_of(memory), plane)
     clear(w.a, 12 * plane // SIZE)
+    pairs = plane // (2 * VECTOR) * 2 * VECTOR
     for item in range(first, last):
         row, e = item // x.E, item % x.E
         get_system(w, system, e, plane)
@@ -146,8 +147,11 @@ def forward_items(
                 while stop < end and not is_reset(x, row, stop):
                     stop += 1
                 clear(w.sums, (stop - begin) * WIDTH)
-                for z in range(0, plane, VECTOR):
-                    advance(stop - begin, plane, w.u + (begin - start) * SIZE, w.sums, w.h + z, w.a + z, w.c + z)
+                part = w.u + (begin - start) * SIZE
+                for z in range(0, pairs, 2 * VECTOR):
+                    advance_two(stop - begin, plane, part, w.sums, w.h + z, w.a + z, w.c + z)
+                for z in range(pairs, plane, VECTOR):
+                    advance(stop - begin, plane, part, w.sums, w.h + z, w.a + z, w.c + z)
                 for t in range(begin, stop):
                     here = y + t * step
                     store_total(here, w.sums + (t - begin) * VECTOR)
@@ -180,6 +184,7 @@ class Gradients(NamedTuple):
 def span_backward(w: Work, x: Inputs, row: int, start: int, end: int, border: int, skip: float, du: int) -> None:
     """The gradients of a span's steps, from the last part between resets to the first. du: of the row's first step."""
     stop, plane, step = end, x.plane, x.E * SIZE
+    pairs = plane // (2 * VECTOR) * 2 * VECTOR
     while stop > start:
         begin = stop - 1
         while begin > start and not is_reset(x, row, begin):
@@ -191,7 +196,9 @@ def span_backward(w: Work, x: Inputs, row: int, start: int, end: int, border: in
             get_planes(w.h, border, border + x.Z * SIZE, x.Z, plane)
         clear(w.sums, (stop - begin) * WIDTH)
         u, dy = w.u + (begin - start) * SIZE, w.dy + (begin - start) * SIZE
-        for z in range(0, plane, VECTOR):
+        for z in range(0, pairs, 2 * VECTOR):
+            retreat_two(stop - begin, plane, u, dy, w.sums, w.h + z, w.a + z, w.c + z, w.d + z, w.states)
+        for z in range(pairs, plane, VECTOR):
             retreat(stop - begin, plane, u, dy, w.sums, w.h + z, w.a + z, w.c + z, w.d + z, w.states)
         for t in range(begin, stop):
             here = du + t * step
