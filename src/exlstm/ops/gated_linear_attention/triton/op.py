@@ -74,7 +74,7 @@ def states(inputs: tuple[Tensor, ...], s_BHKV: Tensor, reset_BT: Tensor | None, 
         H,
         const,
         TILE=STEPS * parts,
-        num_stages=2,  # tiles of 64 steps in float32 take 37 KB of shared memory
+        num_stages=2,  # with three, float32 takes 112 KB of shared memory, more than some GPUs have; so 64
     )
     return tiles_MNKV, last_BHKV
 
