@@ -174,19 +174,25 @@ def spans(T: int, G: int) -> list[tuple[int, int, int]]:
     return parts + ([(whole, T, T - whole)] if whole < T else [])
 
 
+def all_spans(x: RuleInputs, s_BHKV: Tensor, reset_BT: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """o, S after the last step, and S before every span, [M, K, V]."""
+    s_MKV, o, starts = s_BHKV.flatten(0, 1), [], []
+    (_, T, H, _), G = x.q_BTHK.shape, 1 if x.g_BTHG is None else x.g_BTHG.shape[3]
+    for start, end, L in spans(T, G):
+        starts.append(s_MKV)
+        o_MNLV, s_MKV = span_forward(chunks_of(x, start, end, L), s_MKV, cut_reset(reset_BT, H, start, end, L))
+        o.append(paste(o_MNLV, H))
+    return torch.cat(o, dim=1), s_MKV.reshape(s_BHKV.shape), starts
+
+
 class RuleInChunks(torch.autograd.Function):
     """(S, reset, those of a `RuleInputs`) -> (o, S after), wide."""
 
     @staticmethod
     def forward(ctx: Any, s_BHKV: Tensor, reset_BT: Tensor | None, *given: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, s_MKV, o, starts = RuleInputs(*given), s_BHKV.detach().flatten(0, 1), [], []  # type: ignore[arg-type]
-        (_, T, H, _), G = x.q_BTHK.shape, 1 if x.g_BTHG is None else x.g_BTHG.shape[3]
-        for start, end, L in spans(T, G):
-            starts.append(s_MKV)
-            o_MNLV, s_MKV = span_forward(chunks_of(x, start, end, L), s_MKV, cut_reset(reset_BT, H, start, end, L))
-            o.append(paste(o_MNLV, H))
+        o_BTHV, after_BHKV, starts = all_spans(RuleInputs(*given), s_BHKV.detach(), reset_BT)  # type: ignore[arg-type]
         ctx.save_for_backward(reset_BT, *given, *starts)
-        return torch.cat(o, dim=1), s_MKV.view(s_BHKV.shape)
+        return o_BTHV, after_BHKV
 
     @staticmethod
     @once_differentiable("delta_rule", "chunkwise")
@@ -215,6 +221,9 @@ def rule_chunkwise(
     if valid_BT is not None:  # steps that write nothing and forget nothing
         x = x.rebuilt([zero_padding(t, valid_BT) for t in x.tensors])
     # BLAS may sum in another order where a matrix has gaps
-    given = (None if t is None else t.contiguous() for t in x)
-    o_BTHV, after_BHKV = RuleInChunks.apply(s_BHKV, reset_BT, *given)  # type: ignore[no-untyped-call]
+    x = x.rebuilt([t.contiguous() for t in x.tensors])
+    if torch.compiler.is_compiling():  # a compiler cannot trace the backward, and decides itself what it saves
+        o_BTHV, after_BHKV, _ = all_spans(x, s_BHKV, reset_BT)
+    else:
+        o_BTHV, after_BHKV = RuleInChunks.apply(s_BHKV, reset_BT, *x)  # type: ignore[no-untyped-call]
     return o_BTHV if valid_BT is None else zero_padding(o_BTHV, valid_BT), after_BHKV
