@@ -14,7 +14,7 @@ from exlstm.mixers.rwkv_channel import RWKVChannelConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.models.lm import LM
 from exlstm.study import FORMAL, body_parameters, compared_models, stack, with_parameters, xlstm
-from exlstm.study.models import builders, with_state_bytes
+from exlstm.study.models import builders, rival_names, with_state_bytes
 
 OURS = ["xlstm[1:0]", "xlstm[0:1]", "xlstm[1:1]", "lstm", "lstm(block)", "attention"]
 
@@ -53,7 +53,7 @@ def test_contestants_have_equal_parameters(width, heads, slstm):
 
 
 def test_a_target_and_a_depth():
-    found = compared_models(width=16, heads=2, depth=3, target=60_000)
+    found = compared_models(width=16, heads=2, depth=3, target=60_000, rivals=["rwkv4", "mamba"])
     assert all(abs(body_parameters(config) - 60_000) <= 3_000 for config in found.values())
     assert {len(found[name].blocks) for name in OURS} == {3}
     assert len(found["rwkv4"].blocks) == 6  # with its partner
@@ -77,9 +77,9 @@ def test_a_new_mixer_joins_by_being_there(monkeypatch):
         pass
 
     monkeypatch.setitem(MIXERS, "newcomer", Newcomer)
-    found = compared_models(width=16, heads=2)
-    assert list(found)[: len(OURS)] == OURS
-    assert list(found)[-1] == "newcomer"
+    assert rival_names()[-1] == "newcomer"
+    found = compared_models(width=16, heads=2, rivals=["newcomer"])
+    assert list(found) == [*OURS, "newcomer"]
     assert [type(mixer) for mixer in mixers_of(found["newcomer"])] == [Newcomer] * 2
     assert all(block.mlp is not None for block in found["newcomer"].blocks)
     assert body_parameters(found["newcomer"]) == pytest.approx(body_parameters(found["lstm"]), rel=0.05)
@@ -87,13 +87,20 @@ def test_a_new_mixer_joins_by_being_there(monkeypatch):
 
 def test_a_partner_is_no_model_of_its_own():
     """It comes with the mixer whose half it is, and is what is scaled."""
-    found = builders(heads=2)
-    assert "rwkv4" in found
-    assert "rwkv_channel" not in found
+    assert "rwkv4" in rival_names()
+    assert "rwkv_channel" not in rival_names()
+    found = builders(heads=2, rivals=["rwkv4"])
     config = with_parameters(found["rwkv4"](32), 60_000)
     assert [type(mixer) for mixer in mixers_of(config)] == [RWKV4Config, RWKVChannelConfig] * 2
     assert counted(config) == pytest.approx(60_000, rel=0.05)
     assert mixers_of(config)[1].up_factor > 4
+
+
+def test_rivals_leave_the_others_as_they_are():
+    alone, together = (compared_models(width=64, rivals=names) for names in ((), rival_names()))
+    assert {name: together[name] for name in alone} == alone
+    sizes = [body_parameters(config) for config in together.values()]
+    assert max(sizes) <= 1.1 * min(sizes)
 
 
 def test_blocks_are_those_of_the_paper():

@@ -2,12 +2,12 @@
 
     compared_models(width=64, heads=4)    {"xlstm[1:0]": ..., "xlstm[0:1]": ..., "xlstm[1:1]": ..., "lstm": ..., ...}
 
-xLSTMs are stacks of the paper's blocks. Every other entry of MIXERS is a model of its own in every study, and its
-blocks have the MLPs of its published models (`BlockStyle`). The LSTM begins with the sLSTM's spread of forget biases:
+xLSTMs are stacks of the paper's blocks. A study names the rivals that take part, some of `rival_names()`; their blocks
+have the MLPs of their published models (`BlockStyle`). The LSTM begins with the sLSTM's spread of forget biases:
 with 1.0 everywhere it counts, and learns parity at the lengths of training only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from math import lcm
@@ -56,21 +56,19 @@ def stack(mixers: Stack, *, width: int) -> LMConfig:
 
 def builders(
     *, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None,
-    attention: Settings | None = None,
+    attention: Settings | None = None, rivals: Iterable[str] = (),
 ) -> dict[str, Builder]:  # fmt: skip
     """Builders of all compared models, by the name in tables: functions from a width to an architecture.
 
     slstm, mlstm, attention: settings of these blocks, such as FORMAL; they may have other heads than the rest.
+    rivals: names in MIXERS of further models.
     """
     stacks: dict[str, Stack] = {
         "lstm": (LSTMConfig(forget_bias="power_law"),) * depth,
         "lstm(block)": (LSTMConfig(heads=heads, forget_bias="power_law"),) * depth,
         "attention": (AttentionConfig(**{"heads": heads, **(attention or {})}),) * depth,
     }
-    known = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
-    partners = {kind.style.partner.name for kind in MIXERS.values() if kind.style.partner is not None}
-    others = [name for name, kind in MIXERS.items() if kind not in known and name not in partners]
-    stacks |= {name: (configured(name, {"heads": heads}),) * depth for name in others}
+    stacks |= {name: (configured(name, {"heads": heads}),) * depth for name in rivals}
     ours = {
         f"xlstm[{ratio}]": partial(xlstm, ratio, heads=heads, depth=depth, slstm=slstm, mlstm=mlstm)
         for ratio in ("1:0", "0:1", "1:1")
@@ -81,17 +79,29 @@ def builders(
     }
 
 
+def rival_names() -> list[str]:
+    """Entries of MIXERS that are models of their own beside xLSTM, the LSTM and attention."""
+    known = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
+    partners = {kind.style.partner.name for kind in MIXERS.values() if kind.style.partner is not None}
+    return [name for name, kind in MIXERS.items() if kind not in known and name not in partners]
+
+
 def _by_width(make: Callable[..., LMConfig]) -> Builder:
     return lambda width: make(width=width)
 
 
-def compared_models(*, width: int, target: int | None = None, **settings: Any) -> dict[str, LMConfig]:
-    """The models of `builders(**settings)` at this width, with equal parameters.
+def compared_models(
+    *, width: int, target: int | None = None, rivals: Iterable[str] = (), **settings: Any
+) -> dict[str, LMConfig]:
+    """The models of `builders(rivals=rivals, **settings)` at this width, with equal parameters.
 
-    target: parameters of each, without embedding and head; None is those of the largest.
+    target: parameters of each, without embedding and head; None is those of the largest that is no rival, so that
+    rivals which join later leave the others as they are.
     """
-    found = {name: make(width) for name, make in builders(**settings).items()}
-    target = max(body_parameters(config) for config in found.values()) if target is None else target
+    names = list(rivals)
+    found = {name: make(width) for name, make in builders(rivals=names, **settings).items()}
+    if target is None:
+        target = max(body_parameters(config) for name, config in found.items() if name not in names)
     return {name: with_parameters(config, target) for name, config in found.items()}
 
 

@@ -151,8 +151,8 @@ def transposed(x: Tensor) -> Tensor:
     return x.transpose(-2, -1)
 
 
-def write(config: LMConfig) -> dict[str, Any]:
-    """config.json of `recurrent_gemma`. ValueError for what it cannot hold."""
+def kinds_of(config: LMConfig) -> dict[type, int]:
+    """The first block of each kind of mixer. ValueError for blocks that this layout cannot hold."""
     firsts: dict[type, int] = {}
     for index, block in enumerate(config.blocks):
         if not isinstance(block.mixer, RGLRUConfig | AttentionConfig) or block.mlp is None:
@@ -161,6 +161,12 @@ def write(config: LMConfig) -> dict[str, Any]:
         first = firsts.setdefault(type(block.mixer), index)
         if block.mixer != config.blocks[first].mixer or block.mlp != config.blocks[0].mlp:
             raise ValueError(f"block {index} differs from block {first}; this layout has one kind of each only.")
+    return firsts
+
+
+def write(config: LMConfig) -> dict[str, Any]:
+    """config.json of `recurrent_gemma`. ValueError for what it cannot hold."""
+    firsts = kinds_of(config)
     mlp, lru, attention = config.blocks[0].mlp, RGLRUConfig(), None
     for index in firsts.values():
         mixer = config.blocks[index].mixer
