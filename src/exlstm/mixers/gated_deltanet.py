@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
 from exlstm.nn import init
@@ -113,7 +113,8 @@ class GatedDeltaNet(nn.Module):
         beta_BTH = torch.sigmoid(beta_BTH)
         if self.config.allow_neg_eigval:
             beta_BTH = 2.0 * beta_BTH
-        g_BTH = -(torch.exp(upcast(self.log_a_H)) * softplus(a_BTH + upcast(self.dt_bias_H)))
+        # -softplus(x) as log sigmoid(-x): compiled, the gradient of torch's softplus may get strides it did not expect
+        g_BTH = torch.exp(upcast(self.log_a_H)) * logsigmoid(-(a_BTH + upcast(self.dt_bias_H)))
         o_BTHV, memory = delta_rule(
             q_BTHK,
             k_BTHK,
