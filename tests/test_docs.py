@@ -5,6 +5,7 @@ budget; those of lm-evaluation-harness in tests/harness. Commands that do not ru
 reason. Blocks of one page share a namespace and run in order, in an empty folder.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import pytest
 from document_commands import NOT_RUN, OTHERS, PAGES, PROGRAMS, ROOT, blocks, commands, commands_of, name, runs
 from exlstm.cli import main
 from exlstm.cli.commands import COMMANDS, FOREIGN, GROUPS
+from exlstm.mixers import MIXERS
 
 RUNNABLE = [page for page in PAGES if any(language == "python" for language, _, _ in blocks(page))]
 
@@ -107,3 +109,14 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
     assert mathml.count("<math") > 20
     styles = "".join(path.read_text() for path in tmp_path.rglob("*.css"))
     assert re.findall(r"url\(['\"]?(?:https?:)?//", styles) == []
+
+
+def test_every_mixer_has_its_row_in_the_table_of_all():
+    """By its name; the numbers are computed when the site is built."""
+    spec = importlib.util.spec_from_file_location("mixers_hook", ROOT / "docs" / "_hooks" / "mixers.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    assert set(hook.FACTS) == set(MIXERS)
+    rows = [line for line in hook.table().splitlines() if line.startswith("| `")]
+    assert len(rows) == len(MIXERS)
+    assert all(row.count(" | ") == rows[0].count(" | ") for row in rows)

@@ -14,6 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from exlstm.mixers import MIXERS
+from exlstm.models.pattern import configured
 
 WIDTH, LENGTH = 1024, 2048
 MARK, PICTURE = "<!-- table of all mixers -->", "mixers-state.png"
@@ -30,15 +31,53 @@ class Fact(NamedTuple):
 
 
 DENSE, SCAN = "none: one step after another", "scan over time, per channel"
-CHUNKS = "matrix products within chunks, states between"
+CHUNKS, TOEPLITZ = "matrix products within chunks, states between", "Toeplitz products within chunks, states between"
+TRIANGULAR = "triangular solve and matrix products within chunks, states between"
+XLSTM, NETS, SCANS, SPACES = "xLSTM", "recurrent nets", "gated linear recurrences", "state spaces and long convolutions"
+LINEAR, DELTA, SOFTMAX = "linear attention", "delta rules", "attention"
 FACTS: dict[str, Fact] = {
-    "mlstm": Fact("xLSTM", "C = f C + i k vᵀ, h = Cᵀq / max(|nᵀq|, 1)", CHUNKS, "xlstm, mlstm_kernels"),
-    "mlstm_large": Fact("xLSTM", "C = f C + i k vᵀ, h = Cᵀq / max(|nᵀq|, 1)", CHUNKS, "xlstm, transformers"),
-    "slstm": Fact("xLSTM", "c = f c + i z, h = o c / n, gates see h", DENSE, "xlstm, flashrnn"),
-    "lstm": Fact("recurrent nets", "c = f c + i z, h = o tanh(c), gates see h", DENSE, "torch"),
-    "attention": Fact("attention", "softmax(q Kᵀ) V", "matrix products", "torch, transformers"),
-    "hgrn": Fact("linear recurrences", "h = λ h + (1 − λ) b, λ of each step and channel", SCAN, "fla"),
-    "mingru": Fact("linear recurrences", "h = (1 − z) h + z n, z of each step and channel", SCAN, "minGRU-pytorch"),
+    "mlstm": Fact(XLSTM, "C = f C + i k vᵀ, h = Cᵀq / max(|nᵀq|, 1)", CHUNKS, "xlstm, mlstm_kernels"),
+    "mlstm_large": Fact(XLSTM, "C = f C + i k vᵀ, h = Cᵀq / max(|nᵀq|, 1)", CHUNKS, "xlstm, transformers"),
+    "slstm": Fact(XLSTM, "c = f c + i z, h = o c / n, gates see h", DENSE, "xlstm, flashrnn"),
+    "lstm": Fact(NETS, "c = f c + i z, h = o tanh(c), gates see h", DENSE, "torch"),
+    "gru": Fact(NETS, "h = z h + (1 − z) n, gates and n see h", DENSE, "torch"),
+    "elman": Fact(NETS, "h = tanh(W x + R h)", DENSE, "torch"),
+    "mult_lstm": Fact(NETS, "an LSTM whose gates see (W x) ⊙ (R h)", DENSE, ""),
+    "assoc_lstm": Fact(NETS, "complex c = f c + r u, several permuted copies", DENSE, ""),
+    "matrix_rnn": Fact(NETS, "H = f H + (1 − f) tanh(H W + k vᵀ)", DENSE, ""),
+    "hgrn": Fact(SCANS, "h = λ h + (1 − λ) b, λ of each step and channel", SCAN, "fla"),
+    "mingru": Fact(SCANS, "h = (1 − z) h + z n, z of each step and channel", SCAN, "minGRU-pytorch"),
+    "minlstm": Fact(SCANS, "h = f h + i n with f + i = 1", SCAN, "minGRU-pytorch"),
+    "rglru": Fact(SCANS, "h = a h + √(1 − a²) i u, a of each step and channel", SCAN, "recurrentgemma, transformers"),
+    "lru": Fact(SPACES, "h = λ h + B x, λ complex and constant", SCAN, "lru-pytorch"),
+    "s5": Fact(SPACES, "h = Λ h + B x, one system for all channels", SCAN, "s5-pytorch"),
+    "s4d": Fact(SPACES, "h = Λ h + u for each channel, y = 2 Re(C h)", TOEPLITZ, ""),
+    "gss": Fact(SPACES, "h = Λ h + u with poles shared by all channels", TOEPLITZ, ""),
+    "bigs": Fact(SPACES, "h = Λ h + u, one system for all channels (forward half)", TOEPLITZ, ""),
+    "h3": Fact(SPACES, "q ⊙ SSM(shift(k) ⊙ v)", TOEPLITZ, ""),
+    "mamba": Fact(
+        SPACES,
+        "h = exp(Δ A) h + Δ B x, Δ, B and C of each step",
+        "scan over time, 16 states per channel",
+        "mamba-ssm, transformers, mambapy",
+    ),
+    "hyena": Fact(SPACES, "x ⊙ (filter ∗ (v ⊙ z))", "FFT or Toeplitz products", ""),
+    "linear_attention": Fact(LINEAR, "S = S + φ(k) vᵀ, y = Sᵀφ(q) / nᵀφ(q)", CHUNKS, "fla"),
+    "performer": Fact(LINEAR, "as linear attention, φ random features of softmax", CHUNKS, "performer-pytorch"),
+    "based": Fact(LINEAR, "as linear attention, φ a Taylor series of exp", CHUNKS, "fla"),
+    "retention": Fact(LINEAR, "S = γ S + k vᵀ, γ a constant of each head", CHUNKS, "fla, torchscale"),
+    "mamba2": Fact(LINEAR, "S = a S + B (Δ x)ᵀ, a of each step and head", CHUNKS, "mamba-ssm, transformers, fla"),
+    "mamba3": Fact(LINEAR, "as Mamba-2, rotated B and C, two inputs a step", CHUNKS, "mamba-ssm, fla"),
+    "gla": Fact(LINEAR, "S = diag(α) S + k vᵀ, α of each step and key channel", CHUNKS, "fla"),
+    "hgrn2": Fact(LINEAR, "S = diag(λ) S + (1 − λ) vᵀ", CHUNKS, "fla"),
+    "rwkv4": Fact(LINEAR, "num = e^w num + e^k v, den likewise, per channel", SCAN, "rwkv, transformers"),
+    "rwkv5": Fact(LINEAR, "S = diag(w) S + k vᵀ, w constant, a bonus for the present step", CHUNKS, "rwkv"),
+    "rwkv6": Fact(LINEAR, "S = diag(w) S + k vᵀ, w of each step and key channel, a bonus", CHUNKS, "rwkv, fla"),
+    "rwkv_channel": Fact(LINEAR, "an MLP that sees the step before", "matrix products", "rwkv"),
+    "deltanet": Fact(DELTA, "S = S + β k (v − Sᵀk)ᵀ", TRIANGULAR, "fla"),
+    "gated_deltanet": Fact(DELTA, "S = α S + β k (v − α Sᵀk)ᵀ", TRIANGULAR, "fla, transformers"),
+    "rwkv7": Fact(DELTA, "S = diag(w) S − (κ a)(κᵀS) + k vᵀ", TRIANGULAR, "rwkv, fla"),
+    "attention": Fact(SOFTMAX, "softmax(q Kᵀ) V", "matrix products", "torch, transformers"),
 }
 
 
@@ -52,9 +91,9 @@ class Numbers(NamedTuple):
 
 
 def built(name: str) -> Any:
-    """The mixer with its defaults at WIDTH, on the meta device."""
+    """The mixer with its defaults at WIDTH, on the meta device; a Performer with heads of 64, the usual ones."""
     with torch.device("meta"):
-        return MIXERS[name]().build(WIDTH, depth=24, index=1)
+        return configured(name, {"heads": 16} if name == "performer" else {}).build(WIDTH, depth=24, index=1)
 
 
 def numbers(name: str) -> Numbers:
