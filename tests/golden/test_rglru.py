@@ -49,7 +49,7 @@ def weights(block):
 @pytest.mark.parametrize("T", [1, 5, 64, 67])
 def test_the_block(T):
     block = theirs()
-    mixer = RGLRUConfig(heads=HEADS, expand=INNER / WIDTH).build(WIDTH)
+    mixer = RGLRUConfig(heads=HEADS, up_factor=INNER / WIDTH).build(WIDTH)
     mixer.load_state_dict(weights(block))
     x = torch.randn(2, T, WIDTH)
     want, _ = block(x, torch.arange(T).expand(2, T), None, use_cache=False)
@@ -77,7 +77,7 @@ def test_counts(heads, factor):
     """2 (d E + E) + 5 E + 2 (E^2 / H + E) + E + E d + d, and an MLP of expansion 3 with biases."""
     d, E = 1024, round(1024 * factor)
     with torch.device("meta"):
-        mixer = RGLRUConfig(heads=heads, expand=factor).build(d)
+        mixer = RGLRUConfig(heads=heads, up_factor=factor).build(d)
     want = 2 * (d * E + E) + 5 * E + 2 * (E * E // heads + E) + E + E * d + d
     assert parameters(mixer) == want
     if factor == 1:

@@ -51,7 +51,7 @@ def test_a_layer():
     with torch.no_grad():
         for p in theirs.parameters():
             p += 0.2 * torch.randn_like(p)
-    time = MIXERS["rwkv4"](expand=1.5).build(32, depth=4, index=2)
+    time = MIXERS["rwkv4"](up_factor=1.5).build(32, depth=4, index=2)
     channel = MIXERS["rwkv_channel"]().build(32, depth=4, index=3)
     time.load_state_dict(weights(theirs.attention))
     channel.load_state_dict(weights(theirs.feed_forward))

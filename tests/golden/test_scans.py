@@ -27,9 +27,9 @@ def gelu(x):
 
 
 @pytest.mark.parametrize("positive", [True, False])
-@pytest.mark.parametrize("expand", [1.0, 1.5])
-def test_minlstm(positive, expand):
-    mixer, p = build(MinLSTMConfig(positive=positive, expand=expand))
+@pytest.mark.parametrize("up_factor", [1.0, 1.5])
+def test_minlstm(positive, up_factor):
+    mixer, p = build(MinLSTMConfig(positive=positive, up_factor=up_factor))
     x = torch.randn(2, 9, WIDTH).double()
     h, want = torch.zeros(2, mixer.inner).double(), []
     for t in range(9):
@@ -38,9 +38,9 @@ def test_minlstm(positive, expand):
         if positive:
             n = torch.where(n >= 0, n + 0.5, torch.sigmoid(n))
         h = f / (f + i) * h + i / (f + i) * n
-        want.append(h if expand == 1 else h @ p["out.weight"].T)
+        want.append(h if up_factor == 1 else h @ p["out.weight"].T)
     torch.testing.assert_close(mixer(x)[0], torch.stack(want, dim=1))
-    assert parameters(mixer) == (3 + (expand != 1)) * WIDTH * mixer.inner
+    assert parameters(mixer) == (3 + (up_factor != 1)) * WIDTH * mixer.inner
 
 
 def halves(matrix, dim):

@@ -183,7 +183,7 @@ def test_lstm():
 
 def test_rwkv4():
     """Of the second layer of three: two blocks make a layer."""
-    p = build(RWKV4Config(expand=2.0))
+    p = build(RWKV4Config(up_factor=2.0))
     for name in ("k.weight", "r.weight", "out.weight"):
         assert_zeros(p.pop(name))
     v = p.pop("v.weight")

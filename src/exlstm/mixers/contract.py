@@ -68,7 +68,10 @@ class BlockStyle(NamedTuple):
 
 @runtime_checkable
 class MixerConfig(Protocol):
-    """Frozen dataclass of plain values that builds a mixer. A config without an MLP has an `up_factor` to be scaled."""
+    """Frozen dataclass of plain values that builds a mixer.
+
+    An `up_factor` of the config scales its inner width; a mixer that is published without MLP and partner has one.
+    """
 
     style: ClassVar[BlockStyle]
 

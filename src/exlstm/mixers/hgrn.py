@@ -35,12 +35,12 @@ HGRNState = ScanState | RotatingState
 
 @dataclass(frozen=True, kw_only=True)
 class HGRNConfig:
-    """HGRN with inner width expand * width, rounded up to a multiple of `multiple`. form: of the recurrence."""
+    """HGRN with inner width up_factor * width, rounded up to a multiple of `up_multiple`. form: of the recurrence."""
 
     style: ClassVar[BlockStyle] = BlockStyle()
 
-    expand: Factor = 1.0
-    multiple: Size = 1
+    up_factor: Factor = 1.0
+    up_multiple: Size = 1
     norm_eps: Positive = 1e-5
     form: Literal["real", "complex"] = "real"
 
@@ -58,7 +58,7 @@ class HGRN(nn.Module):
     def __init__(self, width: int, config: HGRNConfig, depth: int, index: int) -> None:
         super().__init__()
         check_width(width)
-        inner = round_up(config.expand * width, config.multiple)
+        inner = round_up(config.up_factor * width, config.up_multiple)
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
         turns, parts = config.form == "complex", 2 if config.form == "complex" else 1
         self.i, self.f, self.g = (Linear(width, n * inner, bias=False) for n in (parts, 1, parts))

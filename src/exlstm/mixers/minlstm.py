@@ -28,12 +28,12 @@ from exlstm.ops.scan import ScanState, scan
 
 @dataclass(frozen=True, kw_only=True)
 class MinLSTMConfig:
-    """minLSTM with inner width expand * width, rounded up to a multiple of `multiple`. positive: n > 0, by g."""
+    """minLSTM with inner width up_factor * width, rounded up to a multiple of `up_multiple`. positive: n > 0, by g."""
 
     style: ClassVar[BlockStyle] = BlockStyle()
 
-    expand: Factor = 1.0
-    multiple: Size = 1
+    up_factor: Factor = 1.0
+    up_multiple: Size = 1
     positive: bool = True
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class MinLSTM(nn.Module):
     def __init__(self, width: int, config: MinLSTMConfig) -> None:
         super().__init__()
         check_width(width)
-        inner = round_up(config.expand * width, config.multiple)
+        inner = round_up(config.up_factor * width, config.up_multiple)
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
         self.f, self.i, self.h = (Linear(width, inner, bias=False) for _ in range(3))
         self.out = None if inner == width else Linear(inner, width, bias=False)

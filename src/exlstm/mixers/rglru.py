@@ -40,13 +40,16 @@ class RGLRUState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RGLRUConfig:
-    """RG-LRU with inner width expand * width, rounded up to a multiple of `multiple`. heads: blocks of its gates."""
+    """RG-LRU with inner width up_factor * width, rounded up to a multiple of `up_multiple`.
+
+    heads: blocks of its gates.
+    """
 
     style: ClassVar[BlockStyle] = BlockStyle(activation="gelu_tanh", factor=3.0, bias=True)
 
     heads: Size = 4
-    expand: Factor = 1.0
-    multiple: Size = 1
+    up_factor: Factor = 1.0
+    up_multiple: Size = 1
     conv_width: Size = 4
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class RGLRU(nn.Module):
     def __init__(self, width: int, config: RGLRUConfig, depth: int) -> None:
         super().__init__()
         check_width(width)
-        inner = round_up(config.expand * width, config.multiple)
+        inner = round_up(config.up_factor * width, config.up_multiple)
         if inner % config.heads:
             raise ValueError(f"heads is {config.heads}; it must divide the inner width {inner}.")
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"

@@ -44,12 +44,12 @@ class RWKV4State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RWKV4Config:
-    """RWKV-4's time mix with inner width expand * width, rounded up to a multiple of `multiple`."""
+    """RWKV-4's time mix with inner width up_factor * width, rounded up to a multiple of `up_multiple`."""
 
     style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None, partner=Partner("rwkv_channel"))
 
-    expand: Factor = 1.0
-    multiple: Size = 1
+    up_factor: Factor = 1.0
+    up_multiple: Size = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -65,7 +65,7 @@ class RWKV4(nn.Module):
     def __init__(self, width: int, config: RWKV4Config, depth: int, index: int) -> None:
         super().__init__()
         check_width(width)
-        inner = round_up(config.expand * width, config.multiple)
+        inner = round_up(config.up_factor * width, config.up_multiple)
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
         self.mix_k_D, self.mix_v_D, self.mix_r_D = (nn.Parameter(torch.empty(width)) for _ in range(3))
         self.decay_E, self.first_E = (nn.Parameter(torch.empty(inner)) for _ in range(2))

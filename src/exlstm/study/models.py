@@ -152,7 +152,7 @@ def _scaled(config: LMConfig, factor: float) -> LMConfig:
         if block.mlp is not None:
             hidden = max(1, round(factor * block.mlp.hidden))
             blocks.append(replace(block, mlp=replace(block.mlp, hidden=hidden)))
-        elif hasattr(block.mixer, "up_factor"):
+        elif block.mixer.style.partner is None and hasattr(block.mixer, "up_factor"):
             mixer: Any = block.mixer
             # the inner width is a multiple of heads and of blocks of q, k and v
             unit = lcm(getattr(mixer, "heads", 1), getattr(mixer, "qkv_block", 1))

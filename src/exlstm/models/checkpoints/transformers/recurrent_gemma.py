@@ -86,7 +86,7 @@ def read_mixer(shapes: Shapes, settings: SavedSettings, place: str, width: int) 
     if f"{place}rg_lru.recurrent_param" in shapes:
         inner, _, window = shape(shapes, f"{place}conv_1d.weight", 3)
         heads = shape(shapes, f"{place}rg_lru.input_gate_weight", 3)[0]
-        return RGLRUConfig(heads=heads, expand=factor(width, inner, ceil_to(1), 1.0), conv_width=window)
+        return RGLRUConfig(heads=heads, up_factor=factor(width, inner, ceil_to(1), 1.0), conv_width=window)
     heads = settings.whole("num_attention_heads", 10)
     head_width = shape(shapes, f"{place}q_proj.weight", 2)[0] // heads
     kv_heads = shape(shapes, f"{place}k_proj.weight", 2)[0] // max(1, head_width)
@@ -205,7 +205,7 @@ def write(config: LMConfig) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads or attention.heads,
         "attention_window_size": attention.window,
         "attention_bias": attention.bias,
-        "lru_width": round_up(lru.expand * config.width, lru.multiple),
+        "lru_width": round_up(lru.up_factor * config.width, lru.up_multiple),
         "conv1d_width": lru.conv_width,
         "hidden_activation": "gelu_pytorch_tanh",
         "rms_norm_eps": config.norm_eps,

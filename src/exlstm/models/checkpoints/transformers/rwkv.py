@@ -46,11 +46,11 @@ def read(shapes: Shapes, settings: SavedSettings) -> LMConfig:
     for index in range(depth(shapes, BLOCKS)):
         layer = f"{BLOCKS}{index}."
         (inner,), hidden = shape(shapes, f"{layer}attention.time_decay", 1), f"{layer}feed_forward.key.weight"
-        expand = factor(width, inner, ceil_to(1), 1.0)
-        up_factor = factor(width, shape(shapes, hidden, 2)[0], ceil_to(1), 4.0)
+        inner_factor = factor(width, inner, ceil_to(1), 1.0)
+        hidden_factor = factor(width, shape(shapes, hidden, 2)[0], ceil_to(1), 4.0)
         blocks += [
-            BlockConfig(mixer=RWKV4Config(expand=expand)),
-            BlockConfig(mixer=RWKVChannelConfig(up_factor=up_factor)),
+            BlockConfig(mixer=RWKV4Config(up_factor=inner_factor)),
+            BlockConfig(mixer=RWKVChannelConfig(up_factor=hidden_factor)),
         ]
     return LMConfig(
         vocab_size=vocab_size,
@@ -116,7 +116,7 @@ def write(config: LMConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "num_hidden_layers": len(config.blocks) // 2,
-        "attention_hidden_size": round_up(mixer.expand * config.width, mixer.multiple),
+        "attention_hidden_size": round_up(mixer.up_factor * config.width, mixer.up_multiple),
         "intermediate_size": round_up(channel.up_factor * config.width, channel.up_multiple),
         "layer_norm_epsilon": EPS,
         "rescale_every": 0,
