@@ -92,18 +92,25 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 
+FIRST = {"mlstm", "mlstm_large", "slstm", "attention", "lstm"}
+
+
 def slow(*conditions):
     return pytest.mark.slow if all(conditions) else ()
 
 
-# By default a mixer runs through all tests in both precisions; its options, whose definitions are proven in tests/ops,
-# run through the tests of cuts, resets and padding, on their kernels.
+# By default the first mixers run through all tests in both precisions, and every other in float32, on its kernels; its
+# definition is proven in tests/ops. Options run through the tests of cuts, resets and padding, on their kernels.
 every = pytest.mark.parametrize("name", [pytest.param(n, marks=slow(n not in MIXERS)) for n in CONFIGS])
 in_every_precision, with_every_option = (
     pytest.mark.parametrize(
         ("name", "dtype"),
         [
-            pytest.param(name, dtype, marks=slow(name not in MIXERS, dtype == torch.float64 or not options))
+            pytest.param(
+                name,
+                dtype,
+                marks=slow(name not in FIRST, dtype == torch.float64 or (name not in MIXERS and not options)),
+            )
             for name in CONFIGS
             for dtype in PRECISIONS
         ],
