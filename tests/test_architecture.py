@@ -73,7 +73,10 @@ def is_kernel_page(parts):
     """Kernels and what they are written with: they import their compiler, so others import them when they run."""
     if parts and parts[0] == "ops" and len(parts) > 1:
         return len(parts) > 2 and parts[2] in {"numba", "triton"}
-    return list(parts[:2]) == ["runtime", "cpu"] or list(parts[:3]) == ["runtime", "gpu", "math"]
+    return list(parts[:2]) == ["runtime", "cpu"] or list(parts[:3]) in (
+        ["runtime", "gpu", "math"],
+        ["runtime", "gpu", "tiles"],
+    )
 
 
 def problems(path, source):

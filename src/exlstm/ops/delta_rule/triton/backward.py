@@ -23,16 +23,15 @@ from exlstm.ops.delta_rule.triton.tiles import (
     chunk_at,
     decays_of,
     late_of,
-    load_matrix,
     load_numbers,
     load_steps,
     pair_weights,
     scores,
-    store_matrix,
     store_numbers,
     store_steps,
     total_of,
 )
+from exlstm.runtime.gpu.tiles import load_matrix, store_matrix
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -113,21 +113,6 @@ def store_numbers(x, value, here, H, L: tl.constexpr):
 
 
 @triton.jit
-def load_matrix(x, first_k, first_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """A block [BK, BV] of a [K, V] matrix, zeros beyond its end."""
-    k, v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
-    return tl.load(x + k[:, None] * V + v[None, :], mask=(k < K)[:, None] & (v < V)[None, :], other=0.0)
-
-
-@triton.jit
-def store_matrix(x, value, first_k, first_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """The inverse of `load_matrix`."""
-    k, v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
-    there = (k < K)[:, None] & (v < V)[None, :]
-    tl.store(x + k[:, None] * V + v[None, :], value.to(x.dtype.element_ty), mask=there)
-
-
-@triton.jit
 def last_of(x, L: tl.constexpr):
     """The last number of a chunk."""
     return tl.sum(tl.where(tl.arange(0, L) == L - 1, x, 0), 0)

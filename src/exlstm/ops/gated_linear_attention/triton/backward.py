@@ -16,15 +16,14 @@ from exlstm.ops.gated_linear_attention.triton.tiles import (
     SIZES,
     gates_of,
     load_gates,
-    load_matrix,
     load_scores,
     load_step,
     load_steps,
     resets_before,
     steps_of,
-    store_matrix,
     store_steps,
 )
+from exlstm.runtime.gpu.tiles import load_matrix, store_matrix
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -33,17 +32,17 @@ def state_gradient_kernel(q, do, g, reset, last, after, first, T, N, H, const):
     merged, kk, vv = tl.program_id(0).to(tl.int64), tl.program_id(1) * const.BK, tl.program_id(2) * const.BV
     row, head, size = merged // H, merged % H, tl.full([], const.K, tl.int64) * const.V
     q, do, g = steps_of(q, row, head), steps_of(do, row, head), gates_of(g, reset, row, head, T)
-    ds = load_matrix(last + merged * size, kk, vv, const)
+    ds = load_matrix(last + merged * size, kk, vv, const.K, const.V, const.BK, const.BV)
     for back in range(N):
         block = merged * 0 + N - 1 - back
         begin = block * BLOCK
-        store_matrix(after + (merged * N + block) * size, ds, kk, vv, const)
+        store_matrix(after + (merged * N + block) * size, ds, kk, vv, const.K, const.V, const.BK, const.BV)
         gates = load_gates(g, begin, T, kk, const, BLOCK)
         do_TV = load_steps(do, begin, T, vv, const.V, const.BV, BLOCK)
         q_TK = load_steps(q, begin, T, kk, const.K, const.BK, BLOCK) * tl.exp(tl.cumsum(gates, 0))
         ds = ds * tl.exp(tl.sum(gates, 0))[:, None]
         ds = tl.dot(tl.trans(q_TK.to(do_TV.dtype)), do_TV, ds, input_precision=const.PRECISION)
-    store_matrix(first + merged * size, ds, kk, vv, const)
+    store_matrix(first + merged * size, ds, kk, vv, const.K, const.V, const.BK, const.BV)
 
 
 @triton.jit
@@ -67,7 +66,7 @@ def store_dv(dv, scores, k, do, g, after, begin, T, const):
         for kk in range(0, const.K, const.BK):
             rest = tl.cumsum(load_gates(g, begin + 1, end, kk, const, BLOCK), 0, reverse=True)
             k_SK = load_steps(k, begin, T, kk, const.K, const.BK, BLOCK) * tl.exp(rest)
-            ds_KV = load_matrix(after, kk, vv, const)
+            ds_KV = load_matrix(after, kk, vv, const.K, const.V, const.BK, const.BV)
             total = tl.dot(k_SK.to(ds_KV.dtype), ds_KV, total, input_precision=const.PRECISION)
         store_steps(dv, total, begin, T, vv, const.V, const.BV, BLOCK)
 
@@ -96,7 +95,8 @@ def state_products(v, do, before, after, begin, T, kk, const):
     read, write = tl.zeros([BLOCK, const.BK], tl.float32), tl.zeros([BLOCK, const.BK], tl.float32)
     kept = tl.zeros([const.BK], tl.float32)
     for vv in range(0, const.V, const.BV):
-        s_KV, ds_KV = load_matrix(before, kk, vv, const), load_matrix(after, kk, vv, const)
+        s_KV = load_matrix(before, kk, vv, const.K, const.V, const.BK, const.BV)
+        ds_KV = load_matrix(after, kk, vv, const.K, const.V, const.BK, const.BV)
         do_TV = load_steps(do, begin, T, vv, const.V, const.BV, BLOCK)
         v_SV = load_steps(v, begin, T, vv, const.V, const.BV, BLOCK)
         read = tl.dot(do_TV, tl.trans(s_KV), read, input_precision=const.PRECISION)

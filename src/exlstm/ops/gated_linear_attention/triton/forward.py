@@ -20,15 +20,14 @@ from exlstm.ops.gated_linear_attention.triton.tiles import (
     gates_of,
     load_gate,
     load_gates,
-    load_matrix,
     load_scores,
     load_step,
     load_steps,
     resets_before,
     steps_of,
-    store_matrix,
     store_steps,
 )
+from exlstm.runtime.gpu.tiles import load_matrix, store_matrix
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -70,12 +69,12 @@ def state_kernel(k, v, g, reset, first, tiles, last, T, N, H, const, TILE: tl.co
     row, head = merged // H, merged % H
     k, v, g = steps_of(k, row, head), steps_of(v, row, head), gates_of(g, reset, row, head, T)
     size = tl.full([], const.K, tl.int64) * const.V
-    s = load_matrix(first + merged * size, kk, vv, const)
+    s = load_matrix(first + merged * size, kk, vv, const.K, const.V, const.BK, const.BV)
     for step in range(N):
         tile = merged * 0 + step
-        store_matrix(tiles + (merged * N + tile) * size, s, kk, vv, const)
+        store_matrix(tiles + (merged * N + tile) * size, s, kk, vv, const.K, const.V, const.BK, const.BV)
         s = written(s, k, v, g, tile * TILE, T, kk, vv, const, TILE)
-    store_matrix(last + merged * size, s, kk, vv, const)
+    store_matrix(last + merged * size, s, kk, vv, const.K, const.V, const.BK, const.BV)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -85,7 +84,7 @@ def output_kernel(q, k, v, g, reset, scores, tiles, o, T, N, H, const, PARTS: tl
     row, head, size = merged // H, merged % H, tl.full([], const.K, tl.int64) * const.V
     q, k, v, o = steps_of(q, row, head), steps_of(k, row, head), steps_of(v, row, head), steps_of(o, row, head)
     g, scores = gates_of(g, reset, row, head, T), scores + merged * N * PARTS * BLOCK * BLOCK
-    s = load_matrix(tiles + (merged * N + tile) * size, 0, vv, const).to(tl.float32)
+    s = load_matrix(tiles + (merged * N + tile) * size, 0, vv, const.K, const.V, const.BK, const.BV).to(tl.float32)
     for part in range(PARTS):
         begin = (tile * PARTS + part) * BLOCK
         carry = tl.exp(tl.cumsum(load_gates(g, begin, T, 0, const, BLOCK), 0))

@@ -24,17 +24,13 @@ from exlstm.ops.gated_linear_attention.chunkwise import read_before_writing
 from exlstm.ops.gated_linear_attention.triton.backward import gradient_kernel, state_gradient_kernel
 from exlstm.ops.gated_linear_attention.triton.forward import output_kernel, score_kernel, state_kernel
 from exlstm.ops.gated_linear_attention.triton.step import Vectors, step_kernel
-from exlstm.ops.gated_linear_attention.triton.tiles import BLOCK, Constants, Rows
+from exlstm.ops.gated_linear_attention.triton.tiles import BLOCK, Constants
 from exlstm.runtime.gpu.operator import block_size, operator
+from exlstm.runtime.gpu.tiles import rows
 
 STEPS = BLOCK.value
 PARTS = 4  # blocks of a tile, forward
 MIN_PROGRAMS = 512  # of a step: some for each of the hundred or so multiprocessors of a large GPU
-
-
-def rows(x_BTHD: Tensor) -> Rows:
-    """A tensor and its strides, for a kernel."""
-    return Rows(x_BTHD, *x_BTHD.stride()[:3])
 
 
 def without_gaps(x: Tensor) -> Tensor:

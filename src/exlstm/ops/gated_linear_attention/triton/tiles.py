@@ -12,24 +12,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from exlstm.runtime.gpu.tiles import Steps
+
 SIZES = ("T", "N", "H")
 BLOCK = tl.constexpr(16)  # steps of a block, whose pairs have a decay each
-
-
-class Rows(NamedTuple):
-    """A tensor [B, T, H, width]: address, strides of row, step and head. The width is without gaps."""
-
-    at: Any
-    b: Any
-    t: Any
-    h: Any
-
-
-class Steps(NamedTuple):
-    """The steps [T, width] of a row and head: address and stride."""
-
-    at: Any
-    t: Any
 
 
 class Gates(NamedTuple):
@@ -113,22 +99,6 @@ def resets_before(g, begin, T, TILE: tl.constexpr):
     """[TILE]: how many resets there were since `begin`, that of the step included."""
     step = begin + tl.arange(0, TILE)
     return tl.cumsum((tl.load(g.reset + step, mask=step < T, other=0) != 0).to(tl.int32), 0)
-
-
-@triton.jit
-def load_matrix(x, kk, vv, const):
-    """A block [BK, BV] of a contiguous [K, V] matrix, zeros beyond its end."""
-    k, v = kk + tl.arange(0, const.BK), vv + tl.arange(0, const.BV)
-    there = (k < const.K)[:, None] & (v < const.V)[None, :]
-    return tl.load(x + k[:, None] * const.V + v[None, :], mask=there, other=0.0)
-
-
-@triton.jit
-def store_matrix(x, value, kk, vv, const):
-    """The inverse of `load_matrix`."""
-    k, v = kk + tl.arange(0, const.BK), vv + tl.arange(0, const.BV)
-    there = (k < const.K)[:, None] & (v < const.V)[None, :]
-    tl.store(x + k[:, None] * const.V + v[None, :], value.to(x.dtype.element_ty), mask=there)
 
 
 @triton.jit

@@ -19,16 +19,15 @@ from exlstm.ops.mlstm.triton.tiles import (
     SIZES,
     Gates,
     Memory,
-    load_matrix,
     load_steps,
     load_vector,
     moved,
     sequence_at,
     steps_at,
-    store_matrix,
     store_steps,
     tile_at,
 )
+from exlstm.runtime.gpu.tiles import load_matrix, store_matrix
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -24,8 +24,9 @@ from exlstm.ops.mlstm.triton.backward import gradient_kernel, mass_kernel, state
 from exlstm.ops.mlstm.triton.config import Config, Launch, config_of, work_of
 from exlstm.ops.mlstm.triton.forward import output_kernel, state_kernel
 from exlstm.ops.mlstm.triton.gates import NUM_PLANES, sum_kernel, unit_kernel, unit_scan
-from exlstm.ops.mlstm.triton.tiles import Constants, Memory, Rows, Sequences
+from exlstm.ops.mlstm.triton.tiles import Constants, Memory, Sequences
 from exlstm.runtime.gpu.operator import block_size, operator
+from exlstm.runtime.gpu.tiles import rows
 
 SCAN_TILES = 256  # tiles that a program of the scan over tiles takes at once
 
@@ -92,11 +93,6 @@ def tiling_of(q_BTHK: Tensor, v_BTHV: Tensor, borders: Tensor | None, chunk_len:
     exact = q_BTHK.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     layout = layout_of(q_BTHK, borders, config.tile, config.parts)
     return Tiling(layout, config, T, H, K, V, "ieee" if exact else "tf32")
-
-
-def rows(x_BTHD: Tensor) -> Rows:
-    """A tensor and its strides, for a kernel."""
-    return Rows(x_BTHD, *x_BTHD.stride()[:3])
 
 
 def options(launch: Launch) -> dict[str, int]:

@@ -13,23 +13,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from exlstm.runtime.gpu.tiles import Steps
+
 SIZES = ("T", "N", "G", "H")
-
-
-class Rows(NamedTuple):
-    """A tensor [B, T, H, width]: address, strides of row, step and head. The width is without gaps."""
-
-    at: Any
-    b: Any
-    t: Any
-    h: Any
-
-
-class Steps(NamedTuple):
-    """Consecutive steps [T, width] of a sequence and head: address and stride."""
-
-    at: Any
-    t: Any
 
 
 class Memory(NamedTuple):
@@ -133,24 +119,6 @@ def store_steps(x, value, left, first, TILE: tl.constexpr, WIDTH: tl.constexpr, 
     step, column = tl.arange(0, TILE), first + tl.arange(0, BLOCK)
     there = (step < left)[:, None] & (column < WIDTH)[None, :]
     tl.store(x.at + step[:, None] * x.t + column[None, :], value.to(x.at.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def load_matrix(x, first_k, first_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """A block [BK, BV] of a contiguous [K, V] matrix, zeros beyond its end."""
-    k, v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
-    at = x + k[:, None] * V + v[None, :]
-    if K % BK == 0 and V % BV == 0:
-        return tl.load(at)
-    return tl.load(at, mask=(k < K)[:, None] & (v < V)[None, :], other=0.0)
-
-
-@triton.jit
-def store_matrix(x, value, first_k, first_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """The inverse of `load_matrix`."""
-    k, v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
-    there = (k < K)[:, None] & (v < V)[None, :]
-    tl.store(x + k[:, None] * V + v[None, :], value.to(x.dtype.element_ty), mask=there)
 
 
 @triton.jit
