@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes, depth, require, shape
+from exlstm.models.checkpoints.layout import SavedSettings, Shapes, depth, require, shape
 from exlstm.models.checkpoints.rules import Rule, one, same, split, split_rows
 from exlstm.models.checkpoints.transformers.parts import (
     activation,
@@ -24,7 +24,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     is_tied,
     plain_model,
     root,
-    shard_name,
+    transformers_layout,
 )
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 
@@ -135,15 +135,11 @@ def fits(config: LMConfig) -> bool:
     return isinstance(mixer, AttentionConfig) and mixer.rope_base is None
 
 
-GPT2 = Layout(
-    name="huggingface",
+GPT2 = transformers_layout(
     has=(r"(transformer\.)?(wte|wpe)\.",),
-    config_file="config.json",
     read=read,
     rules=rules,
     write=write,
-    shard=shard_name,
-    indexed=True,
     model_types=("gpt2",),
     fits=fits,
     # buffers of masks, which older versions saved

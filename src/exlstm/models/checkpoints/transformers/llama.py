@@ -11,7 +11,7 @@ model.layers.b.input_layernorm                          mixer_norm
 from typing import Any
 
 from exlstm.mixers.attention import Attention, AttentionConfig
-from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes, depth, require, shape
+from exlstm.models.checkpoints.layout import SavedSettings, Shapes, depth, require, shape
 from exlstm.models.checkpoints.rules import Rule, concatenated, same
 from exlstm.models.checkpoints.transformers.parts import (
     activation,
@@ -23,7 +23,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     plain_model,
     root,
     rope_base,
-    shard_name,
+    transformers_layout,
 )
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 
@@ -131,15 +131,11 @@ def fits(config: LMConfig) -> bool:
     return isinstance(mixer, AttentionConfig) and mixer.rope_base is not None
 
 
-LLAMA = Layout(
-    name="huggingface",
+LLAMA = transformers_layout(
     has=(r"(model\.)?layers\.\d+\.self_attn\.",),
-    config_file="config.json",
     read=read,
     rules=rules,
     write=write,
-    shard=shard_name,
-    indexed=True,
     model_types=("llama", "mistral"),
     fits=fits,
     ignored=r".*\.rotary_emb\.inv_freq",

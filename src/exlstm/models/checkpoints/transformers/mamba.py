@@ -11,14 +11,14 @@ backbone.layers.b.norm                      mixer_norm
 from typing import Any
 
 from exlstm.mixers.mamba import MambaConfig
-from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes, ceil_to, depth, factor, require, shape
+from exlstm.models.checkpoints.layout import SavedSettings, Shapes, ceil_to, depth, factor, require, shape
 from exlstm.models.checkpoints.rules import Rule, conv, same
 from exlstm.models.checkpoints.transformers.parts import (
     ends,
     equal_blocks,
     is_tied,
     plain_model,
-    shard_name,
+    transformers_layout,
 )
 from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.nn.layers import round_up
@@ -108,15 +108,11 @@ def write(config: LMConfig) -> dict[str, Any]:
     }
 
 
-MAMBA = Layout(
-    name="huggingface",
+MAMBA = transformers_layout(
     has=(r"backbone\.layers\.\d+\.mixer\.x_proj\.",),
-    config_file="config.json",
     read=read,
     rules=rules,
     write=write,
-    shard=shard_name,
-    indexed=True,
     model_types=("mamba",),
     fits=lambda config: isinstance(config.blocks[0].mixer, MambaConfig),
 )

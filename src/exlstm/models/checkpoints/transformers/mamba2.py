@@ -11,7 +11,6 @@ from typing import Any
 
 from exlstm.mixers.mamba2 import Mamba2Config
 from exlstm.models.checkpoints.layout import (
-    Layout,
     SavedSettings,
     Shapes,
     ceil_to,
@@ -28,7 +27,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     equal_blocks,
     is_tied,
     plain_model,
-    shard_name,
+    transformers_layout,
 )
 from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.nn.layers import round_up
@@ -122,15 +121,11 @@ def write(config: LMConfig) -> dict[str, Any]:
     }
 
 
-MAMBA2 = Layout(
-    name="huggingface",
+MAMBA2 = transformers_layout(
     has=(r"backbone\.layers\.\d+\.mixer\.dt_bias$",),
-    config_file="config.json",
     read=read,
     rules=rules,
     write=write,
-    shard=shard_name,
-    indexed=True,
     model_types=("mamba2",),
     fits=lambda config: isinstance(config.blocks[0].mixer, Mamba2Config),
 )

@@ -1,9 +1,10 @@
 """Parts that layouts of transformers' models share: names of files, ends of a model, activations, rotary positions."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-from exlstm.models.checkpoints.layout import SavedSettings, Shapes, plain_embedding
+from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes, plain_embedding
 from exlstm.models.checkpoints.rules import Rule, repeated, same
 from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.nn.layers import Activation
@@ -20,6 +21,10 @@ ACTIVATIONS: dict[str, Activation] = {
 def shard_name(number: int, count: int) -> str:
     """File name of a shard."""
     return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+# a folder as transformers writes it
+transformers_layout = partial(Layout, name="huggingface", config_file="config.json", shard=shard_name, indexed=True)
 
 
 def root(names: Iterable[str] | None, prefix: str) -> str:

@@ -23,7 +23,6 @@ from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.rglru import RGLRU, RGLRUConfig
 from exlstm.models.checkpoints.layout import (
-    Layout,
     SavedSettings,
     Shapes,
     ceil_to,
@@ -41,7 +40,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     plain_model,
     root,
     rope_base,
-    shard_name,
+    transformers_layout,
 )
 from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
 from exlstm.nn.layers import round_up
@@ -222,15 +221,11 @@ def write(config: LMConfig) -> dict[str, Any]:
     }
 
 
-RECURRENT_GEMMA = Layout(
-    name="huggingface",
+RECURRENT_GEMMA = transformers_layout(
     has=(r"(model\.)?layers\.\d+\.temporal_block\.",),
-    config_file="config.json",
     read=read,
     rules=rules,
     write=write,
-    shard=shard_name,
-    indexed=True,
     model_types=("recurrent_gemma",),
     fits=lambda config: isinstance(config.blocks[0].mixer, RGLRUConfig),
 )

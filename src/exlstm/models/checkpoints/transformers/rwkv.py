@@ -17,7 +17,6 @@ from typing import Any
 from exlstm.mixers.rwkv4 import RWKV4Config
 from exlstm.mixers.rwkv_channel import RWKVChannelConfig
 from exlstm.models.checkpoints.layout import (
-    Layout,
     SavedSettings,
     Shapes,
     ceil_to,
@@ -28,7 +27,7 @@ from exlstm.models.checkpoints.layout import (
     shape,
 )
 from exlstm.models.checkpoints.rules import Rule, one, same
-from exlstm.models.checkpoints.transformers.parts import ends, is_tied, plain_model, shard_name
+from exlstm.models.checkpoints.transformers.parts import ends, is_tied, plain_model, transformers_layout
 from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.nn.layers import round_up
 
@@ -125,15 +124,11 @@ def write(config: LMConfig) -> dict[str, Any]:
     }
 
 
-RWKV = Layout(
-    name="huggingface",
+RWKV = transformers_layout(
     has=(r"rwkv\.blocks\.",),
-    config_file="config.json",
     read=read,
     rules=rules,
     write=write,
-    shard=shard_name,
-    indexed=True,
     model_types=("rwkv",),
     fits=lambda config: isinstance(config.blocks[0].mixer, RWKV4Config),
 )
