@@ -209,8 +209,15 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
 NOT_REPLAYED = {"attention", "hyena", "slstm silu", "slstm low rank", "slstm learned"}
 
 
-@pytest.mark.parametrize("B", [1, 3])
-@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize(
+    ("B", "norm"),
+    [
+        (1, "layer"),
+        (3, "rms"),
+        pytest.param(1, "rms", marks=pytest.mark.slow),
+        pytest.param(3, "layer", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_mixer_replayed_or_not(name, norm, B, two_threads):
     config = replace(LARGE, norm=norm, blocks=(BlockConfig(mixer=VARIANTS[name], mlp=MLPConfig(hidden=20)),) * 2)

@@ -21,6 +21,8 @@ pytest.importorskip("triton", reason="Triton has no wheel for this system")
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero):RuntimeWarning")
 FORMS = ["decay per key", "decay per key, bonus"]
 every_form = pytest.mark.parametrize("form", FORMS)
+# the interpreter takes its time: of what both forms share, one is tested by default
+with_slow_breadth = pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[1], marks=pytest.mark.slow)])
 
 
 def everything(case, x, **options):
@@ -45,7 +47,7 @@ def test_names():
     check(FORMS[1], 2, 5, 2, 4, 3)
 
 
-@every_form
+@with_slow_breadth
 @pytest.mark.parametrize(("B", "T", "H"), [(1, 1, 1), (1, 16, 1), (2, 20, 2), (1, 70, 1)])
 def test_lengths(form, B, T, H):
     check(form, B, T, H, 8, 6)
@@ -56,7 +58,7 @@ def test_widths_of_several_blocks_and_of_no_power_of_two(K, V):
     check(FORMS[0], 1, 20, 1, K, V)
 
 
-@every_form
+@with_slow_breadth
 @pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
 def test_resets(form, share):
     """In, on and between blocks and tiles."""
@@ -69,7 +71,14 @@ def test_ragged_rows(form):
     check(form, 3, 20, 1, 8, 8, lengths_B=lengths_B, reset_BT=resets(3, 20, 0.05))
 
 
-@pytest.mark.parametrize(("form", "scale"), [(FORMS[0], 1.0), (FORMS[0], 20.0), (FORMS[1], 20.0)])
+@pytest.mark.parametrize(
+    ("form", "scale"),
+    [
+        (FORMS[1], 20.0),
+        pytest.param(FORMS[0], 1.0, marks=pytest.mark.slow),
+        pytest.param(FORMS[0], 20.0, marks=pytest.mark.slow),
+    ],
+)
 def test_accuracy(form, scale):
     """As accurate as the definition in float32, with weak and with strong decays."""
     case = RECURRENCES[form]
@@ -77,7 +86,7 @@ def test_accuracy(form, scale):
     assert_as_accurate(partial(case.run, backend="triton"), case.run, draws, names=case.names)
 
 
-@every_form
+@with_slow_breadth
 def test_decays_of_nothing_and_of_everything(form):
     """g of 0, -inf, and of sizes whose sums swallow their neighbors."""
     case = RECURRENCES[form]
@@ -88,7 +97,7 @@ def test_decays_of_nothing_and_of_everything(form):
     comparison.assert_same(everything(case, x, backend="triton"), want, tolerance=1e-5)
 
 
-@every_form
+@with_slow_breadth
 @pytest.mark.parametrize("T", [1, 30])
 @torch.no_grad()
 def test_a_reset_ends_infinity(form, T):
@@ -105,7 +114,7 @@ def test_a_reset_ends_infinity(form, T):
     torch.testing.assert_close(state.s_BHKV, after.s_BHKV, rtol=1e-5, atol=1e-5)
 
 
-@every_form
+@with_slow_breadth
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("H", "K", "V"), [(2, 33, 15), (1, 256, 130)])
 @torch.no_grad()

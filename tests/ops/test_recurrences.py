@@ -47,7 +47,7 @@ def test_any_shape_is_the_definition(name, backend, data):
 
 
 @every_form
-@pytest.mark.parametrize("scale", [1.0, 20.0])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(20.0, marks=pytest.mark.slow)])
 def test_accuracy(name, backend, scale):
     """At sizes that models have, with gates that are mostly open, and with extreme ones."""
     case = RECURRENCES[name]
@@ -55,11 +55,14 @@ def test_accuracy(name, backend, scale):
     assert_as_accurate(partial(case.run, backend=backend), case.run, draws, names=case.names)
 
 
-@every_form
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, backend) for name, backend in FAST if backend != "numba"]
+    # torch differentiates the definition by itself
+    + [pytest.param(name, "recurrent", marks=pytest.mark.slow) for name in RECURRENCES],
+)
 def test_gradients_in_float64(name, backend):
     """torch's finite differences, of a form that takes float64, and of the definition."""
-    if backend == "numba":
-        backend = "recurrent"
     case = RECURRENCES[name]
     x = [t.requires_grad_() for t in case.make(2, 5, case.small, dtype=torch.float64)]
     rows = {"reset_BT": torch.tensor([[False, True, False, False, False]] * 2), "lengths_B": torch.tensor([5, 3])}

@@ -75,7 +75,7 @@ def test_any_shape_is_the_definition(data):
 
 
 @every
-@pytest.mark.parametrize("scale", [1.0, 20.0])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(20.0, marks=pytest.mark.slow)])
 def test_accuracy(name, scale):
     case = RECURRENCES[name]
     draws = [here(case.make(2, 40, case.small, scale=scale, seed=seed)) for seed in range(3)]
