@@ -1,6 +1,4 @@
-"""RWKV-4 against transformers' recurrence and model, and the published counts of parameters."""
-
-from dataclasses import replace
+"""RWKV-4 against transformers' recurrence and model, and counts of parameters of the channel mix."""
 
 import pytest
 import torch
@@ -8,8 +6,6 @@ from transformers import RwkvConfig, RwkvModel
 from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
 
 from exlstm.mixers import MIXERS
-from exlstm.models.lm import LM
-from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.summary import parameters
 from exlstm.ops.wkv4 import WKV4State, wkv4
 
@@ -60,17 +56,6 @@ def test_a_layer():
     y = x + time(theirs.ln1(x))[0]
     y = y + channel(theirs.ln2(y))[0]
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("depth", "width", "vocabulary", "count"),
-    [(24, 1024, 50304, 430_452_736), (24, 1024, 50277, 430_397_440), (12, 768, 50277, 169_342_464)],
-)
-def test_published_counts(depth, width, vocabulary, count):
-    """The model of the xLSTM paper's Table 1, and RWKV-4's 430M and 169M: norms have biases, and there is one more."""
-    config = replace(lm_from_pattern(f"rwkv4*{depth}", vocab_size=vocabulary, width=width), norm_bias=True)
-    with torch.device("meta"):
-        assert parameters(LM(config)) + 2 * width == count
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,30 @@ def test_the_counts_that_the_paper_prints(name, millions):
         ("gla-412m", 411_962_368),
         ("hgrn2-411m", 411_378_688 + 23 * 1024),
         ("hgrn-411m", 411_378_688 + 23 * 1024),  # with a lower bound in all layers but the first
+        ("h3-420m", 419_440_640 - 24 * 128 * 1024),  # less the vectors B of both state spaces
+        ("hyena-435m", 434_144_768 - 24 * 33 * 2048),  # less the features of positions
+        ("retnet-431m", 431_801_344),
+        ("mamba-130m", 129_135_360),
+        ("mamba-370m", 371_516_416),
+        ("mamba-790m", 793_204_224),
+        ("mamba-1.4b", 1_372_178_432),
+        ("mamba-2.8b", 2_768_345_600),
+        ("mamba2-130m", 128_989_632),
+        ("mamba2-370m", 368_346_624),
+        ("mamba2-780m", 780_161_280),
+        ("mamba2-1.3b", 1_343_757_312),
+        ("mamba2-2.7b", 2_702_599_680),
+        ("rwkv4-169m", 169_342_464),
+        ("rwkv4-1.5b", 1_515_106_304),
+        ("rwkv4-3b", 2_984_627_200),
+        ("rwkv4-7b", 7_392_649_216),
+        ("rwkv4-14b", 14_148_597_760),
+        ("rwkv5-0.4b", 461_721_600),
+        ("rwkv6-1.6b", 1_599_873_024),
+        ("gla-340m", 341_707_776),
+        ("hyena-153m", 153_700_416 - 18 * 33 * 2048),
+        ("recurrentgemma-2b", 2_682_862_080),
+        ("recurrentgemma-9b", 8_579_977_216),
     ],
 )
 def test_exact_counts(name, parameters):

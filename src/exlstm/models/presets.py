@@ -1,16 +1,13 @@
 """Presets: the architectures of the papers, those of rivals, and small ones for a laptop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
-from exlstm.models.pattern import configured, lm_from_pattern, styled_blocks, xlstm_pattern
-
-GPT2_VOCABULARY = 50_304  # GPT-2's 50,257 tokens, rounded up to a multiple of 64; also what xLSTM-7B uses
+from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
+from exlstm.models.rivals import GPT2_VOCABULARY, OF_TABLE_1, PUBLISHED
 
 
 def paper(ratio: str, depth: int, width: int, slstm_at: tuple[int, ...]) -> LMConfig:
@@ -32,42 +29,6 @@ def synthetic(ratio: str) -> LMConfig:
     return lm_from_pattern(xlstm_pattern(ratio, 2), vocab_size=3, width=64, heads=1)
 
 
-def gpt3() -> LMConfig:
-    """GPT-3 Medium (Brown et al. 2020, arXiv:2005.14165, Table 2.1), all of its attention dense."""
-    block = BlockConfig(
-        mixer=AttentionConfig(heads=16, rope_base=None, bias=True),
-        mlp=MLPConfig(hidden=4096, activation="gelu_tanh", gated=False, bias=True),
-    )
-    return LMConfig(
-        vocab_size=GPT2_VOCABULARY,
-        width=1024,
-        blocks=(block,) * 24,
-        norm_bias=True,
-        tie_embeddings=True,
-        positions=2048,
-    )
-
-
-def rival(mixer: str, depth: int, options: Mapping[str, Any], *, hidden: int | None = None, **model: Any) -> LMConfig:
-    """A rival in the paper's Table 1: `depth` times the block of a mixer, or its two blocks, of width 1024.
-
-    options: fields of the mixer's config. hidden: channels inside its MLP or its partner, None: by its style. model:
-    fields of the LMConfig, by default the vocabulary of GPT-2, and the norm of the mixer's style with an eps of 1e-6
-    (RMS) or 1e-5.
-    """
-    config = configured(mixer, options)
-    blocks = [*styled_blocks(config, 1024, options)]
-    last: Any = blocks[-1]
-    if hidden is not None and last.mlp is not None:
-        blocks[-1] = replace(last, mlp=replace(last.mlp, hidden=hidden))
-    elif hidden is not None:
-        blocks[-1] = replace(last, mixer=replace(last.mixer, up_factor=hidden / 1024))
-    norm = config.style.norm
-    usual = {"vocab_size": GPT2_VOCABULARY, "norm": norm, "norm_eps": 1e-6 if norm == "rms" else 1e-5}
-    return LMConfig(**{**usual, "width": 1024, "blocks": tuple(blocks * depth), **model})
-
-
-RWKV: dict[str, Any] = {"norm_bias": True, "embed_norm": True}
 SLSTM_OF_48 = (3, 5, 7, 40, 42, 44)  # where the paper's xLSTM[7:1] of 48 blocks has its sLSTM
 # the names by family, as `exlstm presets` shows them
 FAMILIES: dict[str, dict[str, Callable[[], LMConfig]]] = {
@@ -96,18 +57,8 @@ FAMILIES: dict[str, dict[str, Callable[[], LMConfig]]] = {
         "laptop-medium": partial(lm_from_pattern, "mmsmm", vocab_size=4096, width=256),
         "laptop-large": partial(lm_from_pattern, "mmmsmmmm", vocab_size=8192, width=384),
     },
-    # of the xLSTM paper's Table 1, whose numbers of parameters pin down their shapes
-    "rivals": {
-        "gpt3-356m": gpt3,
-        "llama-407m": partial(rival, "attention", 24, {"heads": 16}, hidden=2752),
-        "mamba-423m": partial(rival, "mamba", 48, {}, norm_eps=1e-5),
-        "rwkv4-430m": partial(rival, "rwkv4", 24, {}, **RWKV),
-        "rwkv5-456m": partial(rival, "rwkv5", 24, {"heads": 16}, hidden=4096, **RWKV),
-        "rwkv6-442m": partial(rival, "rwkv6", 24, {"heads": 16}, hidden=3584, **RWKV),
-        "hgrn-411m": partial(rival, "hgrn", 24, {}, hidden=2816),
-        "gla-412m": partial(rival, "gla", 24, {}, hidden=2816),
-        "hgrn2-411m": partial(rival, "hgrn2", 24, {"heads": 8}, hidden=2816),
-    },
+    "rivals of Table 1": OF_TABLE_1,
+    "rivals as published": PUBLISHED,
 }
 PRESETS: dict[str, Callable[[], LMConfig]] = {name: make for group in FAMILIES.values() for name, make in group.items()}
 
