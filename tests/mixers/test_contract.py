@@ -379,7 +379,7 @@ def test_inputs_that_do_not_fit(name):
     refused(lambda: mixer(x[:, :0]), "at least one step")
     refused(lambda: mixer(x[..., :-1]), "x has shape (2, 6, 31)", "[batch, time, 32]")
     refused(lambda: mixer(x[0]), "x has shape (6, 32)")
-    for width in (0, -1):
+    for width in (0, -1, 2.5):
         refused(lambda width=width: CONFIGS[name].build(width), f"width is {width}", "at least 1")
 
 

@@ -103,9 +103,9 @@ def checked(x_BTD: Tensor, width: int, reset_BT: Tensor | None, lengths_B: Tenso
 
 
 def check_width(width: int) -> None:
-    """ValueError for a model width below 1."""
-    if width < 1:
-        raise ValueError(f"width is {width}; a mixer needs at least 1.")
+    """ValueError for a model width that is no whole number, or below 1."""
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"width is {width!r}; it must be a whole number of at least 1.")
 
 
 def mask_tail(y_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:
