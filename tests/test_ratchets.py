@@ -204,6 +204,7 @@ def test_every_op_has_the_same_faces():
         "bonus",
         "conv",
         "delta_rule",
+        "ema",
         "features",
         "gated_linear_attention",
         "gated_norm",
