@@ -202,6 +202,7 @@ def test_every_op_has_the_same_faces():
         "assoc_lstm",
         "block_linear",
         "bonus",
+        "chunk_attention",
         "conv",
         "delta_rule",
         "ema",
