@@ -258,6 +258,7 @@ def test_the_mixers_have_these_names():
         "bigs": "BiGSConfig",
         "h3": "H3Config",
         "hyena": "HyenaConfig",
+        "mega": "MegaConfig",
         "mamba": "MambaConfig",
         "linear_attention": "LinearAttentionConfig",
         "performer": "PerformerConfig",

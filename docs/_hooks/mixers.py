@@ -78,6 +78,12 @@ FACTS: dict[str, Fact] = {
     "gated_deltanet": Fact(DELTA, "S = α S + β k (v − α Sᵀk)ᵀ", TRIANGULAR, "fla, transformers"),
     "rwkv7": Fact(DELTA, "S = diag(w) S − (κ a)(κᵀS) + k vᵀ", TRIANGULAR, "rwkv, fla"),
     "attention": Fact(SOFTMAX, "softmax(q Kᵀ) V", "matrix products", "torch, transformers"),
+    "mega": Fact(
+        SOFTMAX,
+        "h = a h + x, a constant, several per channel; softmax(q Kᵀ) V of h within chunks",
+        "Toeplitz and matrix products within chunks",
+        "mega-pytorch",
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
+from exlstm.mixers.mega import MegaConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.mult_lstm import MultLSTMConfig
@@ -205,8 +206,11 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "rwkv_channel of version 7": RWKVChannelConfig(share="past", receptance=False),
     "hgrn complex": HGRNConfig(form="complex"),
     "s5 half_glu1": S5Config(activation="half_glu1"),
+    "mega laplace": MegaConfig(chunk=5, function="laplace"),
+    "mega without chunks": MegaConfig(chunk=None, distances=6),
 }
-NOT_REPLAYED = {"attention", "hyena", "slstm silu", "slstm low rank", "slstm learned"}
+BREADTH = {"mega without chunks"}
+NOT_REPLAYED = {"attention", "hyena", "mega without chunks", "slstm silu", "slstm low rank", "slstm learned"}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,9 @@ NOT_REPLAYED = {"attention", "hyena", "slstm silu", "slstm low rank", "slstm lea
         pytest.param(3, "layer", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in BREADTH else ()) for name in VARIANTS]
+)
 def test_every_mixer_replayed_or_not(name, norm, B, two_threads):
     config = replace(LARGE, norm=norm, blocks=(BlockConfig(mixer=VARIANTS[name], mlp=MLPConfig(hidden=20)),) * 2)
     model, tokens_BT = build(config), tokens(B, 8)

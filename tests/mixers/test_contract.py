@@ -25,6 +25,7 @@ from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.mamba2 import Mamba2Config
 from exlstm.mixers.mamba3 import Mamba3Config
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
+from exlstm.mixers.mega import MegaConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.mult_lstm import MultLSTMConfig
@@ -87,6 +88,8 @@ CONFIGS = {name: config() for name, config in MIXERS.items()} | {
     "s4d inverse law": S4DConfig(poles="inv", states=5),
     "h3 heads of 2": H3Config(head_width=2, conv_width=3, states=5),
     "hyena of 8 taps": HyenaConfig(filter_len=8, features=3),
+    "mega chunks of 5, laplace": MegaConfig(chunk=5, distances=3, function="laplace", states=3, key_width=6),
+    "mega without chunks": MegaConfig(chunk=None, distances=10, value_factor=0.5),
 }
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}

@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from exlstm.ops.assoc_lstm import AssocLSTMState, assoc_lstm
 from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
+from exlstm.ops.ema import EMAState, ema
 from exlstm.ops.features import elu1
 from exlstm.ops.gated_linear_attention import GatedLinearAttentionState, gated_linear_attention
 from exlstm.ops.linear_attention import (
@@ -364,6 +365,16 @@ RECURRENCES = {
         ["EZ", "EZ"],
         {"E": (3, 40), "Z": (4, 32)},
         lti_inputs,
+    ),
+    "ema": Recurrence(
+        ema,
+        EMAState,
+        {"u": "E"},
+        {"factor": "EZ", "weight": "EZ", "skip": "E"},
+        ["EZ"],
+        {"E": (3, 40), "Z": (4, 16)},
+        lambda x, scale: [x[0], torch.sigmoid(1 + scale * x[1]), *x[2:]],
+        ("chunkwise",),
     ),
     "long_conv": Recurrence(
         convolution,

@@ -22,6 +22,7 @@ from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.mamba2 import Mamba2Config
 from exlstm.mixers.mamba3 import Mamba3Config
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
+from exlstm.mixers.mega import MegaConfig
 from exlstm.mixers.mingru import MinGRUConfig
 from exlstm.mixers.minlstm import MinLSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
@@ -63,6 +64,7 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "bigs": BiGSConfig,
     "h3": H3Config,
     "hyena": HyenaConfig,
+    "mega": MegaConfig,
     "mamba": MambaConfig,
     # linear attention
     "linear_attention": LinearAttentionConfig,

@@ -58,6 +58,14 @@ def widened_kernel_obstacle(tensors: Iterable[Tensor | None], other: str | None 
     return cpu_kernel_obstacle(given, other)
 
 
+def single_step_obstacle(tensors: Iterable[Tensor], steps: int) -> str | None:
+    """Why a kernel of single steps without a backward cannot run, or None."""
+    if steps > 1:
+        return "it takes one step at a time"
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return "gradients are wanted, which it does not have" if wanted else None
+
+
 @assume_constant
 def has_triton() -> bool:
     """Whether Triton is installed; torch for NVIDIA and AMD GPUs brings it along."""

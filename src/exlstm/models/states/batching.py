@@ -8,9 +8,10 @@ from torch import Tensor
 from exlstm.mixers.state import LMState, State, join, map_state
 from exlstm.models.states.protocol import StatefulModel
 from exlstm.ops.attention import AttentionState
+from exlstm.ops.chunk_attention import WholeState
 from exlstm.ops.long_conv import LongConvState
 
-CACHES = (AttentionState, LongConvState)  # states that grow with the steps that they have seen
+CACHES = (AttentionState, LongConvState, WholeState)  # states that grow with the steps that they have seen
 
 
 def grows(model: StatefulModel) -> bool:

@@ -19,7 +19,7 @@ from exlstm.ops.long_conv.chunkwise import long_conv_chunkwise
 from exlstm.ops.long_conv.fft import long_conv_fft
 from exlstm.ops.long_conv.reference import LongConvState, long_conv_recurrent, seen_alone
 from exlstm.ops.long_conv.segments import cache_after
-from exlstm.runtime.availability import widened_kernel_obstacle
+from exlstm.runtime.availability import single_step_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.tracing import tracer
 
@@ -67,7 +67,7 @@ def long_conv(
         traced = "it has a row for each segment, and torch traces this call, without these numbers"
     long = f"windows of more than {LONG} steps are faster by transforms" if min(R, S + T) > LONG else None
     candidates = [
-        ("numba", widened_kernel_obstacle(tensors, step_obstacle(tensors, T))),
+        ("numba", widened_kernel_obstacle(tensors, single_step_obstacle(tensors, T))),
         ("chunkwise", traced or (long if backend == "auto" else None)),
         ("fft", traced),
         ("recurrent", None),
@@ -116,14 +116,6 @@ def long_conv_flops(mode: str, length: int, taps: int) -> float:
     if mode == "decode":
         return 2.0 * window
     return float(window) if window <= LONG else 15.0 * log2(2 * length)
-
-
-def step_obstacle(tensors: tuple[Tensor, ...], steps: int) -> str | None:
-    """Why the kernel of single steps, which has no backward, cannot run; or None."""
-    if steps > 1:
-        return "it takes one step at a time"
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return "gradients are wanted, which it does not have" if wanted else None
 
 
 def checked_cache(state: LongConvState | None, u_BTE: Tensor, taps: int) -> LongConvState:

@@ -49,13 +49,13 @@ class Powers(torch.autograd.Function):
 
 
 def planes(x: Tensor) -> Tensor:
-    """A complex tensor with its last axis in pairs re, im: [..., Z] -> [..., 2 Z]."""
-    return torch.view_as_real(x.resolve_conj()).flatten(-2)
+    """A complex tensor with its last axis in pairs re, im: [..., Z] -> [..., 2 Z]. A real one as it is."""
+    return torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x
 
 
-def complex_of(x: Tensor) -> Tensor:
-    """The inverse of `planes`."""
-    return torch.view_as_complex(x.view(*x.shape[:-1], x.shape[-1] // 2, 2))
+def numbers_of(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of `planes`, for numbers of this dtype."""
+    return torch.view_as_complex(x.view(*x.shape[:-1], x.shape[-1] // 2, 2)) if dtype.is_complex else x
 
 
 def product(x_EMI: Tensor, w: Tensor) -> Tensor:
@@ -95,7 +95,10 @@ def states_before(h_BEZ: Tensor, local_ECZ: Tensor, power_P1Z: Tensor, columns: 
 
 
 class LTIChunks(torch.autograd.Function):
-    """(u, h, kernel, powers, read) -> (y_BTE, h after [B, E, Z]). h, powers and read = c a^{1..L} are complex."""
+    """(u, h, kernel, powers, read) -> (y_BTE, h after [B, E, Z]).
+
+    h, powers and read = c a^{1..L} are complex; for systems that are real they may be real.
+    """
 
     @staticmethod
     def forward(
@@ -112,8 +115,9 @@ class LTIChunks(torch.autograd.Function):
         columns = columns_of(B, T, reset_BT)
         ends, C = ends_of(B, columns, reset_BT, lengths_B, u_BTE.device), (columns.N - 1) * B
         u_EML, u_EBL = in_columns(u_BTE, columns.L, columns.place_BT, columns.M), last_steps(u_BTE, ends)
+        dtype = powers_PKZ.dtype
         into = planes(powers_PKZ[:, :-1].flip(1))
-        local_ECZ = complex_of(product(u_EML[:, :C], into)) if C else h_BEZ.new_empty(u_EML.shape[0], 0, h_BEZ.shape[2])
+        local_ECZ = numbers_of(product(u_EML[:, :C], into), dtype) if C else h_BEZ.transpose(0, 1)[:, :0]
         h_EAZ = states_before(h_BEZ, local_ECZ, powers_PKZ[:, -1:], columns)
         y_EML, from_state = (
             product(u_EML, causal_toeplitz(kernel_QL)),
@@ -124,7 +128,7 @@ class LTIChunks(torch.autograd.Function):
         else:
             y_EML[:, columns.entry_NB.flatten()] += from_state
         carried_EBZ = powers_PKZ[:, ends.steps_B] * h_EAZ[:, entries(ends)]
-        after_EBZ = masked(carried_EBZ, ends.carries_B) + complex_of(product(u_EBL, into))
+        after_EBZ = masked(carried_EBZ, ends.carries_B) + numbers_of(product(u_EBL, into), dtype)
         ctx.save_for_backward(u_EML, u_EBL, h_EAZ, kernel_QL, powers_PKZ, read_QLZ, reset_BT, lengths_B)
         ctx.sizes = B, T
         return from_columns(y_EML, B, T, columns.place_BT), after_EBZ.transpose(0, 1).contiguous()
@@ -133,14 +137,14 @@ class LTIChunks(torch.autograd.Function):
     @once_differentiable("lti", "chunkwise")
     def backward(ctx: Any, dy_BTE: Tensor, dafter_BEZ: Tensor) -> tuple[Tensor | None, ...]:
         u_EML, u_EBL, h_EAZ, kernel_QL, powers_PKZ, read_QLZ, reset_BT, lengths_B = ctx.saved_tensors
-        (B, T), P, Q = ctx.sizes, len(powers_PKZ), len(kernel_QL)
+        (B, T), P, Q, dtype = ctx.sizes, len(powers_PKZ), len(kernel_QL), powers_PKZ.dtype
         columns = columns_of(B, T, reset_BT)
         ends, C = ends_of(B, columns, reset_BT, lengths_B, dy_BTE.device), (columns.N - 1) * B
         dy_EML = in_columns(dy_BTE, columns.L, columns.place_BT, columns.M)
         dafter_EBZ = dafter_BEZ.transpose(0, 1)
         dfirst_EAL = dy_EML if columns.entry_NB is None else dy_EML[:, columns.entry_NB.flatten()]
-        dread_QLZ = complex_of(outer(dfirst_EAL, planes(h_EAZ), Q)).conj()
-        dh_EAZ = complex_of(product(dfirst_EAL, planes(read_QLZ.conj())))
+        dread_QLZ = numbers_of(outer(dfirst_EAL, planes(h_EAZ), Q), dtype).conj()
+        dh_EAZ = numbers_of(product(dfirst_EAL, planes(read_QLZ.conj())), dtype)
         # the rows' ends
         dpowers_PKZ, dcarried_EBZ = torch.zeros_like(powers_PKZ), masked(dafter_EBZ, ends.carries_B)
         at_ends = dcarried_EBZ * h_EAZ[:, entries(ends)].conj()
@@ -155,7 +159,7 @@ class LTIChunks(torch.autograd.Function):
             dlocal = planes(dh_EAZ[:, B:])
             dinto += outer(u_EML[:, :C], dlocal, P)
             du_EML[:, :C] += product(dlocal, into.mT)
-        dpowers_PKZ[:, :-1] += complex_of(dinto).flip(1)
+        dpowers_PKZ[:, :-1] += numbers_of(dinto, dtype).flip(1)
         dkernel_QL = diagonal_sums(outer(u_EML, dy_EML, Q))[:, columns.L - 1 :]
         du_BTE = from_columns(du_EML, B, T, columns.place_BT)
         du_BTE = add_to_last_steps(du_BTE, product(dafter, into.mT), ends)
