@@ -202,6 +202,7 @@ def test_every_op_has_the_same_faces():
         "assoc_lstm",
         "block_linear",
         "bonus",
+        "bounded_memory",
         "conv",
         "delta_rule",
         "features",

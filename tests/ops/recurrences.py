@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from exlstm.ops.assoc_lstm import AssocLSTMState, assoc_lstm
+from exlstm.ops.bounded_memory import AveragedMemoryState, BoundedMemoryState, averaged_memory, bounded_memory
 from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
 from exlstm.ops.features import elu1
 from exlstm.ops.gated_linear_attention import GatedLinearAttentionState, gated_linear_attention
@@ -217,6 +218,14 @@ def positive(state: NormalizedState) -> NormalizedState:
     return NormalizedState(state.s_BHKV, state.n_BHK.square())
 
 
+def of_averages(state: AveragedMemoryState) -> AveragedMemoryState:
+    """Sums whose averages are given, and positive sums of weights; of zeros zeros."""
+    den_BHQ = state.den_BHQ.square()
+    return AveragedMemoryState(state.k_BHKQ * den_BHQ[..., None, :], state.v_BHQV * den_BHQ[..., None], den_BHQ)
+
+
+SLOTS = {"H": (2, 2), "K": (4, 32), "V": (5, 40), "Q": (3, 48)}
+
 RECURRENCES = {
     "scan": Recurrence(
         scan,
@@ -418,5 +427,34 @@ RECURRENCES = {
         ["HKV", "HK"],
         {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
         lambda x, scale: [elu1(x[0]), elu1(x[1]), x[2]],
+    ),
+    "bounded_memory": Recurrence(
+        bounded_memory,
+        BoundedMemoryState,
+        {"q": "HK", "k": "HK", "v": "HV", "g": "HQ"},
+        {},
+        ["HKQ", "HQV"],
+        SLOTS,
+        with_log_decays,
+    ),
+    "bounded_memory writes": Recurrence(
+        lambda q, k, v, w, u, state, **options: bounded_memory(
+            q, k, v, None, state, write_BTHQ=w, value_write_BTHQ=u, **options
+        ),
+        BoundedMemoryState,
+        {"q": "HK", "k": "HK", "v": "HV", "w": "HQ", "u": "HQ"},
+        {},
+        ["HKQ", "HQV"],
+        SLOTS,
+        lambda x, scale: [0.3 * x[0], *x[1:]],
+    ),
+    "averaged_memory": Recurrence(
+        lambda *x, **options: averaged_memory(*x[:4], of_averages(x[4]), **options),
+        AveragedMemoryState,
+        {"q": "HK", "k": "HK", "v": "HV", "s": "HQ"},
+        {},
+        ["HKQ", "HQV", "HQ"],
+        SLOTS,
+        lambda x, scale: [*x[:3], scale * x[3]],
     ),
 }
