@@ -224,7 +224,7 @@ def of_averages(state: AveragedMemoryState) -> AveragedMemoryState:
     return AveragedMemoryState(state.k_BHKQ * den_BHQ[..., None, :], state.v_BHQV * den_BHQ[..., None], den_BHQ)
 
 
-SLOTS = {"H": (2, 2), "K": (4, 32), "V": (5, 40), "Q": (3, 48)}
+SLOTS = {"H": (1, 2), "K": (3, 32), "V": (4, 40), "Q": (3, 48)}
 
 RECURRENCES = {
     "scan": Recurrence(
@@ -429,24 +429,15 @@ RECURRENCES = {
         lambda x, scale: [elu1(x[0]), elu1(x[1]), x[2]],
     ),
     "bounded_memory": Recurrence(
-        bounded_memory,
+        lambda q, k, v, g, w, u, state, **options: bounded_memory(
+            q, k, v, g, state, write_BTHQ=w, value_write_BTHQ=u, **options
+        ),
         BoundedMemoryState,
-        {"q": "HK", "k": "HK", "v": "HV", "g": "HQ"},
+        {"q": "HK", "k": "HK", "v": "HV", "g": "HQ", "w": "HQ", "u": "HQ"},
         {},
         ["HKQ", "HQV"],
         SLOTS,
         with_log_decays,
-    ),
-    "bounded_memory writes": Recurrence(
-        lambda q, k, v, w, u, state, **options: bounded_memory(
-            q, k, v, None, state, write_BTHQ=w, value_write_BTHQ=u, **options
-        ),
-        BoundedMemoryState,
-        {"q": "HK", "k": "HK", "v": "HV", "w": "HQ", "u": "HQ"},
-        {},
-        ["HKQ", "HQV"],
-        SLOTS,
-        lambda x, scale: [0.3 * x[0], *x[1:]],
     ),
     "averaged_memory": Recurrence(
         lambda *x, **options: averaged_memory(*x[:4], of_averages(x[4]), **options),
@@ -456,5 +447,6 @@ RECURRENCES = {
         ["HKQ", "HQV", "HQ"],
         SLOTS,
         lambda x, scale: [*x[:3], scale * x[3]],
+        fast=("numba",),
     ),
 }

@@ -85,6 +85,7 @@ class Linformer(nn.Module):
 
         Raises ValueError for a step beyond `length` since the beginning of a row.
         """
+        refuse("its write vectors come to an end, which a replay would not notice")
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         before = self.zero_state(x_BTD.shape[0]) if state is None else state
         H, rows = self.config.heads, {"reset_BT": reset_BT, "lengths_B": lengths_B}
@@ -110,7 +111,6 @@ class Linformer(nn.Module):
 
     def check(self, x_BTD: Tensor, state: PositionState, reset_BT: Tensor | None, lengths_B: Tensor | None) -> None:
         """ValueError for a step beyond the last write vector. It waits for a GPU, and reads no values of a tracer."""
-        refuse("its write vectors come to an end, which a replay would not notice")
         if x_BTD.is_meta or tracer() is not None:
             return
         if (last := last_position(state.next_B, x_BTD.shape[1], reset_BT, lengths_B)) >= self.config.length:
