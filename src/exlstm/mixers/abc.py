@@ -1,5 +1,6 @@
-"""ABC, attention with bounded-memory control: slots of averaged keys and values, read by softmax (Peng et al. 2021,
-arXiv:2110.02488, with the parameters of the flash-linear-attention library).
+"""ABC, attention with bounded-memory control: softmax over slots of averages (Peng et al. 2021, arXiv:2110.02488).
+
+The parameters are those of the layer in flash-linear-attention.
 
     q, k = rotary(W x)      v, r = W x      s = W_s x                   keys are key_factor times as wide as x
     K~_t = sum_{j <= t} k_j (e^s_j / n_t)^T ,  V~_t = sum_{j <= t} (e^s_j / n_t) v_j^T ,  n_t = sum_{j <= t} e^s_j
