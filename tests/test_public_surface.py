@@ -275,6 +275,9 @@ def test_the_mixers_have_these_names():
         "rwkv_channel": "RWKVChannelConfig",
         "deltanet": "DeltaNetConfig",
         "gated_deltanet": "GatedDeltaNetConfig",
+        "abc": "ABCConfig",
+        "gsa": "GSAConfig",
+        "linformer": "LinformerConfig",
     }
 
 

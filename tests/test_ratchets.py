@@ -203,6 +203,7 @@ def test_every_op_has_the_same_faces():
         "block_linear",
         "bonus",
         "chunk_attention",
+        "bounded_memory",
         "conv",
         "delta_rule",
         "ema",

@@ -35,6 +35,7 @@ CHUNKS, TOEPLITZ = "matrix products within chunks, states between", "Toeplitz pr
 TRIANGULAR = "triangular solve and matrix products within chunks, states between"
 XLSTM, NETS, SCANS, SPACES = "xLSTM", "recurrent nets", "gated linear recurrences", "state spaces and long convolutions"
 LINEAR, DELTA, SOFTMAX = "linear attention", "delta rules", "attention"
+SLOTS = "softmax over slots"
 FACTS: dict[str, Fact] = {
     "mlstm": Fact(XLSTM, "C = f C + i k vᵀ, h = Cᵀq / max(|nᵀq|, 1)", CHUNKS, "xlstm, mlstm_kernels"),
     "mlstm_large": Fact(XLSTM, "C = f C + i k vᵀ, h = Cᵀq / max(|nᵀq|, 1)", CHUNKS, "xlstm, transformers"),
@@ -77,6 +78,9 @@ FACTS: dict[str, Fact] = {
     "deltanet": Fact(DELTA, "S = S + β k (v − Sᵀk)ᵀ", TRIANGULAR, "fla"),
     "gated_deltanet": Fact(DELTA, "S = α S + β k (v − α Sᵀk)ᵀ", TRIANGULAR, "fla, transformers"),
     "rwkv7": Fact(DELTA, "S = diag(w) S − (κ a)(κᵀS) + k vᵀ", TRIANGULAR, "rwkv, fla"),
+    "abc": Fact(SLOTS, "slots average k and v by weights eˢ, y = Ṽᵀ softmax(K̃ᵀq)", CHUNKS, "fla"),
+    "gsa": Fact(SLOTS, "K̃ = K̃ diag(α) + k (1 − α)ᵀ, Ṽ likewise, y = Ṽᵀ softmax(K̃ᵀq)", CHUNKS, "fla"),
+    "linformer": Fact(SLOTS, "K̃ = K̃ + k eᵀ, Ṽ = Ṽ + f vᵀ, e and f learned for each position (causal form)", CHUNKS, ""),
     "attention": Fact(SOFTMAX, "softmax(q Kᵀ) V", "matrix products", "torch, transformers"),
     "mega": Fact(
         SOFTMAX,

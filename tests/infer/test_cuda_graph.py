@@ -34,7 +34,8 @@ LARGE = LMConfig(
 GROWING = {
     name for name, config in MIXERS.items() if config().build(32).state_bytes(9) > config().build(32).state_bytes(8)
 }
-VARIANTS = {name: config() for name, config in MIXERS.items() if name not in GROWING} | {
+ENDING = {"linformer"}  # a step asks whether its sequence is at its end: a number, on a GPU
+VARIANTS = {name: config() for name, config in MIXERS.items() if name not in GROWING | ENDING} | {
     "slstm no conv": SLSTMConfig(conv_width=0, recurrence="none"),
     "mlstm_large no normaliser": MLSTMLargeConfig(input_gate="sigmoid", normalize=False, gate_cap=None),
 }
@@ -300,7 +301,7 @@ def test_real_graphs(config, B, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", [name for name in MIXERS if name not in ENDING])
 def test_a_step_never_waits_for_the_gpu(name):
     config = replace(LARGE, width=64, blocks=(BlockConfig(mixer=MIXERS[name]()),))
     model, tokens_B1 = build(config, dtype=torch.float32, device="cuda"), tokens(2, 1, device="cuda")
@@ -321,7 +322,7 @@ def test_every_mixer_whose_state_does_not_grow_is_captured():
         loop = TokenLoop(model)
         want_BTC, _ = called(model, None, tokens_BT)
         torch.testing.assert_close(run(loop, tokens_BT), want_BTC, rtol=1e-4, atol=1e-4)
-        assert (loop.why_not is None) == (name not in GROWING), (name, loop.why_not)
+        assert (loop.why_not is None) == (name not in GROWING | ENDING), (name, loop.why_not)
 
 
 @pytest.mark.gpu

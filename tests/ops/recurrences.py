@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from exlstm.ops.assoc_lstm import AssocLSTMState, assoc_lstm
+from exlstm.ops.bounded_memory import AveragedMemoryState, BoundedMemoryState, averaged_memory, bounded_memory
 from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
 from exlstm.ops.ema import EMAState, ema
 from exlstm.ops.features import elu1
@@ -217,6 +218,14 @@ def positive(state: NormalizedState) -> NormalizedState:
     """A sum of features that are not negative; of zeros zeros."""
     return NormalizedState(state.s_BHKV, state.n_BHK.square())
 
+
+def of_averages(state: AveragedMemoryState) -> AveragedMemoryState:
+    """Sums whose averages are given, and positive sums of weights; of zeros zeros."""
+    den_BHQ = state.den_BHQ.square()
+    return AveragedMemoryState(state.k_BHKQ * den_BHQ[..., None, :], state.v_BHQV * den_BHQ[..., None], den_BHQ)
+
+
+SLOTS = {"H": (1, 2), "K": (3, 32), "V": (4, 40), "Q": (3, 48)}
 
 RECURRENCES = {
     "scan": Recurrence(
@@ -429,5 +438,26 @@ RECURRENCES = {
         ["HKV", "HK"],
         {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
         lambda x, scale: [elu1(x[0]), elu1(x[1]), x[2]],
+    ),
+    "bounded_memory": Recurrence(
+        lambda q, k, v, g, w, u, state, **options: bounded_memory(
+            q, k, v, g, state, write_BTHQ=w, value_write_BTHQ=u, **options
+        ),
+        BoundedMemoryState,
+        {"q": "HK", "k": "HK", "v": "HV", "g": "HQ", "w": "HQ", "u": "HQ"},
+        {},
+        ["HKQ", "HQV"],
+        SLOTS,
+        with_log_decays,
+    ),
+    "averaged_memory": Recurrence(
+        lambda *x, **options: averaged_memory(*x[:4], of_averages(x[4]), **options),
+        AveragedMemoryState,
+        {"q": "HK", "k": "HK", "v": "HV", "s": "HQ"},
+        {},
+        ["HKQ", "HQV", "HQ"],
+        SLOTS,
+        lambda x, scale: [*x[:3], scale * x[3]],
+        fast=("numba",),
     ),
 }

@@ -96,6 +96,12 @@ def test_a_partner_is_no_model_of_its_own():
     assert mixers_of(config)[1].up_factor > 4
 
 
+def test_a_model_whose_sequences_end_is_asked_for_by_name():
+    """Its parameters are by length, which a study has to choose."""
+    assert "linformer" not in rival_names()
+    assert "linformer" in builders(rivals=["linformer"])
+
+
 def test_rivals_leave_the_others_as_they_are():
     alone, together = (compared_models(width=64, rivals=names) for names in ((), rival_names()))
     assert {name: together[name] for name in alone} == alone

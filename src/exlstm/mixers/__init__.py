@@ -1,5 +1,6 @@
 """Floor 3: one file per sequence mixer. The names in MIXERS are for saved configs; code imports the classes."""
 
+from exlstm.mixers.abc import ABCConfig
 from exlstm.mixers.assoc_lstm import AssocLSTMConfig
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.based import BasedConfig
@@ -10,12 +11,14 @@ from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
 from exlstm.mixers.gla import GLAConfig
 from exlstm.mixers.gru import GRUConfig
+from exlstm.mixers.gsa import GSAConfig
 from exlstm.mixers.gss import GSSConfig
 from exlstm.mixers.h3 import H3Config
 from exlstm.mixers.hgrn import HGRNConfig
 from exlstm.mixers.hgrn2 import HGRN2Config
 from exlstm.mixers.hyena import HyenaConfig
 from exlstm.mixers.linear_attention import LinearAttentionConfig
+from exlstm.mixers.linformer import LinformerConfig
 from exlstm.mixers.lru import LRUConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mamba import MambaConfig
@@ -82,4 +85,8 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "rwkv_channel": RWKVChannelConfig,
     "deltanet": DeltaNetConfig,
     "gated_deltanet": GatedDeltaNetConfig,
+    # softmax over slots
+    "abc": ABCConfig,
+    "gsa": GSAConfig,
+    "linformer": LinformerConfig,
 }

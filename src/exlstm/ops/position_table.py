@@ -30,13 +30,25 @@ def add_positions(
     Raises ValueError for a state that does not fit x, and an error of torch for a position beyond the table: see
     `last_position`.
     """
+    position_BT, after = checked_positions(x_BTD, state, reset_BT, lengths_B)
+    return x_BTD + functional.embedding(position_BT, table_ND), after
+
+
+def checked_positions(
+    x_BTD: Tensor, state: PositionState, reset_BT: Tensor | None, lengths_B: Tensor | None
+) -> tuple[Tensor, PositionState]:
+    """The position of every step of x, [B, T], 0 in padding, and the state after the last step.
+
+    Raises ValueError for a state that does not fit x.
+    """
     reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
-    if state.next_B.shape != x_BTD.shape[:1] or state.next_B.device != x_BTD.device:
-        raise misfit("next_B of the state", state.next_B, torch.int64, x_BTD.shape[:1], x_BTD.device)
+    next_B = state.next_B
+    if next_B.shape != x_BTD.shape[:1] or next_B.dtype is not torch.int64 or next_B.device != x_BTD.device:
+        raise misfit("next_B of the state", next_B, torch.int64, x_BTD.shape[:1], x_BTD.device)
     position_BT, after = counted(state, x_BTD.shape[1], reset_BT, lengths_B)
     if lengths_B is not None:
         position_BT = position_BT.masked_fill(~length_mask(lengths_B, x_BTD.shape[1]), 0)
-    return x_BTD + functional.embedding(position_BT, table_ND), after
+    return position_BT, after
 
 
 def last_position(next_B: Tensor, steps: int, reset_BT: Tensor | None, lengths_B: Tensor | None) -> int:

@@ -18,6 +18,7 @@ import torch
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
+from exlstm.mixers.linformer import LinformerConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
@@ -80,8 +81,8 @@ def builders(
 
 
 def rival_names() -> list[str]:
-    """Entries of MIXERS that are models of their own beside xLSTM, the LSTM and attention."""
-    known = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig}
+    """Entries of MIXERS that are models of their own beside xLSTM, the LSTM and attention, and read any length."""
+    known = {MLSTMConfig, MLSTMLargeConfig, SLSTMConfig, LSTMConfig, AttentionConfig, LinformerConfig}
     partners = {kind.style.partner.name for kind in MIXERS.values() if kind.style.partner is not None}
     return [name for name, kind in MIXERS.items() if kind not in known and name not in partners]
 
