@@ -286,7 +286,11 @@ def test_the_presets_have_these_names():
     synthetic = [f"synthetic-{ratio}" for ratio in ("1:0", "0:1", "1:1")]
     laptop = [f"laptop-{size}" for size in ("tiny", "small", "medium", "large")]
     rivals = ["gpt3-356m", "llama-407m", "hgrn-411m", "hgrn2-411m", "gla-412m", "mamba-423m"]
-    rivals += ["rwkv4-430m", "rwkv5-456m", "rwkv6-442m"]
+    rivals += ["rwkv4-430m", "rwkv5-456m", "rwkv6-442m", "h3-420m", "hyena-435m", "retnet-431m"]
+    rivals += [f"mamba-{size}" for size in ("130m", "370m", "790m", "1.4b", "2.8b")]
+    rivals += [f"mamba2-{size}" for size in ("130m", "370m", "780m", "1.3b", "2.7b")]
+    rivals += [f"rwkv4-{size}" for size in ("169m", "1.5b", "3b", "7b", "14b")]
+    rivals += ["rwkv5-0.4b", "rwkv6-1.6b", "gla-340m", "hyena-153m", "recurrentgemma-2b", "recurrentgemma-9b"]
     assert sorted(exlstm.PRESETS) == sorted([*papers, "xlstm-7b", *synthetic, *laptop, *rivals])
 
 
