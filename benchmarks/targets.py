@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmarks.cpu.mixers_train import PEER
 from benchmarks.cpu.training import PLAIN, ROWS
 from benchmarks.harness import mean_ratio
 from benchmarks.store import Record, Results
@@ -162,6 +163,15 @@ def train_targets() -> Iterator[Target]:
                      work=f"train step at T = {T}, float32, plain loop, vs Llama of equal size")  # fmt: skip
 
 
+def mixer_targets() -> Iterator[Target]:
+    """Mixers beside their peers; "nowhere less" is judged at the worst mixer."""
+    for way, (ours, told) in {"plain": (PLAIN, "plain loop"), "rows": (ROWS, "rows on threads")}.items():
+        over = partial(ratios, "mixers_train", "", ours, PEER)
+        work = f"train step, 4 blocks of a rival, float32, {told}, vs the best that a CPU had"
+        yield Target(key=f"mixers-train-{way}-mean", bound=2.0, find=over(mean_ratio), work=f"{work}, geometric mean")
+        yield Target(key=f"mixers-train-{way}-min", bound=1.0, find=over(min), work=f"{work}, worst mixer")
+
+
 def op_targets() -> Iterator[Target]:
     """Targets for both directions of both ops; "nowhere less" is judged at the worst size."""
     for ending, told in {"forward": "forward", "forward_backward": "forward + backward"}.items():
@@ -184,6 +194,7 @@ def op_targets() -> Iterator[Target]:
 TARGETS: tuple[Target, ...] = (
     *train_targets(),
     *op_targets(),
+    *mixer_targets(),
     Target(key="decode-context", work="decode, time per token at 64k over that at 16, worst", bound=1.05, at_most=True,
            find=longest_over_shortest),
     Target(key="decode-bandwidth", work="decode in bfloat16, share of the stream bandwidth, worst size", bound=0.6,

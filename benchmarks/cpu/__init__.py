@@ -8,5 +8,6 @@ CASES = (
     "train_step",
     "train_llama",
     "decode",
+    "mixers_train",
     "contention",
 )

@@ -5,11 +5,13 @@ import re
 import pytest
 
 from benchmarks.cpu import CASES
+from benchmarks.cpu.peers.table import PEERS
 from benchmarks.cpu.training import PLAIN, ROWS
 from benchmarks.report import PAGE, PICTURE, filled, target_table, write_report
 from benchmarks.store import RESULTS, load
 from benchmarks.targets import TARGETS, limits
 
+AWAITED = {"mixers_train"}  # cases whose first measurement is still to come
 BY_KEY = {target.key: target for target in TARGETS}
 
 
@@ -45,6 +47,10 @@ def made_up():
             "w64_b1_forward_backward": pairs(**{"exlstm__nn.LSTM": 0.9}),
         },
         "mlstm_op": {"b1_t512_forward": pairs(exlstm__mlstm_kernels=1.7) | op},
+        "mixers_train": {
+            "gla": pairs(**{f"{PLAIN}__peer": 8.0, f"{ROWS}__peer": 5.0}),
+            "lru": pairs(**{f"{PLAIN}__peer": 0.5, f"{ROWS}__peer": 1.1}),
+        },
         "decode": {"160m_float32": decode, "160m_bfloat16": worse, "160m_int8": int8},
         "memory": {
             "mlstm": {"largest_over_shortest": 1.02}, "one_slstm": {"largest_over_shortest": 1.08},
@@ -63,8 +69,10 @@ def made_up():
     {
         "train-mlstm-plain": 2.5, "train-mlstm-rows": 2.6, "train-one_slstm-plain": None, "train-all_slstm-rows": 12.5,
         "train-bf16-plain": None, "llama-512": None, "slstm-forward-mean": 2.0, "slstm-forward-min": 1.0,
-        "slstm-forward_backward-min": 0.9, "mlstm-forward-min": 1.7, "mlstm-forward-sgemm": 0.4, "decode-context": 1.04,
-        "decode-bandwidth": 0.5, "decode-int8": 1.65, "decode-transformers": 3.5, "decode-llama": 1.2, "memory": 1.08,
+        "slstm-forward_backward-min": 0.9, "mlstm-forward-min": 1.7, "mlstm-forward-sgemm": 0.4,
+        "mixers-train-plain-mean": 2.0, "mixers-train-plain-min": 0.5, "mixers-train-rows-min": 1.1,
+        "decode-context": 1.04, "decode-bandwidth": 0.5,
+        "decode-int8": 1.65, "decode-transformers": 3.5, "decode-llama": 1.2, "memory": 1.08,
         "import": 1.25, "first-use": 0.8,
     }.items(),
 )  # fmt: skip
@@ -121,13 +129,20 @@ def test_the_page_shows_the_committed_results():
 def test_every_case_is_measured_and_says_where_it_comes_from():
     results, machines = load()
     assert results
-    assert results.keys() == set(CASES)
+    assert results.keys() == set(CASES) - AWAITED
     for case, measured in results.items():
         assert {"cpu", "cores", "threads", "instructions", "torch", "versions"} <= machines[case].keys()
         for name, record in measured.items():
             assert "red" not in record, f"{case}/{name} is refused"
             assert re.fullmatch(r"[0-9a-f]{40}", record["commit"]), "measure from a clean checkout"
-            assert record["repeats"] >= 7 or case == "memory"
+            assert record["repeats"] >= fewest(case, name)
+
+
+def fewest(case, name):
+    """Rounds of a measurement: less where a round takes minutes."""
+    if case == "mixers_train":
+        return PEERS[name].rounds
+    return 3 if case == "memory" else 7
 
 
 def test_a_number_that_is_not_reached_says_why():
