@@ -58,7 +58,7 @@ test-gpu: $(DEV)  ## the tests that need an NVIDIA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU: torch.cuda.is_available() is False here, so no test ran.")'
 	$(BIN)/python -m pytest -q -m gpu
 
-bench-cpu: $(CPU_PEERS)  ## speed and memory next to other software, then docs/results/cpu.md (about 40 minutes, quiet machine)
+bench-cpu: $(CPU_PEERS)  ## speed and memory next to other software, then docs/results/cpu.md, mixers.md (two hours, quiet machine)
 	@code=0; $(BIN)/python -m benchmarks cpu || code=$$?; $(BIN)/python -m benchmarks report; exit $$code
 
 bench-gpu: $(DEV)  ## speed on an NVIDIA GPU next to other kernels, then docs/results/gpu.md (about 9 minutes)

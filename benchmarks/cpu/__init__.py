@@ -9,5 +9,9 @@ CASES = (
     "train_llama",
     "decode",
     "mixers_train",
+    "mixers_length",
+    "mixers_decode",
+    "mixers_memory",
+    "mixers_beside_mlstm",
     "contention",
 )

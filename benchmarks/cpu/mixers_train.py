@@ -41,9 +41,14 @@ def measure(bench: Bench, name: str) -> None:
     peer, is_slow = PEERS[name], PEERS[name].rounds < bench.rounds
     about = f"step of 4 blocks, width {width}, batch {B} x {T}, AdamW, float32; peer: {peer.about}"
     bench.measure(
-        name, about, runs, partial(check, name, ours, tokens_BT), derive=partial(derive, B * T),
-        warmup=1 if is_slow else 2, rounds=peer.rounds,
-    )  # fmt: skip
+        name,
+        about,
+        runs,
+        partial(check, name, ours, tokens_BT),
+        derive=partial(derive, B * T),
+        warmup=1 if is_slow else 2,
+        rounds=peer.rounds,
+    )
 
 
 def check(name: str, ours: LM, tokens_BT: Tensor) -> dict[str, Any]:

@@ -127,14 +127,18 @@ class WithForms(nn.Module):
 
 
 def our_model(name: str, *, width: int, vocabulary: int, blocks: int) -> LM:
-    """Blocks of the mixer as it is published, every parameter shaken so that all of them matter."""
+    """Blocks of the mixer as it is published, with shaken weights."""
     peer = PEERS.get(name)
     config = lm_from_pattern(f"{name}*{blocks}", vocab_size=vocabulary, width=width, heads=peer.heads if peer else 4)
     torch.manual_seed(0)
-    model = LM(replace(config, **(peer.model(width) if peer else {})))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+    return shaken(LM(replace(config, **(peer.model(width) if peer else {}))))
+
+
+@torch.no_grad()
+def shaken(model: LM) -> LM:
+    """The model with some noise on every parameter, so that all of them matter: many start at zero."""
+    for parameter in model.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
     return model
 
 
