@@ -1,7 +1,8 @@
 """Time per token of a training step as sequences grow, for every mixer whose state has one size at any length.
 
-2 blocks of width 256, vocabulary 256, float32, the plain loop; 4 sequences of 512 and of 8192 tokens. The batch is the
-same: with fewer rows a net that goes step by step has smaller products, at any length.
+2 blocks of width 256, vocabulary 256, float32, the plain loop; sequences of 512 and of 8192 tokens. A step has as many
+tokens at both lengths, 8192, so that tensors have one size: large ones are slow, for each is new memory. Nets that go
+step by step have one row at both lengths: the number of rows is the size of their products.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from benchmarks.harness import Timing, rounded
 from exlstm.mixers import MIXERS
 from exlstm.models.pattern import configured
 
-VOCABULARY, BLOCKS, ROWS, ROUNDS = 256, 2, 4, 5
+VOCABULARY, BLOCKS, ROUNDS = 256, 2, 5
+STEP_BY_STEP = ("slstm", "lstm", "gru", "elman", "mult_lstm", "assoc_lstm", "matrix_rnn")
 
 
 def run(bench: Bench) -> None:
@@ -28,14 +30,15 @@ def run(bench: Bench) -> None:
         if not bench.wants(name):
             continue
         make = partial(our_model, name, width=width, vocabulary=VOCABULARY, blocks=BLOCKS)
-        runs = {f"exlstm @{T}": plain_step(make(), batch(VOCABULARY, ROWS, T)) for T in lengths}
-        about = f"step of 2 blocks, width {width}, {ROWS} sequences of {lengths[0]} and of {lengths[1]} tokens, float32"
+        rows = {T: 1 if name in STEP_BY_STEP else lengths[-1] // T for T in lengths}
+        runs = {f"exlstm @{T}": plain_step(make(), batch(VOCABULARY, B, T)) for T, B in rows.items()}
+        sizes = " and ".join(f"{B} x {T}" for T, B in rows.items())
         bench.measure(
             name,
-            about,
+            f"step of 2 blocks, width {width}, batches of {sizes}, float32",
             runs,
             partial(check_training, make(), batch(VOCABULARY, 2, 160)),
-            derive=partial(derive, lengths),
+            derive=partial(derive, rows),
             warmup=1,
             rounds=ROUNDS,
         )
@@ -48,9 +51,9 @@ def constant_state() -> list[str]:
     return [name for name, mixer in built.items() if mixer.state_bytes(64) == mixer.state_bytes(65_536)]
 
 
-def derive(lengths: tuple[int, ...], timings: Mapping[str, Timing], _speed: dict[str, float]) -> dict[str, Any]:
-    """Tokens per second, and the time per token at the longest over that at the shortest."""
-    rates = {f"exlstm @{T}": ROWS * T / timings[f"exlstm @{T}"].median for T in lengths}
+def derive(rows: Mapping[int, int], timings: Mapping[str, Timing], _speed: dict[str, float]) -> dict[str, Any]:
+    """Tokens per second, and the time per token at the longest over that at the shortest. rows: by length."""
+    rates = {f"exlstm @{T}": B * T / timings[f"exlstm @{T}"].median for T, B in rows.items()}
     shortest, longest = rates.values()
     return {
         "tokens_per_second": {name: round(rate) for name, rate in rates.items()},

@@ -97,11 +97,12 @@ def test_mixers_of_constant_state():
     assert MIXERS.keys() - mixers_length.constant_state() == {"attention", "hyena"}
 
 
-def test_time_per_token_is_that_of_equal_batches():
-    timings = {"exlstm @64": Timing((1.0,), 1), "exlstm @256": Timing((5.0,), 1)}
-    found = mixers_length.derive((64, 256), timings, {})
+def test_time_per_token():
+    timings = {"exlstm @64": Timing((1.0,), 1), "exlstm @256": Timing((2.5,), 1)}
+    found = mixers_length.derive({64: 4, 256: 2}, timings, {})
     assert found["longest_over_shortest"] == 1.25
     assert found["tokens_per_second"] == {"exlstm @64": 256, "exlstm @256": 205}
+    assert set(mixers_length.STEP_BY_STEP) <= set(mixers_length.constant_state())
 
 
 @pytest.mark.parametrize(
