@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ROOT
+from benchmarks import ROOT, mixers_report
 from benchmarks.bench import Bench
 from benchmarks.cpu import CASES
 from benchmarks.gpu import CASES as GPU_CASES
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 1 if a case was refused or failed."""
     options = parser().parse_args(arguments)
     if options.command == "report":
-        paths = write_report(options.out or RESULTS)
+        paths = write_report(options.out or RESULTS) + mixers_report.write_report(options.out or RESULTS)
         for path in paths + ([] if options.out else gpu_report.write_report(ALL_RESULTS)):
             print(f"written: {path}")
         return 0

@@ -46,9 +46,12 @@ class Bench:
 
     def measure(
         self, name: str, about: str, runs: Mapping[str, Run], check: Check, *,
-        derive: Derive | None = None, warmup: int = 2,
+        derive: Derive | None = None, warmup: int = 2, rounds: int | None = None,
     ) -> None:  # fmt: skip
-        """Times `runs` side by side if `check` passes. Variants called exlstm... are ours, the others are peers."""
+        """Times `runs` side by side if `check` passes. Variants called exlstm... are ours, the others are peers.
+
+        rounds: how often, None for as often as all measurements; fewer where a peer takes minutes.
+        """
         if not self.wants(name):
             return
         began = time.monotonic()
@@ -56,11 +59,12 @@ class Bench:
         if accuracy is None:
             return
         before = speed()
-        timings = side_by_side(runs, repeats=self.repeats, warmup=1 if self.quick else warmup)
+        repeats = self.repeats if rounds is None else min(rounds, self.repeats)
+        timings = side_by_side(runs, repeats=repeats, warmup=1 if self.quick else warmup)
         after = speed()
         best = {key: max(value, after[key]) for key, value in before.items()}
         record = {
-            "repeats": self.repeats,
+            "repeats": repeats,
             "milliseconds": {variant: timing.to_json() for variant, timing in timings.items()},
             "ratios": ratios(timings),
             "machine_speed": best,

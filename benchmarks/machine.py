@@ -15,7 +15,7 @@ from benchmarks import ROOT
 from benchmarks.harness import rounded
 from exlstm.runtime.machine import machine as processor
 
-PACKAGES = ("numpy", "numba", "xlstm", "mlstm_kernels", "transformers")
+PACKAGES = ("numpy", "numba", "xlstm", "mlstm_kernels", "transformers", "fla-core")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 # code on which results depend; changes elsewhere, such as new results, do not make a measurement stale
 CODE = (

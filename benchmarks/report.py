@@ -1,7 +1,7 @@
 """The tables of docs/results/cpu.md and its picture, made from the results alone."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ def write_report(results: Path, page: Path = PAGE, picture: Path = PICTURE) -> l
 def filled(text: str, results: Results, machines: dict[str, Any]) -> str:
     """The page with its marked parts made from these results."""
     parts = {"machine": machine_lines(results, machines), "targets": target_table(results), "all": tables(results)}
+    return with_parts(text, parts)
+
+
+def with_parts(text: str, parts: Mapping[str, str]) -> str:
+    """The page with other content between the marks of each part."""
     for name, content in parts.items():
         begin, end = BEGIN.format(name), END.format(name)
         before, _, rest = text.partition(begin)
@@ -89,7 +94,11 @@ def span(values: list[float]) -> str:
     return f"{min(values):.0f} to {max(values):.0f}"
 
 
-def tables(results: Results, cases: Sequence[str] = CASES) -> str:
+# the cases of rivals have a page of their own
+OF_XLSTM = tuple(case for case in CASES if not case.startswith("mixers_"))
+
+
+def tables(results: Results, cases: Sequence[str] = OF_XLSTM) -> str:
     """Every measurement, case by case: milliseconds by variant, or what the case measures itself."""
     return "\n\n".join(f"### {case}\n\n{case_table(results[case])}" for case in cases if results.get(case))
 

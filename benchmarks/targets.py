@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmarks.cpu.mixers_train import PEER
 from benchmarks.cpu.training import PLAIN, ROWS
 from benchmarks.harness import mean_ratio
 from benchmarks.store import Record, Results
@@ -162,6 +163,67 @@ def train_targets() -> Iterator[Target]:
                      work=f"train step at T = {T}, float32, plain loop, vs Llama of equal size")  # fmt: skip
 
 
+def rivals_memory_growth(results: Results) -> float | None:
+    return max((x["largest_over_shortest"] for x in records(results, "mixers_memory")), default=None)
+
+
+DECODED = {"mamba": "Mamba", "mamba2": "Mamba-2", "rwkv4": "RWKV", "recurrent_gemma": "RecurrentGemma"}
+BESIDE_MLSTM = {
+    "train": ("share_of_sgemm", "train step, share of sgemm"),
+    "prefill": ("share_of_sgemm", "prefill, share of sgemm"),
+    "decode": ("share_of_stream", "decode, share of the stream bandwidth"),
+}
+
+
+def least_of_mlstm(name: str, share: str, results: Results) -> float | None:
+    """The smallest share of the machine that a rival reaches, over that of the better one of our mLSTMs."""
+    found = record(results, "mixers_beside_mlstm", name)
+    if found is None:
+        return None
+    shares = found["derived"][share]
+    ours = [label for label in shares if "mlstm" in label]
+    rivals = [value for label, value in shares.items() if label not in ours]
+    return min(rivals) / max(shares[label] for label in ours)
+
+
+def mixer_targets() -> Iterator[Target]:
+    """Mixers beside their peers; "nowhere less" is judged at the worst mixer."""
+    for way, (ours, told) in {"plain": (PLAIN, "plain loop"), "rows": (ROWS, "rows on threads")}.items():
+        over = partial(ratios, "mixers_train", "", ours, PEER)
+        work = f"train step, 4 blocks of a rival, float32, {told}, vs the best that a CPU had"
+        yield Target(key=f"mixers-train-{way}-mean", bound=2.0, find=over(mean_ratio), work=f"{work}, geometric mean")
+        yield Target(key=f"mixers-train-{way}-min", bound=1.0, find=over(min), work=f"{work}, worst mixer")
+    yield Target(
+        key="mixers-length",
+        bound=1.15,
+        at_most=True,
+        find=derived("mixers_length", "", max, "longest_over_shortest"),
+        work="train step, time per token at T = 8192 over that at 512, worst mixer of constant state",
+    )
+    yield Target(
+        key="mixers-memory",
+        bound=1.1,
+        at_most=True,
+        find=rivals_memory_growth,
+        work="memory of a training step at T = 8192 over that at 512, equal tokens, worst mixer of constant state",
+    )
+    for name, told in DECODED.items():
+        over = ratio("mixers_decode", name, "exlstm @16", "transformers")
+        work = f"decode of a 160M model, float32, vs transformers' {told}"
+        yield Target(key=f"mixers-decode-{name}", bound=2.0, find=over, work=work)
+    yield Target(
+        key="mixers-decode-context",
+        bound=1.05,
+        at_most=True,
+        find=derived("mixers_decode", "", max, "longest_over_shortest_context"),
+        work="decode of a 160M rival, time per token at 64k over that at 16, worst",
+    )
+    for name, (share, told) in BESIDE_MLSTM.items():
+        work = f"{told}: GLA, RetNet, Mamba-2 and both DeltaNets over our mLSTM, worst"
+        find = partial(least_of_mlstm, name, share)
+        yield Target(key=f"mixers-beside-{name}", bound=0.5, unit="%", find=find, work=work)
+
+
 def op_targets() -> Iterator[Target]:
     """Targets for both directions of both ops; "nowhere less" is judged at the worst size."""
     for ending, told in {"forward": "forward", "forward_backward": "forward + backward"}.items():
@@ -184,6 +246,7 @@ def op_targets() -> Iterator[Target]:
 TARGETS: tuple[Target, ...] = (
     *train_targets(),
     *op_targets(),
+    *mixer_targets(),
     Target(key="decode-context", work="decode, time per token at 64k over that at 16, worst", bound=1.05, at_most=True,
            find=longest_over_shortest),
     Target(key="decode-bandwidth", work="decode in bfloat16, share of the stream bandwidth, worst size", bound=0.6,

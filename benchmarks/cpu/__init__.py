@@ -8,5 +8,10 @@ CASES = (
     "train_step",
     "train_llama",
     "decode",
+    "mixers_train",
+    "mixers_length",
+    "mixers_decode",
+    "mixers_memory",
+    "mixers_beside_mlstm",
     "contention",
 )
