@@ -9,7 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from exlstm.ops.bounded_memory import LIMIT
 
 
 def is_installed() -> bool:
@@ -74,6 +77,18 @@ def gla(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTHK: Tensor, state: A
     """`gated_linear_attention` by naive_recurrent_gla, which scales the queries."""
     scale = q_BTHK.shape[-1] ** 0.5
     return page("gla/naive").naive_recurrent_gla(q_BTHK * scale, k_BTHK, v_BTHV, g_BTHK)[0], state
+
+
+def abc(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, s_BTHQ: Tensor, state: Any, /, **_: Any) -> tuple[Tensor, Any]:
+    """`averaged_memory` by naive_recurrent_abc, which scales the queries."""
+    inputs = heads_first(q_BTHK * q_BTHK.shape[-1] ** 0.5, k_BTHK, v_BTHV, s_BTHQ.clamp(-LIMIT, LIMIT))
+    return page("abc/naive").naive_recurrent_abc(*inputs)[0].transpose(1, 2), state
+
+
+def gsa(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTHQ: Tensor, state: Any, /, **_: Any) -> tuple[Tensor, Any]:
+    """`bounded_memory` with decays, by naive_recurrent_gsa."""
+    write_BTHQ = -torch.expm1(g_BTHQ)
+    return page("gsa/naive").naive_recurrent_gsa(q_BTHK, k_BTHK, v_BTHV, write_BTHQ, g_BTHQ, scale=1.0)[0], state
 
 
 def rwkv6(

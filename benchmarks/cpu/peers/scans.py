@@ -63,3 +63,13 @@ def fft_lti(
     taps_QT = c_QZ @ powers_PZT[0] if len(powers_PZT) == 1 else torch.einsum("ez,ezt->et", c_QZ, powers_PZT)
     taps_TE = taps_QT.real.T.expand(-1, u_BTE.shape[2])
     return convolved(u_BTE, taps_TE) + system.skip_R * u_BTE, state
+
+
+def fft_ema(
+    u_BTE: Tensor, factor_EZ: Tensor, weight_EZ: Tensor, skip_E: Tensor, state: Any = None, /, **_: Any
+) -> tuple[Tensor, Any]:
+    """`ema` as Mega computes it: taps as sums of powers of the factors, then a long convolution."""
+    steps_T = torch.arange(u_BTE.shape[1], dtype=u_BTE.dtype)
+    powers_EZT = torch.exp(factor_EZ.log()[..., None] * steps_T)
+    taps_TE = torch.einsum("ez,ezt->te", weight_EZ, powers_EZT)
+    return convolved(u_BTE, taps_TE) + skip_E * u_BTE, state

@@ -71,6 +71,7 @@ PEERS: dict[str, Peer] = {
     "bigs": form(FOURIER, op="lti", run=scans.fft_lti),
     "h3": form(FOURIER, op="lti", run=scans.fft_lti),
     "hyena": form(FOURIER, op="long_conv", run=scans.fft_conv),
+    "mega": form(FOURIER, op="ema", run=scans.fft_ema),
     "mamba": transformers("Mamba", rounds=3),
     "linear_attention": form(CHUNK_LINEAR, op=NORMALIZED, run=fla.linear_attn),
     "performer": form(CHUNK_LINEAR, op=NORMALIZED, run=fla.linear_attn),
@@ -80,6 +81,8 @@ PEERS: dict[str, Peer] = {
     "mamba3": form("fla's naive_chunk_simple_gla", op="linear_attention", run=fla.simple_gla),
     "gla": form("fla's naive_recurrent_gla", op=GATED, run=fla.gla),
     "hgrn2": form("fla's naive_recurrent_gla", op=GATED, run=fla.gla),
+    "abc": form("fla's naive_recurrent_abc", op="averaged_memory", run=fla.abc),
+    "gsa": form("fla's naive_recurrent_gsa", op="bounded_memory", run=fla.gsa),
     "rwkv4": transformers("RWKV", model=lambda _: {"norm_bias": True, "embed_norm": True}),
     "rwkv5": form("fla's naive_recurrent_rwkv6", op=GATED, run=fla.rwkv6),
     "rwkv6": form("fla's naive_recurrent_rwkv6", op=GATED, run=fla.rwkv6),
@@ -91,6 +94,7 @@ NO_PEER = {
     "mlstm": "it is no rival; train_step times it beside xlstm",
     "mlstm_large": "it is no rival; train_llama times it beside Llama",
     "slstm": "it is no rival; train_step times it beside xlstm",
+    "linformer": "no causal form of it was published",
     "rwkv_channel": "it is the MLP of RWKV's blocks, and is timed within them",
 }
 
