@@ -62,6 +62,11 @@ class Tiling(NamedTuple):
         return BK, min(block_size(self.V, 64), max(16, MEMORY_NUMEL // BK))
 
     @property
+    def memory_stages(self) -> int:
+        """Chunks that the kernels of memories have loaded or are loading: for wide keys shared memory holds one."""
+        return 1 if self.memory_block[0] > 128 else 3
+
+    @property
     def block(self) -> tuple[int, int]:
         """(BK, BV) of a program that takes them in turn."""
         return block_size(self.K, 64), block_size(self.V, 64)
@@ -99,7 +104,18 @@ def memories(
     chunks = k_BTHK.new_empty(B, N, H, *s_BHKV.shape[2:])
     last_BHKV, block = torch.empty_like(s_BHKV), tiling.memory_block
     memory_kernel[B * H, triton.cdiv(tiling.V, block[1])](
-        k_BTHK, w, u, gates, s_BHKV, old, chunks, last_BHKV, *tiling.sizes, tiling.constants(block), num_warps=4
+        k_BTHK,
+        w,
+        u,
+        gates,
+        s_BHKV,
+        old,
+        chunks,
+        last_BHKV,
+        *tiling.sizes,
+        tiling.constants(block),
+        num_warps=4,
+        num_stages=tiling.memory_stages,
     )
     return inverse, w, Written(u, old), chunks, last_BHKV
 
@@ -161,6 +177,7 @@ def backward(
         *tiling.sizes,
         tiling.constants(memory_block),
         num_warps=4,
+        num_stages=tiling.memory_stages,
     )
     found = InputGradients(*map(torch.empty_like, (q_BTHK, k_BTHK, v_BTHV)))
     dgates = Gates(torch.empty_like(beta_BTH), torch.empty_like(beta_BTH), beta_BTH)
