@@ -48,10 +48,7 @@ def assoc_lstm(
     if order_CN.dtype is not torch.int64 or order_CN.shape[1:] != (N,):
         raise ValueError(f"order is {order_CN.dtype} of shape {tuple(order_CN.shape)}; it must be int64 of [C, {N}].")
     reset_BT, lengths_B = checked_rows(x_BTGN, reset_BT, lengths_B)
-    shapes = [(B, 2, N), (B, len(order_CN), 2, N)]
-    if state is None:
-        state = AssocLSTMState(*(x_BTGN.new_zeros(shape, dtype=wide_dtype(x_BTGN.dtype)) for shape in shapes))
-    state = checked_state(state, AssocLSTMState, shapes, x_BTGN)
+    state = checked_state(state, AssocLSTMState, [(B, 2, N), (B, len(order_CN), 2, N)], x_BTGN)
     inputs = x_BTGN, r_GNPM, order_CN
     candidates = [("numba", numba_obstacle(x_BTGN)), ("recurrent", None)]
     name = choose("assoc_lstm", backend, candidates, (*inputs, *state))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, without_autocast
+from exlstm.ops.common import row_masks, without_autocast
 from exlstm.ops.delta_rule.chunkwise import rule_chunkwise
 from exlstm.ops.delta_rule.reference import DeltaState, RuleInputs, delta_step, dplr_step, rule_recurrent
 from exlstm.runtime.availability import cpu_kernel_obstacle
@@ -96,8 +96,6 @@ def run(
     """Either rule, by the backend of the caller's choice."""
     (B, T, H, K), V, dtype = x.q_BTHK.shape, x.v_BTHV.shape[-1], x.q_BTHK.dtype
     reset_BT, lengths_B = checked_rows(x.q_BTHK, reset_BT, lengths_B)
-    if state is None:
-        state = DeltaState(x.q_BTHK.new_zeros((B, H, K, V), dtype=torch.promote_types(dtype, torch.float32)))
     state = checked_state(state, DeltaState, [(B, H, K, V)], x.q_BTHK)
     tensors = *x.tensors, state.s_BHKV
     one_step = T == 1 and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
@@ -114,9 +112,7 @@ def run(
 
         o_BTHV, after_BHKV = rule_numba(x, state.s_BHKV, reset_BT, lengths_B)
         return o_BTHV.to(dtype), DeltaState(after_BHKV)
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     form: Callable[..., tuple[Tensor, Tensor]] = rule_chunkwise if name == "chunkwise" else rule_recurrent
     if name == "triton":
         from exlstm.ops.delta_rule.triton.op import rule_triton, rule_triton_step

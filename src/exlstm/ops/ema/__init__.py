@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, upcast, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import row_masks, upcast, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.ema.chunkwise import ema_chunkwise
 from exlstm.ops.ema.reference import EMAState, ema_recurrent
 from exlstm.ops.lti import chunk_obstacle
@@ -50,8 +50,6 @@ def ema(
     for label, x, shape in (("factor", factor_EZ, (E, Z)), ("weight", weight_EZ, (E, Z)), ("skip", skip_E, (E,))):
         check_like(label, x, shape, u_BTE)
     reset_BT, lengths_B = checked_rows(u_BTE, reset_BT, lengths_B)
-    if state is None:
-        state = EMAState(u_BTE.new_zeros((B, E, Z), dtype=wide_dtype(u_BTE.dtype)))
     state = checked_state(state, EMAState, [(B, E, Z)], u_BTE)
     tensors = u_BTE, factor_EZ, weight_EZ, skip_E, *state
     candidates = [
@@ -69,11 +67,10 @@ def ema(
     else:
         run: Any = ema_chunkwise if name == "chunkwise" else ema_recurrent
         with without_autocast(u_BTE):
-            valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
+            reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
             x_BTE = upcast(u_BTE)
             if valid_BT is not None:
                 x_BTE = zero_padding(x_BTE, valid_BT)
-                reset_BT = None if reset_BT is None else reset_BT & valid_BT
             y_BTE, state = run(x_BTE, *weights, state, reset_BT=reset_BT, lengths_B=lengths_B)
             y_BTE = y_BTE if valid_BT is None else zero_padding(y_BTE, valid_BT)
     return y_BTE.to(u_BTE.dtype), state

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, wide_dtype, without_autocast
+from exlstm.ops.common import row_masks, without_autocast
 from exlstm.ops.gated_linear_attention.chunkwise import gated_linear_attention_chunkwise
 from exlstm.ops.gated_linear_attention.reference import (
     Axis,
@@ -73,9 +73,7 @@ def gated_linear_attention(
     if name == "numba":
         o_BTHV, s_BHKV = run(*inputs, state.s_BHKV, bonus_HK, axis, reset_BT, lengths_B)
         return o_BTHV, GatedLinearAttentionState(s_BHKV)
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     with without_autocast(q_BTHK):
         o_BTHV, s_BHKV = run(*inputs, state.s_BHKV, bonus_HK=bonus_HK, axis=axis, reset_BT=reset_BT, valid_BT=valid_BT)
     return o_BTHV.to(q_BTHK.dtype), GatedLinearAttentionState(s_BHKV)
@@ -125,6 +123,4 @@ def checked(
     check_like("g", g_BTHI, (B, T, H, K if axis == "key" else V), q_BTHK)
     if bonus_HK is not None:
         check_like("bonus", bonus_HK, (H, K), q_BTHK)
-    if state is None:
-        state = GatedLinearAttentionState(q_BTHK.new_zeros((B, H, K, V), dtype=wide_dtype(q_BTHK.dtype)))
     return checked_state(state, GatedLinearAttentionState, [(B, H, K, V)], q_BTHK)

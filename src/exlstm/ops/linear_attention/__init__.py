@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, upcast, without_autocast, zero_padding
+from exlstm.ops.common import length_mask, row_masks, upcast, without_autocast, zero_padding
 from exlstm.ops.linear_attention.reference import (
     LinearAttentionState,
     NormalizedState,
@@ -64,8 +64,6 @@ def linear_attention(
         check_like("g", g, (H,), q_BTGK)
     if write_BTH is not None:
         check_like("write", write_BTH, (B, T, H), q_BTGK)
-    if state is None:
-        state = LinearAttentionState(upcast(q_BTGK).new_zeros(B, H, K, V))
     state = checked_state(state, LinearAttentionState, [(B, H, K, V)], q_BTGK)
     tensors = [x for x in (q_BTGK, k_BTGK, v_BTHV, g, write_BTH, state.s_BHKV) if x is not None]
     name, one_step = pick("linear_attention", tensors, backend)
@@ -110,9 +108,6 @@ def normalized_linear_attention(
     reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
     B, T, H, K, V = checked_sizes(q_BTHK, k_BTHK, v_BTHV)
     check_like("q", q_BTHK, (B, T, H, K), q_BTHK)
-    if state is None:
-        zeros = upcast(q_BTHK).new_zeros
-        state = NormalizedState(zeros(B, H, K, V), zeros(B, H, K))
     state = checked_state(state, NormalizedState, [(B, H, K, V), (B, H, K)], q_BTHK)
     name, one_step = pick("normalized_linear_attention", [q_BTHK, k_BTHK, v_BTHV, *state], backend)
     if one_step and name == "numba":
@@ -196,9 +191,7 @@ def stepwise(
     **options: Any,
 ) -> tuple[Tensor, Any]:
     """The definition `run`, which takes resets and a mask of what is no padding."""
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, inputs[0].shape[1])
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, inputs[0].shape[1])
     with without_autocast(inputs[0]):
         return run(*inputs, state, reset_BT=reset_BT, valid_BT=valid_BT, **options)
 

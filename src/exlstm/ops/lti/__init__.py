@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, upcast, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import row_masks, upcast, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.lti.chunkwise import lti_chunkwise
 from exlstm.ops.lti.columns import CHUNK
 from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, LTISystem, discretized, lti_recurrent
@@ -53,9 +53,6 @@ def lti(
     check_parameters(u_BTE, parameters, method)
     Z = parameters.log_re_PZ.shape[1]
     reset_BT, lengths_B = checked_rows(u_BTE, reset_BT, lengths_B)
-    if state is None:
-        zeros = u_BTE.new_zeros((B, E, Z), dtype=wide_dtype(u_BTE.dtype))
-        state = LTIState(zeros, zeros)
     state = checked_state(state, LTIState, 2 * [(B, E, Z)], u_BTE)
     tensors = u_BTE, *parameters, *state
     candidates = [
@@ -88,11 +85,10 @@ def in_torch(
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, LTIState]:
     """A form in plain torch on rows that end: zeros behind their ends, before and after."""
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, u_BTE.shape[1])
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, u_BTE.shape[1])
     u_BTE = upcast(u_BTE)
     if valid_BT is not None:
         u_BTE = zero_padding(u_BTE, valid_BT)
-        reset_BT = None if reset_BT is None else reset_BT & valid_BT
     y_BTE, state = run(u_BTE, system, state, reset_BT=reset_BT, lengths_B=lengths_B)
     return y_BTE if valid_BT is None else zero_padding(y_BTE, valid_BT), state
 

@@ -58,8 +58,6 @@ def matrix_rnn(
         if x is not None:
             check_like(what, x, shape, v_BTHV)
     reset_BT, lengths_B = checked_rows(v_BTHV, reset_BT, lengths_B)
-    if state is None:
-        state = MatrixRNNState(v_BTHV.new_zeros((B, H, K, V), dtype=wide_dtype(v_BTHV.dtype)))
     state = checked_state(state, MatrixRNNState, [(B, H, K, V)], v_BTHV)
     inputs = q_BTHK, k_BTHK, v_BTHV, f_BTH, r_HUV
     candidates = [("numba", numba_obstacle(v_BTHV)), ("recurrent", None)]

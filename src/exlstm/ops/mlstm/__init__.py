@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, upcast, without_autocast, zero_padding
+from exlstm.ops.common import row_masks, upcast, without_autocast, zero_padding
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
@@ -125,10 +125,9 @@ def mlstm(
             backend=backend,
         )  # fmt: skip
         return packed.pack(h_SLHV), state
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, q_BTHK.shape[1])
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, q_BTHK.shape[1])
     if valid_BT is not None:
         inputs = without_padding(inputs, valid_BT, forget_gate)
-        reset_BT = None if reset_BT is None else reset_BT & valid_BT
     with without_autocast(q_BTHK):
         h_BTHV, state = run(
             *inputs, state,

@@ -52,9 +52,6 @@ def mult_lstm(
     check_like("m", m_HVK, (H, V, V), x_BTGHV)
     check_like("r", r_GHVK, (4, H, V, V), x_BTGHV)
     reset_BT, lengths_B = checked_rows(x_BTGHV, reset_BT, lengths_B)
-    if state is None:
-        zeros = x_BTGHV.new_zeros((B, H, V), dtype=wide_dtype(x_BTGHV.dtype))
-        state = MultLSTMState(zeros, zeros)
     state = checked_state(state, MultLSTMState, 2 * [(B, H, V)], x_BTGHV)
     inputs = p_BTHV, x_BTGHV, m_HVK, r_GHVK
     candidates = [("numba", numba_obstacle(x_BTGHV, backend)), ("recurrent", None)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import row_masks, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.selective_scan.chunkwise import selective_scan_chunkwise
 from exlstm.ops.selective_scan.reference import SelectiveScanState, selective_scan_recurrent
 from exlstm.runtime.availability import cpu_kernel_obstacle
@@ -67,8 +67,6 @@ def selective_scan(
     for (name, shape), x in zip(shapes.items(), (dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E), strict=True):
         check_like(name, x, shape, x_BTE)
     (reset_BT, lengths_B), dtype = checked_rows(x_BTE, reset_BT, lengths_B), wide_dtype(given)
-    if state is None:
-        state = SelectiveScanState(x_BTE.new_zeros((B, E, Z), dtype=dtype))
     state = checked_state(state, SelectiveScanState, [(B, E, Z)], x_BTE)
     tensors = x_BTE, dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E, state.h_BEZ
     candidates = [
@@ -83,9 +81,7 @@ def selective_scan(
             rows = {"reset_BT": reset_BT, "lengths_B": lengths_B}
             y_BTE, after_BEZ = kernels(name)(*tensors, **rows, softplus=softplus)
             return y_BTE.to(given), SelectiveScanState(after_BEZ)
-        valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-        if reset_BT is not None and valid_BT is not None:
-            reset_BT = reset_BT & valid_BT
+        reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
         run = selective_scan_chunkwise if name == "chunkwise" else selective_scan_recurrent
         x_BTE, dt_BTE, *others = (t.to(dtype) for t in tensors)
         if softplus:
