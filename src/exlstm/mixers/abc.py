@@ -18,7 +18,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    check_heads,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -68,8 +76,7 @@ class ABC(nn.Module):
         keys, values = (round_up(factor * width, 1) for factor in (config.key_factor, config.value_factor))
         if keys % (2 * config.heads):
             raise ValueError(f"heads is {config.heads}; it must cut the width {keys} of the keys into even widths.")
-        if values % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {values} of the values.")
+        check_heads(values, config.heads, "width {} of the values")
         self.config, self.width, self.backend = config, width, "auto"
         self.keys, self.values = keys, values
         self.q, self.k = Linear(width, keys, bias=False), Linear(width, keys, bias=False)

@@ -46,9 +46,7 @@ class Based(nn.Module):
 
     def __init__(self, width: int, config: BasedConfig) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.head_width, self.backend = config, width, width // config.heads, "auto"
         keys = config.heads * config.key_width
         self.features = 1 + config.key_width + config.key_width * (config.key_width + 1) // 2

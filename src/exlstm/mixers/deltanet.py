@@ -87,9 +87,7 @@ class DeltaNet(nn.Module):
 
     def __init__(self, width: int, config: DeltaNetConfig) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.value_width = width // config.heads
         self.key_width = self.value_width * (2 * config.dpfp_degree if config.feature_map == "dpfp" else 1)

@@ -44,10 +44,8 @@ class Elman(nn.Module):
 
     def __init__(self, width: int, config: ElmanConfig) -> None:
         super().__init__()
-        check_width(width)
+        check_width(width, config.heads)
         H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
         self.config, self.width, self.backend = config, width, "auto"
         self.w_DD = nn.Parameter(torch.empty(width, width))
         # rows (head, unit); columns are those of the row's own head, all others are zero

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    check_heads,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import CausalConv, WidthNorm
@@ -65,9 +73,8 @@ class GatedDeltaNet(nn.Module):
         super().__init__()
         check_width(width)
         keys, values = int(width * config.key_factor), int(width * config.value_factor)
-        for name, size in {"keys": keys, "values": values}.items():
-            if size < 1 or size % config.heads:
-                raise ValueError(f"heads is {config.heads}; it must divide the width {size} of the {name}.")
+        check_heads(keys, config.heads, "width {} of the keys")
+        check_heads(values, config.heads, "width {} of the values")
         self.config, self.width, self.backend = config, width, "auto"
         self.key_width, self.value_width = keys // config.heads, values // config.heads
         self.q, self.k = Linear(width, keys, bias=False), Linear(width, keys, bias=False)

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    check_heads,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -56,9 +64,8 @@ class GLA(nn.Module):
         super().__init__()
         check_width(width)
         keys, values = (round_up(factor * width, 1) for factor in (config.key_factor, config.value_factor))
-        for name, channels in {"keys": keys, "values": values}.items():
-            if channels % config.heads:
-                raise ValueError(f"heads is {config.heads}; it must divide the width {channels} of the {name}.")
+        check_heads(keys, config.heads, "width {} of the keys")
+        check_heads(values, config.heads, "width {} of the values")
         self.config, self.width, self.backend = config, width, "auto"
         self.keys, self.values = keys, values
         self.q, self.k = Linear(width, keys, bias=False), Linear(width, keys, bias=False)

@@ -42,9 +42,7 @@ class GRU(nn.Module):
 
     def __init__(self, width: int, config: GRUConfig) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.w_GD = nn.Parameter(torch.empty(3 * width, width))
         # rows in torch's order (gate, head, unit); columns are those of the row's own head, all others are zero

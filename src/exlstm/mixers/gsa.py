@@ -48,9 +48,7 @@ class GSA(nn.Module):
 
     def __init__(self, width: int, config: GSAConfig) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.q, self.k, self.v = (Linear(width, width, bias=False) for _ in range(3))
         self.f = Linear(width, config.heads * config.slots, bias=False)

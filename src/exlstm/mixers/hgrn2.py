@@ -49,9 +49,7 @@ class HGRN2(nn.Module):
 
     def __init__(self, width: int, config: HGRN2Config, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.q, self.f, self.i = (Linear(width, width, bias=False) for _ in range(3))
         self.bound_D = nn.Parameter(torch.empty(width)) if index > 0 else None

@@ -47,9 +47,7 @@ class LinearAttention(nn.Module):
 
     def __init__(self, width: int, config: LinearAttentionConfig, depth: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.head_width, self.backend = config, width, width // config.heads, "auto"
         self.q, self.k, self.v, self.out = (Linear(width, width, bias=config.bias) for _ in range(4))
         table = dict.fromkeys(("q.weight", "k.weight", "v.weight"), init.small(width))

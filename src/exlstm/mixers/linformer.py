@@ -62,9 +62,7 @@ class Linformer(nn.Module):
 
     def __init__(self, width: int, config: LinformerConfig, depth: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.q, self.k, self.v, self.out = (Linear(width, width, bias=config.bias) for _ in range(4))
         self.e_NQ, self.f_NQ = (nn.Parameter(torch.empty(config.length, config.slots)) for _ in range(2))

@@ -42,10 +42,8 @@ class LSTM(nn.Module):
 
     def __init__(self, width: int, config: LSTMConfig, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
+        check_width(width, config.heads)
         H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
         self.config, self.width, self.backend = config, width, "auto"
         self.w_GD = nn.Parameter(torch.empty(4 * width, width))
         # rows in torch's order (gate, head, unit); columns are those of the row's own head, all others are zero

@@ -23,7 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu, softplus
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    check_heads,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import WidthNorm, round_up
@@ -78,8 +86,7 @@ class Mamba3(nn.Module):
         super().__init__()
         check_width(width)
         inner, H, K = round_up(config.up_factor * width, config.up_multiple), config.heads, config.state
-        if inner % H:
-            raise ValueError(f"heads is {H}; it must divide the inner width {inner}.")
+        check_heads(inner, H, "inner width {}")
         if H % config.groups:
             raise ValueError(f"groups is {config.groups}; it must divide heads, which is {H}.")
         if K % 4:

@@ -54,10 +54,8 @@ class MatrixRNN(nn.Module):
 
     def __init__(self, width: int, config: MatrixRNNConfig) -> None:
         super().__init__()
-        check_width(width)
+        check_width(width, config.heads)
         H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
         V = width // H
         K = V if config.key_width is None else config.key_width
         self.config, self.width, self.key_width, self.backend = config, width, K, "auto"

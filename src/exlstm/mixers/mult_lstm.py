@@ -49,11 +49,8 @@ class MultLSTM(nn.Module):
 
     def __init__(self, width: int, config: MultLSTMConfig, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
-        V = width // H
+        check_width(width, config.heads)
+        H, V = config.heads, width // config.heads
         self.config, self.width, self.backend = config, width, "auto"
         self.p, self.x = Linear(width, width, bias=False), Linear(width, 4 * width, bias=True)
         self.m_HVK, self.r_GHVK = nn.Parameter(torch.empty(H, V, V)), nn.Parameter(torch.empty(4, H, V, V))

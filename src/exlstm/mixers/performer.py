@@ -53,9 +53,7 @@ class Performer(nn.Module):
 
     def __init__(self, width: int, config: PerformerConfig, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         K = width // config.heads
         if K > 128:
             raise ValueError(f"heads is {config.heads}; with width {width} use {-(-width // 128)} or more.")

@@ -17,7 +17,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    check_heads,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.fixed import FixedNumbers
@@ -62,8 +70,7 @@ class Retention(nn.Module):
         H, values = config.heads, int(config.value_factor * width)
         if width % (2 * H):
             raise ValueError(f"heads is {H}; it must cut the width {width} into heads of even width.")
-        if values < 1 or values % H:
-            raise ValueError(f"heads is {H}; it must divide the width {values} of the values.")
+        check_heads(values, H, "width {} of the values")
         self.config, self.width, self.values, self.backend = config, width, values, "auto"
         self.q, self.k = Linear(width, width, bias=False), Linear(width, width, bias=False)
         self.v, self.g = Linear(width, values, bias=False), Linear(width, values, bias=False)

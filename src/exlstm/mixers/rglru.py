@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import (
+    BlockStyle,
+    check_heads,
+    check_width,
+    checked,
+    constant_state_bytes,
+    mask_tail,
+    wide_zeros,
+)
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import BlockLinear, CausalConv, round_up
@@ -72,8 +80,7 @@ class RGLRU(nn.Module):
         super().__init__()
         check_width(width)
         inner = round_up(config.up_factor * width, config.up_multiple)
-        if inner % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the inner width {inner}.")
+        check_heads(inner, config.heads, "inner width {}")
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
         self.y, self.x = Linear(width, inner), Linear(width, inner)
         self.conv = CausalConv(inner, config.conv_width)

@@ -69,9 +69,7 @@ class RWKV5(nn.Module):
 
     def __init__(self, width: int, config: RWKV5Config, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         H, K = config.heads, width // config.heads
         self.config, self.width, self.backend = config, width, "auto"
         self.mix_r_D, self.mix_k_D, self.mix_v_D, self.mix_g_D = (nn.Parameter(torch.empty(width)) for _ in range(4))

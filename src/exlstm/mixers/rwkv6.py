@@ -74,9 +74,7 @@ class RWKV6(nn.Module):
 
     def __init__(self, width: int, config: RWKV6Config, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         H, K, J = config.heads, width // config.heads, config.mix_rank
         self.config, self.width, self.backend = config, width, "auto"
         self.mix_x_D, self.mix_w_D, self.mix_k_D = (nn.Parameter(torch.empty(width)) for _ in range(3))

@@ -115,9 +115,7 @@ class RWKV7(nn.Module):
 
     def __init__(self, width: int, config: RWKV7Config, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.head_width, self.backend = config, width, width // config.heads, "auto"
         self.mix_r_D, self.mix_w_D, self.mix_k_D, self.mix_v_D, self.mix_a_D, self.mix_g_D = (
             nn.Parameter(torch.empty(width)) for _ in range(6)

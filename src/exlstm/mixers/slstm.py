@@ -81,11 +81,8 @@ class SLSTM(nn.Module):
 
     def __init__(self, width: int, config: SLSTMConfig, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
-        V = width // H
+        check_width(width, config.heads)
+        H, V = config.heads, width // config.heads
         # the cell's heads are the blocks of R
         self.blocks = blocks = H if config.recurrence_blocks is None else config.recurrence_blocks
         if width % blocks:
