@@ -18,15 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    check_heads,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -67,7 +59,7 @@ class ABCConfig:
         return ABC(width, self)
 
 
-class ABC(nn.Module):
+class ABC(FixedStateMixer):
     """ABC as a mixer: see `mixers.contract`, and `ABCConfig` for its options."""
 
     def __init__(self, width: int, config: ABCConfig) -> None:
@@ -118,10 +110,6 @@ class ABC(nn.Module):
         position_B = torch.zeros(batch, dtype=torch.int64, device=device or self.gain_V.device)
         sums = zeros(batch, H, self.keys // H, Q), zeros(batch, H, Q, self.values // H), zeros(batch, H, Q)
         return ABCState(PositionState(position_B), AveragedMemoryState(*sums))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a write and a read of keys and values of all slots, and of softmax over them."""

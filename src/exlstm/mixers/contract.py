@@ -79,9 +79,17 @@ class MixerConfig(Protocol):
         """The mixer for model width `width`, as block `index` of `depth` (some initial values depend on these)."""
 
 
-def constant_state_bytes(mixer: Mixer) -> int:
-    """Bytes per sequence of a state whose size does not depend on the length."""
+def zero_state_bytes(mixer: Mixer) -> int:
+    """Bytes per sequence of the state before the first step."""
     return state_nbytes(mixer.zero_state(1, torch.device("meta")))
+
+
+class FixedStateMixer(nn.Module):
+    """A mixer whose state has the same size at any length."""
+
+    def state_bytes(self: Mixer, length: int = 0, /) -> int:
+        """Bytes of one sequence's state."""
+        return zero_state_bytes(self)
 
 
 def wide_zeros(weight: Tensor, device: torch.device | None) -> Callable[..., Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, WidthNorm
@@ -82,7 +82,7 @@ def features(x_BTHK: Tensor, kind: FeatureMap, degree: int) -> Tensor:
     return x_BTHK
 
 
-class DeltaNet(nn.Module):
+class DeltaNet(FixedStateMixer):
     """DeltaNet as a mixer: see `mixers.contract`, and `DeltaNetConfig` for its options."""
 
     def __init__(self, width: int, config: DeltaNetConfig) -> None:
@@ -133,10 +133,6 @@ class DeltaNet(nn.Module):
         zeros, window = wide_zeros(self.norm.weight, device), max(self.config.conv_width - 1, 0)
         memory = DeltaState(zeros(batch, self.config.heads, self.key_width, self.value_width))
         return DeltaNetState(ConvState(zeros(batch, window, 3 * self.width)), memory)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of decay, read, correction and read-out for every number of the memory."""

@@ -15,15 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    check_heads,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import CausalConv, WidthNorm
@@ -66,7 +58,7 @@ class GatedDeltaNetConfig:
         return GatedDeltaNet(width, self)
 
 
-class GatedDeltaNet(nn.Module):
+class GatedDeltaNet(FixedStateMixer):
     """Gated DeltaNet as a mixer: see `mixers.contract`, and `GatedDeltaNetConfig` for its options."""
 
     def __init__(self, width: int, config: GatedDeltaNetConfig) -> None:
@@ -143,10 +135,6 @@ class GatedDeltaNet(nn.Module):
         zeros = wide_zeros(self.norm.weight, device)
         conv = ConvState(zeros(batch, self.config.conv_width - 1, H * (2 * K + V)))
         return GatedDeltaNetState(conv, DeltaState(zeros(batch, H, K, V)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of decay, read, correction and read-out for every number of the memory."""

@@ -16,15 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    check_heads,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -57,7 +49,7 @@ class GLAConfig:
         return GLA(width, self)
 
 
-class GLA(nn.Module):
+class GLA(FixedStateMixer):
     """GLA as a mixer: see `mixers.contract`, and `GLAConfig` for its options."""
 
     def __init__(self, width: int, config: GLAConfig) -> None:
@@ -109,10 +101,6 @@ class GLA(nn.Module):
         H = self.config.heads
         s_BHKV = wide_zeros(self.gain_V, device)(batch, H, self.keys // H, self.values // H)
         return GatedLinearAttentionState(s_BHKV)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of S."""

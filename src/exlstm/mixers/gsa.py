@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import WidthNorm
@@ -43,7 +43,7 @@ class GSAConfig:
         return GSA(width, self)
 
 
-class GSA(nn.Module):
+class GSA(FixedStateMixer):
     """Gated slot attention as a mixer: see `mixers.contract`, and `GSAConfig` for its options."""
 
     def __init__(self, width: int, config: GSAConfig) -> None:
@@ -81,10 +81,6 @@ class GSA(nn.Module):
         H, Q, K = self.config.heads, self.config.slots, self.width // self.config.heads
         zeros = wide_zeros(self.norm.weight, device)
         return BoundedMemoryState(zeros(batch, H, K, Q), zeros(batch, H, Q, K))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of keys and values of all slots, and of softmax over them."""

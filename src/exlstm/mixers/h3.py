@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -58,7 +58,7 @@ class H3Config:
         return H3(width, self, depth)
 
 
-class H3(nn.Module):
+class H3(FixedStateMixer):
     """H3 as a mixer: see `mixers.contract`, and `H3Config` for its options."""
 
     no_bias_D: Tensor
@@ -147,10 +147,6 @@ class H3(nn.Module):
         return H3State(
             ConvState(zeros(batch, self.config.conv_width - 1, self.width)), LTIState(zeros(*shape), zeros(*shape))
         )
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of the shift and of the state space."""

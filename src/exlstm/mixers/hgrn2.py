@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu, softplus
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import WidthNorm
@@ -44,7 +44,7 @@ class HGRN2Config:
         return HGRN2(width, self, depth, index)
 
 
-class HGRN2(nn.Module):
+class HGRN2(FixedStateMixer):
     """HGRN2 as a mixer: see `mixers.contract`, and `HGRN2Config` for its options."""
 
     def __init__(self, width: int, config: HGRN2Config, depth: int, index: int) -> None:
@@ -99,10 +99,6 @@ class HGRN2(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         H, K = self.config.heads, self.width // self.config.heads
         return GatedLinearAttentionState(wide_zeros(self.norm.weight, device)(batch, H, K, K))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of S."""

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -42,7 +42,7 @@ class LinearAttentionConfig:
         return LinearAttention(width, self, depth)
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(FixedStateMixer):
     """Linear attention as a mixer: see `mixers.contract`, and `LinearAttentionConfig` for its options."""
 
     def __init__(self, width: int, config: LinearAttentionConfig, depth: int) -> None:
@@ -84,10 +84,6 @@ class LinearAttention(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         H, K, zeros = self.config.heads, self.head_width, wide_zeros(self.q.like, device)
         return NormalizedState(zeros(batch, H, K, K), zeros(batch, H, K))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -57,7 +57,7 @@ class LinformerConfig:
         return Linformer(width, self, depth)
 
 
-class Linformer(nn.Module):
+class Linformer(FixedStateMixer):
     """Causal Linformer as a mixer: see `mixers.contract`, and `LinformerConfig` for its options."""
 
     def __init__(self, width: int, config: LinformerConfig, depth: int) -> None:
@@ -124,10 +124,6 @@ class Linformer(nn.Module):
         position_B = torch.zeros(batch, dtype=torch.int64, device=device or self.e_NQ.device)
         slots = BoundedMemoryState(zeros(batch, H, K, Q), zeros(batch, H, Q, K))
         return LinformerState(PositionState(position_B), slots)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a write and a read of keys and values of all slots, and of softmax over them."""

@@ -23,15 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu, softplus
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    check_heads,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import WidthNorm, round_up
@@ -79,7 +71,7 @@ class Mamba3Config:
         return Mamba3(width, self, depth)
 
 
-class Mamba3(nn.Module):
+class Mamba3(FixedStateMixer):
     """Mamba-3 as a mixer: see `mixers.contract`, and `Mamba3Config` for its options."""
 
     def __init__(self, width: int, config: Mamba3Config, depth: int) -> None:
@@ -165,10 +157,6 @@ class Mamba3(nn.Module):
         key, value, strength = (TokenShiftState(zeros(batch, size)) for size in (H * K, self.inner, H))
         cell = LinearAttentionState(zeros(batch, H, K, self.inner // H))
         return Mamba3State(AngleState(zeros(batch, H, K // 4)), key, value, strength, cell)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up
@@ -62,7 +62,7 @@ class MLSTMConfig:
         return MLSTM(width, self, depth)
 
 
-class MLSTM(nn.Module):
+class MLSTM(FixedStateMixer):
     """mLSTM of the xLSTM paper as a mixer: see `mixers.contract`, and `MLSTMConfig` for its options."""
 
     def __init__(self, width: int, config: MLSTMConfig, depth: int) -> None:
@@ -137,10 +137,6 @@ class MLSTM(nn.Module):
         return MLSTMLayerState(
             ConvState(past_BSD), MLSTMState(zeros(batch, H, V, V), zeros(batch, H, V), zeros(batch, H))
         )
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

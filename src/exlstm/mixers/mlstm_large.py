@@ -14,15 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    check_heads,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm, soft_cap
@@ -56,7 +48,7 @@ class MLSTMLargeConfig:
         return MLSTMLarge(width, self, depth)
 
 
-class MLSTMLarge(nn.Module):
+class MLSTMLarge(FixedStateMixer):
     """mLSTM of xLSTM-7B as a mixer: see `mixers.contract`, and `MLSTMLargeConfig` for its options."""
 
     def __init__(self, width: int, config: MLSTMLargeConfig, depth: int) -> None:
@@ -119,10 +111,6 @@ class MLSTMLarge(nn.Module):
         H, K, V = self.config.heads, self.key_width, self.value_width
         zeros = wide_zeros(self.i.bias, device)
         return MLSTMState(zeros(batch, H, K, V), zeros(batch, H, K), zeros(batch, H))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

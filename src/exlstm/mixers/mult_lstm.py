@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Finite, Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -44,7 +44,7 @@ class MultLSTMConfig:
         return MultLSTM(width, self, depth, index)
 
 
-class MultLSTM(nn.Module):
+class MultLSTM(FixedStateMixer):
     """Multiplicative LSTM as a mixer: see `mixers.contract`, and `MultLSTMConfig` for its options."""
 
     def __init__(self, width: int, config: MultLSTMConfig, depth: int, index: int) -> None:
@@ -96,10 +96,6 @@ class MultLSTM(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, (H, V, _) = wide_zeros(self.m_HVK, device), self.m_HVK.shape
         return MultLSTMState(zeros(batch, H, V), zeros(batch, H, V))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 21 pointwise operations per channel."""

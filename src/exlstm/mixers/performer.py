@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, check_fields
 from exlstm.nn.fixed import FixedNumbers
@@ -48,7 +48,7 @@ class PerformerConfig:
         return Performer(width, self, depth, index)
 
 
-class Performer(nn.Module):
+class Performer(FixedStateMixer):
     """Performer as a mixer: see `mixers.contract`, and `PerformerConfig` for its options."""
 
     def __init__(self, width: int, config: PerformerConfig, depth: int, index: int) -> None:
@@ -96,10 +96,6 @@ class Performer(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         H, zeros = self.config.heads, wide_zeros(self.q.like, device)
         return NormalizedState(zeros(batch, H, self.features, self.head_width), zeros(batch, H, self.features))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of features and of products with the memory and, in prefill, within chunks of 64 steps."""

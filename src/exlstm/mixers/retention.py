@@ -17,15 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    check_heads,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.fixed import FixedNumbers
@@ -61,7 +53,7 @@ class RetentionConfig:
         return Retention(width, self)
 
 
-class Retention(nn.Module):
+class Retention(FixedStateMixer):
     """Retention as a mixer: see `mixers.contract`, and `RetentionConfig` for its options."""
 
     def __init__(self, width: int, config: RetentionConfig) -> None:
@@ -112,10 +104,6 @@ class Retention(nn.Module):
         position_B = torch.zeros(batch, dtype=torch.int64, device=device or self.q.like.device)
         s_BHKV = zeros(batch, H, self.width // H, self.values // H)
         return RetentionState(PositionState(position_B), LinearAttentionState(s_BHKV))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

@@ -19,15 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    check_heads,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import BlockLinear, CausalConv, round_up
@@ -73,7 +65,7 @@ def half_log(low: float, high: float) -> init.Fill:
     return lambda x: x.uniform_(low**2 + 1e-8, high**2 + 1e-8).log_().mul_(-0.5)
 
 
-class RGLRU(nn.Module):
+class RGLRU(FixedStateMixer):
     """The recurrent block of Hawk as a mixer: see `mixers.contract`, and `RGLRUConfig` for its options."""
 
     def __init__(self, width: int, config: RGLRUConfig, depth: int) -> None:
@@ -132,10 +124,6 @@ class RGLRU(nn.Module):
         zeros = wide_zeros(self.lam_E, device)
         past_BSD, h_BE = zeros(batch, self.config.conv_width - 1, self.inner), zeros(batch, self.inner)
         return RGLRUState(ConvState(past_BSD), ScanState(h_BE), torch.zeros_like(h_BE[:, 0], dtype=torch.bool))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 25 pointwise operations per channel, the gates included."""

@@ -18,15 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    Partner,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, Partner, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -64,7 +56,7 @@ class RWKV5Config:
         return RWKV5(width, self, depth, index)
 
 
-class RWKV5(nn.Module):
+class RWKV5(FixedStateMixer):
     """RWKV-5's time mix as a mixer: see `mixers.contract`, and `RWKV5Config` for its options."""
 
     def __init__(self, width: int, config: RWKV5Config, depth: int, index: int) -> None:
@@ -142,10 +134,6 @@ class RWKV5(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, (H, K) = wide_zeros(self.decay_HK, device), self.decay_HK.shape
         return RWKV5State(TokenShiftState(zeros(batch, self.width)), GatedLinearAttentionState(zeros(batch, H, K, K)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of S, and of the bonus."""

@@ -19,15 +19,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    Partner,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, Partner, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -69,7 +61,7 @@ class RWKV6Config:
         return RWKV6(width, self, depth, index)
 
 
-class RWKV6(nn.Module):
+class RWKV6(FixedStateMixer):
     """RWKV-6's time mix as a mixer: see `mixers.contract`, and `RWKV6Config` for its options."""
 
     def __init__(self, width: int, config: RWKV6Config, depth: int, index: int) -> None:
@@ -165,10 +157,6 @@ class RWKV6(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, (H, K) = wide_zeros(self.decay_HK, device), self.decay_HK.shape
         return RWKV6State(TokenShiftState(zeros(batch, self.width)), GatedLinearAttentionState(zeros(batch, H, K, K)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of S, and of the bonus."""

@@ -22,15 +22,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    Partner,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, Partner, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -110,7 +102,7 @@ def initial_values(width: int, head_width: int, depth: int, index: int) -> dict[
     }
 
 
-class RWKV7(nn.Module):
+class RWKV7(FixedStateMixer):
     """The time mix of RWKV-7 as a mixer: see `mixers.contract`, and `RWKV7Config` for its options."""
 
     def __init__(self, width: int, config: RWKV7Config, depth: int, index: int) -> None:
@@ -188,10 +180,6 @@ class RWKV7(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         H, K, zeros = self.config.heads, self.head_width, wide_zeros(self.norm.weight, device)
         return RWKV7State(TokenShiftState(zeros(batch, self.width)), DeltaState(zeros(batch, H, K, K)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of decay, read, two writes and read-out for every number of the memory."""
