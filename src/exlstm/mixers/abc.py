@@ -92,9 +92,7 @@ class ABC(FixedStateMixer):
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         H, rows = self.config.heads, {"reset_BT": reset_BT, "lengths_B": lengths_B}
         *qkv, r_BTE = linears(x_BTD, (self.q, self.k, self.v, self.r))
-        q_BTHK, k_BTHK, v_BTHV, s_BTHQ = (
-            x.view(*x.shape[:2], H, x.shape[2] // H) for x in (*qkv, wide_linear(self.s, x_BTD))
-        )
+        q_BTHK, k_BTHK, v_BTHV, s_BTHQ = (torch.unflatten(x, -1, (H, -1)) for x in (*qkv, wide_linear(self.s, x_BTD)))
         q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
         q_BTHK, k_BTHK, after = rotary(
             q_BTHK, k_BTHK, state.next, base=self.config.rope_base, reset_BT=reset_BT, lengths_B=lengths_B

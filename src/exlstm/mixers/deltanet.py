@@ -118,7 +118,7 @@ class DeltaNet(FixedStateMixer):
             qkv_BTM, conv = self.conv(qkv_BTM, conv, **rows, activation="silu" if has_silu else "none")
         elif has_silu:
             qkv_BTM = silu(qkv_BTM)
-        q, k, v_BTHV = (x.view(*x.shape[:2], config.heads, self.value_width) for x in qkv_BTM.chunk(3, dim=-1))
+        q, k, v_BTHV = (torch.unflatten(x, -1, (config.heads, -1)) for x in qkv_BTM.chunk(3, dim=-1))
         q_BTHK, k_BTHK = (features(x, config.feature_map, config.dpfp_degree) for x in (q, k))
         q_BTHK = vector_norm(q_BTHK, kind=config.key_norm, scale=self.key_width**-0.5).to(x_BTD.dtype)
         k_BTHK = vector_norm(k_BTHK, kind=config.key_norm).to(x_BTD.dtype)

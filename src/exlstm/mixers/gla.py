@@ -81,7 +81,7 @@ class GLA(FixedStateMixer):
         H = self.config.heads
         q, k, v, r_BTE, low = linears(x_BTD, (self.q, self.k, self.v, self.r, self.g1))
         g = logsigmoid(wide_linear(self.g2, low)) * (1 / self.config.temperature)
-        q_BTHK, k_BTHK, v_BTHV, g_BTHK = (x.reshape(*x_BTD.shape[:2], H, x.shape[-1] // H) for x in (q, k, v, g))
+        q_BTHK, k_BTHK, v_BTHV, g_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in (q, k, v, g))
         o_BTHV, state = gated_linear_attention(
             q_BTHK * (self.keys // H) ** -0.5,
             k_BTHK,

@@ -70,7 +70,7 @@ class GSA(FixedStateMixer):
         H = self.config.heads
         qkv = (silu(x) for x in linears(x_BTD, (self.q, self.k, self.v)))
         g = logsigmoid(wide_linear(self.f, x_BTD)) * (1 / self.config.temperature)
-        q_BTHK, k_BTHK, v_BTHK, g_BTHQ = (x.view(*x.shape[:2], H, x.shape[2] // H) for x in (*qkv, g))
+        q_BTHK, k_BTHK, v_BTHK, g_BTHQ = (torch.unflatten(x, -1, (H, -1)) for x in (*qkv, g))
         o_BTHK, state = bounded_memory(
             q_BTHK, k_BTHK, v_BTHK, g_BTHQ, state, reset_BT=reset_BT, lengths_B=lengths_B, backend=self.backend
         )

@@ -82,7 +82,7 @@ class HGRN2(FixedStateMixer):
         H, K = self.config.heads, self.width // self.config.heads
         q_BTD, f_BTD, v_BTD = linears(x_BTD, (self.q, self.f, self.i))
         g_BTD, k_BTD = self.gates(f_BTD)
-        q_BTHK, k_BTHK, v_BTHK, g_BTHK = (x.reshape(*x_BTD.shape[:2], H, K) for x in (silu(q_BTD), k_BTD, v_BTD, g_BTD))
+        q_BTHK, k_BTHK, v_BTHK, g_BTHK = (torch.unflatten(x, -1, (H, K)) for x in (silu(q_BTD), k_BTD, v_BTD, g_BTD))
         o_BTHK, state = gated_linear_attention(
             q_BTHK * K**-0.5,
             k_BTHK,

@@ -91,9 +91,7 @@ class Linformer(FixedStateMixer):
         if state is not None or x_BTD.shape[1] > self.config.length:
             self.check(x_BTD, before.next, reset_BT, lengths_B)
         e_BTHQ, f_BTHQ = (embedding(position_BT, t)[:, :, None].expand(-1, -1, H, -1) for t in (self.e_NQ, self.f_NQ))
-        q_BTHK, k_BTHK, v_BTHK = (
-            x.view(*x.shape[:2], H, x.shape[2] // H) for x in linears(x_BTD, (self.q, self.k, self.v))
-        )
+        q_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in linears(x_BTD, (self.q, self.k, self.v)))
         o_BTHK, cell = bounded_memory(
             q_BTHK * q_BTHK.shape[-1] ** -0.5,
             k_BTHK,

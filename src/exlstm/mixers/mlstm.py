@@ -117,7 +117,7 @@ class MLSTM(FixedStateMixer):
         c_BTE, conv = self.conv(a_BTE, state.conv, reset_BT=reset_BT, lengths_B=lengths_B, activation="silu")
         q_BTE, k_BTE, v_BTE = self.q(c_BTE), self.k(c_BTE), self.v(a_BTE)
         qkv_BTJ = torch.cat([q_BTE, k_BTE, v_BTE], dim=-1)
-        q_BTHV, k_BTHV, v_BTHV = (x_BTE.unflatten(-1, (H, self.inner // H)) for x_BTE in (q_BTE, k_BTE, v_BTE))
+        q_BTHV, k_BTHV, v_BTHV = (torch.unflatten(x, -1, (H, -1)) for x in (q_BTE, k_BTE, v_BTE))
         i_BTH, f_BTH = linears(qkv_BTJ, (), wide=(self.i, self.f))
         h_BTHV, cell = mlstm(
             q_BTHV, k_BTHV, v_BTHV,

@@ -94,7 +94,7 @@ class MLSTMLarge(FixedStateMixer):
         H, cap = self.config.heads, self.config.gate_cap
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         *qkv, o_BTM, i_BTH, f_BTH = linears(x_BTD, (self.q, self.k, self.v, self.o), wide=(self.i, self.f))
-        q_BTHK, k_BTHK, v_BTHV = (x_BTM.view(*x_BTM.shape[:2], H, x_BTM.shape[2] // H) for x_BTM in qkv)
+        q_BTHK, k_BTHK, v_BTHV = (torch.unflatten(x, -1, (H, -1)) for x in qkv)
         h_BTHV, state = mlstm(
             q_BTHK, k_BTHK, v_BTHV,
             soft_cap(i_BTH, cap), soft_cap(f_BTH, cap), state,

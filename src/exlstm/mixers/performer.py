@@ -76,9 +76,7 @@ class Performer(FixedStateMixer):
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         H = self.config.heads
-        q_BTHK, k_BTHK, v_BTHK = (
-            x_BTM.view(*x_BTM.shape[:2], H, x_BTM.shape[2] // H) for x_BTM in linears(x_BTD, (self.q, self.k, self.v))
-        )
+        q_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in linears(x_BTD, (self.q, self.k, self.v)))
         rows_MK = self.rows.like(q_BTHK)
         o_BTHK, state = normalized_linear_attention(
             favor(q_BTHK, rows_MK, is_query=True),

@@ -87,7 +87,7 @@ class Retention(FixedStateMixer):
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         H, rows = self.config.heads, {"reset_BT": reset_BT, "lengths_B": lengths_B}
         *qkv, g_BTE = linears(x_BTD, (self.q, self.k, self.v, self.g))
-        q_BTHK, k_BTHK, v_BTHV = (x_BTE.view(*x_BTE.shape[:2], H, x_BTE.shape[2] // H) for x_BTE in qkv)
+        q_BTHK, k_BTHK, v_BTHV = (torch.unflatten(x, -1, (H, -1)) for x in qkv)
         k_BTHK = k_BTHK * k_BTHK.shape[-1] ** -0.5
         q_BTHK, k_BTHK, after = rotary(
             q_BTHK, k_BTHK, state.next, base=self.config.rope_base, reset_BT=reset_BT, lengths_B=lengths_B

@@ -101,7 +101,7 @@ class RWKV5(FixedStateMixer):
     ) -> tuple[Tensor, RWKV5State]:
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
-        B, T, _ = x_BTD.shape
+        (B, T, _), H = x_BTD.shape, self.config.heads
         state = self.zero_state(B) if state is None else state
         before_BTD, shift = token_shift(x_BTD, state.shift, reset_BT=reset_BT, lengths_B=lengths_B)
         change_BTD = x_BTD - before_BTD
@@ -114,7 +114,7 @@ class RWKV5(FixedStateMixer):
                 (self.g, self.mix_g_D),
             )
         )
-        r_BTHK, k_BTHK, v_BTHK = (x.view(B, T, *self.decay_HK.shape) for x in (r_BTD, k_BTD, v_BTD))
+        r_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in (r_BTD, k_BTD, v_BTD))
         decay_HK = -torch.exp(upcast(self.decay_HK))
         o_BTHK, cell = gated_linear_attention(
             r_BTHK,

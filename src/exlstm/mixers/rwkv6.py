@@ -133,16 +133,17 @@ class RWKV6(FixedStateMixer):
     ) -> tuple[Tensor, RWKV6State]:
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
-        heads = (*x_BTD.shape[:2], *self.decay_HK.shape)
+        H = self.config.heads
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         before_BTD, shift = token_shift(x_BTD, state.shift, reset_BT=reset_BT, lengths_B=lengths_B)
         w, *inputs = self.mixed(x_BTD, before_BTD)
         k, v, r, g_BTD = (layer(x) for layer, x in zip((self.k, self.v, self.r, self.g), inputs, strict=True))
-        w_BTHK = wide_linear(self.decay_out, torch.tanh(self.decay_in(w))).view(heads) + self.decay_HK
+        r_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in (r, k, v))
+        w_BTHK = torch.unflatten(wide_linear(self.decay_out, torch.tanh(self.decay_in(w))), -1, (H, -1)) + self.decay_HK
         o_BTHK, cell = gated_linear_attention(
-            r.view(heads),
-            k.view(heads),
-            v.view(heads),
+            r_BTHK,
+            k_BTHK,
+            v_BTHK,
             -torch.exp(w_BTHK),
             state.cell,
             bonus_HK=self.bonus_HK,

@@ -142,7 +142,7 @@ class RWKV7(FixedStateMixer):
     ) -> tuple[Tensor, RWKV7State]:
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
-        state = self.zero_state(x_BTD.shape[0]) if state is None else state
+        state, H = self.zero_state(x_BTD.shape[0]) if state is None else state, self.config.heads
         before_BTD, shift = token_shift(x_BTD, state.shift, reset_BT=reset_BT, lengths_B=lengths_B)
         change_BTD = before_BTD - x_BTD
         mixes = self.mix_r_D, self.mix_w_D, self.mix_k_D, self.mix_v_D, self.mix_a_D, self.mix_g_D
@@ -153,9 +153,11 @@ class RWKV7(FixedStateMixer):
         log_w_BTD = STRONGEST_DECAY * torch.sigmoid(w_BTD + upcast(self.w0_D))
         a_BTD = torch.sigmoid(a_BTD + upcast(self.a0_D))
         g_BTD = self.g2(torch.sigmoid(self.g1(for_g)))
-        kappa_BTHK = vector_norm(self.heads(k_BTD * upcast(self.k_k_D)), eps=TINY)
+        kappa_BTHK = vector_norm(torch.unflatten(k_BTD * upcast(self.k_k_D), -1, (H, -1)), eps=TINY)
         k_BTD = k_BTD * (1 + (a_BTD - 1) * upcast(self.k_a_D))
-        r_BTHK, k_BTHK, v_BTHK, a_BTHK, log_w_BTHK = map(self.heads, (r_BTD, k_BTD, v_BTD, a_BTD, log_w_BTD))
+        r_BTHK, k_BTHK, v_BTHK, a_BTHK, log_w_BTHK = (
+            torch.unflatten(x, -1, (H, -1)) for x in (r_BTD, k_BTD, v_BTD, a_BTD, log_w_BTD)
+        )
         o_BTHK, memory = dplr_rule(
             r_BTHK,
             k_BTHK,
@@ -171,10 +173,6 @@ class RWKV7(FixedStateMixer):
         current_BTHK = bonus(upcast(r_BTHK), k_BTHK, upcast(self.r_k_HK), upcast(v_BTHK)).to(v_BTHK.dtype)
         y_BTD = self.out((self.norm(o_BTHK) + current_BTHK.flatten(2)) * g_BTD)
         return mask_tail(y_BTD, lengths_B), RWKV7State(shift, memory)
-
-    def heads(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, H, K]."""
-        return x_BTD.view(*x_BTD.shape[:2], self.config.heads, self.head_width)
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> RWKV7State:
         """State before the first step, on the device of the weights or on another."""
