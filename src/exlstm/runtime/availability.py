@@ -66,6 +66,19 @@ def single_step_obstacle(tensors: Iterable[Tensor], steps: int) -> str | None:
     return "gradients are wanted, which it does not have" if wanted else None
 
 
+def chunk_obstacle(steps: int, backend: str) -> str | None:
+    """Why a form over chunks is not chosen, or None: by name it takes a single step, too."""
+    return "a single step needs no chunk" if steps == 1 and backend == "auto" else None
+
+
+@assume_constant
+def blas_obstacle() -> str | None:
+    """Why kernels cannot call BLAS here, or None."""
+    from exlstm.runtime.cpu.blas import obstacle
+
+    return obstacle()
+
+
 @assume_constant
 def has_triton() -> bool:
     """Whether Triton is installed; torch for NVIDIA and AMD GPUs brings it along."""

@@ -23,7 +23,7 @@ from exlstm.ops.bounded_memory.reference import (
 )
 from exlstm.ops.common import row_masks, upcast, without_autocast
 from exlstm.ops.gated_linear_attention import MAX_KEYS
-from exlstm.runtime.availability import widened_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 
@@ -144,7 +144,7 @@ def pick(op: str, tensors: Sequence[Tensor], Q: int, backend: str) -> tuple[str,
     """The form that runs on these tensors, q first, and whether they are one step without gradients."""
     T = tensors[0].shape[1]
     one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
+    no_chunk = chunk_obstacle(T, backend)
     many = None if Q <= MAX_KEYS else f"it has up to {MAX_KEYS} slots"
     candidates = [
         ("numba", widened_kernel_obstacle(tensors)),

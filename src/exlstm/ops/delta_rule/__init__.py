@@ -6,7 +6,7 @@ definition, the other pages compute the same numbers faster.
 B batch  T time  H heads  K key width  V value width  G 1 or K
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import row_masks, without_autocast
 from exlstm.ops.delta_rule.chunkwise import rule_chunkwise
 from exlstm.ops.delta_rule.reference import DeltaState, RuleInputs, delta_step, dplr_step, rule_recurrent
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 
@@ -99,9 +99,9 @@ def run(
     state = checked_state(state, DeltaState, [(B, H, K, V)], x.q_BTHK)
     tensors = *x.tensors, state.s_BHKV
     one_step = T == 1 and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
+    no_chunk = chunk_obstacle(T, backend)
     candidates = [
-        ("numba", numba_obstacle(tensors)),
+        ("numba", widened_kernel_obstacle(tensors)),
         *gpu_candidate(tensors, backend, triton_obstacle(x, one_step) or (None if one_step else no_chunk)),
         ("chunkwise", no_chunk),
         ("recurrent", None),
@@ -130,10 +130,3 @@ def triton_obstacle(x: RuleInputs, one_step: bool) -> str | None:
     if one_step or (x.a_BTHK is None and (x.g_BTHG is None or x.g_BTHG.shape[3] == 1)):
         return None
     return "it has one decay per head, and no decays of channels nor the general form"
-
-
-def numba_obstacle(tensors: Sequence[Tensor]) -> str | None:
-    """Why the kernels for a CPU cannot run on these tensors, or None. Narrower dtypes are widened."""
-    has_float64 = any(x.dtype is torch.float64 for x in tensors)
-    other = "it computes in float32 and there is float64 in the input" if has_float64 else None
-    return cpu_kernel_obstacle(tensors[:1], other)

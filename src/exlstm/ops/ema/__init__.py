@@ -14,7 +14,7 @@ from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import row_masks, upcast, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.ema.chunkwise import ema_chunkwise
 from exlstm.ops.ema.reference import EMAState, ema_recurrent
-from exlstm.ops.lti import chunk_obstacle
+from exlstm.ops.lti import column_obstacle
 from exlstm.ops.lti.columns import CHUNK
 from exlstm.runtime.availability import single_step_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
@@ -54,7 +54,7 @@ def ema(
     tensors = u_BTE, factor_EZ, weight_EZ, skip_E, *state
     candidates = [
         ("numba", widened_kernel_obstacle(tensors, single_step_obstacle(tensors, T))),
-        ("chunkwise", chunk_obstacle(T, reset_BT, backend)),
+        ("chunkwise", column_obstacle(T, reset_BT, backend)),
         ("recurrent", None),
     ]
     name = choose("ema", backend, candidates, tensors)

@@ -20,7 +20,7 @@ from exlstm.ops.gated_linear_attention.reference import (
     gated_linear_attention_recurrent,
     gated_linear_attention_step,
 )
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 
@@ -81,12 +81,10 @@ def gated_linear_attention(
 
 def pick(tensors: tuple[Tensor, ...], backend: str, axis: Axis) -> tuple[str, Callable[..., tuple[Tensor, Tensor]]]:
     """The form that runs on these tensors, and its name."""
-    no_chunk = "a single step needs no chunk" if tensors[0].shape[1] == 1 and backend == "auto" else None
+    no_chunk = chunk_obstacle(tensors[0].shape[1], backend)
     has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    float64 = any(x.dtype is torch.float64 for x in tensors)
-    other = "it computes in float32 and there is float64 in the input" if float64 else None
     candidates = [
-        ("numba", cpu_kernel_obstacle(tensors, other)),
+        ("numba", widened_kernel_obstacle(tensors)),
         *gpu_candidate(tensors, backend, gpu_kernel_obstacle(tensors, axis) or (no_chunk if has_gradient else None)),
         ("chunkwise", no_chunk),
         ("recurrent", None),

@@ -22,6 +22,7 @@ from exlstm.ops.linear_attention.reference import (
     normalized_recurrent,
 )
 from exlstm.ops.mlstm import ForgetGate, MLSTMState, mlstm, numba_obstacle
+from exlstm.runtime.availability import chunk_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 
@@ -152,7 +153,7 @@ def pick(op: str, tensors: list[Tensor], backend: str) -> tuple[str, bool]:
     """The form that runs on these tensors, q first, and whether they are one step without gradients."""
     T = tensors[0].shape[1]
     one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
+    no_chunk = chunk_obstacle(T, backend)
     candidates = [
         ("numba", numba_obstacle(tuple(tensors), one_step)),
         *gpu_candidate(tensors, backend, None if one_step else no_chunk),

@@ -16,7 +16,7 @@ from exlstm.ops.common import row_masks, upcast, wide_dtype, without_autocast, z
 from exlstm.ops.lti.chunkwise import lti_chunkwise
 from exlstm.ops.lti.columns import CHUNK
 from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, LTISystem, discretized, lti_recurrent
-from exlstm.runtime.availability import widened_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.tracing import tracer
 
@@ -57,7 +57,7 @@ def lti(
     tensors = u_BTE, *parameters, *state
     candidates = [
         ("numba", widened_kernel_obstacle(tensors)),
-        ("chunkwise", chunk_obstacle(T, reset_BT, backend)),
+        ("chunkwise", column_obstacle(T, reset_BT, backend)),
         ("recurrent", None),
     ]
     name = choose("lti", backend, candidates, tensors)
@@ -130,10 +130,9 @@ def check_parameters(u_BTE: Tensor, parameters: LTIParameters, method: str) -> N
             check_like(label, x, shape, u_BTE)
 
 
-def chunk_obstacle(T: int, reset_BT: Tensor | None, backend: str) -> str | None:
-    """Why sequences cannot be cut into chunks, or None."""
-    if T == 1 and backend == "auto":
-        return "a single step needs no chunk"
-    if reset_BT is not None and tracer() is not None:
+def column_obstacle(T: int, reset_BT: Tensor | None, backend: str) -> str | None:
+    """Why sequences cannot be cut into columns, or None."""
+    single = chunk_obstacle(T, backend)
+    if single is None and reset_BT is not None and tracer() is not None:
         return "it has a column for each reset, and torch traces this call, without these numbers"
-    return None
+    return single

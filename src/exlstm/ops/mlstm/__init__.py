@@ -13,10 +13,9 @@ from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import check_borders, packed_index
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import blas_obstacle, chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
-from exlstm.runtime.internals import assume_constant
 
 __all__ = [
     "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
@@ -26,17 +25,7 @@ CHUNK = 64  # steps that the forms for a CPU take at once, if they are not told
 
 def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
     """Why the Numba forms cannot run on these q, k, v, i, f, C, n, m, or None. One step needs no matrix products."""
-    has_float64 = any(x.dtype is torch.float64 for x in tensors)
-    other = "it computes in float32 and there is float64 in the input" if has_float64 else None
-    return cpu_kernel_obstacle(tensors[:1], other) or (None if one_step else blas_obstacle())
-
-
-@assume_constant
-def blas_obstacle() -> str | None:
-    """Why kernels cannot call BLAS here, or None."""
-    from exlstm.runtime.cpu.blas import obstacle
-
-    return obstacle()
+    return widened_kernel_obstacle(tensors) or (None if one_step else blas_obstacle())
 
 
 def pick(
@@ -45,7 +34,7 @@ def pick(
     """The form that runs on these q, k, v, i, f, C, n, m, and its name."""
     T = tensors[0].shape[1]
     one_step = T == 1 and cu_seqlens is None and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and cu_seqlens is None and backend == "auto" else None
+    no_chunk = chunk_obstacle(T, backend) if cu_seqlens is None else None
     no_gate = None if forget_gate == "sigmoid" else f"it has the forget gate sigmoid, not {forget_gate}"
     candidates = [
         ("numba", numba_obstacle(tensors, one_step)),

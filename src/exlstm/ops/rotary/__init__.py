@@ -14,7 +14,7 @@ from torch import Tensor
 from exlstm.ops.arguments import check_like, checked_rows, checked_state, misfit
 from exlstm.ops.positions import PositionState
 from exlstm.ops.rotary.reference import AngleState, rotary_torch, turned_torch
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["AngleState", "PositionState", "rotary", "turned"]
@@ -84,6 +84,4 @@ def pick(op: str, tensors: Sequence[Tensor], backend: str) -> str:
     """The form that runs on these tensors, q first."""
     needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     several = "it takes one step without gradients" if tensors[0].shape[1] > 1 or needs_backward else None
-    wide = any(x.dtype is torch.float64 for x in tensors)
-    obstacle = several or ("it computes in float32 and there is float64 in the input" if wide else None)
-    return choose(op, backend, [("numba", cpu_kernel_obstacle(tensors, obstacle)), ("torch", None)], tensors)
+    return choose(op, backend, [("numba", widened_kernel_obstacle(tensors, several)), ("torch", None)], tensors)

@@ -16,7 +16,7 @@ from exlstm.ops.scan.chunkwise import scan_chunkwise
 from exlstm.ops.scan.hold import HeldInput, held_input
 from exlstm.ops.scan.reference import RotatingState, ScanState, rotating_recurrent, scan_recurrent
 from exlstm.ops.scan.rotating import rotating_chunkwise
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 
@@ -61,7 +61,7 @@ def scan(
     candidates = [
         ("numba", cpu_kernel_obstacle(tensors, float32_only=True)),
         *gpu_candidate(tensors, backend, None),
-        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("chunkwise", chunk_obstacle(T, backend)),
         ("recurrent", None),
     ]
     name = choose("scan", backend, candidates, tensors)
@@ -114,7 +114,7 @@ def rotating_scan(
     tensors = r_BTE, theta_E, re_BTE, im_BTE
     candidates = [
         ("numba", cpu_kernel_obstacle((*tensors, *state), float32_only=True)),
-        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("chunkwise", chunk_obstacle(T, backend)),
         ("recurrent", None),
     ]
     name = choose("rotating_scan", backend, candidates, (*tensors, *state))

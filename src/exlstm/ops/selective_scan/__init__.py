@@ -11,7 +11,6 @@ B batch  T time  E channels  Z states of a channel
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,17 +18,11 @@ from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import row_masks, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.selective_scan.chunkwise import selective_scan_chunkwise
 from exlstm.ops.selective_scan.reference import SelectiveScanState, selective_scan_recurrent
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 
 __all__ = ["SelectiveScanState", "selective_scan", "selective_scan_recurrent"]
-
-
-def numba_obstacle(x: Tensor) -> str | None:
-    """Why the Numba kernels cannot run on this input, or None."""
-    other = None if wide_dtype(x.dtype) is torch.float32 else f"it computes in float32 and the input is {x.dtype}"
-    return cpu_kernel_obstacle((x,), other)
 
 
 def selective_scan(
@@ -70,9 +63,9 @@ def selective_scan(
     state = checked_state(state, SelectiveScanState, [(B, E, Z)], x_BTE)
     tensors = x_BTE, dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E, state.h_BEZ
     candidates = [
-        ("numba", numba_obstacle(x_BTE)),
+        ("numba", widened_kernel_obstacle((x_BTE,))),
         *gpu_candidate(tensors, backend, None),
-        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("chunkwise", chunk_obstacle(T, backend)),
         ("recurrent", None),
     ]
     name = choose("selective_scan", backend, candidates, tensors)

@@ -11,7 +11,7 @@ from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import row_masks, without_autocast
 from exlstm.ops.wkv4.chunkwise import wkv4_chunkwise
 from exlstm.ops.wkv4.reference import WKV4State, wkv4_recurrent
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["WKV4State", "wkv4", "wkv4_recurrent"]
@@ -49,7 +49,7 @@ def wkv4(
     inputs = k_BTE, v_BTE, w_E, u_E
     candidates = [
         ("numba", cpu_kernel_obstacle((*inputs, *state), float32_only=True)),
-        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("chunkwise", chunk_obstacle(T, backend)),
         ("recurrent", None),
     ]
     name = choose("wkv4", backend, candidates, (*inputs, *state))
