@@ -61,8 +61,6 @@ class H3Config:
 class H3(FixedStateMixer):
     """H3 as a mixer: see `mixers.contract`, and `H3Config` for its options."""
 
-    no_bias_D: Tensor
-
     def __init__(self, width: int, config: H3Config, depth: int) -> None:
         super().__init__()
         check_width(width)
@@ -78,7 +76,6 @@ class H3(FixedStateMixer):
         )
         self.log_dt_E, self.skip_E = (nn.Parameter(torch.empty(products)) for _ in range(2))
         self.out = Linear(width, width)
-        self.register_buffer("no_bias_D", torch.zeros(width), persistent=False)
         init.fill(
             self,
             {
@@ -108,8 +105,9 @@ class H3(FixedStateMixer):
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         q_BTD, k_BTD, v_BTD = map(upcast, linears(x_BTD, (self.q, self.k, self.v)))
-        taps_DW, no_bias_D = upcast(self.taps_DW), upcast(self.no_bias_D)
-        shifted_BTD, conv = causal_conv(k_BTD, taps_DW, no_bias_D, state.conv, reset_BT=reset_BT, lengths_B=lengths_B)
+        shifted_BTD, conv = causal_conv(
+            k_BTD, upcast(self.taps_DW), None, state.conv, reset_BT=reset_BT, lengths_B=lengths_B
+        )
         shifted_BTD = shifted_BTD + upcast(self.skip_k_D) * k_BTD
         # conjugate pairs count twice
         c_re_EZ, c_im_EZ = 2 * upcast(self.c_re_EZ), 2 * upcast(self.c_im_EZ)
