@@ -1,5 +1,6 @@
-"""Gated linear attention: a matrix memory with a data-dependent decay per key channel (Yang et al. 2023,
-arXiv:2312.06635, equations 3 to 5 and section 4.4).
+"""Gated linear attention: a decay per key channel that depends on the input (Yang et al. 2023, arXiv:2312.06635).
+
+Equations 3 to 5 and section 4.4 of the paper:
 
     q, k = W x      v, r = W x                              keys are key_factor times as wide as x
     g = log sigmoid(W_2 W_1 x + b) / temperature            W_1 to `rank` channels
@@ -45,7 +46,7 @@ class GLAConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where a width cannot be divided into heads."""
         return GLA(width, self)
 
 

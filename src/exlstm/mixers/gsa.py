@@ -39,7 +39,7 @@ class GSAConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where the width cannot be divided into heads."""
         return GSA(width, self)
 
 

@@ -40,7 +40,7 @@ class HGRN2Config:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where the width cannot be divided into heads."""
         return HGRN2(width, self, depth, index)
 
 

@@ -53,7 +53,7 @@ class LinformerConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where the width cannot be divided into heads."""
         return Linformer(width, self, depth)
 
 

@@ -1,5 +1,6 @@
-"""Mamba-3: Mamba-2 with the trapezoidal rule, rotations in place of the convolution, and gates for the decay
-(Lahoti et al. 2026, "Mamba-3"; its form of one input and one output).
+"""Mamba-3: Mamba-2 with the trapezoidal rule, gated decays, and rotations for the convolution (Lahoti et al. 2026).
+
+The form of one input and one output:
 
     z, u, b, c, dd, a, l, r = W_up x      dt = softplus(dd + dt_bias)        g = -ht(a) dt      lam = sigmoid(l)
     ht(a) = 1 + a for a >= 0, else 1 / (1 - a), at least 1e-4

@@ -6,7 +6,7 @@
     h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t u_t     without the root at the first step of a sequence
     y = W_o (h g)
 
-All maps have a bias. The gates are in `ops.rglru`, the recurrence is the diagonal scan. The state knows whether a row
+All maps have a bias. The gates are in `ops.rglru`, the recurrence is the diagonal scan. The state says whether a row
 has had a step. Griffin is a pattern of such blocks and blocks with windowed attention.
 
 B batch  T time  D model width  E inner width  H heads  S past steps of the convolution
@@ -31,7 +31,7 @@ from exlstm.ops.scan import ScanState, scan
 
 
 class RGLRUState(NamedTuple):
-    """The window of the convolution, the channels, and whether a row has had a step."""
+    """State of the layer: the convolution's window, the channels, and whether a row has had a step."""
 
     conv: ConvState
     cell: ScanState

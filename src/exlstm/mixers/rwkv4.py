@@ -28,7 +28,7 @@ from exlstm.ops.wkv4 import WKV4State, wkv4
 
 
 class RWKV4State(NamedTuple):
-    """The last input, and the sums of wkv."""
+    """State of the layer: the last input, and the sums of wkv."""
 
     shift: TokenShiftState
     cell: WKV4State

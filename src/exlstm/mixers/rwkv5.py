@@ -1,5 +1,4 @@
-"""RWKV-5, Eagle: the time mix, a matrix memory with a learned decay per channel (Peng et al. 2024, arXiv:2404.05892,
-equations 3 to 8).
+"""The time mix of RWKV-5, Eagle: a learned decay per channel (Peng et al. 2024, arXiv:2404.05892, eqs 3-8).
 
     x_j = mu_j x_t + (1 - mu_j) x_{t-1}                     for j = r, k, v, g
     r, k, v = W_j x_j      g = silu(W_g x_g)
@@ -52,7 +51,7 @@ class RWKV5Config:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer; depth and index count blocks, of which two are a layer."""
+        """The mixer; two blocks count as a layer. ValueError where the width cannot be divided into heads."""
         return RWKV5(width, self, depth, index)
 
 
@@ -105,16 +104,10 @@ class RWKV5(FixedStateMixer):
         state = self.zero_state(B) if state is None else state
         before_BTD, shift = token_shift(x_BTD, state.shift, reset_BT=reset_BT, lengths_B=lengths_B)
         change_BTD = x_BTD - before_BTD
-        r_BTD, k_BTD, v_BTD, g_BTD = (
-            layer(before_BTD + change_BTD * mix_D)
-            for layer, mix_D in (
-                (self.r, self.mix_r_D),
-                (self.k, self.mix_k_D),
-                (self.v, self.mix_v_D),
-                (self.g, self.mix_g_D),
-            )
-        )
-        r_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in (r_BTD, k_BTD, v_BTD))
+        mixes = self.mix_r_D, self.mix_k_D, self.mix_v_D, self.mix_g_D
+        inputs = (before_BTD + change_BTD * mix_D for mix_D in mixes)
+        *rkv, g_BTD = (layer(x) for layer, x in zip((self.r, self.k, self.v, self.g), inputs, strict=True))
+        r_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in rkv)
         decay_HK = -torch.exp(upcast(self.decay_HK))
         o_BTHK, cell = gated_linear_attention(
             r_BTHK,

@@ -1,5 +1,4 @@
-"""RWKV-6, Finch: the time mix, with mixes and decays that depend on the input (Peng et al. 2024, arXiv:2404.05892,
-equations 14 to 20).
+"""The time mix of RWKV-6, Finch: mixes and decays depend on the input (Peng et al. 2024, arXiv:2404.05892, eqs 14-20).
 
     d_t = x_{t-1} - x_t ,  z = tanh(W_1 (x + d mu_x)) ,  m_j = W_2j z_j     five mixes of low rank
     x_j = x + d (mu_j + m_j)                                                for j = w, k, v, r, g
@@ -57,7 +56,7 @@ class RWKV6Config:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer; depth and index count blocks, of which two are a layer."""
+        """The mixer; two blocks count as a layer. ValueError where the width cannot be divided into heads."""
         return RWKV6(width, self, depth, index)
 
 

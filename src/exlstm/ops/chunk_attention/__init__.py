@@ -107,7 +107,7 @@ def in_blocks(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, ChunkState]:
-    """The form for whole sequences, on rows that end."""
+    """The form for whole sequences, with zeros in the padding of its input and of its output."""
     T = q_BTK.shape[1]
     reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     if valid_BT is not None:
@@ -136,7 +136,7 @@ def in_steps(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, ChunkState]:
-    """The definition. Without chunks it has one that no call fills."""
+    """The definition; without chunks that of a chunk which the call does not fill."""
     T, seen_B = q_BTK.shape[1], cache.seen_B
     more = T if chunk is None else 0
     k_BPK, v_BPV = (pad(seen_alone(x, seen_B), (0, 0, more, 0)) for x in cache[:2])

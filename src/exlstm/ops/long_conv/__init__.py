@@ -94,7 +94,7 @@ def in_torch(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, LongConvState]:
-    """A form in plain torch, of this name, on rows that end."""
+    """The form of this name in plain torch, with zeros in the padding of its input and of its output."""
     (reset_BT, valid_BT), S = row_masks(reset_BT, lengths_B, u_BTE.shape[1]), state.u_BSE.shape[1]
     if valid_BT is not None:
         u_BTE = zero_padding(u_BTE, valid_BT)

@@ -84,7 +84,7 @@ def in_torch(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, LTIState]:
-    """A form in plain torch on rows that end: zeros behind their ends, before and after."""
+    """A form in plain torch, with zeros in the padding of its input and of its output."""
     reset_BT, valid_BT = row_masks(reset_BT, lengths_B, u_BTE.shape[1])
     u_BTE = upcast(u_BTE)
     if valid_BT is not None:

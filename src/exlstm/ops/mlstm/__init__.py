@@ -67,7 +67,7 @@ def on_triton(
     run: Callable[..., tuple[Tensor, MLSTMState]], q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor,
     f_BTH: Tensor, state: MLSTMState, /, *, input_gate: InputGate, forget_gate: ForgetGate, **options: Any,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
-    """Kernels that know the exponential gate and the sigmoid: another one comes to them as an exponent."""
+    """Kernels that have the exponential gate and the sigmoid: another one comes to them as an exponent."""
     if input_gate not in ("exp", "sigmoid"):
         i_BTH, input_gate = log_input_gate(upcast(i_BTH), input_gate, -torch.inf), "exp"
     return run(q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, state, input_gate=input_gate, **options)
