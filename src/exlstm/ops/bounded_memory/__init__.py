@@ -26,6 +26,7 @@ from exlstm.ops.gated_linear_attention import MAX_KEYS
 from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = [
     "LIMIT",
@@ -143,7 +144,7 @@ def checked_sizes(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, x_BTHQ: Tensor
 def pick(op: str, tensors: Sequence[Tensor], Q: int, backend: str) -> tuple[str, bool]:
     """The form that runs on these tensors, q first, and whether they are one step without gradients."""
     T = tensors[0].shape[1]
-    one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    one_step = T == 1 and not has_gradients(tensors)
     no_chunk = chunk_obstacle(T, backend)
     many = None if Q <= MAX_KEYS else f"it has up to {MAX_KEYS} slots"
     candidates = [

@@ -8,7 +8,6 @@ B batch  T time  H heads  K key width  V value width  G 1 or K
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
@@ -18,6 +17,7 @@ from exlstm.ops.delta_rule.reference import DeltaState, RuleInputs, delta_step, 
 from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = ["DeltaState", "delta_rule", "delta_step", "dplr_rule", "dplr_step"]
 MAX_KEYS = 256  # of a head on a GPU: a program holds them all
@@ -98,7 +98,7 @@ def run(
     reset_BT, lengths_B = checked_rows(x.q_BTHK, reset_BT, lengths_B)
     state = checked_state(state, DeltaState, [(B, H, K, V)], x.q_BTHK)
     tensors = *x.tensors, state.s_BHKV
-    one_step = T == 1 and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    one_step = T == 1 and not has_gradients(tensors)
     no_chunk = chunk_obstacle(T, backend)
     candidates = [
         ("numba", widened_kernel_obstacle(tensors)),

@@ -8,7 +8,6 @@ B batch  T time  H heads  K key width  V value width  I either of them, where th
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
@@ -23,6 +22,7 @@ from exlstm.ops.gated_linear_attention.reference import (
 from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = [
     "Axis",
@@ -82,7 +82,7 @@ def gated_linear_attention(
 def pick(tensors: tuple[Tensor, ...], backend: str, axis: Axis) -> tuple[str, Callable[..., tuple[Tensor, Tensor]]]:
     """The form that runs on these tensors, and its name."""
     no_chunk = chunk_obstacle(tensors[0].shape[1], backend)
-    has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    has_gradient = has_gradients(tensors)
     candidates = [
         ("numba", widened_kernel_obstacle(tensors)),
         *gpu_candidate(tensors, backend, gpu_kernel_obstacle(tensors, axis) or (no_chunk if has_gradient else None)),

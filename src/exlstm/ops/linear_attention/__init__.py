@@ -25,6 +25,7 @@ from exlstm.ops.mlstm import ForgetGate, MLSTMState, mlstm, numba_obstacle
 from exlstm.runtime.availability import chunk_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = ["LinearAttentionState", "NormalizedState", "linear_attention", "normalized_linear_attention"]
 
@@ -152,7 +153,7 @@ def checked_sizes(q_BTGK: Tensor, k_BTGK: Tensor, v_BTHV: Tensor) -> tuple[int, 
 def pick(op: str, tensors: list[Tensor], backend: str) -> tuple[str, bool]:
     """The form that runs on these tensors, q first, and whether they are one step without gradients."""
     T = tensors[0].shape[1]
-    one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    one_step = T == 1 and not has_gradients(tensors)
     no_chunk = chunk_obstacle(T, backend)
     candidates = [
         ("numba", numba_obstacle(tuple(tensors), one_step)),

@@ -18,7 +18,7 @@ from exlstm.ops.lti.columns import CHUNK
 from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, LTISystem, discretized, lti_recurrent
 from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
-from exlstm.runtime.tracing import tracer
+from exlstm.runtime.tracing import has_gradients, tracer
 
 __all__ = ["Discretization", "LTIParameters", "LTIState", "lti", "lti_flops", "lti_recurrent"]
 
@@ -66,7 +66,7 @@ def lti(
         from exlstm.ops.lti.numba.scan import lti_numba
         from exlstm.ops.lti.numba.system import discretized_numba
 
-        trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        trained = has_gradients(tensors)
         system = discretized(wide, method) if trained else discretized_numba(wide, method)
         y_BTE, state = lti_numba(upcast(u_BTE), system, state, reset_BT=reset_BT, lengths_B=lengths_B)
     else:

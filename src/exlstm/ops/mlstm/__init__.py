@@ -16,6 +16,7 @@ from exlstm.ops.packed import check_borders, packed_index
 from exlstm.runtime.availability import blas_obstacle, chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = [
     "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
@@ -33,7 +34,7 @@ def pick(
 ) -> tuple[str, Callable[..., tuple[Tensor, MLSTMState]]]:
     """The form that runs on these q, k, v, i, f, C, n, m, and its name."""
     T = tensors[0].shape[1]
-    one_step = T == 1 and cu_seqlens is None and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    one_step = T == 1 and cu_seqlens is None and not has_gradients(tensors)
     no_chunk = chunk_obstacle(T, backend) if cu_seqlens is None else None
     no_gate = None if forget_gate == "sigmoid" else f"it has the forget gate sigmoid, not {forget_gate}"
     candidates = [

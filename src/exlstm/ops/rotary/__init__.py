@@ -16,6 +16,7 @@ from exlstm.ops.positions import PositionState
 from exlstm.ops.rotary.reference import AngleState, rotary_torch, turned_torch
 from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = ["AngleState", "PositionState", "rotary", "turned"]
 
@@ -82,6 +83,6 @@ def turned(
 
 def pick(op: str, tensors: Sequence[Tensor], backend: str) -> str:
     """The form that runs on these tensors, q first."""
-    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    needs_backward = has_gradients(tensors)
     several = "it takes one step without gradients" if tensors[0].shape[1] > 1 or needs_backward else None
     return choose(op, backend, [("numba", widened_kernel_obstacle(tensors, several)), ("torch", None)], tensors)

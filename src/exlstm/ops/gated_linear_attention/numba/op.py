@@ -18,6 +18,7 @@ from exlstm.ops.gated_linear_attention.numba.planes import Inputs
 from exlstm.ops.gated_linear_attention.numba.tiles import VECTORS, WIDTH
 from exlstm.ops.gated_linear_attention.reference import Axis
 from exlstm.runtime.cpu.launch import launch, microseconds
+from exlstm.runtime.tracing import has_gradients
 
 Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -128,7 +129,7 @@ def gated_linear_attention_numba(
     """The numbers of `gated_linear_attention_recurrent`, in float32; o is returned in q's dtype."""
     bonus_HK = None if bonus_HK is None else upcast(bonus_HK)
     floats = q_BTHK, k_BTHK, v_BTHV, upcast(g_BTHI), s_BHKV, bonus_HK
-    needs_backward = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floats)
+    needs_backward = has_gradients(floats)
     if needs_backward or not all(x.dtype is torch.bfloat16 for x in floats[:3]):
         q_BTHK, k_BTHK, v_BTHV = map(upcast, (q_BTHK, k_BTHK, v_BTHV))
     if needs_backward:

@@ -15,6 +15,7 @@ from exlstm.ops.selective_scan.numba.tile import TILE
 from exlstm.ops.selective_scan.reference import SelectiveScanInputs
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import SIZE
+from exlstm.runtime.tracing import has_gradients
 
 MOST_STEPS, LEAST_STEPS = 64, 16  # of a chunk
 CHUNK_STATES = 512  # of a channel in a chunk, about: with 64 channels states and decays are 256 KB
@@ -82,7 +83,7 @@ def selective_scan_numba(
 ) -> tuple[Tensor, Tensor]:
     """The numbers of `selective_scan_recurrent`, in float32."""
     given = SelectiveScanInputs(*map(upcast, given))
-    if not (torch.is_grad_enabled() and any(x.requires_grad for x in given)):
+    if not has_gradients(given):
         return run(inputs_of(given, reset_BT, lengths_B, softplus), None)
     y_BTE, after_BEZ = SelectiveScan.apply(reset_BT, lengths_B, softplus, *given)  # type: ignore[no-untyped-call]
     return y_BTE, after_BEZ

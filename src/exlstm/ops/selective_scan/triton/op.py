@@ -21,6 +21,7 @@ from exlstm.ops.selective_scan.triton.kernels import (
     forward_kernel,
 )
 from exlstm.runtime.gpu.operator import operator
+from exlstm.runtime.tracing import has_gradients
 
 TILE_NUMEL = 512  # states of a program, about
 THREAD_STATES = 8  # of them for a thread
@@ -206,7 +207,7 @@ def selective_scan_triton(
 ) -> tuple[Tensor, Tensor]:
     """The numbers of `selective_scan_recurrent`, in float32."""
     arguments = *given, reset_BT, lengths_B, softplus
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+    if has_gradients(given):
         y_BTE, after_BEZ = SelectiveScan.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
         y_BTE, after_BEZ, _ = run_forward(*arguments, False)

@@ -32,6 +32,7 @@ from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import add_at
 from exlstm.runtime.cpu.memory import SIZE, address_of, byte_at, clear, copy, hold, long_at
+from exlstm.runtime.tracing import has_gradients
 
 SPAN = 16  # steps
 PARTS = 3
@@ -274,7 +275,7 @@ def wkv4_numba(
 ) -> tuple[Tensor, WKV4State]:
     """The numbers of `wkv4_recurrent`, in float32."""
     inputs, before = (k_BTE, v_BTE, w_E, u_E), state._replace(p_BE=state.p_BE.detach())
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *before)):
+    if has_gradients((*inputs, *before)):
         found: Any = WKV.apply(*inputs, *before, reset_BT, lengths_B)  # type: ignore[no-untyped-call]
         y_BTE, *after = found
         return y_BTE, WKV4State(*after)
