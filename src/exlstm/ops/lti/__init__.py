@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from exlstm.ops.arguments import check_like, checked_rows, checked_state
+from exlstm.ops.arguments import State, check_like, checked_rows, checked_state
 from exlstm.ops.common import row_masks, upcast, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.lti.chunkwise import lti_chunkwise
 from exlstm.ops.lti.columns import CHUNK
-from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, LTISystem, discretized, lti_recurrent
+from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, discretized, lti_recurrent
 from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.tracing import has_gradients, tracer
@@ -77,13 +77,13 @@ def lti(
 
 
 def in_torch(
-    run: Callable[..., tuple[Tensor, LTIState]],
+    run: Callable[..., tuple[Tensor, State]],
     u_BTE: Tensor,
-    system: LTISystem,
-    state: LTIState,
+    system: tuple[Tensor, ...],
+    state: State,
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
-) -> tuple[Tensor, LTIState]:
+) -> tuple[Tensor, State]:
     """A form in plain torch, with zeros in the padding of its input and of its output."""
     reset_BT, valid_BT = row_masks(reset_BT, lengths_B, u_BTE.shape[1])
     u_BTE = upcast(u_BTE)
