@@ -26,6 +26,7 @@ from exlstm.nn.linear import Linear, linears
 from exlstm.ops.common import upcast
 from exlstm.ops.conv import ConvState
 from exlstm.ops.delta_rule import DeltaState, delta_rule
+from exlstm.ops.features import elu1
 from exlstm.ops.vector_norm import VectorNorm, vector_norm
 
 FeatureMap = Literal["silu", "elu1", "dpfp"]
@@ -66,20 +67,19 @@ class DeltaNetConfig:
 
 
 def features(x_BTHK: Tensor, kind: FeatureMap, degree: int) -> Tensor:
-    """The feature map of queries and keys, float32 or wider; "silu" has been applied before."""
-    if kind != "silu":
-        x_BTHK = upcast(x_BTHK)
-    if kind == "elu1":  # e^x below 0, x + 1 above
-        return torch.exp(-relu(-x_BTHK)) + relu(x_BTHK)
-    if kind == "dpfp":  # products of the positive and negative parts with their neighbors
-        parts = torch.cat([relu(x_BTHK), relu(-x_BTHK)], dim=-1)
-        size = parts.shape[-1]
-        turned = [
-            torch.cat([parts[..., size - n % size :], parts[..., : size - n % size]], dim=-1)
-            for n in range(1, degree + 1)
-        ]
-        return torch.cat([parts * other for other in turned], dim=-1)
-    return x_BTHK
+    """The feature map of queries and keys; "silu" has been applied before, the others are float32 or wider."""
+    if kind == "silu":
+        return x_BTHK
+    x_BTHK = upcast(x_BTHK)
+    if kind == "elu1":
+        return elu1(x_BTHK)
+    # products of the positive and negative parts with their neighbors
+    parts = torch.cat([relu(x_BTHK), relu(-x_BTHK)], dim=-1)
+    size = parts.shape[-1]
+    turned = [
+        torch.cat([parts[..., size - n % size :], parts[..., : size - n % size]], dim=-1) for n in range(1, degree + 1)
+    ]
+    return torch.cat([parts * other for other in turned], dim=-1)
 
 
 class DeltaNet(FixedStateMixer):
