@@ -70,22 +70,10 @@ def forward(saved: Saved, s_BHKV: Tensor, by_value: bool, needs_backward: bool) 
 
 
 class StepLoop(torch.autograd.Function):
-    """(q, k, v, g, S, bonus) -> (o, S), all float32."""
+    """(S, by_value, those of a `Saved`) -> (o, S), all float32."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q_BTHK: Tensor,
-        k_BTHK: Tensor,
-        v_BTHV: Tensor,
-        g_BTHI: Tensor,
-        s_BHKV: Tensor,
-        bonus_HK: Tensor | None,
-        reset_BT: Tensor | None,
-        lengths_B: Tensor | None,
-        by_value: bool,
-    ) -> tuple[Tensor, Tensor]:
-        saved = q_BTHK, k_BTHK, v_BTHV, g_BTHI, bonus_HK, reset_BT, lengths_B
+    def forward(ctx: Any, s_BHKV: Tensor, by_value: bool, *saved: Any) -> tuple[Tensor, Tensor]:
         o_BTHV, after_BHKV, borders_NBHKV = forward(saved, s_BHKV, by_value, True)
         ctx.save_for_backward(*saved, borders_NBHKV)
         ctx.by_value = by_value
@@ -112,7 +100,7 @@ class StepLoop(torch.autograd.Function):
             cost=cost_of(x, 20),
         )
         dbonus_HK = None if dbonus_BHK is None else dbonus_BHK.sum(0)
-        return dq, dk, dv, dg, ds_BHKV, dbonus_HK, None, None, None
+        return ds_BHKV, None, dq, dk, dv, dg, dbonus_HK, None, None
 
 
 def gated_linear_attention_numba(
@@ -132,12 +120,9 @@ def gated_linear_attention_numba(
     needs_backward = has_gradients(floats)
     if needs_backward or not all(x.dtype is torch.bfloat16 for x in floats[:3]):
         q_BTHK, k_BTHK, v_BTHV = map(upcast, (q_BTHK, k_BTHK, v_BTHV))
+    saved = q_BTHK, k_BTHK, v_BTHV, floats[3], bonus_HK, reset_BT, lengths_B
     if needs_backward:
-        run: Any = StepLoop.apply
-        o_BTHV, after_BHKV = run(
-            q_BTHK, k_BTHK, v_BTHV, floats[3], s_BHKV, bonus_HK, reset_BT, lengths_B, axis == "value"
-        )
+        o_BTHV, after_BHKV = StepLoop.apply(s_BHKV, axis == "value", *saved)  # type: ignore[no-untyped-call]
     else:
-        saved = q_BTHK, k_BTHK, v_BTHV, floats[3], bonus_HK, reset_BT, lengths_B
         o_BTHV, after_BHKV, _ = forward(saved, s_BHKV, axis == "value", False)
     return o_BTHV.to(floats[0].dtype), after_BHKV
