@@ -285,9 +285,24 @@ def test_the_presets_have_these_names():
     papers = [f"xlstm-{size}-{ratio}" for size in ("125m", "350m", "760m", "1.3b", "2.7b") for ratio in ("1:0", "7:1")]
     synthetic = [f"synthetic-{ratio}" for ratio in ("1:0", "0:1", "1:1")]
     laptop = [f"laptop-{size}" for size in ("tiny", "small", "medium", "large")]
-    rivals = ["gpt3-356m", "llama-407m", "hgrn-411m", "hgrn2-411m", "gla-412m", "mamba-423m"]
-    rivals += ["rwkv4-430m", "rwkv5-456m", "rwkv6-442m"]
-    assert sorted(exlstm.PRESETS) == sorted([*papers, "xlstm-7b", *synthetic, *laptop, *rivals])
+    rivals = {
+        "gpt3": ["356m"],
+        "llama": ["407m"],
+        "hgrn": ["411m"],
+        "hgrn2": ["411m"],
+        "gla": ["340m", "412m"],
+        "h3": ["420m"],
+        "hyena": ["153m", "435m"],
+        "retnet": ["431m"],
+        "mamba": ["130m", "370m", "423m", "790m", "1.4b", "2.8b"],
+        "mamba2": ["130m", "370m", "780m", "1.3b", "2.7b"],
+        "rwkv4": ["169m", "430m", "1.5b", "3b", "7b", "14b"],
+        "rwkv5": ["0.4b", "456m"],
+        "rwkv6": ["442m", "1.6b"],
+        "recurrentgemma": ["2b", "9b"],
+    }
+    sized = [f"{name}-{size}" for name, sizes in rivals.items() for size in sizes]
+    assert sorted(exlstm.PRESETS) == sorted([*papers, "xlstm-7b", *synthetic, *laptop, *sized])
 
 
 def test_the_version():
