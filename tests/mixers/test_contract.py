@@ -1,110 +1,24 @@
 """Every mixer keeps the contract; a new one is tested by being in MIXERS."""
 
 import itertools
-import json
 import re
-from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixer_cases import CONFIGS, WIDTH, build, every, slow
 
 from exlstm.mixers import MIXERS
-from exlstm.mixers.assoc_lstm import AssocLSTMConfig
-from exlstm.mixers.attention import AttentionConfig
-from exlstm.mixers.deltanet import DeltaNetConfig
-from exlstm.mixers.elman import ElmanConfig
-from exlstm.mixers.gated_deltanet import GatedDeltaNetConfig
-from exlstm.mixers.gru import GRUConfig
-from exlstm.mixers.h3 import H3Config
-from exlstm.mixers.hgrn import HGRNConfig
-from exlstm.mixers.hyena import HyenaConfig
-from exlstm.mixers.lstm import LSTMConfig
-from exlstm.mixers.mamba import MambaConfig
-from exlstm.mixers.mamba2 import Mamba2Config
-from exlstm.mixers.mamba3 import Mamba3Config
-from exlstm.mixers.matrix_rnn import MatrixRNNConfig
-from exlstm.mixers.mega import MegaConfig
-from exlstm.mixers.mlstm import MLSTMConfig
-from exlstm.mixers.mlstm_large import MLSTMLargeConfig
-from exlstm.mixers.mult_lstm import MultLSTMConfig
-from exlstm.mixers.rglru import RGLRUConfig
-from exlstm.mixers.rwkv7 import RWKV7Config
-from exlstm.mixers.rwkv_channel import RWKVChannelConfig
-from exlstm.mixers.s4d import S4DConfig
-from exlstm.mixers.s5 import S5Config
-from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
 
-WIDTH = 32
-CONFIGS = {name: config() for name, config in MIXERS.items()} | {
-    "mlstm sigmoid gate": MLSTMConfig(input_gate="sigmoid"),
-    "mlstm no normaliser": MLSTMConfig(input_gate="sigmoid", normalize=False),
-    "mlstm relu": MLSTMConfig(input_gate="relu"),
-    "mlstm exp forget": MLSTMConfig(input_gate="sigmoid", forget_gate="exp"),
-    "mlstm conv of 1": MLSTMConfig(conv_width=1, heads=2, qkv_block=8),
-    "mlstm biases": MLSTMConfig(bias=True, up_factor=1.35, up_multiple=4),
-    "mlstm_large biases": MLSTMLargeConfig(bias=True),
-    "mlstm_large no cap": MLSTMLargeConfig(gate_cap=None, key_factor=0.25, value_factor=2.0),
-    "slstm no conv": SLSTMConfig(conv_width=0),
-    "slstm no recurrence": SLSTMConfig(recurrence="none", heads=2),
-    "slstm dense": SLSTMConfig(heads=1),
-    "slstm exp forget": SLSTMConfig(forget_gate="exp", forget_bias="zeros", recurrent_init="uniform"),
-    "slstm relu": SLSTMConfig(input_gate="relu2", recurrent_init="uniform"),
-    "slstm no normaliser": SLSTMConfig(input_gate="relu", normalize=False, recurrent_init="uniform"),
-    "slstm silu": SLSTMConfig(cell_activation="silu"),
-    "slstm fewer blocks": SLSTMConfig(recurrence_blocks=2, recurrent_init="uniform"),
-    "slstm diagonal": SLSTMConfig(recurrence="diagonal", recurrence_blocks=8),
-    "slstm low rank": SLSTMConfig(recurrence="low_rank", recurrence_rank=3, recurrence_blocks=1),
-    "slstm sparse": SLSTMConfig(recurrence="sparse", recurrence_degree=3),
-    "slstm learned": SLSTMConfig(recurrence="learned", recurrence_blocks=2),
-    "lstm heads": LSTMConfig(heads=4),
-    "gru heads": GRUConfig(heads=4),
-    "elman heads": ElmanConfig(heads=4),
-    "mult_lstm heads": MultLSTMConfig(heads=4, forget_bias="power_law"),
-    "assoc_lstm one copy": AssocLSTMConfig(copies=1, forget_bias="power_law"),
-    "matrix_rnn elman": MatrixRNNConfig(cell="elman", key_width=5),
-    "matrix_rnn no mixing": MatrixRNNConfig(mix="none", heads=2),
-    "matrix_rnn elman no mixing": MatrixRNNConfig(cell="elman", mix="none"),
-    "mamba norms": MambaConfig(norm_dtbc=True, states=5, up_factor=1.1, conv_width=1),
-    "attention window": AttentionConfig(window=5),
-    "attention window of 1": AttentionConfig(window=1),
-    "deltanet fast weights": DeltaNetConfig(conv_width=0, feature_map="elu1", key_norm="sum"),
-    "deltanet products": DeltaNetConfig(feature_map="dpfp", dpfp_degree=2, allow_neg_eigval=True),
-    "gated_deltanet turning": GatedDeltaNetConfig(heads=2, conv_width=2, allow_neg_eigval=True),
-    "attention shared keys": AttentionConfig(kv_heads=2, window=9, rope_base=100.0),
-    "rwkv_channel of version 7": RWKVChannelConfig(share="past", receptance=False),
-    "hgrn complex": HGRNConfig(form="complex"),
-    "s5 gelu": S5Config(activation="gelu", up_factor=1.0),
-    "s5 half_glu2": S5Config(activation="half_glu2"),
-    "mamba2 groups": Mamba2Config(groups=2, state=6, conv_width=1),
-    "mamba3 groups": Mamba3Config(groups=2, state=8),
-    "attention without positions": AttentionConfig(rope_base=None),
-    "attention biases": AttentionConfig(bias=True),
-    "attention of RecurrentGemma": AttentionConfig(
-        heads=2, kv_heads=1, head_width=12, rope_share=0.5, window=7, out_bias=True
-    ),
-    "s4d inverse law": S4DConfig(poles="inv", states=5),
-    "h3 heads of 2": H3Config(head_width=2, conv_width=3, states=5),
-    "hyena of 8 taps": HyenaConfig(filter_len=8, features=3),
-    "mega chunks of 5, laplace": MegaConfig(chunk=5, distances=3, function="laplace", states=3, key_width=6),
-    "mega without chunks": MegaConfig(chunk=None, distances=10, value_factor=0.5),
-}
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
-
-
 FIRST = {"mlstm", "mlstm_large", "slstm", "attention", "lstm"}
-
-
-def slow(*conditions):
-    return pytest.mark.slow if all(conditions) else ()
 
 
 # By default the first mixers run through all tests in both precisions, and every other in float32, on its kernels; its
 # definition is proven in tests/ops. Options run through the tests of cuts, resets and padding, on their kernels.
-every = pytest.mark.parametrize("name", [pytest.param(n, marks=slow(n not in MIXERS)) for n in CONFIGS])
 in_every_precision, with_every_option = (
     pytest.mark.parametrize(
         ("name", "dtype"),
@@ -120,16 +34,6 @@ in_every_precision, with_every_option = (
     )
     for options in (False, True)
 )
-
-
-def build(name, dtype=torch.float64):
-    """The mixer with every parameter away from the zeros and ones it starts from; for evaluation: without chance."""
-    torch.manual_seed(1)
-    mixer = CONFIGS[name].build(WIDTH, depth=3, index=1)
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return mixer.to(dtype).eval()
 
 
 def inputs(B=3, T=24, *, dtype=torch.float64, seed=0):
@@ -549,75 +453,3 @@ def test_backends_agree(name):
                 assert (got - want).norm() <= 1e-3 * want.norm() + 1e-6 * largest
             else:
                 assert torch.equal(got, want)
-
-
-def test_the_backend_is_no_part_of_what_is_saved():
-    for name in CONFIGS:
-        assert not any("backend" in key for key in build(name).state_dict())
-
-
-@every
-def test_configs_are_frozen_plain_values(name):
-    config = CONFIGS[name]
-    assert type(config)(**json.loads(json.dumps(asdict(config)))) == config
-    assert hash(config) == hash(type(config)(**asdict(config)))
-    with pytest.raises(FrozenInstanceError):
-        setattr(config, fields(config)[0].name, 1)
-    with pytest.raises(TypeError):
-        type(config)(3)
-
-
-@every
-def test_costs_are_counted(name):
-    """A constant state costs the same at any length; a cache pays for what it can see."""
-    mixer = build(name)
-    for mode in ("prefill", "decode"):
-        assert mixer.cell_flops(mode, 100) > 0
-    grows = mixer.state_bytes(5000) > mixer.state_bytes(1000)
-    assert (mixer.cell_flops("decode", 5000) > mixer.cell_flops("decode", 1000)) == grows
-    # only a cache, which is empty at first, may grow
-    assert not grows or any(x.numel() == 0 for x in leaves(mixer.zero_state(1)))
-
-
-@pytest.mark.parametrize(
-    ("factor", "multiple", "inner"),
-    [(2.0, 64, 64), (1.3, 64, 64), (2.01, 64, 128), (1.3, 1, 42), (1.3, 4, 44), (1.25, 1, 40), (1.25, 12, 48)],
-)
-def test_the_inner_width_is_rounded_up(factor, multiple, inner):
-    """1: to the next whole number; a width that is a multiple stays."""
-    mixer = MLSTMConfig(heads=2, qkv_block=2, up_factor=factor, up_multiple=multiple).build(WIDTH)
-    assert mixer.inner == mixer.skip.numel() == inner
-    assert mixer.up.out_features == 2 * inner
-
-
-@pytest.mark.parametrize(
-    ("config", "width", "message"),
-    [
-        (MLSTMConfig(heads=5), 32, "heads is 5; it must divide the inner width 64"),
-        (MLSTMConfig(qkv_block=3), 32, "qkv_block is 3; it must divide the inner width 64"),
-        (MLSTMConfig(up_factor=1.35, up_multiple=1), 30, "heads is 4; it must divide the inner width 41"),
-        (MLSTMLargeConfig(heads=3), 32, "heads is 3; it must divide the width 16 of the keys"),
-        (MLSTMLargeConfig(heads=16, value_factor=0.75), 32, "heads is 16; it must divide the width 24 of the values"),
-        (MLSTMLargeConfig(key_factor=0.01), 32, "heads is 4; it must divide the width 0 of the keys"),
-        (SLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
-        (DeltaNetConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
-        (GatedDeltaNetConfig(heads=5), 32, "heads is 5; it must divide the width 24 of the keys"),
-        (GatedDeltaNetConfig(key_factor=0.01), 32, "heads is 4; it must divide the width 0 of the keys"),
-        (RWKV7Config(heads=5), 32, "heads is 5; it must divide the width 32"),
-        (GRUConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
-        (ElmanConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
-        (MultLSTMConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
-        (MatrixRNNConfig(heads=3), 32, "heads is 3; it must divide the width 32"),
-        (AssocLSTMConfig(), 33, "width is 33; it must be even"),
-        (AttentionConfig(heads=3), 32, "heads is 3; it must cut the width 32 into heads of even width"),
-        (AttentionConfig(heads=32), 32, "heads is 32; it must cut the width 32 into heads of even width"),
-        (AttentionConfig(kv_heads=3), 32, "kv_heads is 3; it must divide heads, which is 4"),
-        (RGLRUConfig(heads=3), 32, "heads is 3; it must divide the inner width 32"),
-        (AttentionConfig(heads=3, rope_base=None), 32, "heads is 3; it must cut the width 32 into heads"),
-        (AttentionConfig(head_width=7), 32, "rope_share is 1.0; of heads of 7 channels it must rotate an even number"),
-        (AttentionConfig(rope_share=0.1), 32, "rope_share is 0.1; of heads of 8 channels it must rotate an even numb"),
-    ],
-)
-def test_errors(config, width, message):
-    with pytest.raises(ValueError, match=message):
-        config.build(width)

@@ -16,6 +16,9 @@ def test_elu1():
     torch.testing.assert_close(elu1(x), torch.nn.functional.elu(x) + 1)
     assert (elu1(x) > 0).all()
     assert torch.autograd.gradcheck(elu1, x)
+    zero = torch.zeros(1, requires_grad=True)
+    (gradient,) = torch.autograd.grad(elu1(zero).sum(), zero)
+    assert gradient == 1, "both sides have this slope"
 
 
 @pytest.mark.parametrize("K", [1, 2, 5, 16])

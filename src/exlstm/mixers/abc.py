@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -59,7 +59,7 @@ class ABCConfig:
         return ABC(width, self)
 
 
-class ABC(nn.Module):
+class ABC(FixedStateMixer):
     """ABC as a mixer: see `mixers.contract`, and `ABCConfig` for its options."""
 
     def __init__(self, width: int, config: ABCConfig) -> None:
@@ -68,8 +68,7 @@ class ABC(nn.Module):
         keys, values = (round_up(factor * width, 1) for factor in (config.key_factor, config.value_factor))
         if keys % (2 * config.heads):
             raise ValueError(f"heads is {config.heads}; it must cut the width {keys} of the keys into even widths.")
-        if values % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {values} of the values.")
+        check_heads(values, config.heads, "width {} of the values")
         self.config, self.width, self.backend = config, width, "auto"
         self.keys, self.values = keys, values
         self.q, self.k = Linear(width, keys, bias=False), Linear(width, keys, bias=False)
@@ -93,9 +92,7 @@ class ABC(nn.Module):
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         H, rows = self.config.heads, {"reset_BT": reset_BT, "lengths_B": lengths_B}
         *qkv, r_BTE = linears(x_BTD, (self.q, self.k, self.v, self.r))
-        q_BTHK, k_BTHK, v_BTHV, s_BTHQ = (
-            x.view(*x.shape[:2], H, x.shape[2] // H) for x in (*qkv, wide_linear(self.s, x_BTD))
-        )
+        q_BTHK, k_BTHK, v_BTHV, s_BTHQ = (torch.unflatten(x, -1, (H, -1)) for x in (*qkv, wide_linear(self.s, x_BTD)))
         q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
         q_BTHK, k_BTHK, after = rotary(
             q_BTHK, k_BTHK, state.next, base=self.config.rope_base, reset_BT=reset_BT, lengths_B=lengths_B
@@ -111,10 +108,6 @@ class ABC(nn.Module):
         position_B = torch.zeros(batch, dtype=torch.int64, device=device or self.gain_V.device)
         sums = zeros(batch, H, self.keys // H, Q), zeros(batch, H, Q, self.values // H), zeros(batch, H, Q)
         return ABCState(PositionState(position_B), AveragedMemoryState(*sums))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a write and a read of keys and values of all slots, and of softmax over them."""

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Finite, Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -46,7 +46,7 @@ class AssocLSTMConfig:
         return AssocLSTM(width, self, depth, index)
 
 
-class AssocLSTM(nn.Module):
+class AssocLSTM(FixedStateMixer):
     """Associative LSTM as a mixer: see `mixers.contract`, and `AssocLSTMConfig` for its options."""
 
     order_CN: Tensor
@@ -98,10 +98,6 @@ class AssocLSTM(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, (C, N) = wide_zeros(self.r_GNPM, device), self.order_CN.shape
         return AssocLSTMState(zeros(batch, 2, N), zeros(batch, C, 2, N))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 35 operations per complex unit, and of 16 per copy of it."""

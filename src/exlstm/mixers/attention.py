@@ -79,8 +79,7 @@ class Attention(nn.Module):
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         q_BTHK, k_BTGK, v_BTGK = (
-            x_BTM.view(*x_BTM.shape[:2], x_BTM.shape[2] // self.head_width, self.head_width)
-            for x_BTM in linears(x_BTD, (self.q, self.k, self.v))
+            torch.unflatten(x, -1, (-1, self.head_width)) for x in linears(x_BTD, (self.q, self.k, self.v))
         )
         h_BTHK, state = attention(
             q_BTHK, k_BTGK, v_BTGK, state,

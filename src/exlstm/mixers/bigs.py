@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -46,7 +46,7 @@ class BiGSConfig:
         return BiGS(width, self)
 
 
-class BiGS(nn.Module):
+class BiGS(FixedStateMixer):
     """BiGS's forward half as a mixer: see `mixers.contract`, and `BiGSConfig` for its options."""
 
     def __init__(self, width: int, config: BiGSConfig) -> None:
@@ -97,10 +97,6 @@ class BiGS(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, shape = wide_zeros(self.skip_P, device), (batch, self.width, self.config.states)
         return LTIState(zeros(*shape), zeros(*shape))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of the state space."""

@@ -79,9 +79,17 @@ class MixerConfig(Protocol):
         """The mixer for model width `width`, as block `index` of `depth` (some initial values depend on these)."""
 
 
-def constant_state_bytes(mixer: Mixer) -> int:
-    """Bytes per sequence of a state whose size does not depend on the length."""
+def zero_state_bytes(mixer: Mixer) -> int:
+    """Bytes per sequence of the state before the first step."""
     return state_nbytes(mixer.zero_state(1, torch.device("meta")))
+
+
+class FixedStateMixer(nn.Module):
+    """A mixer whose state has the same size at any length."""
+
+    def state_bytes(self: Mixer, length: int = 0, /) -> int:
+        """Bytes of one sequence's state."""
+        return zero_state_bytes(self)
 
 
 def wide_zeros(weight: Tensor, device: torch.device | None) -> Callable[..., Tensor]:
@@ -102,10 +110,17 @@ def checked(x_BTD: Tensor, width: int, reset_BT: Tensor | None, lengths_B: Tenso
     return mask_tail(x_BTD, lengths_B), reset_BT, lengths_B
 
 
-def check_width(width: int) -> None:
-    """ValueError for a model width that is no whole number, or below 1."""
+def check_width(width: int, heads: int = 1) -> None:
+    """ValueError for a model width that is no whole number, below 1, or not divided by `heads`."""
     if not isinstance(width, int) or width < 1:
         raise ValueError(f"width is {width!r}; it must be a whole number of at least 1.")
+    check_heads(width, heads)
+
+
+def check_heads(width: int, heads: int, name: str = "width {}") -> None:
+    """ValueError unless `heads` divide a width of at least 1. name: the width's in the error, with its number."""
+    if width < 1 or width % heads:
+        raise ValueError(f"heads is {heads}; it must divide the {name.format(width)}.")
 
 
 def mask_tail(y_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, WidthNorm
@@ -26,6 +26,7 @@ from exlstm.nn.linear import Linear, linears
 from exlstm.ops.common import upcast
 from exlstm.ops.conv import ConvState
 from exlstm.ops.delta_rule import DeltaState, delta_rule
+from exlstm.ops.features import elu1
 from exlstm.ops.vector_norm import VectorNorm, vector_norm
 
 FeatureMap = Literal["silu", "elu1", "dpfp"]
@@ -66,30 +67,27 @@ class DeltaNetConfig:
 
 
 def features(x_BTHK: Tensor, kind: FeatureMap, degree: int) -> Tensor:
-    """The feature map of queries and keys, float32 or wider; "silu" has been applied before."""
-    if kind != "silu":
-        x_BTHK = upcast(x_BTHK)
-    if kind == "elu1":  # e^x below 0, x + 1 above
-        return torch.exp(-relu(-x_BTHK)) + relu(x_BTHK)
-    if kind == "dpfp":  # products of the positive and negative parts with their neighbors
-        parts = torch.cat([relu(x_BTHK), relu(-x_BTHK)], dim=-1)
-        size = parts.shape[-1]
-        turned = [
-            torch.cat([parts[..., size - n % size :], parts[..., : size - n % size]], dim=-1)
-            for n in range(1, degree + 1)
-        ]
-        return torch.cat([parts * other for other in turned], dim=-1)
-    return x_BTHK
+    """The feature map of queries and keys; "silu" has been applied before, the others are float32 or wider."""
+    if kind == "silu":
+        return x_BTHK
+    x_BTHK = upcast(x_BTHK)
+    if kind == "elu1":
+        return elu1(x_BTHK)
+    # products of the positive and negative parts with their neighbors
+    parts = torch.cat([relu(x_BTHK), relu(-x_BTHK)], dim=-1)
+    size = parts.shape[-1]
+    turned = [
+        torch.cat([parts[..., size - n % size :], parts[..., : size - n % size]], dim=-1) for n in range(1, degree + 1)
+    ]
+    return torch.cat([parts * other for other in turned], dim=-1)
 
 
-class DeltaNet(nn.Module):
+class DeltaNet(FixedStateMixer):
     """DeltaNet as a mixer: see `mixers.contract`, and `DeltaNetConfig` for its options."""
 
     def __init__(self, width: int, config: DeltaNetConfig) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.value_width = width // config.heads
         self.key_width = self.value_width * (2 * config.dpfp_degree if config.feature_map == "dpfp" else 1)
@@ -120,7 +118,7 @@ class DeltaNet(nn.Module):
             qkv_BTM, conv = self.conv(qkv_BTM, conv, **rows, activation="silu" if has_silu else "none")
         elif has_silu:
             qkv_BTM = silu(qkv_BTM)
-        q, k, v_BTHV = (x.view(*x.shape[:2], config.heads, self.value_width) for x in qkv_BTM.chunk(3, dim=-1))
+        q, k, v_BTHV = (torch.unflatten(x, -1, (config.heads, -1)) for x in qkv_BTM.chunk(3, dim=-1))
         q_BTHK, k_BTHK = (features(x, config.feature_map, config.dpfp_degree) for x in (q, k))
         q_BTHK = vector_norm(q_BTHK, kind=config.key_norm, scale=self.key_width**-0.5).to(x_BTD.dtype)
         k_BTHK = vector_norm(k_BTHK, kind=config.key_norm).to(x_BTD.dtype)
@@ -135,10 +133,6 @@ class DeltaNet(nn.Module):
         zeros, window = wide_zeros(self.norm.weight, device), max(self.config.conv_width - 1, 0)
         memory = DeltaState(zeros(batch, self.config.heads, self.key_width, self.value_width))
         return DeltaNetState(ConvState(zeros(batch, window, 3 * self.width)), memory)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of decay, read, correction and read-out for every number of the memory."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.ops.elman import ElmanState, elman
@@ -39,15 +39,13 @@ class ElmanConfig:
         return Elman(width, self)
 
 
-class Elman(nn.Module):
+class Elman(FixedStateMixer):
     """Elman net as a mixer: see `mixers.contract`, and `ElmanConfig` for its options."""
 
     def __init__(self, width: int, config: ElmanConfig) -> None:
         super().__init__()
-        check_width(width)
+        check_width(width, config.heads)
         H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
         self.config, self.width, self.backend = config, width, "auto"
         self.w_DD = nn.Parameter(torch.empty(width, width))
         # rows (head, unit); columns are those of the row's own head, all others are zero
@@ -81,10 +79,6 @@ class Elman(nn.Module):
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> ElmanState:
         """State before the first step, on the device of the weights or on another."""
         return ElmanState(wide_zeros(self.b_D, device)(batch, self.width))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of 5 pointwise operations per channel, and the zeros of U, which torch's kernel multiplies too."""

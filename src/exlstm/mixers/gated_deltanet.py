@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import CausalConv, WidthNorm
@@ -58,16 +58,15 @@ class GatedDeltaNetConfig:
         return GatedDeltaNet(width, self)
 
 
-class GatedDeltaNet(nn.Module):
+class GatedDeltaNet(FixedStateMixer):
     """Gated DeltaNet as a mixer: see `mixers.contract`, and `GatedDeltaNetConfig` for its options."""
 
     def __init__(self, width: int, config: GatedDeltaNetConfig) -> None:
         super().__init__()
         check_width(width)
         keys, values = int(width * config.key_factor), int(width * config.value_factor)
-        for name, size in {"keys": keys, "values": values}.items():
-            if size < 1 or size % config.heads:
-                raise ValueError(f"heads is {config.heads}; it must divide the width {size} of the {name}.")
+        check_heads(keys, config.heads, "width {} of the keys")
+        check_heads(values, config.heads, "width {} of the values")
         self.config, self.width, self.backend = config, width, "auto"
         self.key_width, self.value_width = keys // config.heads, values // config.heads
         self.q, self.k = Linear(width, keys, bias=False), Linear(width, keys, bias=False)
@@ -136,10 +135,6 @@ class GatedDeltaNet(nn.Module):
         zeros = wide_zeros(self.norm.weight, device)
         conv = ConvState(zeros(batch, self.config.conv_width - 1, H * (2 * K + V)))
         return GatedDeltaNetState(conv, DeltaState(zeros(batch, H, K, V)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of decay, read, correction and read-out for every number of the memory."""

@@ -1,5 +1,6 @@
-"""Gated linear attention: a matrix memory with a data-dependent decay per key channel (Yang et al. 2023,
-arXiv:2312.06635, equations 3 to 5 and section 4.4).
+"""Gated linear attention: a decay per key channel that depends on the input (Yang et al. 2023, arXiv:2312.06635).
+
+Equations 3 to 5 and section 4.4 of the paper:
 
     q, k = W x      v, r = W x                              keys are key_factor times as wide as x
     g = log sigmoid(W_2 W_1 x + b) / temperature            W_1 to `rank` channels
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -45,20 +46,19 @@ class GLAConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where a width cannot be divided into heads."""
         return GLA(width, self)
 
 
-class GLA(nn.Module):
+class GLA(FixedStateMixer):
     """GLA as a mixer: see `mixers.contract`, and `GLAConfig` for its options."""
 
     def __init__(self, width: int, config: GLAConfig) -> None:
         super().__init__()
         check_width(width)
         keys, values = (round_up(factor * width, 1) for factor in (config.key_factor, config.value_factor))
-        for name, channels in {"keys": keys, "values": values}.items():
-            if channels % config.heads:
-                raise ValueError(f"heads is {config.heads}; it must divide the width {channels} of the {name}.")
+        check_heads(keys, config.heads, "width {} of the keys")
+        check_heads(values, config.heads, "width {} of the values")
         self.config, self.width, self.backend = config, width, "auto"
         self.keys, self.values = keys, values
         self.q, self.k = Linear(width, keys, bias=False), Linear(width, keys, bias=False)
@@ -82,7 +82,7 @@ class GLA(nn.Module):
         H = self.config.heads
         q, k, v, r_BTE, low = linears(x_BTD, (self.q, self.k, self.v, self.r, self.g1))
         g = logsigmoid(wide_linear(self.g2, low)) * (1 / self.config.temperature)
-        q_BTHK, k_BTHK, v_BTHV, g_BTHK = (x.reshape(*x_BTD.shape[:2], H, x.shape[-1] // H) for x in (q, k, v, g))
+        q_BTHK, k_BTHK, v_BTHV, g_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in (q, k, v, g))
         o_BTHV, state = gated_linear_attention(
             q_BTHK * (self.keys // H) ** -0.5,
             k_BTHK,
@@ -102,10 +102,6 @@ class GLA(nn.Module):
         H = self.config.heads
         s_BHKV = wide_zeros(self.gain_V, device)(batch, H, self.keys // H, self.values // H)
         return GatedLinearAttentionState(s_BHKV)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of S."""

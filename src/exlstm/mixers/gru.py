@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Size, check_fields
 from exlstm.ops.gru import GRUState, gru
@@ -37,14 +37,12 @@ class GRUConfig:
         return GRU(width, self)
 
 
-class GRU(nn.Module):
+class GRU(FixedStateMixer):
     """GRU as a mixer: see `mixers.contract`, and `GRUConfig` for its options."""
 
     def __init__(self, width: int, config: GRUConfig) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.w_GD = nn.Parameter(torch.empty(3 * width, width))
         # rows in torch's order (gate, head, unit); columns are those of the row's own head, all others are zero
@@ -70,10 +68,6 @@ class GRU(nn.Module):
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> GRUState:
         """State before the first step, on the device of the weights or on another."""
         return GRUState(wide_zeros(self.b_G, device)(batch, self.width))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of 15 pointwise operations per channel, and the zeros of U, which torch's kernel multiplies too."""

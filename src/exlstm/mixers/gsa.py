@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import WidthNorm
@@ -39,18 +39,16 @@ class GSAConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where the width cannot be divided into heads."""
         return GSA(width, self)
 
 
-class GSA(nn.Module):
+class GSA(FixedStateMixer):
     """Gated slot attention as a mixer: see `mixers.contract`, and `GSAConfig` for its options."""
 
     def __init__(self, width: int, config: GSAConfig) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.q, self.k, self.v = (Linear(width, width, bias=False) for _ in range(3))
         self.f = Linear(width, config.heads * config.slots, bias=False)
@@ -72,7 +70,7 @@ class GSA(nn.Module):
         H = self.config.heads
         qkv = (silu(x) for x in linears(x_BTD, (self.q, self.k, self.v)))
         g = logsigmoid(wide_linear(self.f, x_BTD)) * (1 / self.config.temperature)
-        q_BTHK, k_BTHK, v_BTHK, g_BTHQ = (x.view(*x.shape[:2], H, x.shape[2] // H) for x in (*qkv, g))
+        q_BTHK, k_BTHK, v_BTHK, g_BTHQ = (torch.unflatten(x, -1, (H, -1)) for x in (*qkv, g))
         o_BTHK, state = bounded_memory(
             q_BTHK, k_BTHK, v_BTHK, g_BTHQ, state, reset_BT=reset_BT, lengths_B=lengths_B, backend=self.backend
         )
@@ -83,10 +81,6 @@ class GSA(nn.Module):
         H, Q, K = self.config.heads, self.config.slots, self.width // self.config.heads
         zeros = wide_zeros(self.norm.weight, device)
         return BoundedMemoryState(zeros(batch, H, K, Q), zeros(batch, H, Q, K))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of keys and values of all slots, and of softmax over them."""

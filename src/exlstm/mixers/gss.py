@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -48,7 +48,7 @@ class GSSConfig:
         return GSS(width, self)
 
 
-class GSS(nn.Module):
+class GSS(FixedStateMixer):
     """GSS as a mixer: see `mixers.contract`, and `GSSConfig` for its options."""
 
     def __init__(self, width: int, config: GSSConfig) -> None:
@@ -96,10 +96,6 @@ class GSS(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, shape = wide_zeros(self.skip_E, device), (batch, self.narrow, self.config.states)
         return LTIState(zeros(*shape), zeros(*shape))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of the state space."""

@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -58,10 +58,8 @@ class H3Config:
         return H3(width, self, depth)
 
 
-class H3(nn.Module):
+class H3(FixedStateMixer):
     """H3 as a mixer: see `mixers.contract`, and `H3Config` for its options."""
-
-    no_bias_D: Tensor
 
     def __init__(self, width: int, config: H3Config, depth: int) -> None:
         super().__init__()
@@ -78,7 +76,6 @@ class H3(nn.Module):
         )
         self.log_dt_E, self.skip_E = (nn.Parameter(torch.empty(products)) for _ in range(2))
         self.out = Linear(width, width)
-        self.register_buffer("no_bias_D", torch.zeros(width), persistent=False)
         init.fill(
             self,
             {
@@ -108,8 +105,9 @@ class H3(nn.Module):
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         q_BTD, k_BTD, v_BTD = map(upcast, linears(x_BTD, (self.q, self.k, self.v)))
-        taps_DW, no_bias_D = upcast(self.taps_DW), upcast(self.no_bias_D)
-        shifted_BTD, conv = causal_conv(k_BTD, taps_DW, no_bias_D, state.conv, reset_BT=reset_BT, lengths_B=lengths_B)
+        shifted_BTD, conv = causal_conv(
+            k_BTD, upcast(self.taps_DW), None, state.conv, reset_BT=reset_BT, lengths_B=lengths_B
+        )
         shifted_BTD = shifted_BTD + upcast(self.skip_k_D) * k_BTD
         # conjugate pairs count twice
         c_re_EZ, c_im_EZ = 2 * upcast(self.c_re_EZ), 2 * upcast(self.c_im_EZ)
@@ -147,10 +145,6 @@ class H3(nn.Module):
         return H3State(
             ConvState(zeros(batch, self.config.conv_width - 1, self.width)), LTIState(zeros(*shape), zeros(*shape))
         )
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of the shift and of the state space."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm, round_up
@@ -52,7 +52,7 @@ class HGRNConfig:
         return HGRN(width, self, depth, index)
 
 
-class HGRN(nn.Module):
+class HGRN(FixedStateMixer):
     """HGRN as a mixer: see `mixers.contract`, and `HGRNConfig` for its options."""
 
     def __init__(self, width: int, config: HGRNConfig, depth: int, index: int) -> None:
@@ -141,10 +141,6 @@ class HGRN(nn.Module):
         if self.angle_E is None:
             return ScanState(zeros(batch, self.inner))
         return RotatingState(zeros(batch, self.inner), zeros(batch, self.inner))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 10 pointwise operations per channel, gates included; twice as many of complex numbers."""

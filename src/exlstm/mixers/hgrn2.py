@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu, softplus
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import WidthNorm
@@ -40,18 +40,16 @@ class HGRN2Config:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where the width cannot be divided into heads."""
         return HGRN2(width, self, depth, index)
 
 
-class HGRN2(nn.Module):
+class HGRN2(FixedStateMixer):
     """HGRN2 as a mixer: see `mixers.contract`, and `HGRN2Config` for its options."""
 
     def __init__(self, width: int, config: HGRN2Config, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.q, self.f, self.i = (Linear(width, width, bias=False) for _ in range(3))
         self.bound_D = nn.Parameter(torch.empty(width)) if index > 0 else None
@@ -84,7 +82,7 @@ class HGRN2(nn.Module):
         H, K = self.config.heads, self.width // self.config.heads
         q_BTD, f_BTD, v_BTD = linears(x_BTD, (self.q, self.f, self.i))
         g_BTD, k_BTD = self.gates(f_BTD)
-        q_BTHK, k_BTHK, v_BTHK, g_BTHK = (x.reshape(*x_BTD.shape[:2], H, K) for x in (silu(q_BTD), k_BTD, v_BTD, g_BTD))
+        q_BTHK, k_BTHK, v_BTHK, g_BTHK = (torch.unflatten(x, -1, (H, K)) for x in (silu(q_BTD), k_BTD, v_BTD, g_BTD))
         o_BTHK, state = gated_linear_attention(
             q_BTHK * K**-0.5,
             k_BTHK,
@@ -101,10 +99,6 @@ class HGRN2(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         H, K = self.config.heads, self.width // self.config.heads
         return GatedLinearAttentionState(wide_zeros(self.norm.weight, device)(batch, H, K, K))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of S."""

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, check_width, checked, mask_tail, wide_zeros, zero_state_bytes
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import CausalConv
@@ -190,7 +190,7 @@ class Hyena(nn.Module):
     def state_bytes(self, length: int = 0, /) -> int:
         """Bytes of one sequence's state: beside the short convolution's, an input per step that the filter reaches."""
         cached = min(length, self.config.filter_len - 1)
-        return constant_state_bytes(self) + cached * self.width * wide_dtype(self.skip_D.dtype).itemsize
+        return zero_state_bytes(self) + cached * self.width * wide_dtype(self.skip_D.dtype).itemsize
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of both convolutions."""

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -42,14 +42,12 @@ class LinearAttentionConfig:
         return LinearAttention(width, self, depth)
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(FixedStateMixer):
     """Linear attention as a mixer: see `mixers.contract`, and `LinearAttentionConfig` for its options."""
 
     def __init__(self, width: int, config: LinearAttentionConfig, depth: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.head_width, self.backend = config, width, width // config.heads, "auto"
         self.q, self.k, self.v, self.out = (Linear(width, width, bias=config.bias) for _ in range(4))
         table = dict.fromkeys(("q.weight", "k.weight", "v.weight"), init.small(width))
@@ -67,9 +65,7 @@ class LinearAttention(nn.Module):
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         H = self.config.heads
-        q_BTHK, k_BTHK, v_BTHK = (
-            x_BTM.view(*x_BTM.shape[:2], H, x_BTM.shape[2] // H) for x_BTM in linears(x_BTD, (self.q, self.k, self.v))
-        )
+        q_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in linears(x_BTD, (self.q, self.k, self.v)))
         o_BTHK, state = normalized_linear_attention(
             elu1(upcast(q_BTHK)),
             elu1(upcast(k_BTHK)),
@@ -86,10 +82,6 @@ class LinearAttention(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         H, K, zeros = self.config.heads, self.head_width, wide_zeros(self.q.like, device)
         return NormalizedState(zeros(batch, H, K, K), zeros(batch, H, K))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -53,18 +53,16 @@ class LinformerConfig:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer."""
+        """The mixer. ValueError where the width cannot be divided into heads."""
         return Linformer(width, self, depth)
 
 
-class Linformer(nn.Module):
+class Linformer(FixedStateMixer):
     """Causal Linformer as a mixer: see `mixers.contract`, and `LinformerConfig` for its options."""
 
     def __init__(self, width: int, config: LinformerConfig, depth: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.backend = config, width, "auto"
         self.q, self.k, self.v, self.out = (Linear(width, width, bias=config.bias) for _ in range(4))
         self.e_NQ, self.f_NQ = (nn.Parameter(torch.empty(config.length, config.slots)) for _ in range(2))
@@ -93,9 +91,7 @@ class Linformer(nn.Module):
         if state is not None or x_BTD.shape[1] > self.config.length:
             self.check(x_BTD, before.next, reset_BT, lengths_B)
         e_BTHQ, f_BTHQ = (embedding(position_BT, t)[:, :, None].expand(-1, -1, H, -1) for t in (self.e_NQ, self.f_NQ))
-        q_BTHK, k_BTHK, v_BTHK = (
-            x.view(*x.shape[:2], H, x.shape[2] // H) for x in linears(x_BTD, (self.q, self.k, self.v))
-        )
+        q_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in linears(x_BTD, (self.q, self.k, self.v)))
         o_BTHK, cell = bounded_memory(
             q_BTHK * q_BTHK.shape[-1] ** -0.5,
             k_BTHK,
@@ -126,10 +122,6 @@ class Linformer(nn.Module):
         position_B = torch.zeros(batch, dtype=torch.int64, device=device or self.e_NQ.device)
         slots = BoundedMemoryState(zeros(batch, H, K, Q), zeros(batch, H, Q, K))
         return LinformerState(PositionState(position_B), slots)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a write and a read of keys and values of all slots, and of softmax over them."""

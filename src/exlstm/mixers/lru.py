@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Share, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -55,7 +55,7 @@ class LRUConfig:
         return LRU(width, self)
 
 
-class LRU(nn.Module):
+class LRU(FixedStateMixer):
     """LRU as a mixer: see `mixers.contract`, and `LRUConfig` for its options."""
 
     def __init__(self, width: int, config: LRUConfig) -> None:
@@ -112,10 +112,6 @@ class LRU(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros = wide_zeros(self.nu_P, device)
         return RotatingState(zeros(batch, self.poles), zeros(batch, self.poles))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 10 operations per pole."""

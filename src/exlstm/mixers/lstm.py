@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Finite, Size, check_fields
 from exlstm.nn.recurrence import block_diagonal
@@ -37,15 +37,13 @@ class LSTMConfig:
         return LSTM(width, self, depth, index)
 
 
-class LSTM(nn.Module):
+class LSTM(FixedStateMixer):
     """LSTM as a mixer: see `mixers.contract`, and `LSTMConfig` for its options."""
 
     def __init__(self, width: int, config: LSTMConfig, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
+        check_width(width, config.heads)
         H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
         self.config, self.width, self.backend = config, width, "auto"
         self.w_GD = nn.Parameter(torch.empty(4 * width, width))
         # rows in torch's order (gate, head, unit); columns are those of the row's own head, all others are zero
@@ -89,10 +87,6 @@ class LSTM(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros = wide_zeros(self.b_G, device)
         return LSTMState(zeros(batch, self.width), zeros(batch, self.width))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """About 20 pointwise operations per channel, and the zeros of U, which torch's kernel multiplies too."""

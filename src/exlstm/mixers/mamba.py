@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import CausalConv, WidthNorm, round_up
@@ -62,7 +62,7 @@ class MambaConfig:
         return Mamba(width, self, depth)
 
 
-class Mamba(nn.Module):
+class Mamba(FixedStateMixer):
     """Mamba as a mixer: see `mixers.contract`, and `MambaConfig` for its options."""
 
     def __init__(self, width: int, config: MambaConfig, depth: int) -> None:
@@ -133,10 +133,6 @@ class Mamba(nn.Module):
         zeros = wide_zeros(self.skip_E, device)
         past_BSD = zeros(batch, self.config.conv_width - 1, self.inner)
         return MambaState(ConvState(past_BSD), SelectiveScanState(zeros(batch, self.inner, self.config.states)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of the states: decay, write and read-out, the exponential counted as one."""

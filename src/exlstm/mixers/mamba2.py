@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm, round_up
@@ -61,15 +61,14 @@ class Mamba2Config:
         return Mamba2(width, self, depth)
 
 
-class Mamba2(nn.Module):
+class Mamba2(FixedStateMixer):
     """Mamba-2 as a mixer: see `mixers.contract`, and `Mamba2Config` for its options."""
 
     def __init__(self, width: int, config: Mamba2Config, depth: int) -> None:
         super().__init__()
         check_width(width)
         inner, H = round_up(config.up_factor * width, config.up_multiple), config.heads
-        if inner % H:
-            raise ValueError(f"heads is {H}; it must divide the inner width {inner}.")
+        check_heads(inner, H, "inner width {}")
         if H % config.groups:
             raise ValueError(f"groups is {config.groups}; it must divide heads, which is {H}.")
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
@@ -129,10 +128,6 @@ class Mamba2(nn.Module):
         past_BSD = zeros(batch, self.config.conv_width - 1, self.sizes[1])
         s_BHKV = zeros(batch, H, self.config.state, self.inner // H)
         return Mamba2State(ConvState(past_BSD), LinearAttentionState(s_BHKV))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

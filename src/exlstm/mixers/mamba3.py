@@ -1,5 +1,6 @@
-"""Mamba-3: Mamba-2 with the trapezoidal rule, rotations in place of the convolution, and gates for the decay
-(Lahoti et al. 2026, "Mamba-3"; its form of one input and one output).
+"""Mamba-3: Mamba-2 with the trapezoidal rule, gated decays, and rotations for the convolution (Lahoti et al. 2026).
+
+The form of one input and one output:
 
     z, u, b, c, dd, a, l, r = W_up x      dt = softplus(dd + dt_bias)        g = -ht(a) dt      lam = sigmoid(l)
     ht(a) = 1 + a for a >= 0, else 1 / (1 - a), at least 1e-4
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu, softplus
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import WidthNorm, round_up
@@ -71,15 +72,14 @@ class Mamba3Config:
         return Mamba3(width, self, depth)
 
 
-class Mamba3(nn.Module):
+class Mamba3(FixedStateMixer):
     """Mamba-3 as a mixer: see `mixers.contract`, and `Mamba3Config` for its options."""
 
     def __init__(self, width: int, config: Mamba3Config, depth: int) -> None:
         super().__init__()
         check_width(width)
         inner, H, K = round_up(config.up_factor * width, config.up_multiple), config.heads, config.state
-        if inner % H:
-            raise ValueError(f"heads is {H}; it must divide the inner width {inner}.")
+        check_heads(inner, H, "inner width {}")
         if H % config.groups:
             raise ValueError(f"groups is {config.groups}; it must divide heads, which is {H}.")
         if K % 4:
@@ -158,10 +158,6 @@ class Mamba3(nn.Module):
         key, value, strength = (TokenShiftState(zeros(batch, size)) for size in (H * K, self.inner, H))
         cell = LinearAttentionState(zeros(batch, H, K, self.inner // H))
         return Mamba3State(AngleState(zeros(batch, H, K // 4)), key, value, strength, cell)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -49,15 +49,13 @@ class MatrixRNNConfig:
         return MatrixRNN(width, self)
 
 
-class MatrixRNN(nn.Module):
+class MatrixRNN(FixedStateMixer):
     """Recurrent net with a matrix memory as a mixer: see `mixers.contract`, and `MatrixRNNConfig` for its options."""
 
     def __init__(self, width: int, config: MatrixRNNConfig) -> None:
         super().__init__()
-        check_width(width)
+        check_width(width, config.heads)
         H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
         V = width // H
         K = V if config.key_width is None else config.key_width
         self.config, self.width, self.key_width, self.backend = config, width, K, "auto"
@@ -105,10 +103,6 @@ class MatrixRNN(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         H = self.config.heads
         return MatrixRNNState(wide_zeros(self.norm.weight, device)(batch, H, self.key_width, self.width // H))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of the outer product, the tanh and the read-out, and of R beyond 2 per weight: it meets K rows."""

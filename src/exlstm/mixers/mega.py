@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, check_width, checked, mask_tail, wide_zeros, zero_state_bytes
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -169,7 +169,7 @@ class Mega(nn.Module):
         """Bytes of one sequence's state: without chunks a key and a value more for every step."""
         grown = length if self.config.chunk is None else 0
         entry = (self.config.key_width + self.value_width) * wide_dtype(self.omega_D.dtype).itemsize
-        return constant_state_bytes(self) + grown * entry
+        return zero_state_bytes(self) + grown * entry
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of the averages and of products with keys and values."""

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import positive, round_up
@@ -42,7 +42,7 @@ class MinGRUConfig:
         return MinGRU(width, self)
 
 
-class MinGRU(nn.Module):
+class MinGRU(FixedStateMixer):
     """minGRU as a mixer: see `mixers.contract`, and `MinGRUConfig` for its options."""
 
     def __init__(self, width: int, config: MinGRUConfig) -> None:
@@ -82,10 +82,6 @@ class MinGRU(nn.Module):
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> ScanState:
         """State before the first step, on the device of the weights or on another."""
         return ScanState(wide_zeros(self.z.like, device)(batch, self.inner))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 6 pointwise operations per channel, the gate included."""

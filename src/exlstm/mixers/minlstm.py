@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import positive, round_up
@@ -44,7 +44,7 @@ class MinLSTMConfig:
         return MinLSTM(width, self)
 
 
-class MinLSTM(nn.Module):
+class MinLSTM(FixedStateMixer):
     """minLSTM as a mixer: see `mixers.contract`, and `MinLSTMConfig` for its options."""
 
     def __init__(self, width: int, config: MinLSTMConfig) -> None:
@@ -85,10 +85,6 @@ class MinLSTM(nn.Module):
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> ScanState:
         """State before the first step, on the device of the weights or on another."""
         return ScanState(wide_zeros(self.f.like, device)(batch, self.inner))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 10 pointwise operations per channel, the gates included."""

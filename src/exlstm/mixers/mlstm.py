@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import BlockLinear, CausalConv, HeadNorm, round_up
@@ -62,7 +62,7 @@ class MLSTMConfig:
         return MLSTM(width, self, depth)
 
 
-class MLSTM(nn.Module):
+class MLSTM(FixedStateMixer):
     """mLSTM of the xLSTM paper as a mixer: see `mixers.contract`, and `MLSTMConfig` for its options."""
 
     def __init__(self, width: int, config: MLSTMConfig, depth: int) -> None:
@@ -117,7 +117,7 @@ class MLSTM(nn.Module):
         c_BTE, conv = self.conv(a_BTE, state.conv, reset_BT=reset_BT, lengths_B=lengths_B, activation="silu")
         q_BTE, k_BTE, v_BTE = self.q(c_BTE), self.k(c_BTE), self.v(a_BTE)
         qkv_BTJ = torch.cat([q_BTE, k_BTE, v_BTE], dim=-1)
-        q_BTHV, k_BTHV, v_BTHV = (x_BTE.unflatten(-1, (H, self.inner // H)) for x_BTE in (q_BTE, k_BTE, v_BTE))
+        q_BTHV, k_BTHV, v_BTHV = (torch.unflatten(x, -1, (H, -1)) for x in (q_BTE, k_BTE, v_BTE))
         i_BTH, f_BTH = linears(qkv_BTJ, (), wide=(self.i, self.f))
         h_BTHV, cell = mlstm(
             q_BTHV, k_BTHV, v_BTHV,
@@ -137,10 +137,6 @@ class MLSTM(nn.Module):
         return MLSTMLayerState(
             ConvState(past_BSD), MLSTMState(zeros(batch, H, V, V), zeros(batch, H, V), zeros(batch, H))
         )
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

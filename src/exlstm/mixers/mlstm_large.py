@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm, soft_cap
@@ -48,16 +48,15 @@ class MLSTMLargeConfig:
         return MLSTMLarge(width, self, depth)
 
 
-class MLSTMLarge(nn.Module):
+class MLSTMLarge(FixedStateMixer):
     """mLSTM of xLSTM-7B as a mixer: see `mixers.contract`, and `MLSTMLargeConfig` for its options."""
 
     def __init__(self, width: int, config: MLSTMLargeConfig, depth: int) -> None:
         super().__init__()
         check_width(width)
         keys, values = int(width * config.key_factor), int(width * config.value_factor)
-        for name, size in {"keys": keys, "values": values}.items():
-            if size < 1 or size % config.heads:
-                raise ValueError(f"heads is {config.heads}; it must divide the width {size} of the {name}.")
+        check_heads(keys, config.heads, "width {} of the keys")
+        check_heads(values, config.heads, "width {} of the values")
         self.config, self.width, self.backend = config, width, "auto"
         self.key_width, self.value_width = keys // config.heads, values // config.heads
         self.q = Linear(width, keys, bias=config.bias)
@@ -95,7 +94,7 @@ class MLSTMLarge(nn.Module):
         H, cap = self.config.heads, self.config.gate_cap
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         *qkv, o_BTM, i_BTH, f_BTH = linears(x_BTD, (self.q, self.k, self.v, self.o), wide=(self.i, self.f))
-        q_BTHK, k_BTHK, v_BTHV = (x_BTM.view(*x_BTM.shape[:2], H, x_BTM.shape[2] // H) for x_BTM in qkv)
+        q_BTHK, k_BTHK, v_BTHV = (torch.unflatten(x, -1, (H, -1)) for x in qkv)
         h_BTHV, state = mlstm(
             q_BTHK, k_BTHK, v_BTHV,
             soft_cap(i_BTH, cap), soft_cap(f_BTH, cap), state,
@@ -112,10 +111,6 @@ class MLSTMLarge(nn.Module):
         H, K, V = self.config.heads, self.key_width, self.value_width
         zeros = wide_zeros(self.i.bias, device)
         return MLSTMState(zeros(batch, H, K, V), zeros(batch, H, K), zeros(batch, H))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Finite, Size, check_fields
 from exlstm.nn.linear import Linear, linears
@@ -44,16 +44,13 @@ class MultLSTMConfig:
         return MultLSTM(width, self, depth, index)
 
 
-class MultLSTM(nn.Module):
+class MultLSTM(FixedStateMixer):
     """Multiplicative LSTM as a mixer: see `mixers.contract`, and `MultLSTMConfig` for its options."""
 
     def __init__(self, width: int, config: MultLSTMConfig, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
-        V = width // H
+        check_width(width, config.heads)
+        H, V = config.heads, width // config.heads
         self.config, self.width, self.backend = config, width, "auto"
         self.p, self.x = Linear(width, width, bias=False), Linear(width, 4 * width, bias=True)
         self.m_HVK, self.r_GHVK = nn.Parameter(torch.empty(H, V, V)), nn.Parameter(torch.empty(4, H, V, V))
@@ -99,10 +96,6 @@ class MultLSTM(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, (H, V, _) = wide_zeros(self.m_HVK, device), self.m_HVK.shape
         return MultLSTMState(zeros(batch, H, V), zeros(batch, H, V))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 21 pointwise operations per channel."""

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, check_fields
 from exlstm.nn.fixed import FixedNumbers
@@ -48,14 +48,12 @@ class PerformerConfig:
         return Performer(width, self, depth, index)
 
 
-class Performer(nn.Module):
+class Performer(FixedStateMixer):
     """Performer as a mixer: see `mixers.contract`, and `PerformerConfig` for its options."""
 
     def __init__(self, width: int, config: PerformerConfig, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         K = width // config.heads
         if K > 128:
             raise ValueError(f"heads is {config.heads}; with width {width} use {-(-width // 128)} or more.")
@@ -78,9 +76,7 @@ class Performer(nn.Module):
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         H = self.config.heads
-        q_BTHK, k_BTHK, v_BTHK = (
-            x_BTM.view(*x_BTM.shape[:2], H, x_BTM.shape[2] // H) for x_BTM in linears(x_BTD, (self.q, self.k, self.v))
-        )
+        q_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in linears(x_BTD, (self.q, self.k, self.v)))
         rows_MK = self.rows.like(q_BTHK)
         o_BTHK, state = normalized_linear_attention(
             favor(q_BTHK, rows_MK, is_query=True),
@@ -98,10 +94,6 @@ class Performer(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         H, zeros = self.config.heads, wide_zeros(self.q.like, device)
         return NormalizedState(zeros(batch, H, self.features, self.head_width), zeros(batch, H, self.features))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of features and of products with the memory and, in prefill, within chunks of 64 steps."""

@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.fixed import FixedNumbers
@@ -53,7 +53,7 @@ class RetentionConfig:
         return Retention(width, self)
 
 
-class Retention(nn.Module):
+class Retention(FixedStateMixer):
     """Retention as a mixer: see `mixers.contract`, and `RetentionConfig` for its options."""
 
     def __init__(self, width: int, config: RetentionConfig) -> None:
@@ -62,8 +62,7 @@ class Retention(nn.Module):
         H, values = config.heads, int(config.value_factor * width)
         if width % (2 * H):
             raise ValueError(f"heads is {H}; it must cut the width {width} into heads of even width.")
-        if values < 1 or values % H:
-            raise ValueError(f"heads is {H}; it must divide the width {values} of the values.")
+        check_heads(values, H, "width {} of the values")
         self.config, self.width, self.values, self.backend = config, width, values, "auto"
         self.q, self.k = Linear(width, width, bias=False), Linear(width, width, bias=False)
         self.v, self.g = Linear(width, values, bias=False), Linear(width, values, bias=False)
@@ -88,7 +87,7 @@ class Retention(nn.Module):
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         H, rows = self.config.heads, {"reset_BT": reset_BT, "lengths_B": lengths_B}
         *qkv, g_BTE = linears(x_BTD, (self.q, self.k, self.v, self.g))
-        q_BTHK, k_BTHK, v_BTHV = (x_BTE.view(*x_BTE.shape[:2], H, x_BTE.shape[2] // H) for x_BTE in qkv)
+        q_BTHK, k_BTHK, v_BTHV = (torch.unflatten(x, -1, (H, -1)) for x in qkv)
         k_BTHK = k_BTHK * k_BTHK.shape[-1] ** -0.5
         q_BTHK, k_BTHK, after = rotary(
             q_BTHK, k_BTHK, state.next, base=self.config.rope_base, reset_BT=reset_BT, lengths_B=lengths_B
@@ -105,10 +104,6 @@ class Retention(nn.Module):
         position_B = torch.zeros(batch, dtype=torch.int64, device=device or self.q.like.device)
         s_BHKV = zeros(batch, H, self.width // H, self.values // H)
         return RetentionState(PositionState(position_B), LinearAttentionState(s_BHKV))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with the memory and, in prefill, within chunks of 64 steps."""

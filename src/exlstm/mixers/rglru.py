@@ -6,7 +6,7 @@
     h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t u_t     without the root at the first step of a sequence
     y = W_o (h g)
 
-All maps have a bias. The gates are in `ops.rglru`, the recurrence is the diagonal scan. The state knows whether a row
+All maps have a bias. The gates are in `ops.rglru`, the recurrence is the diagonal scan. The state says whether a row
 has had a step. Griffin is a pattern of such blocks and blocks with windowed attention.
 
 B batch  T time  D model width  E inner width  H heads  S past steps of the convolution
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_heads, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import BlockLinear, CausalConv, round_up
@@ -31,7 +31,7 @@ from exlstm.ops.scan import ScanState, scan
 
 
 class RGLRUState(NamedTuple):
-    """The window of the convolution, the channels, and whether a row has had a step."""
+    """State of the layer: the convolution's window, the channels, and whether a row has had a step."""
 
     conv: ConvState
     cell: ScanState
@@ -65,15 +65,14 @@ def half_log(low: float, high: float) -> init.Fill:
     return lambda x: x.uniform_(low**2 + 1e-8, high**2 + 1e-8).log_().mul_(-0.5)
 
 
-class RGLRU(nn.Module):
+class RGLRU(FixedStateMixer):
     """The recurrent block of Hawk as a mixer: see `mixers.contract`, and `RGLRUConfig` for its options."""
 
     def __init__(self, width: int, config: RGLRUConfig, depth: int) -> None:
         super().__init__()
         check_width(width)
         inner = round_up(config.up_factor * width, config.up_multiple)
-        if inner % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the inner width {inner}.")
+        check_heads(inner, config.heads, "inner width {}")
         self.config, self.width, self.inner, self.backend = config, width, inner, "auto"
         self.y, self.x = Linear(width, inner), Linear(width, inner)
         self.conv = CausalConv(inner, config.conv_width)
@@ -125,10 +124,6 @@ class RGLRU(nn.Module):
         zeros = wide_zeros(self.lam_E, device)
         past_BSD, h_BE = zeros(batch, self.config.conv_width - 1, self.inner), zeros(batch, self.inner)
         return RGLRUState(ConvState(past_BSD), ScanState(h_BE), torch.zeros_like(h_BE[:, 0], dtype=torch.bool))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 25 pointwise operations per channel, the gates included."""

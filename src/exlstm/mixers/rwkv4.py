@@ -17,15 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    Partner,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, Partner, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -36,7 +28,7 @@ from exlstm.ops.wkv4 import WKV4State, wkv4
 
 
 class RWKV4State(NamedTuple):
-    """The last input, and the sums of wkv."""
+    """State of the layer: the last input, and the sums of wkv."""
 
     shift: TokenShiftState
     cell: WKV4State
@@ -59,7 +51,7 @@ class RWKV4Config:
         return RWKV4(width, self, depth, index)
 
 
-class RWKV4(nn.Module):
+class RWKV4(FixedStateMixer):
     """RWKV-4's time mix as a mixer: see `mixers.contract`, and `RWKV4Config` for its options."""
 
     def __init__(self, width: int, config: RWKV4Config, depth: int, index: int) -> None:
@@ -121,10 +113,6 @@ class RWKV4(nn.Module):
         zeros = wide_zeros(self.decay_E, device)
         cell = WKV4State(*(zeros(batch, self.inner) for _ in range(3)))
         return RWKV4State(TokenShiftState(zeros(batch, self.width)), cell)
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 20 pointwise operations per channel, the exponentials and the mixes included."""

@@ -1,5 +1,4 @@
-"""RWKV-5, Eagle: the time mix, a matrix memory with a learned decay per channel (Peng et al. 2024, arXiv:2404.05892,
-equations 3 to 8).
+"""The time mix of RWKV-5, Eagle: a learned decay per channel (Peng et al. 2024, arXiv:2404.05892, eqs 3-8).
 
     x_j = mu_j x_t + (1 - mu_j) x_{t-1}                     for j = r, k, v, g
     r, k, v = W_j x_j      g = silu(W_g x_g)
@@ -18,15 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    Partner,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, Partner, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -60,18 +51,16 @@ class RWKV5Config:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer; depth and index count blocks, of which two are a layer."""
+        """The mixer; two blocks count as a layer. ValueError where the width cannot be divided into heads."""
         return RWKV5(width, self, depth, index)
 
 
-class RWKV5(nn.Module):
+class RWKV5(FixedStateMixer):
     """RWKV-5's time mix as a mixer: see `mixers.contract`, and `RWKV5Config` for its options."""
 
     def __init__(self, width: int, config: RWKV5Config, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         H, K = config.heads, width // config.heads
         self.config, self.width, self.backend = config, width, "auto"
         self.mix_r_D, self.mix_k_D, self.mix_v_D, self.mix_g_D = (nn.Parameter(torch.empty(width)) for _ in range(4))
@@ -111,20 +100,14 @@ class RWKV5(nn.Module):
     ) -> tuple[Tensor, RWKV5State]:
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
-        B, T, _ = x_BTD.shape
+        (B, T, _), H = x_BTD.shape, self.config.heads
         state = self.zero_state(B) if state is None else state
         before_BTD, shift = token_shift(x_BTD, state.shift, reset_BT=reset_BT, lengths_B=lengths_B)
         change_BTD = x_BTD - before_BTD
-        r_BTD, k_BTD, v_BTD, g_BTD = (
-            layer(before_BTD + change_BTD * mix_D)
-            for layer, mix_D in (
-                (self.r, self.mix_r_D),
-                (self.k, self.mix_k_D),
-                (self.v, self.mix_v_D),
-                (self.g, self.mix_g_D),
-            )
-        )
-        r_BTHK, k_BTHK, v_BTHK = (x.view(B, T, *self.decay_HK.shape) for x in (r_BTD, k_BTD, v_BTD))
+        mixes = self.mix_r_D, self.mix_k_D, self.mix_v_D, self.mix_g_D
+        inputs = (before_BTD + change_BTD * mix_D for mix_D in mixes)
+        *rkv, g_BTD = (layer(x) for layer, x in zip((self.r, self.k, self.v, self.g), inputs, strict=True))
+        r_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in rkv)
         decay_HK = -torch.exp(upcast(self.decay_HK))
         o_BTHK, cell = gated_linear_attention(
             r_BTHK,
@@ -144,10 +127,6 @@ class RWKV5(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, (H, K) = wide_zeros(self.decay_HK, device), self.decay_HK.shape
         return RWKV5State(TokenShiftState(zeros(batch, self.width)), GatedLinearAttentionState(zeros(batch, H, K, K)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of S, and of the bonus."""

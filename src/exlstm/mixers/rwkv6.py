@@ -1,5 +1,4 @@
-"""RWKV-6, Finch: the time mix, with mixes and decays that depend on the input (Peng et al. 2024, arXiv:2404.05892,
-equations 14 to 20).
+"""The time mix of RWKV-6, Finch: mixes and decays depend on the input (Peng et al. 2024, arXiv:2404.05892, eqs 14-20).
 
     d_t = x_{t-1} - x_t ,  z = tanh(W_1 (x + d mu_x)) ,  m_j = W_2j z_j     five mixes of low rank
     x_j = x + d (mu_j + m_j)                                                for j = w, k, v, r, g
@@ -19,15 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    Partner,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, Partner, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -65,18 +56,16 @@ class RWKV6Config:
         check_fields(self)
 
     def build(self, width: int, *, depth: int = 1, index: int = 0) -> nn.Module:
-        """The mixer; depth and index count blocks, of which two are a layer."""
+        """The mixer; two blocks count as a layer. ValueError where the width cannot be divided into heads."""
         return RWKV6(width, self, depth, index)
 
 
-class RWKV6(nn.Module):
+class RWKV6(FixedStateMixer):
     """RWKV-6's time mix as a mixer: see `mixers.contract`, and `RWKV6Config` for its options."""
 
     def __init__(self, width: int, config: RWKV6Config, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         H, K, J = config.heads, width // config.heads, config.mix_rank
         self.config, self.width, self.backend = config, width, "auto"
         self.mix_x_D, self.mix_w_D, self.mix_k_D = (nn.Parameter(torch.empty(width)) for _ in range(3))
@@ -143,16 +132,17 @@ class RWKV6(nn.Module):
     ) -> tuple[Tensor, RWKV6State]:
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
-        heads = (*x_BTD.shape[:2], *self.decay_HK.shape)
+        H = self.config.heads
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
         before_BTD, shift = token_shift(x_BTD, state.shift, reset_BT=reset_BT, lengths_B=lengths_B)
         w, *inputs = self.mixed(x_BTD, before_BTD)
         k, v, r, g_BTD = (layer(x) for layer, x in zip((self.k, self.v, self.r, self.g), inputs, strict=True))
-        w_BTHK = wide_linear(self.decay_out, torch.tanh(self.decay_in(w))).view(heads) + self.decay_HK
+        r_BTHK, k_BTHK, v_BTHK = (torch.unflatten(x, -1, (H, -1)) for x in (r, k, v))
+        w_BTHK = torch.unflatten(wide_linear(self.decay_out, torch.tanh(self.decay_in(w))), -1, (H, -1)) + self.decay_HK
         o_BTHK, cell = gated_linear_attention(
-            r.view(heads),
-            k.view(heads),
-            v.view(heads),
+            r_BTHK,
+            k_BTHK,
+            v_BTHK,
             -torch.exp(w_BTHK),
             state.cell,
             bonus_HK=self.bonus_HK,
@@ -167,10 +157,6 @@ class RWKV6(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, (H, K) = wide_zeros(self.decay_HK, device), self.decay_HK.shape
         return RWKV6State(TokenShiftState(zeros(batch, self.width)), GatedLinearAttentionState(zeros(batch, H, K, K)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of a decay, a write and a read of S, and of the bonus."""

@@ -22,15 +22,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import (
-    BlockStyle,
-    Partner,
-    check_width,
-    checked,
-    constant_state_bytes,
-    mask_tail,
-    wide_zeros,
-)
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, Partner, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.layers import HeadNorm
@@ -110,14 +102,12 @@ def initial_values(width: int, head_width: int, depth: int, index: int) -> dict[
     }
 
 
-class RWKV7(nn.Module):
+class RWKV7(FixedStateMixer):
     """The time mix of RWKV-7 as a mixer: see `mixers.contract`, and `RWKV7Config` for its options."""
 
     def __init__(self, width: int, config: RWKV7Config, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        if width % config.heads:
-            raise ValueError(f"heads is {config.heads}; it must divide the width {width}.")
+        check_width(width, config.heads)
         self.config, self.width, self.head_width, self.backend = config, width, width // config.heads, "auto"
         self.mix_r_D, self.mix_w_D, self.mix_k_D, self.mix_v_D, self.mix_a_D, self.mix_g_D = (
             nn.Parameter(torch.empty(width)) for _ in range(6)
@@ -152,7 +142,7 @@ class RWKV7(nn.Module):
     ) -> tuple[Tensor, RWKV7State]:
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
-        state = self.zero_state(x_BTD.shape[0]) if state is None else state
+        state, H = self.zero_state(x_BTD.shape[0]) if state is None else state, self.config.heads
         before_BTD, shift = token_shift(x_BTD, state.shift, reset_BT=reset_BT, lengths_B=lengths_B)
         change_BTD = before_BTD - x_BTD
         mixes = self.mix_r_D, self.mix_w_D, self.mix_k_D, self.mix_v_D, self.mix_a_D, self.mix_g_D
@@ -163,9 +153,11 @@ class RWKV7(nn.Module):
         log_w_BTD = STRONGEST_DECAY * torch.sigmoid(w_BTD + upcast(self.w0_D))
         a_BTD = torch.sigmoid(a_BTD + upcast(self.a0_D))
         g_BTD = self.g2(torch.sigmoid(self.g1(for_g)))
-        kappa_BTHK = vector_norm(self.heads(k_BTD * upcast(self.k_k_D)), eps=TINY)
+        kappa_BTHK = vector_norm(torch.unflatten(k_BTD * upcast(self.k_k_D), -1, (H, -1)), eps=TINY)
         k_BTD = k_BTD * (1 + (a_BTD - 1) * upcast(self.k_a_D))
-        r_BTHK, k_BTHK, v_BTHK, a_BTHK, log_w_BTHK = map(self.heads, (r_BTD, k_BTD, v_BTD, a_BTD, log_w_BTD))
+        r_BTHK, k_BTHK, v_BTHK, a_BTHK, log_w_BTHK = (
+            torch.unflatten(x, -1, (H, -1)) for x in (r_BTD, k_BTD, v_BTD, a_BTD, log_w_BTD)
+        )
         o_BTHK, memory = dplr_rule(
             r_BTHK,
             k_BTHK,
@@ -182,18 +174,10 @@ class RWKV7(nn.Module):
         y_BTD = self.out((self.norm(o_BTHK) + current_BTHK.flatten(2)) * g_BTD)
         return mask_tail(y_BTD, lengths_B), RWKV7State(shift, memory)
 
-    def heads(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, H, K]."""
-        return x_BTD.view(*x_BTD.shape[:2], self.config.heads, self.head_width)
-
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> RWKV7State:
         """State before the first step, on the device of the weights or on another."""
         H, K, zeros = self.config.heads, self.head_width, wide_zeros(self.norm.weight, device)
         return RWKV7State(TokenShiftState(zeros(batch, self.width)), DeltaState(zeros(batch, H, K, K)))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of decay, read, two writes and read-out for every number of the memory."""

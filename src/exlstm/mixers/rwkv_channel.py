@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import round_up, squared_relu
@@ -53,7 +53,7 @@ class RWKVChannelConfig:
         return RWKVChannel(width, self, depth, index)
 
 
-class RWKVChannel(nn.Module):
+class RWKVChannel(FixedStateMixer):
     """RWKV's channel mix as a mixer: see `mixers.contract`, and `RWKVChannelConfig` for its options."""
 
     def __init__(self, width: int, config: RWKVChannelConfig, depth: int, index: int) -> None:
@@ -97,10 +97,6 @@ class RWKVChannel(nn.Module):
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> TokenShiftState:
         """State before the first step, on the device of the weights or on another."""
         return TokenShiftState(wide_zeros(self.mix_k_D, device)(batch, self.width))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 3 pointwise operations per channel for each mix."""

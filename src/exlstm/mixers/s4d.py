@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Size, check_fields
 from exlstm.nn.linear import Linear
@@ -54,7 +54,7 @@ def inverse_law(x: Tensor) -> None:
     x.copy_(N / pi * (N / torch.arange(1, N, 2, device=x.device, dtype=x.dtype) - 1))
 
 
-class S4D(nn.Module):
+class S4D(FixedStateMixer):
     """S4D as a mixer: see `mixers.contract`, and `S4DConfig` for its options."""
 
     def __init__(self, width: int, config: S4DConfig) -> None:
@@ -103,10 +103,6 @@ class S4D(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros, shape = wide_zeros(self.skip_D, device), (batch, self.width, self.config.states)
         return LTIState(zeros(*shape), zeros(*shape))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of the state space."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Factor, Positive, Size, check_fields
 from exlstm.nn.layers import round_up
@@ -61,7 +61,7 @@ class S5Config:
         return S5(width, self)
 
 
-class S5(nn.Module):
+class S5(FixedStateMixer):
     """S5 as a mixer: see `mixers.contract`, and `S5Config` for its options."""
 
     def __init__(self, width: int, config: S5Config) -> None:
@@ -151,10 +151,6 @@ class S5(nn.Module):
         """State before the first step, on the device of the weights or on another."""
         zeros = wide_zeros(self.a_re_P, device)
         return RotatingState(zeros(batch, self.poles), zeros(batch, self.poles))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 16 operations per pole, with the product by its factor."""

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, constant_state_bytes, mask_tail, wide_zeros
+from exlstm.mixers.contract import BlockStyle, FixedStateMixer, check_width, checked, mask_tail, wide_zeros
 from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm
@@ -76,16 +76,13 @@ class SLSTMConfig:
         return SLSTM(width, self, depth, index)
 
 
-class SLSTM(nn.Module):
+class SLSTM(FixedStateMixer):
     """sLSTM of the xLSTM paper as a mixer: see `mixers.contract`, and `SLSTMConfig` for its options."""
 
     def __init__(self, width: int, config: SLSTMConfig, depth: int, index: int) -> None:
         super().__init__()
-        check_width(width)
-        H = config.heads
-        if width % H:
-            raise ValueError(f"heads is {H}; it must divide the width {width}.")
-        V = width // H
+        check_width(width, config.heads)
+        H, V = config.heads, width // config.heads
         # the cell's heads are the blocks of R
         self.blocks = blocks = H if config.recurrence_blocks is None else config.recurrence_blocks
         if width % blocks:
@@ -177,10 +174,6 @@ class SLSTM(nn.Module):
         zeros, V = wide_zeros(self.b_HGV, device), self.width // self.blocks
         past_BSD = zeros(batch, max(self.config.conv_width - 1, 0), self.width)
         return SLSTMLayerState(ConvState(past_BSD), SLSTMState(*(zeros(batch, self.blocks, V) for _ in range(4))))
-
-    def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state, the same at any length."""
-        return constant_state_bytes(self)
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of about 30 pointwise operations per channel, and of R beyond 2 per stored weight.

@@ -61,14 +61,17 @@ def check_like(name: str, given: Tensor, shape: tuple[int, ...], x: Tensor) -> N
         raise misfit(name, given, wide_dtype(x.dtype), shape, x.device)
 
 
-def checked_state(state: State, kind: type[State], shapes: Sequence[tuple[int, ...]], x: Tensor) -> State:
-    """The state upcast for a computation with x: to float32, or to float64 if x is.
+def checked_state(state: State | None, kind: type[State], shapes: Sequence[tuple[int, ...]], x: Tensor) -> State:
+    """The state upcast for a computation with x: to float32, or to float64 if x is. None: zeros of these shapes.
 
     Raises ValueError for another type, shape or device, and for float64 beside a narrower x: digits would be lost.
     """
+    dtype, device, same = wide_dtype(x.dtype), x.device, True
+    if state is None:
+        # a tensor for each part: torch.compile takes none twice
+        return kind(*(x.new_zeros(shape, dtype=dtype) for shape in shapes))
     if not isinstance(state, kind):
         raise ValueError(f"the state is a {type(state).__name__}; it must be the {kind.__name__} of an earlier call.")
-    dtype, device, same = wide_dtype(x.dtype), x.device, True
     for number, (part, shape) in enumerate(zip(state, shapes, strict=True)):
         if part.shape != shape or part.device != device or not exact_in(part.dtype, dtype):
             name: str = kind._fields[number]  # type: ignore[attr-defined]

@@ -24,6 +24,14 @@ def length_mask(lengths_B: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=lengths_B.device) < lengths_B[:, None]
 
 
+def row_masks(reset_BT: Tensor | None, lengths_B: Tensor | None, steps: int) -> tuple[Tensor | None, Tensor | None]:
+    """Resets within the rows' lengths, and `length_mask`; None where there are none."""
+    if lengths_B is None:
+        return reset_BT, None
+    valid_BT = length_mask(lengths_B, steps)
+    return None if reset_BT is None else reset_BT & valid_BT, valid_BT
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context without autocast on the device of x, for products that must not be narrowed."""
     # entering autocast costs as much as an op on a small model's token; skipped where it is off already

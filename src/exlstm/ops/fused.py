@@ -1,6 +1,6 @@
 """Recurrences that torch has a fused kernel for: what the LSTM, the GRU and the Elman net share around it.
 
-torch's kernels know neither resets nor lengths: they run from one border to the next, where a row is reset or ends.
+torch's kernels take neither resets nor lengths: they run from one border to the next, where a row is reset or ends.
 They take dense recurrent matrices only, so blocks are placed into one whose other weights are zero. A single step is
 the definition, whose products read few rows as linear layers do.
 
@@ -53,7 +53,7 @@ def recurrent_product(h_BV: Tensor, u_GK: Tensor) -> Tensor:
 
 
 def zero_bias(b_G: Tensor) -> Tensor:
-    """A second bias, which torch's kernels want."""
+    """A second bias, which torch's kernels take."""
     return torch.zeros_like(upcast(b_G))
 
 
@@ -65,7 +65,7 @@ def from_border_to_border(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, State]:
-    """Outputs and last state of `kernel(x_BLD, weights, state)`, which knows no resets and no lengths."""
+    """Outputs and last state of `kernel(x_BLD, weights, state)`, which takes no resets and no lengths."""
     h = []
     for start, end in pairwise(borders(x_BTD.shape[1], reset_BT, lengths_B)):
         before = state if reset_BT is None else cleared(state, reset_BT[:, start])

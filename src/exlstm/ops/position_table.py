@@ -7,13 +7,12 @@
 B batch  T time  D width  N positions of the table
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from exlstm.ops.arguments import checked_rows, misfit
+from exlstm.ops.arguments import checked_rows
 from exlstm.ops.common import length_mask
-from exlstm.ops.positions import PositionState, counted, positions
+from exlstm.ops.positions import PositionState, check_position_state, counted, positions
 
 
 def add_positions(
@@ -42,9 +41,7 @@ def checked_positions(
     Raises ValueError for a state that does not fit x.
     """
     reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
-    next_B = state.next_B
-    if next_B.shape != x_BTD.shape[:1] or next_B.dtype is not torch.int64 or next_B.device != x_BTD.device:
-        raise misfit("next_B of the state", next_B, torch.int64, x_BTD.shape[:1], x_BTD.device)
+    check_position_state(state, x_BTD)
     position_BT, after = counted(state, x_BTD.shape[1], reset_BT, lengths_B)
     if lengths_B is not None:
         position_BT = position_BT.masked_fill(~length_mask(lengths_B, x_BTD.shape[1]), 0)

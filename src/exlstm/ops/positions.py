@@ -8,11 +8,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.arguments import misfit
+
 
 class PositionState(NamedTuple):
     """The position of each row's next step, int64."""
 
     next_B: Tensor
+
+
+def check_position_state(state: PositionState, x: Tensor) -> None:
+    """ValueError for a state that is none of positions, and for one that does not fit the rows of x."""
+    if not isinstance(state, PositionState):
+        raise ValueError(f"the state is a {type(state).__name__}; it must be the PositionState of an earlier call.")
+    next_B = state.next_B
+    if next_B.shape != x.shape[:1] or next_B.dtype is not torch.int64 or next_B.device != x.device:
+        raise misfit("next_B of the state", next_B, torch.int64, tuple(x.shape[:1]), x.device)
 
 
 def positions(next_B: Tensor, T: int, reset_BT: Tensor | None) -> tuple[Tensor, Tensor]:

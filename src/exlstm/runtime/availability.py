@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exlstm.runtime.internals import assume_constant, has_bfloat16_products, numba_is_disabled
+from exlstm.runtime.tracing import has_gradients
 
 
 @cache
@@ -62,8 +63,20 @@ def single_step_obstacle(tensors: Iterable[Tensor], steps: int) -> str | None:
     """Why a kernel of single steps without a backward cannot run, or None."""
     if steps > 1:
         return "it takes one step at a time"
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return "gradients are wanted, which it does not have" if wanted else None
+    return "gradients are wanted, which it does not have" if has_gradients(tensors) else None
+
+
+def chunk_obstacle(steps: int, backend: str) -> str | None:
+    """Why a form over chunks is not chosen, or None: by name it takes a single step, too."""
+    return "a single step needs no chunk" if steps == 1 and backend == "auto" else None
+
+
+@assume_constant
+def blas_obstacle() -> str | None:
+    """Why kernels cannot call BLAS here, or None."""
+    from exlstm.runtime.cpu.blas import obstacle
+
+    return obstacle()
 
 
 @assume_constant

@@ -42,6 +42,11 @@ def tracer(tensors: Iterable[Tensor | None] = ()) -> str | None:
     return None
 
 
+def has_gradients(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether torch records a call on these tensors for a backward."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def other_dispatch_modes() -> bool:
     """Whether a dispatch mode of torch is active beside the one that captures a step."""
     return num_dispatch_modes() > (1 if active() is not None else 0)

@@ -5,17 +5,11 @@ from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.assoc_lstm.reference import PLANES, AssocLSTMState, assoc_lstm_recurrent
-from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.ops.common import length_mask, without_autocast, zero_padding
+from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["PLANES", "AssocLSTMState", "assoc_lstm", "assoc_lstm_recurrent"]
-
-
-def numba_obstacle(x_BTGN: Tensor) -> str | None:
-    """Why the Numba scan cannot run on this input, or None."""
-    wide = wide_dtype(x_BTGN.dtype) == torch.float32
-    return cpu_kernel_obstacle((x_BTGN,), None if wide else f"it computes in float32 and the input is {x_BTGN.dtype}")
 
 
 def assoc_lstm(
@@ -48,12 +42,9 @@ def assoc_lstm(
     if order_CN.dtype is not torch.int64 or order_CN.shape[1:] != (N,):
         raise ValueError(f"order is {order_CN.dtype} of shape {tuple(order_CN.shape)}; it must be int64 of [C, {N}].")
     reset_BT, lengths_B = checked_rows(x_BTGN, reset_BT, lengths_B)
-    shapes = [(B, 2, N), (B, len(order_CN), 2, N)]
-    if state is None:
-        state = AssocLSTMState(*(x_BTGN.new_zeros(shape, dtype=wide_dtype(x_BTGN.dtype)) for shape in shapes))
-    state = checked_state(state, AssocLSTMState, shapes, x_BTGN)
+    state = checked_state(state, AssocLSTMState, [(B, 2, N), (B, len(order_CN), 2, N)], x_BTGN)
     inputs = x_BTGN, r_GNPM, order_CN
-    candidates = [("numba", numba_obstacle(x_BTGN)), ("recurrent", None)]
+    candidates = [("numba", widened_kernel_obstacle((x_BTGN,))), ("recurrent", None)]
     name = choose("assoc_lstm", backend, candidates, (*inputs, *state))
     with without_autocast(x_BTGN):
         if name == "numba":

@@ -6,7 +6,6 @@ B batch  T time  H heads  K key width  V value width  Q slots
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,12 @@ from exlstm.ops.bounded_memory.reference import (
     bounded_memory_recurrent,
     bounded_memory_step,
 )
-from exlstm.ops.common import length_mask, upcast, without_autocast
+from exlstm.ops.common import row_masks, upcast, without_autocast
 from exlstm.ops.gated_linear_attention import MAX_KEYS
-from exlstm.runtime.availability import widened_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = [
     "LIMIT",
@@ -76,9 +76,6 @@ def bounded_memory(
     for name, x in (("g", g_BTHQ), ("write", write_BTHQ), ("value_write", value_write_BTHQ)):
         if x is not None:
             check_like(name, x, (B, T, H, Q), q_BTHK)
-    if state is None:
-        zeros = upcast(q_BTHK).new_zeros
-        state = BoundedMemoryState(zeros(B, H, K, Q), zeros(B, H, Q, V))
     state = checked_state(state, BoundedMemoryState, [(B, H, K, Q), (B, H, Q, V)], q_BTHK)
     optional = [x for x in (g_BTHQ, write_BTHQ, value_write_BTHQ) if x is not None]
     name, one_step = pick("bounded_memory", [q_BTHK, k_BTHK, v_BTHV, *optional, *state], Q, backend)
@@ -94,7 +91,7 @@ def bounded_memory(
     inputs = q_BTHK, k_BTHK, v_BTHV, g_BTHQ, write_BTHQ, write_BTHQ if value_write_BTHQ is None else value_write_BTHQ
     with without_autocast(q_BTHK):
         if name == "recurrent":
-            o_BTHV, state = bounded_memory_recurrent(inputs, state, *masks(rows, T))
+            o_BTHV, state = bounded_memory_recurrent(inputs, state, *row_masks(*rows, T))
         else:
             o_BTHV, state = bounded_memory_composed(inputs, state, name, rows)
     return o_BTHV.to(q_BTHK.dtype), state
@@ -120,9 +117,6 @@ def averaged_memory(
     reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
     B, T, H, K, V, Q = checked_sizes(q_BTHK, k_BTHK, v_BTHV, s_BTHQ)
     check_like("s", s_BTHQ, (B, T, H, Q), q_BTHK)
-    if state is None:
-        zeros = upcast(q_BTHK).new_zeros
-        state = AveragedMemoryState(zeros(B, H, K, Q), zeros(B, H, Q, V), zeros(B, H, Q))
     state = checked_state(state, AveragedMemoryState, [(B, H, K, Q), (B, H, Q, V), (B, H, Q)], q_BTHK)
     inputs = q_BTHK, k_BTHK, v_BTHV, s_BTHQ
     name, one_step = pick("averaged_memory", [*inputs, *state], Q, backend)
@@ -133,7 +127,7 @@ def averaged_memory(
     rows = RowBounds(reset_BT, lengths_B)
     with without_autocast(q_BTHK):
         if name == "recurrent":
-            o_BTHV, state = averaged_memory_recurrent(inputs, state, *masks(rows, T))
+            o_BTHV, state = averaged_memory_recurrent(inputs, state, *row_masks(*rows, T))
         else:
             o_BTHV, state = averaged_memory_composed(inputs, state, name, rows)
     return o_BTHV.to(q_BTHK.dtype), state
@@ -147,18 +141,11 @@ def checked_sizes(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, x_BTHQ: Tensor
     return B, T, H, K, V, Q
 
 
-def masks(rows: RowBounds, T: int) -> tuple[Any, Any]:
-    """Resets and steps that are no padding, for the definition."""
-    reset_BT, lengths_B = rows
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-    return (reset_BT if reset_BT is None or valid_BT is None else reset_BT & valid_BT), valid_BT
-
-
 def pick(op: str, tensors: Sequence[Tensor], Q: int, backend: str) -> tuple[str, bool]:
     """The form that runs on these tensors, q first, and whether they are one step without gradients."""
     T = tensors[0].shape[1]
-    one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
+    one_step = T == 1 and not has_gradients(tensors)
+    no_chunk = chunk_obstacle(T, backend)
     many = None if Q <= MAX_KEYS else f"it has up to {MAX_KEYS} slots"
     candidates = [
         ("numba", widened_kernel_obstacle(tensors)),

@@ -19,7 +19,7 @@ from exlstm.ops.chunk_attention.reference import (
     chunk_attention_recurrent,
     seen_alone,
 )
-from exlstm.ops.common import length_mask, upcast, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import length_mask, row_masks, upcast, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.positions import positions
 from exlstm.runtime.availability import single_step_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
@@ -107,12 +107,11 @@ def in_blocks(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, ChunkState]:
-    """The form for whole sequences, on rows that end."""
+    """The form for whole sequences, with zeros in the padding of its input and of its output."""
     T = q_BTK.shape[1]
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     if valid_BT is not None:
         q_BTK, k_BTK, v_BTV = (zero_padding(x, valid_BT) for x in (q_BTK, k_BTK, v_BTV))
-        reset_BT = None if reset_BT is None else reset_BT & valid_BT
     position_BT, _ = positions(cache.seen_B, T, reset_BT)
     if chunk is not None:
         position_BT = position_BT % chunk
@@ -137,7 +136,7 @@ def in_steps(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, ChunkState]:
-    """The definition. Without chunks it has one that no call fills."""
+    """The definition; without chunks that of a chunk which the call does not fill."""
     T, seen_B = q_BTK.shape[1], cache.seen_B
     more = T if chunk is None else 0
     k_BPK, v_BPV = (pad(seen_alone(x, seen_B), (0, 0, more, 0)) for x in cache[:2])

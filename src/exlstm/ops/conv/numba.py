@@ -23,6 +23,7 @@ from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import add_at, add_product_at
 from exlstm.runtime.cpu.math import sigmoid
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, tensor_at
+from exlstm.runtime.tracing import has_gradients
 
 Array = Any  # a float64 NumPy array inside Numba
 ITEM_STEPS = 128  # of an item, at most
@@ -281,7 +282,6 @@ def causal_conv_numba(
     )
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     lengths_B = None if lengths_B is None else lengths_B.contiguous()
-    needs_backward = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    call: Any = Conv.apply if needs_backward else forward
+    call: Any = Conv.apply if has_gradients(inputs) else forward
     y_BTD, after_BSD = call(*inputs, reset_BT, lengths_B, silu)
     return y_BTD, ConvState(after_BSD)

@@ -6,18 +6,18 @@ definition, the other pages compute the same numbers faster.
 B batch  T time  H heads  K key width  V value width  G 1 or K
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, without_autocast
+from exlstm.ops.common import row_masks, without_autocast
 from exlstm.ops.delta_rule.chunkwise import rule_chunkwise
 from exlstm.ops.delta_rule.reference import DeltaState, RuleInputs, delta_step, dplr_step, rule_recurrent
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = ["DeltaState", "delta_rule", "delta_step", "dplr_rule", "dplr_step"]
 MAX_KEYS = 256  # of a head on a GPU: a program holds them all
@@ -96,14 +96,12 @@ def run(
     """Either rule, by the backend of the caller's choice."""
     (B, T, H, K), V, dtype = x.q_BTHK.shape, x.v_BTHV.shape[-1], x.q_BTHK.dtype
     reset_BT, lengths_B = checked_rows(x.q_BTHK, reset_BT, lengths_B)
-    if state is None:
-        state = DeltaState(x.q_BTHK.new_zeros((B, H, K, V), dtype=torch.promote_types(dtype, torch.float32)))
     state = checked_state(state, DeltaState, [(B, H, K, V)], x.q_BTHK)
     tensors = *x.tensors, state.s_BHKV
-    one_step = T == 1 and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
+    one_step = T == 1 and not has_gradients(tensors)
+    no_chunk = chunk_obstacle(T, backend)
     candidates = [
-        ("numba", numba_obstacle(tensors)),
+        ("numba", widened_kernel_obstacle(tensors)),
         *gpu_candidate(tensors, backend, triton_obstacle(x, one_step) or (None if one_step else no_chunk)),
         ("chunkwise", no_chunk),
         ("recurrent", None),
@@ -114,9 +112,7 @@ def run(
 
         o_BTHV, after_BHKV = rule_numba(x, state.s_BHKV, reset_BT, lengths_B)
         return o_BTHV.to(dtype), DeltaState(after_BHKV)
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     form: Callable[..., tuple[Tensor, Tensor]] = rule_chunkwise if name == "chunkwise" else rule_recurrent
     if name == "triton":
         from exlstm.ops.delta_rule.triton.op import rule_triton, rule_triton_step
@@ -134,10 +130,3 @@ def triton_obstacle(x: RuleInputs, one_step: bool) -> str | None:
     if one_step or (x.a_BTHK is None and (x.g_BTHG is None or x.g_BTHG.shape[3] == 1)):
         return None
     return "it has one decay per head, and no decays of channels nor the general form"
-
-
-def numba_obstacle(tensors: Sequence[Tensor]) -> str | None:
-    """Why the kernels for a CPU cannot run on these tensors, or None. Narrower dtypes are widened."""
-    has_float64 = any(x.dtype is torch.float64 for x in tensors)
-    other = "it computes in float32 and there is float64 in the input" if has_float64 else None
-    return cpu_kernel_obstacle(tensors[:1], other)

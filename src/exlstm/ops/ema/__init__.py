@@ -6,15 +6,13 @@ sequences, by the products of `ops.lti` with real numbers, and `numba` a step of
 B batch  T time  E channels  Z averages of a channel
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, upcast, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import upcast, wide_dtype, without_autocast
 from exlstm.ops.ema.chunkwise import ema_chunkwise
-from exlstm.ops.ema.reference import EMAState, ema_recurrent
-from exlstm.ops.lti import chunk_obstacle
+from exlstm.ops.ema.reference import EMAState, EMAWeights, ema_recurrent
+from exlstm.ops.lti import column_obstacle, in_torch
 from exlstm.ops.lti.columns import CHUNK
 from exlstm.runtime.availability import single_step_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
@@ -50,32 +48,23 @@ def ema(
     for label, x, shape in (("factor", factor_EZ, (E, Z)), ("weight", weight_EZ, (E, Z)), ("skip", skip_E, (E,))):
         check_like(label, x, shape, u_BTE)
     reset_BT, lengths_B = checked_rows(u_BTE, reset_BT, lengths_B)
-    if state is None:
-        state = EMAState(u_BTE.new_zeros((B, E, Z), dtype=wide_dtype(u_BTE.dtype)))
     state = checked_state(state, EMAState, [(B, E, Z)], u_BTE)
     tensors = u_BTE, factor_EZ, weight_EZ, skip_E, *state
     candidates = [
         ("numba", widened_kernel_obstacle(tensors, single_step_obstacle(tensors, T))),
-        ("chunkwise", chunk_obstacle(T, reset_BT, backend)),
+        ("chunkwise", column_obstacle(T, reset_BT, backend)),
         ("recurrent", None),
     ]
     name = choose("ema", backend, candidates, tensors)
-    dtype = wide_dtype(u_BTE.dtype)
-    weights = factor_EZ.to(dtype), weight_EZ.to(dtype), skip_E.to(dtype)
+    weights = EMAWeights(*(x.to(wide_dtype(u_BTE.dtype)) for x in (factor_EZ, weight_EZ, skip_E)))
     if name == "numba":
         from exlstm.ops.ema.numba import ema_numba
 
-        y_BTE, state = ema_numba(upcast(u_BTE), *weights, state, reset_BT=reset_BT, lengths_B=lengths_B)
+        y_BTE, state = ema_numba(upcast(u_BTE), weights, state, reset_BT=reset_BT, lengths_B=lengths_B)
     else:
-        run: Any = ema_chunkwise if name == "chunkwise" else ema_recurrent
+        run = ema_chunkwise if name == "chunkwise" else ema_recurrent
         with without_autocast(u_BTE):
-            valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-            x_BTE = upcast(u_BTE)
-            if valid_BT is not None:
-                x_BTE = zero_padding(x_BTE, valid_BT)
-                reset_BT = None if reset_BT is None else reset_BT & valid_BT
-            y_BTE, state = run(x_BTE, *weights, state, reset_BT=reset_BT, lengths_B=lengths_B)
-            y_BTE = y_BTE if valid_BT is None else zero_padding(y_BTE, valid_BT)
+            y_BTE, state = in_torch(run, u_BTE, weights, state, reset_BT, lengths_B)
     return y_BTE.to(u_BTE.dtype), state
 
 

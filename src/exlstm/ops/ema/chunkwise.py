@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exlstm.ops.ema.reference import EMAState
+from exlstm.ops.ema.reference import EMAState, EMAWeights
 from exlstm.ops.lti.chunkwise import LTIChunks, Powers
 from exlstm.ops.lti.columns import columns_of
 
 
 def ema_chunkwise(
     u_BTE: Tensor,
-    factor_EZ: Tensor,
-    weight_EZ: Tensor,
-    skip_E: Tensor,
+    weights: EMAWeights,
     state: Sequence[Tensor],
     /,
     *,
@@ -26,6 +24,7 @@ def ema_chunkwise(
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, EMAState]:
     """The numbers of `ema_recurrent`, within the rows' lengths; beyond them u must be zero, without resets."""
+    factor_EZ, weight_EZ, skip_E = weights
     powers_EKZ: Tensor = Powers.apply(factor_EZ, columns_of(1, u_BTE.shape[1], None).L)  # type: ignore[no-untyped-call]
     read_EKZ = weight_EZ[:, None] * powers_EKZ
     call: Any = LTIChunks.apply

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from numpy import float32
 from torch import Tensor
 
-from exlstm.ops.ema.reference import EMAState
+from exlstm.ops.ema.reference import EMAState, EMAWeights
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
@@ -69,9 +69,7 @@ def step_channels(first: int, last: int, x: Inputs, y_BTE: F32, after_BEZ: F32) 
 
 def ema_numba(
     u_BTE: Tensor,
-    factor_EZ: Tensor,
-    weight_EZ: Tensor,
-    skip_E: Tensor,
+    weights: EMAWeights,
     state: EMAState,
     /,
     *,
@@ -79,10 +77,10 @@ def ema_numba(
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, EMAState]:
     """The numbers of `ema_recurrent` for one step, in float32 and without a graph."""
-    (B, T, E), Z = u_BTE.shape, factor_EZ.shape[1]
-    given = (u_BTE, factor_EZ, weight_EZ, skip_E, *state, reset_BT, lengths_B)
+    (B, T, E), Z = u_BTE.shape, weights.factor_EZ.shape[1]
+    given = (u_BTE, *weights, *state, reset_BT, lengths_B)
     inputs = Inputs(B, T, E, Z, *(x if x is None else x.contiguous() for x in given))
     y_BTE, after_BEZ = u_BTE.new_empty(B, T, E), u_BTE.new_empty(B, E, Z)
-    cost = microseconds(bytes=2 * after_BEZ.nbytes + 2 * factor_EZ.nbytes, flops=4 * B * E * Z)
+    cost = microseconds(bytes=2 * after_BEZ.nbytes + 2 * weights.factor_EZ.nbytes, flops=4 * B * E * Z)
     launch(step_channels, B * E, inputs, y_BTE, after_BEZ, cost=cost)
     return y_BTE, EMAState(after_BEZ)

@@ -20,20 +20,24 @@ class EMAState(NamedTuple):
     h_BEZ: Tensor
 
 
-def ema_step(
-    u_BE: Tensor, factor_EZ: Tensor, weight_EZ: Tensor, skip_E: Tensor, state: EMAState, /
-) -> tuple[Tensor, EMAState]:
+class EMAWeights(NamedTuple):
+    """What is constant: the factor of a step, and the weights of the averages and of u in y."""
+
+    factor_EZ: Tensor
+    weight_EZ: Tensor
+    skip_E: Tensor
+
+
+def ema_step(u_BE: Tensor, weights: EMAWeights, state: EMAState, /) -> tuple[Tensor, EMAState]:
     """One time step, computed wide."""
-    u_BE = upcast(u_BE)
-    h_BEZ = upcast(factor_EZ) * state.h_BEZ + u_BE[..., None]
-    return (upcast(weight_EZ) * h_BEZ).sum(-1) + upcast(skip_E) * u_BE, EMAState(h_BEZ)
+    u_BE, (factor_EZ, weight_EZ, skip_E) = upcast(u_BE), map(upcast, weights)
+    h_BEZ = factor_EZ * state.h_BEZ + u_BE[..., None]
+    return (weight_EZ * h_BEZ).sum(-1) + skip_E * u_BE, EMAState(h_BEZ)
 
 
 def ema_recurrent(
     u_BTE: Tensor,
-    factor_EZ: Tensor,
-    weight_EZ: Tensor,
-    skip_E: Tensor,
+    weights: EMAWeights,
     state: Sequence[Tensor],
     /,
     *,
@@ -42,7 +46,7 @@ def ema_recurrent(
 ) -> tuple[Tensor, EMAState]:
     """The definition, one step after another. Beyond a row's length nothing happens and the output is 0."""
     return run_steps(
-        lambda u_BE, before: ema_step(u_BE, factor_EZ, weight_EZ, skip_E, before),
+        lambda u_BE, before: ema_step(u_BE, weights, before),
         [u_BTE],
         EMAState(*state),
         reset_BT=reset_BT,

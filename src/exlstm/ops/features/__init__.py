@@ -14,13 +14,13 @@ would see the future; without it the largest feature is e^(|w|^2 / 2), about e^3
 B batch  T time  H heads  K width of x  P, M features
 """
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.common import upcast
 from exlstm.ops.features.reference import elu1, favor_torch, random_rows, taylor_torch
 from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = ["elu1", "favor", "random_rows", "taylor"]
 
@@ -52,7 +52,7 @@ def favor(x_BTHK: Tensor, rows_MK: Tensor, /, *, is_query: bool, backend: str = 
             f"rows are {rows_MK.dtype} of shape {tuple(rows_MK.shape)}; with x of shape {tuple(x_BTHK.shape)} they "
             f"must be {wide_BTHK.dtype} of shape [features, {x_BTHK.shape[-1]}]."
         )
-    tensors, needs_backward = (wide_BTHK, rows_MK), torch.is_grad_enabled() and x_BTHK.requires_grad
+    tensors, needs_backward = (wide_BTHK, rows_MK), has_gradients([x_BTHK])
     several = "it takes one step without gradients" if needs_backward or x_BTHK.shape[1] > 1 else None
     obstacle = cpu_kernel_obstacle(tensors, several, float32_only=True)
     if choose("features", backend, [("numba", obstacle), ("torch", None)], tensors) == "torch":

@@ -18,6 +18,7 @@ from exlstm.runtime.cpu.kernel import F32, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import REORDER, Array, dot
 from exlstm.runtime.cpu.memory import SIZE, at, put, tensor_at
+from exlstm.runtime.tracing import has_gradients
 
 HALF_ROOT, ROOT = 0.5**0.5, 2.0**0.5
 
@@ -125,7 +126,7 @@ class Taylor(torch.autograd.Function):
 
 def taylor_numba(x_BTHK: Tensor) -> Tensor:
     """The numbers of `taylor_torch`, in float32."""
-    call: Any = Taylor.apply if torch.is_grad_enabled() and x_BTHK.requires_grad else forward
+    call: Any = Taylor.apply if has_gradients([x_BTHK]) else forward
     out_BTHP: Tensor = call(x_BTHK)
     return out_BTHP
 

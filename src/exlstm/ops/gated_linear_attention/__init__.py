@@ -8,11 +8,10 @@ B batch  T time  H heads  K key width  V value width  I either of them, where th
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, wide_dtype, without_autocast
+from exlstm.ops.common import row_masks, without_autocast
 from exlstm.ops.gated_linear_attention.chunkwise import gated_linear_attention_chunkwise
 from exlstm.ops.gated_linear_attention.reference import (
     Axis,
@@ -20,9 +19,10 @@ from exlstm.ops.gated_linear_attention.reference import (
     gated_linear_attention_recurrent,
     gated_linear_attention_step,
 )
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = [
     "Axis",
@@ -73,9 +73,7 @@ def gated_linear_attention(
     if name == "numba":
         o_BTHV, s_BHKV = run(*inputs, state.s_BHKV, bonus_HK, axis, reset_BT, lengths_B)
         return o_BTHV, GatedLinearAttentionState(s_BHKV)
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     with without_autocast(q_BTHK):
         o_BTHV, s_BHKV = run(*inputs, state.s_BHKV, bonus_HK=bonus_HK, axis=axis, reset_BT=reset_BT, valid_BT=valid_BT)
     return o_BTHV.to(q_BTHK.dtype), GatedLinearAttentionState(s_BHKV)
@@ -83,12 +81,10 @@ def gated_linear_attention(
 
 def pick(tensors: tuple[Tensor, ...], backend: str, axis: Axis) -> tuple[str, Callable[..., tuple[Tensor, Tensor]]]:
     """The form that runs on these tensors, and its name."""
-    no_chunk = "a single step needs no chunk" if tensors[0].shape[1] == 1 and backend == "auto" else None
-    has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    float64 = any(x.dtype is torch.float64 for x in tensors)
-    other = "it computes in float32 and there is float64 in the input" if float64 else None
+    no_chunk = chunk_obstacle(tensors[0].shape[1], backend)
+    has_gradient = has_gradients(tensors)
     candidates = [
-        ("numba", cpu_kernel_obstacle(tensors, other)),
+        ("numba", widened_kernel_obstacle(tensors)),
         *gpu_candidate(tensors, backend, gpu_kernel_obstacle(tensors, axis) or (no_chunk if has_gradient else None)),
         ("chunkwise", no_chunk),
         ("recurrent", None),
@@ -125,6 +121,4 @@ def checked(
     check_like("g", g_BTHI, (B, T, H, K if axis == "key" else V), q_BTHK)
     if bonus_HK is not None:
         check_like("bonus", bonus_HK, (H, K), q_BTHK)
-    if state is None:
-        state = GatedLinearAttentionState(q_BTHK.new_zeros((B, H, K, V), dtype=wide_dtype(q_BTHK.dtype)))
     return checked_state(state, GatedLinearAttentionState, [(B, H, K, V)], q_BTHK)

@@ -23,6 +23,7 @@ from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import Array, add, add_product, multiply
 from exlstm.runtime.cpu.math import sigmoid
 from exlstm.runtime.cpu.memory import address_of, clear, copy, hold, tensor_at
+from exlstm.runtime.tracing import has_gradients
 
 TILE_ROWS = 32  # of partial sums of the gradients of g and s: fixed, so that threads change nothing
 FLOPS = 40  # forward, for each number of h
@@ -279,7 +280,7 @@ def gated_norm_numba(
 ) -> Tensor:  # fmt: skip
     """The numbers of `gated_norm_torch`, in float32."""
     arguments = (h_BTHV, gain_E, z_BTE, skip_E, c_BTE, bias_E)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments):
+    if has_gradients(arguments):
         y_BTE: Tensor = GatedNorm.apply(*arguments, options)  # type: ignore[no-untyped-call]
         return y_BTE
     return forward(*arguments, options)

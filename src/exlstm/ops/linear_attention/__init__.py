@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, upcast, without_autocast, zero_padding
+from exlstm.ops.common import length_mask, row_masks, upcast, without_autocast, zero_padding
 from exlstm.ops.linear_attention.reference import (
     LinearAttentionState,
     NormalizedState,
@@ -22,8 +22,10 @@ from exlstm.ops.linear_attention.reference import (
     normalized_recurrent,
 )
 from exlstm.ops.mlstm import ForgetGate, MLSTMState, mlstm, numba_obstacle
+from exlstm.runtime.availability import chunk_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = ["LinearAttentionState", "NormalizedState", "linear_attention", "normalized_linear_attention"]
 
@@ -64,8 +66,6 @@ def linear_attention(
         check_like("g", g, (H,), q_BTGK)
     if write_BTH is not None:
         check_like("write", write_BTH, (B, T, H), q_BTGK)
-    if state is None:
-        state = LinearAttentionState(upcast(q_BTGK).new_zeros(B, H, K, V))
     state = checked_state(state, LinearAttentionState, [(B, H, K, V)], q_BTGK)
     tensors = [x for x in (q_BTGK, k_BTGK, v_BTHV, g, write_BTH, state.s_BHKV) if x is not None]
     name, one_step = pick("linear_attention", tensors, backend)
@@ -110,9 +110,6 @@ def normalized_linear_attention(
     reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
     B, T, H, K, V = checked_sizes(q_BTHK, k_BTHK, v_BTHV)
     check_like("q", q_BTHK, (B, T, H, K), q_BTHK)
-    if state is None:
-        zeros = upcast(q_BTHK).new_zeros
-        state = NormalizedState(zeros(B, H, K, V), zeros(B, H, K))
     state = checked_state(state, NormalizedState, [(B, H, K, V), (B, H, K)], q_BTHK)
     name, one_step = pick("normalized_linear_attention", [q_BTHK, k_BTHK, v_BTHV, *state], backend)
     if one_step and name == "numba":
@@ -156,8 +153,8 @@ def checked_sizes(q_BTGK: Tensor, k_BTGK: Tensor, v_BTHV: Tensor) -> tuple[int, 
 def pick(op: str, tensors: list[Tensor], backend: str) -> tuple[str, bool]:
     """The form that runs on these tensors, q first, and whether they are one step without gradients."""
     T = tensors[0].shape[1]
-    one_step = T == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and backend == "auto" else None
+    one_step = T == 1 and not has_gradients(tensors)
+    no_chunk = chunk_obstacle(T, backend)
     candidates = [
         ("numba", numba_obstacle(tuple(tensors), one_step)),
         *gpu_candidate(tensors, backend, None if one_step else no_chunk),
@@ -196,9 +193,7 @@ def stepwise(
     **options: Any,
 ) -> tuple[Tensor, Any]:
     """The definition `run`, which takes resets and a mask of what is no padding."""
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, inputs[0].shape[1])
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, inputs[0].shape[1])
     with without_autocast(inputs[0]):
         return run(*inputs, state, reset_BT=reset_BT, valid_BT=valid_BT, **options)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from exlstm.ops.arguments import checked_rows, exact_in, misfit
-from exlstm.ops.common import length_mask, upcast, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import row_masks, upcast, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.long_conv.chunkwise import long_conv_chunkwise
 from exlstm.ops.long_conv.fft import long_conv_fft
 from exlstm.ops.long_conv.reference import LongConvState, long_conv_recurrent, seen_alone
@@ -94,11 +94,10 @@ def in_torch(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, LongConvState]:
-    """A form in plain torch, of this name, on rows that end."""
-    valid_BT, S = None if lengths_B is None else length_mask(lengths_B, u_BTE.shape[1]), state.u_BSE.shape[1]
+    """The form of this name in plain torch, with zeros in the padding of its input and of its output."""
+    (reset_BT, valid_BT), S = row_masks(reset_BT, lengths_B, u_BTE.shape[1]), state.u_BSE.shape[1]
     if valid_BT is not None:
         u_BTE = zero_padding(u_BTE, valid_BT)
-        reset_BT = None if reset_BT is None else reset_BT & valid_BT
     if name == "recurrent":
         whole = pad(taps_RE, (0, 0, 0, max(0, filter_len - len(taps_RE))))
         return long_conv_recurrent(u_BTE, whole, state, reset_BT=reset_BT, valid_BT=valid_BT)

@@ -11,14 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, upcast, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.arguments import State, check_like, checked_rows, checked_state
+from exlstm.ops.common import row_masks, upcast, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.lti.chunkwise import lti_chunkwise
 from exlstm.ops.lti.columns import CHUNK
-from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, LTISystem, discretized, lti_recurrent
-from exlstm.runtime.availability import widened_kernel_obstacle
+from exlstm.ops.lti.reference import Discretization, LTIParameters, LTIState, discretized, lti_recurrent
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
-from exlstm.runtime.tracing import tracer
+from exlstm.runtime.tracing import has_gradients, tracer
 
 __all__ = ["Discretization", "LTIParameters", "LTIState", "lti", "lti_flops", "lti_recurrent"]
 
@@ -53,14 +53,11 @@ def lti(
     check_parameters(u_BTE, parameters, method)
     Z = parameters.log_re_PZ.shape[1]
     reset_BT, lengths_B = checked_rows(u_BTE, reset_BT, lengths_B)
-    if state is None:
-        zeros = u_BTE.new_zeros((B, E, Z), dtype=wide_dtype(u_BTE.dtype))
-        state = LTIState(zeros, zeros)
     state = checked_state(state, LTIState, 2 * [(B, E, Z)], u_BTE)
     tensors = u_BTE, *parameters, *state
     candidates = [
         ("numba", widened_kernel_obstacle(tensors)),
-        ("chunkwise", chunk_obstacle(T, reset_BT, backend)),
+        ("chunkwise", column_obstacle(T, reset_BT, backend)),
         ("recurrent", None),
     ]
     name = choose("lti", backend, candidates, tensors)
@@ -69,7 +66,7 @@ def lti(
         from exlstm.ops.lti.numba.scan import lti_numba
         from exlstm.ops.lti.numba.system import discretized_numba
 
-        trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        trained = has_gradients(tensors)
         system = discretized(wide, method) if trained else discretized_numba(wide, method)
         y_BTE, state = lti_numba(upcast(u_BTE), system, state, reset_BT=reset_BT, lengths_B=lengths_B)
     else:
@@ -80,19 +77,18 @@ def lti(
 
 
 def in_torch(
-    run: Callable[..., tuple[Tensor, LTIState]],
+    run: Callable[..., tuple[Tensor, State]],
     u_BTE: Tensor,
-    system: LTISystem,
-    state: LTIState,
+    system: tuple[Tensor, ...],
+    state: State,
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
-) -> tuple[Tensor, LTIState]:
-    """A form in plain torch on rows that end: zeros behind their ends, before and after."""
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, u_BTE.shape[1])
+) -> tuple[Tensor, State]:
+    """A form in plain torch, with zeros in the padding of its input and of its output."""
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, u_BTE.shape[1])
     u_BTE = upcast(u_BTE)
     if valid_BT is not None:
         u_BTE = zero_padding(u_BTE, valid_BT)
-        reset_BT = None if reset_BT is None else reset_BT & valid_BT
     y_BTE, state = run(u_BTE, system, state, reset_BT=reset_BT, lengths_B=lengths_B)
     return y_BTE if valid_BT is None else zero_padding(y_BTE, valid_BT), state
 
@@ -134,10 +130,9 @@ def check_parameters(u_BTE: Tensor, parameters: LTIParameters, method: str) -> N
             check_like(label, x, shape, u_BTE)
 
 
-def chunk_obstacle(T: int, reset_BT: Tensor | None, backend: str) -> str | None:
-    """Why sequences cannot be cut into chunks, or None."""
-    if T == 1 and backend == "auto":
-        return "a single step needs no chunk"
-    if reset_BT is not None and tracer() is not None:
+def column_obstacle(T: int, reset_BT: Tensor | None, backend: str) -> str | None:
+    """Why sequences cannot be cut into columns, or None."""
+    single = chunk_obstacle(T, backend)
+    if single is None and reset_BT is not None and tracer() is not None:
         return "it has a column for each reset, and torch traces this call, without these numbers"
-    return None
+    return single

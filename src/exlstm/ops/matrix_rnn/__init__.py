@@ -1,31 +1,14 @@
 """Recurrent nets whose state is a matrix, with or without mixing. `reference` defines them, `numba` runs them fast."""
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import length_mask, without_autocast, zero_padding
 from exlstm.ops.matrix_rnn.reference import MatrixRNNState, matrix_rnn_recurrent
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import blas_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
-from exlstm.runtime.internals import assume_constant
 
 __all__ = ["MatrixRNNState", "matrix_rnn", "matrix_rnn_recurrent"]
-
-
-@assume_constant
-def blas_obstacle() -> str | None:
-    """Why kernels cannot call BLAS here, or None."""
-    from exlstm.runtime.cpu.blas import obstacle
-
-    return obstacle()
-
-
-def numba_obstacle(v_BTHV: Tensor) -> str | None:
-    """Why the Numba scan cannot run on this input, or None."""
-    wide = wide_dtype(v_BTHV.dtype) == torch.float32
-    other = None if wide else f"it computes in float32 and the input is {v_BTHV.dtype}"
-    return cpu_kernel_obstacle((v_BTHV,), other) or blas_obstacle()
 
 
 def matrix_rnn(
@@ -58,11 +41,9 @@ def matrix_rnn(
         if x is not None:
             check_like(what, x, shape, v_BTHV)
     reset_BT, lengths_B = checked_rows(v_BTHV, reset_BT, lengths_B)
-    if state is None:
-        state = MatrixRNNState(v_BTHV.new_zeros((B, H, K, V), dtype=wide_dtype(v_BTHV.dtype)))
     state = checked_state(state, MatrixRNNState, [(B, H, K, V)], v_BTHV)
     inputs = q_BTHK, k_BTHK, v_BTHV, f_BTH, r_HUV
-    candidates = [("numba", numba_obstacle(v_BTHV)), ("recurrent", None)]
+    candidates = [("numba", widened_kernel_obstacle((v_BTHV,)) or blas_obstacle()), ("recurrent", None)]
     name = choose("matrix_rnn", backend, candidates, (*inputs, *state))
     with without_autocast(v_BTHV):
         if name == "numba":

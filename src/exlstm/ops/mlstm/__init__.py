@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, upcast, without_autocast, zero_padding
+from exlstm.ops.common import row_masks, upcast, without_autocast, zero_padding
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import check_borders, packed_index
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import blas_obstacle, chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
-from exlstm.runtime.internals import assume_constant
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = [
     "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
@@ -26,17 +26,7 @@ CHUNK = 64  # steps that the forms for a CPU take at once, if they are not told
 
 def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
     """Why the Numba forms cannot run on these q, k, v, i, f, C, n, m, or None. One step needs no matrix products."""
-    has_float64 = any(x.dtype is torch.float64 for x in tensors)
-    other = "it computes in float32 and there is float64 in the input" if has_float64 else None
-    return cpu_kernel_obstacle(tensors[:1], other) or (None if one_step else blas_obstacle())
-
-
-@assume_constant
-def blas_obstacle() -> str | None:
-    """Why kernels cannot call BLAS here, or None."""
-    from exlstm.runtime.cpu.blas import obstacle
-
-    return obstacle()
+    return widened_kernel_obstacle(tensors) or (None if one_step else blas_obstacle())
 
 
 def pick(
@@ -44,8 +34,8 @@ def pick(
 ) -> tuple[str, Callable[..., tuple[Tensor, MLSTMState]]]:
     """The form that runs on these q, k, v, i, f, C, n, m, and its name."""
     T = tensors[0].shape[1]
-    one_step = T == 1 and cu_seqlens is None and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    no_chunk = "a single step needs no chunk" if T == 1 and cu_seqlens is None and backend == "auto" else None
+    one_step = T == 1 and cu_seqlens is None and not has_gradients(tensors)
+    no_chunk = chunk_obstacle(T, backend) if cu_seqlens is None else None
     no_gate = None if forget_gate == "sigmoid" else f"it has the forget gate sigmoid, not {forget_gate}"
     candidates = [
         ("numba", numba_obstacle(tensors, one_step)),
@@ -78,7 +68,7 @@ def on_triton(
     run: Callable[..., tuple[Tensor, MLSTMState]], q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, i_BTH: Tensor,
     f_BTH: Tensor, state: MLSTMState, /, *, input_gate: InputGate, forget_gate: ForgetGate, **options: Any,
 ) -> tuple[Tensor, MLSTMState]:  # fmt: skip
-    """Kernels that know the exponential gate and the sigmoid: another one comes to them as an exponent."""
+    """Kernels that have the exponential gate and the sigmoid: another one comes to them as an exponent."""
     if input_gate not in ("exp", "sigmoid"):
         i_BTH, input_gate = log_input_gate(upcast(i_BTH), input_gate, -torch.inf), "exp"
     return run(q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, state, input_gate=input_gate, **options)
@@ -125,10 +115,9 @@ def mlstm(
             backend=backend,
         )  # fmt: skip
         return packed.pack(h_SLHV), state
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, q_BTHK.shape[1])
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, q_BTHK.shape[1])
     if valid_BT is not None:
         inputs = without_padding(inputs, valid_BT, forget_gate)
-        reset_BT = None if reset_BT is None else reset_BT & valid_BT
     with without_autocast(q_BTHK):
         h_BTHV, state = run(
             *inputs, state,

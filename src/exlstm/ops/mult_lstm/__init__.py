@@ -1,25 +1,14 @@
 """Multiplicative LSTM: the input chooses the recurrent matrix. `reference` defines it, `numba` runs it fast."""
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import length_mask, without_autocast, zero_padding
 from exlstm.ops.mult_lstm.reference import MultLSTMState, mult_lstm_recurrent
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["MultLSTMState", "mult_lstm", "mult_lstm_recurrent"]
-
-
-def numba_obstacle(x_BTGHV: Tensor, backend: str) -> str | None:
-    """Why the Numba scan cannot run on this input, or None."""
-    other = None
-    if wide_dtype(x_BTGHV.dtype) != torch.float32:
-        other = f"it computes in float32 and the input is {x_BTGHV.dtype}"
-    elif backend == "auto" and x_BTGHV.shape[1] == 1:
-        other = "a single step needs no scan"
-    return cpu_kernel_obstacle((x_BTGHV,), other)
 
 
 def mult_lstm(
@@ -52,12 +41,10 @@ def mult_lstm(
     check_like("m", m_HVK, (H, V, V), x_BTGHV)
     check_like("r", r_GHVK, (4, H, V, V), x_BTGHV)
     reset_BT, lengths_B = checked_rows(x_BTGHV, reset_BT, lengths_B)
-    if state is None:
-        zeros = x_BTGHV.new_zeros((B, H, V), dtype=wide_dtype(x_BTGHV.dtype))
-        state = MultLSTMState(zeros, zeros)
     state = checked_state(state, MultLSTMState, 2 * [(B, H, V)], x_BTGHV)
     inputs = p_BTHV, x_BTGHV, m_HVK, r_GHVK
-    candidates = [("numba", numba_obstacle(x_BTGHV, backend)), ("recurrent", None)]
+    single = "a single step needs no scan" if backend == "auto" and T == 1 else None
+    candidates = [("numba", widened_kernel_obstacle((x_BTGHV,), single)), ("recurrent", None)]
     name = choose("mult_lstm", backend, candidates, (*inputs, *state))
     with without_autocast(x_BTGHV):
         if name == "numba":

@@ -26,6 +26,7 @@ from exlstm.runtime.cpu.loops import add_at
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, tensor_at
 from exlstm.runtime.cpu.simd import sigmoid, tanh
 from exlstm.runtime.cpu.tile import PANEL, pack_columns, pack_rows, product, rows_by_four, tile_rows
+from exlstm.runtime.tracing import has_gradients
 
 GATES, SAVED = 4 * PANEL, 5 * PANEL  # numbers of 16 units: before their activations; saved of a step
 
@@ -341,7 +342,6 @@ def mult_lstm_numba(
     inputs = *map(upcast, (p_BTHV, x_BTGHV, m_HVK, r_GHVK)), *state
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     lengths_B = torch.full(p_BTHV.shape[:1], p_BTHV.shape[1]) if lengths_B is None else lengths_B.contiguous()
-    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    call: Any = MultLSTMScan.apply if needs_backward else forward
+    call: Any = MultLSTMScan.apply if has_gradients(inputs) else forward
     h_BTHV, *after = call(*inputs, reset_BT, lengths_B)
     return h_BTHV, MultLSTMState(*after)

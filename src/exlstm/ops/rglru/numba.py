@@ -18,6 +18,7 @@ from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import SIZE, byte_at, clear, long_at, put_byte
 from exlstm.runtime.cpu.simd import SimdValue, exp, sigmoid, sqrt, tanh, where
 from exlstm.runtime.cpu.vectors import Vectors, elementwise
+from exlstm.runtime.tracing import has_gradients
 
 TILE_STEPS = 32  # of partial sums of decay's gradient: fixed, so that threads change nothing
 FLOPS = 80  # of a channel's step, forward
@@ -196,7 +197,7 @@ def rglru_gates_numba(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers of `rglru_gates_torch`, in float32, and the flags afterwards."""
     inputs = u_BTE, r_BTE, i_BTE, decay_E
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    if has_gradients(inputs):
         found: Any = RGLRUGates.apply(*inputs, seen_B, reset_BT, lengths_B)  # type: ignore[no-untyped-call]
         a_BTE, b_BTE, after_B = found
         return a_BTE, b_BTE, after_B

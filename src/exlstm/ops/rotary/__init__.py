@@ -8,14 +8,14 @@ B batch  T time  H heads  K head width  J pairs that are rotated
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from exlstm.ops.arguments import check_like, checked_rows, checked_state, misfit
-from exlstm.ops.positions import PositionState
+from exlstm.ops.arguments import check_like, checked_rows, checked_state
+from exlstm.ops.positions import PositionState, check_position_state
 from exlstm.ops.rotary.reference import AngleState, rotary_torch, turned_torch
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = ["AngleState", "PositionState", "rotary", "turned"]
 
@@ -40,15 +40,11 @@ def rotary(
     reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
     B, T, H, K = q_BTHK.shape
     check_like("k", k_BTHK, (B, T, H, K), q_BTHK)
-    if not isinstance(state, PositionState):
-        raise ValueError(f"the state is a {type(state).__name__}; it must be the PositionState of an earlier call.")
-    next_B = state.next_B
-    if next_B.shape != (B,) or next_B.dtype is not torch.int64 or next_B.device != q_BTHK.device:
-        raise misfit("next_B of the state", next_B, torch.int64, (B,), q_BTHK.device)
+    check_position_state(state, q_BTHK)
     run = rotary_torch
     if pick("rotary", (q_BTHK, k_BTHK), backend) == "numba":
         from exlstm.ops.rotary.numba import rotary_step_numba as run
-    q_BTHK, k_BTHK, next_B = run(q_BTHK, k_BTHK, next_B, base=base, reset_BT=reset_BT, lengths_B=lengths_B)
+    q_BTHK, k_BTHK, next_B = run(q_BTHK, k_BTHK, state.next_B, base=base, reset_BT=reset_BT, lengths_B=lengths_B)
     return q_BTHK, k_BTHK, PositionState(next_B)
 
 
@@ -82,8 +78,6 @@ def turned(
 
 def pick(op: str, tensors: Sequence[Tensor], backend: str) -> str:
     """The form that runs on these tensors, q first."""
-    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    needs_backward = has_gradients(tensors)
     several = "it takes one step without gradients" if tensors[0].shape[1] > 1 or needs_backward else None
-    wide = any(x.dtype is torch.float64 for x in tensors)
-    obstacle = several or ("it computes in float32 and there is float64 in the input" if wide else None)
-    return choose(op, backend, [("numba", cpu_kernel_obstacle(tensors, obstacle)), ("torch", None)], tensors)
+    return choose(op, backend, [("numba", widened_kernel_obstacle(tensors, several)), ("torch", None)], tensors)

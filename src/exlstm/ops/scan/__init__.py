@@ -8,16 +8,15 @@ B batch  T time  E channels
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, without_autocast
+from exlstm.ops.common import row_masks, without_autocast
 from exlstm.ops.scan.chunkwise import scan_chunkwise
 from exlstm.ops.scan.hold import HeldInput, held_input
 from exlstm.ops.scan.reference import RotatingState, ScanState, rotating_recurrent, scan_recurrent
 from exlstm.ops.scan.rotating import rotating_chunkwise
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 
@@ -57,23 +56,19 @@ def scan(
     B, T, E = b_BTE.shape
     check_like("a", a_BTE, (B, T, E), b_BTE)
     reset_BT, lengths_B = checked_rows(b_BTE, reset_BT, lengths_B)
-    if state is None:
-        state = ScanState(b_BTE.new_zeros((B, E), dtype=torch.promote_types(b_BTE.dtype, torch.float32)))
     state = checked_state(state, ScanState, [(B, E)], b_BTE)
     tensors = a_BTE, b_BTE, state.h_BE
     candidates = [
         ("numba", cpu_kernel_obstacle(tensors, float32_only=True)),
         *gpu_candidate(tensors, backend, None),
-        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("chunkwise", chunk_obstacle(T, backend)),
         ("recurrent", None),
     ]
     name = choose("scan", backend, candidates, tensors)
     if name in ("numba", "triton"):
         h_BTE, after_BE = kernels(name)(*tensors, reset_BT, lengths_B)
         return h_BTE.to(b_BTE.dtype), ScanState(after_BE)
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     run: Callable[..., tuple[Tensor, Tensor]] = scan_chunkwise if name == "chunkwise" else scan_recurrent
     with without_autocast(b_BTE):
         h_BTE, after_BE = run(*tensors, reset_BT=reset_BT, valid_BT=valid_BT)
@@ -115,15 +110,11 @@ def rotating_scan(
     for what, x, shape in (("r", r_BTE, (B, T, E)), ("theta", theta_E, (E,)), ("im", im_BTE, (B, T, E))):
         check_like(what, x, shape, re_BTE)
     reset_BT, lengths_B = checked_rows(re_BTE, reset_BT, lengths_B)
-    if state is None:
-        # two tensors: torch.compile takes none twice
-        dtype = torch.promote_types(re_BTE.dtype, torch.float32)
-        state = RotatingState(*(re_BTE.new_zeros((B, E), dtype=dtype) for _ in range(2)))
     state = checked_state(state, RotatingState, [(B, E)] * 2, re_BTE)
     tensors = r_BTE, theta_E, re_BTE, im_BTE
     candidates = [
         ("numba", cpu_kernel_obstacle((*tensors, *state), float32_only=True)),
-        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("chunkwise", chunk_obstacle(T, backend)),
         ("recurrent", None),
     ]
     name = choose("rotating_scan", backend, candidates, (*tensors, *state))
@@ -131,9 +122,7 @@ def rotating_scan(
         from exlstm.ops.scan.numba.rotating import rotating_numba
 
         return rotating_numba(*tensors, state, reset_BT, lengths_B)
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     run = rotating_chunkwise if name == "chunkwise" else rotating_recurrent
     with without_autocast(re_BTE):
         h_re_BTE, h_im_BTE, state = run(*tensors, state, reset_BT=reset_BT, valid_BT=valid_BT)

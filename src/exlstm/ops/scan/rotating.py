@@ -26,7 +26,7 @@ from exlstm.ops.scan.chunkwise import advance
 from exlstm.ops.scan.reference import RotatingState
 
 
-def turned(re: Tensor, im: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def rotated(re: Tensor, im: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """(re + i im)(cos + i sin)"""
     return re * cos - im * sin, re * sin + im * cos
 
@@ -42,10 +42,10 @@ def turning_scan(
     steps_T1 = torch.arange(1, r_BTE.shape[1] + 1, device=theta_E.device, dtype=torch.float64)[:, None]
     angle_TE = torch.remainder(steps_T1 * theta_E.double(), 2 * math.pi)
     cos_TE, sin_TE = torch.cos(angle_TE).to(r_BTE.dtype), torch.sin(angle_TE).to(r_BTE.dtype)
-    b_BTM = torch.cat(turned(*b, cos_TE, -sin_TE), dim=2)
+    b_BTM = torch.cat(rotated(*b, cos_TE, -sin_TE), dim=2)
     g_BTM = advance(torch.cat([r_BTE, r_BTE], dim=2), b_BTM, torch.cat(before, dim=1), first_BT1)
     g_re_BTE, g_im_BTE = g_BTM.chunk(2, dim=2)
-    return turned(g_re_BTE, g_im_BTE, cos_TE, sin_TE)
+    return rotated(g_re_BTE, g_im_BTE, cos_TE, sin_TE)
 
 
 class RotatingInChunks(torch.autograd.Function):
@@ -82,10 +82,10 @@ class RotatingInChunks(torch.autograd.Function):
         cos_E, sin_E = torch.cos(theta_E), torch.sin(theta_E)
         before = ((re_BE, h_re_BTE), (im_BE, h_im_BTE))
         before_re_BTE, before_im_BTE = (torch.cat([x[:, None], h[:, :-1]], dim=1) for x, h in before)
-        at_re_BTE, at_im_BTE = turned(before_re_BTE, before_im_BTE, cos_E, sin_E)
+        at_re_BTE, at_im_BTE = rotated(before_re_BTE, before_im_BTE, cos_E, sin_E)
         dr_BTE = dh_re_BTE * at_re_BTE + dh_im_BTE * at_im_BTE
         dtheta_BTE = r_BTE * (dh_im_BTE * at_re_BTE - dh_re_BTE * at_im_BTE)
-        dbefore = turned(r_BTE[:, 0] * dh_re_BTE[:, 0], r_BTE[:, 0] * dh_im_BTE[:, 0], cos_E, -sin_E)
+        dbefore = rotated(r_BTE[:, 0] * dh_re_BTE[:, 0], r_BTE[:, 0] * dh_im_BTE[:, 0], cos_E, -sin_E)
         if first_BT1 is not None:
             dr_BTE, dtheta_BTE = dr_BTE.masked_fill(first_BT1, 0), dtheta_BTE.masked_fill(first_BT1, 0)
             dbefore = dbefore[0].masked_fill(first_BT1[:, 0], 0), dbefore[1].masked_fill(first_BT1[:, 0], 0)

@@ -11,25 +11,18 @@ B batch  T time  E channels  Z states of a channel
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
+from exlstm.ops.common import row_masks, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.selective_scan.chunkwise import selective_scan_chunkwise
-from exlstm.ops.selective_scan.reference import SelectiveScanState, selective_scan_recurrent
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.ops.selective_scan.reference import SelectiveScanInputs, SelectiveScanState, selective_scan_recurrent
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 
 __all__ = ["SelectiveScanState", "selective_scan", "selective_scan_recurrent"]
-
-
-def numba_obstacle(x: Tensor) -> str | None:
-    """Why the Numba kernels cannot run on this input, or None."""
-    other = None if wide_dtype(x.dtype) is torch.float32 else f"it computes in float32 and the input is {x.dtype}"
-    return cpu_kernel_obstacle((x,), other)
 
 
 def selective_scan(
@@ -62,36 +55,32 @@ def selective_scan(
     Returns y [B, T, E] in x's dtype and the state after the last step, float32 or wider.
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
     """
-    (B, T, E), Z, given = x_BTE.shape, a_EZ.shape[-1], x_BTE.dtype
+    (B, T, E), Z = x_BTE.shape, a_EZ.shape[-1]
     shapes = {"dt": (B, T, E), "a": (E, Z), "b": (B, T, Z), "c": (B, T, Z), "skip": (E,)}
     for (name, shape), x in zip(shapes.items(), (dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E), strict=True):
         check_like(name, x, shape, x_BTE)
-    (reset_BT, lengths_B), dtype = checked_rows(x_BTE, reset_BT, lengths_B), wide_dtype(given)
-    if state is None:
-        state = SelectiveScanState(x_BTE.new_zeros((B, E, Z), dtype=dtype))
+    (reset_BT, lengths_B), dtype = checked_rows(x_BTE, reset_BT, lengths_B), wide_dtype(x_BTE.dtype)
     state = checked_state(state, SelectiveScanState, [(B, E, Z)], x_BTE)
-    tensors = x_BTE, dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E, state.h_BEZ
+    inputs = SelectiveScanInputs(x_BTE, dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E, state.h_BEZ)
     candidates = [
-        ("numba", numba_obstacle(x_BTE)),
-        *gpu_candidate(tensors, backend, None),
-        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("numba", widened_kernel_obstacle((x_BTE,))),
+        *gpu_candidate(inputs, backend, None),
+        ("chunkwise", chunk_obstacle(T, backend)),
         ("recurrent", None),
     ]
-    name = choose("selective_scan", backend, candidates, tensors)
+    name = choose("selective_scan", backend, candidates, inputs)
     with without_autocast(x_BTE):
         if name in ("numba", "triton"):
-            rows = {"reset_BT": reset_BT, "lengths_B": lengths_B}
-            y_BTE, after_BEZ = kernels(name)(*tensors, **rows, softplus=softplus)
-            return y_BTE.to(given), SelectiveScanState(after_BEZ)
-        valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-        if reset_BT is not None and valid_BT is not None:
-            reset_BT = reset_BT & valid_BT
+            y_BTE, after_BEZ = kernels(name)(inputs, reset_BT, lengths_B, softplus)
+            return y_BTE.to(x_BTE.dtype), SelectiveScanState(after_BEZ)
+        reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
         run = selective_scan_chunkwise if name == "chunkwise" else selective_scan_recurrent
-        x_BTE, dt_BTE, *others = (t.to(dtype) for t in tensors)
+        inputs = SelectiveScanInputs(*(x.to(dtype) for x in inputs))
         if softplus:
-            dt_BTE = functional.softplus(dt_BTE if valid_BT is None else zero_padding(dt_BTE, valid_BT))
-        y_BTE, after_BEZ = run(x_BTE, dt_BTE, *others, reset_BT=reset_BT, valid_BT=valid_BT)
-    return y_BTE.to(given), SelectiveScanState(after_BEZ)
+            dt_BTE = inputs.dt_BTE if valid_BT is None else zero_padding(inputs.dt_BTE, valid_BT)
+            inputs = inputs._replace(dt_BTE=functional.softplus(dt_BTE))
+        y_BTE, after_BEZ = run(inputs, reset_BT=reset_BT, valid_BT=valid_BT)
+    return y_BTE.to(x_BTE.dtype), SelectiveScanState(after_BEZ)
 
 
 def kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exlstm.ops.common import zero_padding
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.scan.chunkwise import advance, retreat
+from exlstm.ops.selective_scan.reference import SelectiveScanInputs
 
 SPAN = 64  # steps whose states are in memory at once
 
@@ -54,20 +56,11 @@ def over_channels(x_BSEZ: Tensor, w_BSE: Tensor) -> Tensor:
 
 
 class SelectiveScanInSpans(torch.autograd.Function):
-    """(x, dt, a, b, c, skip, h before) -> (y, h after); all wide."""
+    """(first, those of a `SelectiveScanInputs`) -> (y, h after); all wide."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_BTE: Tensor,
-        dt_BTE: Tensor,
-        a_EZ: Tensor,
-        b_BTZ: Tensor,
-        c_BTZ: Tensor,
-        skip_E: Tensor,
-        h_BEZ: Tensor,
-        first_BT1: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, first_BT1: Tensor | None, *given: Tensor) -> tuple[Tensor, Tensor]:
+        x_BTE, dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E, h_BEZ = given
         outputs, before = [], [h_BEZ]
         for span in spans(x_BTE.shape[1]):
             x_BSE, dt_BSE, b_BSZ, c_BSZ, first_BS1 = part(span, x_BTE, dt_BTE, b_BTZ, c_BTZ, first_BT1)
@@ -101,28 +94,16 @@ class SelectiveScanInSpans(torch.autograd.Function):
             db_BSZ, dc_BSZ = over_channels(dh_BSEZ, dt_BSE * x_BSE), over_channels(h_BSEZ, dy_BSE)
             parts.append((dx_BSE, ddt_BSE, db_BSZ, dc_BSZ))
         dx_BTE, ddt_BTE, db_BTZ, dc_BTZ = (torch.cat(x, dim=1) for x in zip(*reversed(parts), strict=True))
-        return dx_BTE, ddt_BTE, da_EZ, db_BTZ, dc_BTZ, (x_BTE * dy_BTE).sum((0, 1)), dh_BEZ, None
+        return None, dx_BTE, ddt_BTE, da_EZ, db_BTZ, dc_BTZ, (x_BTE * dy_BTE).sum((0, 1)), dh_BEZ
 
 
 def selective_scan_chunkwise(
-    x_BTE: Tensor,
-    dt_BTE: Tensor,
-    a_EZ: Tensor,
-    b_BTZ: Tensor,
-    c_BTZ: Tensor,
-    skip_E: Tensor,
-    h_BEZ: Tensor,
-    /,
-    *,
-    reset_BT: Tensor | None,
-    valid_BT: Tensor | None,
+    given: SelectiveScanInputs, /, *, reset_BT: Tensor | None, valid_BT: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The numbers of `selective_scan_recurrent`."""
     if valid_BT is not None:  # a step of no size changes nothing
-        padding_BT1 = ~valid_BT[..., None]
-        x_BTE, dt_BTE, b_BTZ, c_BTZ = (x.masked_fill(padding_BT1, 0) for x in (x_BTE, dt_BTE, b_BTZ, c_BTZ))
+        x_BTE, dt_BTE, b_BTZ, c_BTZ = (zero_padding(x, valid_BT) for x in given.steps)
+        given = given._replace(x_BTE=x_BTE, dt_BTE=dt_BTE, b_BTZ=b_BTZ, c_BTZ=c_BTZ)
     first_BT1 = None if reset_BT is None else reset_BT[..., None]
-    y_BTE, after_BEZ = SelectiveScanInSpans.apply(  # type: ignore[no-untyped-call]
-        x_BTE, dt_BTE, a_EZ, b_BTZ, c_BTZ, skip_E, h_BEZ, first_BT1
-    )
+    y_BTE, after_BEZ = SelectiveScanInSpans.apply(first_BT1, *given)  # type: ignore[no-untyped-call]
     return y_BTE, after_BEZ

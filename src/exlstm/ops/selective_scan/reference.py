@@ -22,6 +22,23 @@ class SelectiveScanState(NamedTuple):
     h_BEZ: Tensor
 
 
+class SelectiveScanInputs(NamedTuple):
+    """Inputs of every form, and the states before the first step."""
+
+    x_BTE: Tensor
+    dt_BTE: Tensor
+    a_EZ: Tensor
+    b_BTZ: Tensor
+    c_BTZ: Tensor
+    skip_E: Tensor
+    h_BEZ: Tensor
+
+    @property
+    def steps(self) -> list[Tensor]:
+        """Those of every step: x, dt, b and c."""
+        return [self.x_BTE, self.dt_BTE, self.b_BTZ, self.c_BTZ]
+
+
 def selective_scan_step(
     x_BE: Tensor,
     dt_BE: Tensor,
@@ -42,19 +59,9 @@ def selective_scan_step(
 
 
 def selective_scan_recurrent(
-    x_BTE: Tensor,
-    dt_BTE: Tensor,
-    a_EZ: Tensor,
-    b_BTZ: Tensor,
-    c_BTZ: Tensor,
-    skip_E: Tensor,
-    h_BEZ: Tensor,
-    /,
-    *,
-    reset_BT: Tensor | None,
-    valid_BT: Tensor | None,
+    given: SelectiveScanInputs, /, *, reset_BT: Tensor | None, valid_BT: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The definition, one step after another. Where valid_BT is False nothing happens and the output is 0."""
-    step, inputs = partial(selective_scan_step, a_EZ=a_EZ, skip_E=skip_E), [x_BTE, dt_BTE, b_BTZ, c_BTZ]
-    y_BTE, state = run_steps(step, inputs, SelectiveScanState(h_BEZ), reset_BT=reset_BT, valid_BT=valid_BT)
+    step, before = partial(selective_scan_step, a_EZ=given.a_EZ, skip_E=given.skip_E), SelectiveScanState(given.h_BEZ)
+    y_BTE, state = run_steps(step, given.steps, before, reset_BT=reset_BT, valid_BT=valid_BT)
     return y_BTE, state.h_BEZ

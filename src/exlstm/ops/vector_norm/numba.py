@@ -21,6 +21,7 @@ from exlstm.runtime.cpu.kernel import F32, F32Rows, FloatRows, Floats, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import Array, Number, dot, total
 from exlstm.runtime.cpu.memory import SIZE, tensor_at
+from exlstm.runtime.tracing import has_gradients
 
 
 @helper()
@@ -173,7 +174,6 @@ class Norm(torch.autograd.Function):
 
 def vector_norm_numba(x_BTHK: Tensor, options: VectorNormOptions) -> Tensor:
     """The numbers of `vector_norm_torch`."""
-    needs_backward = torch.is_grad_enabled() and x_BTHK.requires_grad
-    call: Any = Norm.apply if needs_backward else forward
+    call: Any = Norm.apply if has_gradients([x_BTHK]) else forward
     y_BTHK: Tensor = call(x_BTHK, options)
     return y_BTHK

@@ -8,10 +8,10 @@ B batch  T time  E channels
 from torch import Tensor
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
-from exlstm.ops.common import length_mask, wide_dtype, without_autocast
+from exlstm.ops.common import row_masks, without_autocast
 from exlstm.ops.wkv4.chunkwise import wkv4_chunkwise
 from exlstm.ops.wkv4.reference import WKV4State, wkv4_recurrent
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, cpu_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["WKV4State", "wkv4", "wkv4_recurrent"]
@@ -45,13 +45,11 @@ def wkv4(
     for name, x, shape in (("k", k_BTE, (B, T, E)), ("w", w_E, (E,)), ("u", u_E, (E,))):
         check_like(name, x, shape, v_BTE)
     reset_BT, lengths_B = checked_rows(v_BTE, reset_BT, lengths_B)
-    if state is None:
-        state = WKV4State(*(v_BTE.new_zeros((B, E), dtype=wide_dtype(v_BTE.dtype)) for _ in range(3)))
     state = checked_state(state, WKV4State, [(B, E)] * 3, v_BTE)
     inputs = k_BTE, v_BTE, w_E, u_E
     candidates = [
         ("numba", cpu_kernel_obstacle((*inputs, *state), float32_only=True)),
-        ("chunkwise", "a single step needs no chunk" if T == 1 and backend == "auto" else None),
+        ("chunkwise", chunk_obstacle(T, backend)),
         ("recurrent", None),
     ]
     name = choose("wkv4", backend, candidates, (*inputs, *state))
@@ -59,9 +57,7 @@ def wkv4(
         from exlstm.ops.wkv4.numba.op import wkv4_numba
 
         return wkv4_numba(*inputs, state, reset_BT, lengths_B)
-    valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
-    if reset_BT is not None and valid_BT is not None:
-        reset_BT = reset_BT & valid_BT
+    reset_BT, valid_BT = row_masks(reset_BT, lengths_B, T)
     run = wkv4_chunkwise if name == "chunkwise" else wkv4_recurrent
     with without_autocast(v_BTE):
         y_BTE, state = run(*inputs, state, reset_BT=reset_BT, valid_BT=valid_BT)

@@ -17,6 +17,7 @@ from exlstm.ops.common import detached_contiguous, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.tile import PANEL, tile_rows
+from exlstm.runtime.tracing import has_gradients
 
 
 def sizes_of(x_BTGN: Tensor, C: int, mixing: bool = True) -> tuple[Sizes, int, float]:
@@ -101,7 +102,7 @@ def assoc_lstm_numba(
     (B, T), x_BTGN = x_BTGN.shape[:2], upcast(x_BTGN)
     lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.contiguous()
     order_CN, reset_BT = order_CN.contiguous(), None if reset_BT is None else reset_BT.contiguous()
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (x_BTGN, r_GNPM, *state)):
+    if has_gradients((x_BTGN, r_GNPM, *state)):
         h_BTPN, *after = AssocLSTMScan.apply(x_BTGN, upcast(r_GNPM), *state, order_CN, reset_BT, lengths_B)  # type: ignore[no-untyped-call]
     elif T == 1 and reset_BT is None:
         x_BTGN = x_BTGN + recurrent(state.h_BPN, r_GNPM)[:, None]

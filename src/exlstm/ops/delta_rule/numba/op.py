@@ -23,6 +23,7 @@ from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import LINE_NUMBERS, clear, copy, hold, line_of
+from exlstm.runtime.tracing import has_gradients
 
 SPAN = 32  # steps between two memories that are saved
 
@@ -202,7 +203,7 @@ def rule_numba(
 ) -> tuple[Tensor, Tensor]:
     """The numbers of `rule_recurrent`, in float32."""
     x = x.rebuilt([t.float() for t in x.tensors])
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*x.tensors, s_BHKV)):
+    if has_gradients((*x.tensors, s_BHKV)):
         o_BTHV, after_BHKV = RuleScan.apply(s_BHKV, reset_BT, lengths_B, *x)  # type: ignore[no-untyped-call]
         return o_BTHV, after_BHKV
     return forward(inputs_of(x, s_BHKV, reset_BT, lengths_B))

@@ -18,6 +18,7 @@ from exlstm.ops.gated_linear_attention.numba.planes import Inputs
 from exlstm.ops.gated_linear_attention.numba.tiles import VECTORS, WIDTH
 from exlstm.ops.gated_linear_attention.reference import Axis
 from exlstm.runtime.cpu.launch import launch, microseconds
+from exlstm.runtime.tracing import has_gradients
 
 Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -69,22 +70,10 @@ def forward(saved: Saved, s_BHKV: Tensor, by_value: bool, needs_backward: bool) 
 
 
 class StepLoop(torch.autograd.Function):
-    """(q, k, v, g, S, bonus) -> (o, S), all float32."""
+    """(S, by_value, those of a `Saved`) -> (o, S), all float32."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q_BTHK: Tensor,
-        k_BTHK: Tensor,
-        v_BTHV: Tensor,
-        g_BTHI: Tensor,
-        s_BHKV: Tensor,
-        bonus_HK: Tensor | None,
-        reset_BT: Tensor | None,
-        lengths_B: Tensor | None,
-        by_value: bool,
-    ) -> tuple[Tensor, Tensor]:
-        saved = q_BTHK, k_BTHK, v_BTHV, g_BTHI, bonus_HK, reset_BT, lengths_B
+    def forward(ctx: Any, s_BHKV: Tensor, by_value: bool, *saved: Any) -> tuple[Tensor, Tensor]:
         o_BTHV, after_BHKV, borders_NBHKV = forward(saved, s_BHKV, by_value, True)
         ctx.save_for_backward(*saved, borders_NBHKV)
         ctx.by_value = by_value
@@ -111,7 +100,7 @@ class StepLoop(torch.autograd.Function):
             cost=cost_of(x, 20),
         )
         dbonus_HK = None if dbonus_BHK is None else dbonus_BHK.sum(0)
-        return dq, dk, dv, dg, ds_BHKV, dbonus_HK, None, None, None
+        return ds_BHKV, None, dq, dk, dv, dg, dbonus_HK, None, None
 
 
 def gated_linear_attention_numba(
@@ -128,15 +117,12 @@ def gated_linear_attention_numba(
     """The numbers of `gated_linear_attention_recurrent`, in float32; o is returned in q's dtype."""
     bonus_HK = None if bonus_HK is None else upcast(bonus_HK)
     floats = q_BTHK, k_BTHK, v_BTHV, upcast(g_BTHI), s_BHKV, bonus_HK
-    needs_backward = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floats)
+    needs_backward = has_gradients(floats)
     if needs_backward or not all(x.dtype is torch.bfloat16 for x in floats[:3]):
         q_BTHK, k_BTHK, v_BTHV = map(upcast, (q_BTHK, k_BTHK, v_BTHV))
+    saved = q_BTHK, k_BTHK, v_BTHV, floats[3], bonus_HK, reset_BT, lengths_B
     if needs_backward:
-        run: Any = StepLoop.apply
-        o_BTHV, after_BHKV = run(
-            q_BTHK, k_BTHK, v_BTHV, floats[3], s_BHKV, bonus_HK, reset_BT, lengths_B, axis == "value"
-        )
+        o_BTHV, after_BHKV = StepLoop.apply(s_BHKV, axis == "value", *saved)  # type: ignore[no-untyped-call]
     else:
-        saved = q_BTHK, k_BTHK, v_BTHV, floats[3], bonus_HK, reset_BT, lengths_B
         o_BTHV, after_BHKV, _ = forward(saved, s_BHKV, axis == "value", False)
     return o_BTHV.to(floats[0].dtype), after_BHKV

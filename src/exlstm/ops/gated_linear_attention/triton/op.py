@@ -27,6 +27,7 @@ from exlstm.ops.gated_linear_attention.triton.step import Vectors, step_kernel
 from exlstm.ops.gated_linear_attention.triton.tiles import BLOCK, Constants
 from exlstm.runtime.gpu.operator import block_size, operator
 from exlstm.runtime.gpu.tiles import rows
+from exlstm.runtime.tracing import has_gradients
 
 STEPS = BLOCK.value
 PARTS = 4  # blocks of a tile, forward
@@ -253,7 +254,7 @@ def gated_linear_attention_triton(
     if valid_BT is not None:
         inputs = tuple(zero_padding(x, valid_BT) for x in inputs)  # type: ignore[assignment]
     floats = (*inputs, s_BHKV) if bonus_HK is None else (*inputs, s_BHKV, bonus_HK)
-    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in floats)
+    needs_backward = has_gradients(floats)
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
 
     def run(*x: Tensor | None) -> tuple[Tensor, Tensor]:

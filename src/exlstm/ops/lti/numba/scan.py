@@ -23,6 +23,7 @@ from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, byte_at, clear, copy, hold, long_at, put
+from exlstm.runtime.tracing import has_gradients
 
 SPAN = 64  # steps
 
@@ -307,7 +308,7 @@ def lti_numba(
 ) -> tuple[Tensor, LTIState]:
     """The numbers of `lti_recurrent`, in float32."""
     inputs = u_BTE, *system, *state
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    if has_gradients(inputs):
         call: Any = LTISteps.apply
         y_BTE, *after = call(*inputs, reset_BT, lengths_B)
         return y_BTE, LTIState(*after)

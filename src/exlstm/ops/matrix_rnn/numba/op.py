@@ -14,6 +14,7 @@ from exlstm.ops.matrix_rnn.numba.scan import SPAN, Gradients, Rows, backward_sca
 from exlstm.ops.matrix_rnn.numba.step import Inputs, Sizes
 from exlstm.ops.matrix_rnn.reference import MatrixRNNState
 from exlstm.runtime.cpu.launch import launch, microseconds
+from exlstm.runtime.tracing import has_gradients
 
 
 def cost_of(sizes: Sizes, products: int) -> float:
@@ -109,7 +110,7 @@ def matrix_rnn_numba(
     f_BTH, r_HUV = (None if x is None else upcast(x) for x in (f_BTH, r_HUV))
     inputs = q_BTHK, k_BTHK, v_BTHV, f_BTH, r_HUV, state.h_BHKV
     rows = Rows(*(None if x is None else x.contiguous() for x in (reset_BT, lengths_B)))
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+    if has_gradients(inputs):
         o_BTHV, after_BHKV = MatrixRNNScan.apply(*inputs, rows)  # type: ignore[no-untyped-call]
     else:
         o_BTHV, after_BHKV, _ = forward(*inputs, rows)

@@ -44,6 +44,7 @@ from exlstm.runtime.cpu.blas import product
 from exlstm.runtime.cpu.kernel import F32, F64, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.memory import LINE_NUMBERS, SIZE, copy, hold, line_of, rows_at, tensor_at
+from exlstm.runtime.tracing import has_gradients
 
 START_DTYPES = (torch.float32, torch.float32, torch.float64)  # of C, n and m before a span
 
@@ -236,6 +237,6 @@ def mlstm_numba(
     inputs = (*log_gates(i_BTH, f_BTH, input_gate, forget_gate), upcast(q_BTHK), upcast(k_BTHK), upcast(v_BTHV), *state)
     reset_BT = torch.zeros(q_BTHK.shape[:2], dtype=torch.bool) if reset_BT is None else reset_BT.contiguous()
     options = Options(stabilize=needs_unit(input_gate, forget_gate), normalize=normalize, eps=eps)
-    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    needs_backward = has_gradients(inputs)
     h_BTHV, *after = Chunkwise.apply(*inputs, reset_BT, chunk_len, options, needs_backward)  # type: ignore[no-untyped-call]
     return h_BTHV.to(q_BTHK.dtype), MLSTMState(*after)

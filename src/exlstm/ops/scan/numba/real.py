@@ -17,6 +17,7 @@ from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import REORDER
 from exlstm.runtime.cpu.memory import SIZE, at, byte_at, clear, copy, long_at, put
+from exlstm.runtime.tracing import has_gradients
 
 ITEM_CHANNELS = 256  # of an item, at most: its h, and a step's inputs, are 4 KB
 
@@ -166,7 +167,6 @@ def scan_numba(
 ) -> tuple[Tensor, Tensor]:
     """The numbers of `scan_recurrent`, in float32."""
     inputs = a_BTE, b_BTE, h_BE
-    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    call: Any = Scan.apply if needs_backward else forward
+    call: Any = Scan.apply if has_gradients(inputs) else forward
     y_BTE, after_BE = call(*inputs, reset_BT, lengths_B)
     return y_BTE, after_BE

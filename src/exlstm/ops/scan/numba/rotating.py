@@ -22,6 +22,7 @@ from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import add_at
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put
 from exlstm.runtime.cpu.vectors import Vectors, elementwise
+from exlstm.runtime.tracing import has_gradients
 
 ROW = SIZE * ITEM_CHANNELS  # bytes from the real parts of an item to the imaginary ones
 TURNS = 64  # angles of an item
@@ -269,7 +270,7 @@ def rotating_numba(
     """The numbers of `rotating_recurrent`, in float32."""
     inputs = r_BTE, theta_E, re_BTE, im_BTE
     found: Any
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *state)):
+    if has_gradients((*inputs, *state)):
         found = RotatingScan.apply(*inputs, *state, reset_BT, lengths_B)  # type: ignore[no-untyped-call]
     else:
         found = run_forward(inputs_of(r_BTE, re_BTE, im_BTE, turns(theta_E), state, reset_BT, lengths_B))

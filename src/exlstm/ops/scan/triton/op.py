@@ -12,6 +12,7 @@ from torch import Tensor
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.scan.triton.kernels import Flags, Steps, backward_kernel, forward_kernel
 from exlstm.runtime.gpu.operator import block_size, operator
+from exlstm.runtime.tracing import has_gradients
 
 MULTIPROCESSORS = 128  # of a large GPU, about
 STAGES = 4  # steps whose inputs are on their way
@@ -143,7 +144,6 @@ def scan_triton(
     a_BTE: Tensor, b_BTE: Tensor, h_BE: Tensor, reset_BT: Tensor | None, lengths_B: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The numbers of `scan_recurrent`, in float32."""
-    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (a_BTE, b_BTE, h_BE))
-    call: Any = Scan.apply if needs_backward else run_forward
+    call: Any = Scan.apply if has_gradients((a_BTE, b_BTE, h_BE)) else run_forward
     y_BTE, after_BE = call(a_BTE, b_BTE, h_BE, reset_BT, lengths_B)
     return y_BTE, after_BE

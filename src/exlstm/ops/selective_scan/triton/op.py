@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from exlstm.ops.derivatives import once_differentiable
+from exlstm.ops.selective_scan.reference import SelectiveScanInputs
 from exlstm.ops.selective_scan.triton.kernels import (
     Flags,
     Gradients,
@@ -20,6 +21,7 @@ from exlstm.ops.selective_scan.triton.kernels import (
     forward_kernel,
 )
 from exlstm.runtime.gpu.operator import operator
+from exlstm.runtime.tracing import has_gradients
 
 TILE_NUMEL = 512  # states of a program, about
 THREAD_STATES = 8  # of them for a thread
@@ -201,11 +203,11 @@ class SelectiveScan(torch.autograd.Function):
 
 
 def selective_scan_triton(
-    *tensors: Tensor, reset_BT: Tensor | None, lengths_B: Tensor | None, softplus: bool
+    given: SelectiveScanInputs, reset_BT: Tensor | None, lengths_B: Tensor | None, softplus: bool
 ) -> tuple[Tensor, Tensor]:
-    """The numbers of `selective_scan_recurrent`: of x, dt, a, b, c, skip and the first states."""
-    arguments = *tensors, reset_BT, lengths_B, softplus
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    """The numbers of `selective_scan_recurrent`, in float32."""
+    arguments = *given, reset_BT, lengths_B, softplus
+    if has_gradients(given):
         y_BTE, after_BEZ = SelectiveScan.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
         y_BTE, after_BEZ, _ = run_forward(*arguments, False)

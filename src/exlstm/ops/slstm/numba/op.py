@@ -24,6 +24,7 @@ from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import LINE, LINE_NUMBERS, SIZE
 from exlstm.runtime.cpu.tile import PANEL
 from exlstm.runtime.internals import fills_memory_with_nan
+from exlstm.runtime.tracing import has_gradients
 
 MAX_ROWS = 8  # of a tile: R of a head is read once for all of them, from the second cache or from memory
 LARGE_NUMEL = 1 << 20  # from there on large pages are worth asking for
@@ -143,7 +144,7 @@ def slstm_numba(
     reset_BT = None if reset_BT is None else reset_BT.contiguous()
     lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.contiguous()
     rows = reset_BT, lengths_B, variant_of(input_gate, exp_forget, normalize)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (x_BTHGV, r_HKGV, *state)):
+    if has_gradients((x_BTHGV, r_HKGV, *state)):
         h_BTHV, *last = Scan.apply(x_BTHGV, upcast(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
     else:
         # R in bfloat16 is read as it is: half as many bytes, which are what decoding waits for

@@ -32,6 +32,7 @@ from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import add_at
 from exlstm.runtime.cpu.memory import SIZE, address_of, byte_at, clear, copy, hold, long_at
+from exlstm.runtime.tracing import has_gradients
 
 SPAN = 16  # steps
 PARTS = 3
@@ -222,25 +223,12 @@ def run_forward(x: Inputs, before: WKV4State, saved_BNPE: Tensor | None) -> tupl
 
 
 class WKV(torch.autograd.Function):
-    """(k, v, w, u, num, den, p, resets, lengths) -> (y, num, den and p after the last step), all float32."""
+    """(num, den, p, those of `inputs_of`) -> (y, num, den and p after the last step), all float32."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        k_BTE: Tensor,
-        v_BTE: Tensor,
-        w_E: Tensor,
-        u_E: Tensor,
-        num_BE: Tensor,
-        den_BE: Tensor,
-        p_BE: Tensor,
-        reset_BT: Tensor | None,
-        lengths_B: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        saved = k_BTE, v_BTE, w_E, u_E, reset_BT, lengths_B
-        x = inputs_of(*saved)
-        saved_BNPE = v_BTE.new_empty((x.B, -(-x.T // SPAN), PARTS, x.E))
-        before = WKV4State(num_BE, den_BE, p_BE)
+    def forward(ctx: Any, num_BE: Tensor, den_BE: Tensor, p_BE: Tensor, *saved: Any) -> tuple[Tensor, ...]:
+        before, x = WKV4State(num_BE, den_BE, p_BE), inputs_of(*saved)
+        saved_BNPE = num_BE.new_empty((x.B, -(-x.T // SPAN), PARTS, x.E))
         y_BTE, after = run_forward(x, before, saved_BNPE)
         ctx.save_for_backward(*saved, saved_BNPE, *before, *after)
         ctx.mark_non_differentiable(after.p_BE)
@@ -260,7 +248,7 @@ class WKV(torch.autograd.Function):
         gradients = Gradients(*outputs, *steps, *shares)
         launch(backward_items, x.B * x.cuts, x, saved_BNPE.shape[1], before, after, saved_BNPE, gradients, cost=cost)
         dw_E, du_E = gradients.dw_BE.sum(0), gradients.du_BE.sum(0)
-        return *steps, dw_E, du_E, gradients.dnum_BE, gradients.dden_BE, None, None, None
+        return gradients.dnum_BE, gradients.dden_BE, None, *steps, dw_E, du_E, None, None
 
 
 def wkv4_numba(
@@ -274,8 +262,8 @@ def wkv4_numba(
 ) -> tuple[Tensor, WKV4State]:
     """The numbers of `wkv4_recurrent`, in float32."""
     inputs, before = (k_BTE, v_BTE, w_E, u_E), state._replace(p_BE=state.p_BE.detach())
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *before)):
-        found: Any = WKV.apply(*inputs, *before, reset_BT, lengths_B)  # type: ignore[no-untyped-call]
+    if has_gradients((*inputs, *before)):
+        found: Any = WKV.apply(*before, *inputs, reset_BT, lengths_B)  # type: ignore[no-untyped-call]
         y_BTE, *after = found
         return y_BTE, WKV4State(*after)
     return run_forward(inputs_of(*inputs, reset_BT, lengths_B), before, None)
