@@ -122,7 +122,9 @@ def test_presets_lists_sizes(run):
     assert all(name in out for name in exlstm.PRESETS)
     assert "6,865,424,896" in out
     lines = [line.split() for line in out.splitlines()]
-    assert lines.index(["rivals", "of", "Table", "1"]) < next(number for number, words in enumerate(lines) if "gpt3-356m" in words)
+    assert lines.index(["rivals", "of", "Table", "1"]) < next(
+        number for number, words in enumerate(lines) if "gpt3-356m" in words
+    )
     assert next(words for words in lines if "llama-407m" in words)[1:6] == [
         "406,635,520",
         "403,046,592",
