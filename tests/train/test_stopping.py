@@ -155,7 +155,11 @@ def test_fifty_kills_beside_busy_cores(settings: Settings, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGINT, signal.SIGTERM, pytest.param(getattr(signal, "SIGHUP", signal.SIGTERM), marks=pytest.mark.slow)],
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(getattr(signal, "SIGHUP", signal.SIGTERM), marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_from_outside_saves_and_says_how_to_go_on(number: int, settings: Settings, tmp_path: Path) -> None:
     config = settings(steps=1_000_000, validations=0)
