@@ -2,19 +2,34 @@
 
 Two blocks of every model learn fifteen languages on strings of 3 to 40 tokens and are tested on 40 to 256, where only
 the answer is asked for. At the paper's size so it is in training; at the small size training asks for the answers to
-all prefixes, where a language has them.
+all prefixes, where a language has them. Every rival learns the three of them that tell memories apart.
 
 Expected: parity and the other regular languages need a state that is mixed at every step, so sLSTM, [1:1] and LSTM
-solve parity, and models without memory mixing (mLSTM alone, attention) do not get beyond guessing.
+solve parity, and models without memory mixing (mLSTM alone, attention) do not get beyond guessing. Of the rivals only
+recurrent nets mix their memory; a delta rule may reflect it, where its rate of writing can be above 1.
 
 Paper: Beck et al. 2024, section 4.1, figures 4 and 12, appendix B.1.1. The sLSTM has no convolution there, and
 recurrent weights that are not zero at the start.
 """
 
 from exlstm.data.tasks import FORMAL_LANGUAGES, TASKS
-from exlstm.study import FORMAL, QUICK, Claim, Lesson, Picture, ReportTable, Training, compared_models, figures
+from exlstm.study import (
+    FORMAL,
+    QUICK,
+    Claim,
+    Lesson,
+    Picture,
+    ReportTable,
+    Training,
+    compared_models,
+    figures,
+    narrow_rivals,
+    rival_names,
+)
 
 REGULAR = ("parity", "even_pairs", "cycle_navigation", "modular_arithmetic")
+OF_RIVALS = ("parity", "even_pairs", "cycle_navigation")
+MIXED = ("gru", "elman", "mult_lstm", "assoc_lstm", "matrix_rnn")  # gates or inputs that see the memory
 
 
 def how(size, task):
@@ -32,6 +47,12 @@ def how(size, task):
         "test_rows": 256 if long else 128,
         "enough": 0.999,
     }
+
+
+def rivals(size, task):
+    if size == "quick":
+        return ["gla"] if task == "parity" else []
+    return narrow_rivals() if task in OF_RIVALS else []
 
 
 def runs(size):
@@ -56,15 +77,20 @@ def runs(size):
             **how(size, task),
         )
         for task in tasks
-        for name, architecture in compared_models(width=width, heads=heads, slstm=mixing).items()
+        for name, architecture in compared_models(
+            width=width, heads=heads, slstm=mixing, rivals=rivals(size, task)
+        ).items()
         for rate in rates
     ]
 
 
 def report(results):
-    models, tasks = results.values("model"), results.values("task")
+    tasks, everyone = results.values("task"), results.values("model")
+    models = [model for model in everyone if model not in rival_names()]
+    others = [model for model in everyone if model in rival_names()]
     cells = {(task, model): results.cell(task=task, model=model) for task in tasks for model in models}
     yield from parity_claims(cells, models)
+    yield from rivals_part(results, others)
     yield ReportTable(
         title="Scaled accuracy at lengths 40 to 256",
         columns=("task", *models),
@@ -90,6 +116,28 @@ def report(results):
             label="scaled accuracy at lengths 40 to 256; dashed: 0.99",
         ),
     )
+
+
+def rivals_part(results, names):
+    """Parity by kind of memory, and a table with a line per rival."""
+    tasks = [task for task in OF_RIVALS if task in results.values("task")]
+    cells = {(task, name): results.cell(task=task, model=name) for task in tasks for name in names}
+    unmixed = [name for name in names if name not in MIXED]
+    if unmixed:
+        solved = {name: cells["parity", name].solved() for name in unmixed}
+        yield Claim(
+            text="no rival without memory mixing solves parity",
+            holds=None if any(cells["parity", name].open for name in unmixed) else not any(solved.values()),
+            evidence=", ".join(f"{name} in {seeds} seeds" for name, seeds in solved.items() if seeds) or "none does",
+        )
+    if names:
+        yield ReportTable(
+            title="Rivals: scaled accuracy at lengths 40 to 256",
+            columns=("rival", "memory mixing", *tasks),
+            rows=[
+                (name, "yes" if name in MIXED else "", *(cells[task, name].text() for task in tasks)) for name in names
+            ],
+        )
 
 
 def parity_claims(cells, models):

@@ -31,7 +31,6 @@ from exlstm.ops.long_conv import LongConvState, long_conv, long_conv_flops
 from exlstm.runtime.capture import refuse
 from exlstm.runtime.internals import version
 
-HIDDEN = 64  # width of the filter's MLP
 FAST, SLOW, TARGET = 0.3, 1.5, 0.01  # shares of the filter after which the windows of channels have fallen to TARGET
 
 
@@ -44,7 +43,7 @@ class HyenaState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class HyenaConfig:
-    """Hyena with filters of `filter_len` taps.
+    """Hyena with filters of `filter_len` taps, made by an MLP of width filter_width.
 
     features: of a place, an odd number: itself, and cosine and sine of (features - 1) / 2 frequencies. frequency: that
     the sines of the MLP start with.
@@ -53,6 +52,7 @@ class HyenaConfig:
     style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation="gelu", factor=4.0, gated=False, bias=True)
 
     filter_len: Size = 2048
+    filter_width: Size = 64
     features: Size = 33
     frequency: Factor = 14.0
     conv_width: Size = 3
@@ -73,10 +73,11 @@ class HyenaFilter(nn.Module):
     def __init__(self, width: int, config: HyenaConfig) -> None:
         super().__init__()
         self.width, self.config = width, config
-        self.first = Linear(config.features, HIDDEN)
-        self.second, self.third = Linear(HIDDEN, HIDDEN), Linear(HIDDEN, HIDDEN)
-        self.last = Linear(HIDDEN, width, bias=False)
-        self.frequency_F = nn.Parameter(torch.empty(HIDDEN))
+        hidden = config.filter_width
+        self.first = Linear(config.features, hidden)
+        self.second, self.third = Linear(hidden, hidden), Linear(hidden, hidden)
+        self.last = Linear(hidden, width, bias=False)
+        self.frequency_F = nn.Parameter(torch.empty(hidden))
 
     def forward(self, count: int) -> Tensor:
         """taps_RD: the first `count`. They depend on their places and on `filter_len` alone."""
@@ -133,7 +134,7 @@ class Hyena(nn.Module):
         self.filter = HyenaFilter(width, config)
         self.skip_D = nn.Parameter(torch.empty(width))
         self.out = Linear(width, width)
-        hidden, first = init.uniform(HIDDEN**-0.5), init.uniform(config.features**-0.5)
+        hidden, first = init.uniform(config.filter_width**-0.5), init.uniform(config.features**-0.5)
         table = {f"filter.{layer}.{kind}": hidden for layer in ("second", "third") for kind in ("weight", "bias")}
         init.fill(
             self,

@@ -35,6 +35,8 @@ _CLOSE = 0.05  # relative difference of parameter counts that are called equal
 _LOW, _HIGH = 1 / 64, 64.0
 # settings of the sLSTM for the paper's formal languages that are not its defaults (appendix B.1.1 of the paper)
 FORMAL: Mapping[str, Any] = {"conv_width": 0, "recurrent_init": "uniform"}
+# settings of rivals whose defaults are for wide models: in few channels their low ranks are more than all the rest
+NARROW: Mapping[str, Settings] = {"hyena": {"filter_width": 32}, "rwkv6": {"mix_rank": 8, "decay_rank": 8}}
 
 
 def xlstm(
@@ -57,19 +59,20 @@ def stack(mixers: Stack, *, width: int) -> LMConfig:
 
 def builders(
     *, heads: int = 4, depth: int = 2, slstm: Settings | None = None, mlstm: Settings | None = None,
-    attention: Settings | None = None, rivals: Iterable[str] = (),
+    attention: Settings | None = None, rivals: Iterable[str] | Mapping[str, Settings] = (),
 ) -> dict[str, Builder]:  # fmt: skip
     """Builders of all compared models, by the name in tables: functions from a width to an architecture.
 
     slstm, mlstm, attention: settings of these blocks, such as FORMAL; they may have other heads than the rest.
-    rivals: names in MIXERS of further models.
+    rivals: names in MIXERS of further models, perhaps with settings of their own.
     """
     stacks: dict[str, Stack] = {
         "lstm": (LSTMConfig(forget_bias="power_law"),) * depth,
         "lstm(block)": (LSTMConfig(heads=heads, forget_bias="power_law"),) * depth,
         "attention": (AttentionConfig(**{"heads": heads, **(attention or {})}),) * depth,
     }
-    stacks |= {name: (configured(name, {"heads": heads}),) * depth for name in rivals}
+    own = rivals if isinstance(rivals, Mapping) else {}
+    stacks |= {name: (configured(name, {"heads": heads, **own.get(name, {})}),) * depth for name in rivals}
     ours = {
         f"xlstm[{ratio}]": partial(xlstm, ratio, heads=heads, depth=depth, slstm=slstm, mlstm=mlstm)
         for ratio in ("1:0", "0:1", "1:1")
@@ -78,6 +81,11 @@ def builders(
         **{name: _by_width(make) for name, make in ours.items()},
         **{name: _by_width(partial(stack, mixers)) for name, mixers in stacks.items()},
     }
+
+
+def narrow_rivals() -> dict[str, Settings]:
+    """All of `rival_names()`, with settings for models of few channels."""
+    return {name: NARROW.get(name, {}) for name in rival_names()}
 
 
 def rival_names() -> list[str]:
@@ -92,17 +100,21 @@ def _by_width(make: Callable[..., LMConfig]) -> Builder:
 
 
 def compared_models(
-    *, width: int, target: int | None = None, rivals: Iterable[str] = (), **settings: Any
+    *,
+    width: int,
+    target: int | None = None,
+    rivals: Iterable[str] | Mapping[str, Settings] = (),
+    **settings: Any,
 ) -> dict[str, LMConfig]:
     """The models of `builders(rivals=rivals, **settings)` at this width, with equal parameters.
 
     target: parameters of each, without embedding and head; None is those of the largest that is no rival, so that
     rivals which join later leave the others as they are.
     """
-    names = list(rivals)
-    found = {name: make(width) for name, make in builders(rivals=names, **settings).items()}
+    rivals = rivals if isinstance(rivals, Mapping) else list(rivals)
+    found = {name: make(width) for name, make in builders(rivals=rivals, **settings).items()}
     if target is None:
-        target = max(body_parameters(config) for name, config in found.items() if name not in names)
+        target = max(body_parameters(config) for name, config in found.items() if name not in rivals)
     return {name: with_parameters(config, target) for name, config in found.items()}
 
 
