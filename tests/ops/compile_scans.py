@@ -14,6 +14,7 @@ from compiling import compile_for
 from recurrences import RECURRENCES
 
 from exlstm.ops.scan.triton.op import scan_triton
+from exlstm.ops.selective_scan.reference import SelectiveScanInputs
 from exlstm.ops.selective_scan.triton.op import selective_scan_triton
 
 
@@ -27,8 +28,9 @@ def scan(B, T, sizes, dtype, rows):
 def selective_scan(B, T, sizes, dtype, rows):
     x, dt, b, c, a, skip, h = RECURRENCES["selective_scan"].make(B, T, sizes)
     x, b, c = (t.to(dtype) for t in (x, b, c))
-    selective_scan_triton(x, dt, a, b, c, skip, h, **rows, softplus=False)
-    y, after = selective_scan_triton(x.requires_grad_(), dt, a, b, c, skip, h, **rows, softplus=True)
+    selective_scan_triton(SelectiveScanInputs(x, dt, a, b, c, skip, h), **rows, softplus=False)
+    given = SelectiveScanInputs(x.requires_grad_(), dt, a, b, c, skip, h)
+    y, after = selective_scan_triton(given, **rows, softplus=True)
     (y.sum() + after.sum()).backward()
 
 
