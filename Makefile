@@ -10,7 +10,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 USE := $(VENV)/.installed-exlstm
 DEV := $(VENV)/.installed-dev
-CPU_PEERS := $(VENV)/.installed-cpu-peers
 PEERS := $(VENV)/.installed-peers
 
 .PHONY: help venv demo test test-slow test-gpu bench-cpu bench-gpu format lint types docs ci lock clean
@@ -33,11 +32,6 @@ $(DEV): $(USE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev,docs,golden]'
 	@touch $@
 
-$(CPU_PEERS): $(DEV)
-	@echo "adding the software that is timed beside ours on a CPU"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench-cpu]'
-	@touch $@
-
 $(PEERS): $(DEV)
 	@echo "adding the software that is timed beside ours on a GPU"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[gpu,bench-gpu]'
@@ -58,7 +52,7 @@ test-gpu: $(DEV)  ## the tests that need an NVIDIA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU: torch.cuda.is_available() is False here, so no test ran.")'
 	$(BIN)/python -m pytest -q -m gpu
 
-bench-cpu: $(CPU_PEERS)  ## speed and memory next to other software, then docs/results/cpu.md, mixers.md (two hours, quiet machine)
+bench-cpu: $(DEV)  ## speed and memory next to other software, then docs/results/cpu.md, mixers.md (two hours, quiet machine)
 	@code=0; $(BIN)/python -m benchmarks cpu || code=$$?; $(BIN)/python -m benchmarks report; exit $$code
 
 bench-gpu: $(DEV)  ## speed on an NVIDIA GPU next to other kernels, then docs/results/gpu.md (about 9 minutes)

@@ -38,7 +38,7 @@ def filled(text: str, results: Results, machines: dict[str, Any]) -> str:
 def train_table(measured: dict[str, Record]) -> str:
     """Tokens per second of a training step, ours in both forms and the peer's."""
     ways, rates = ("plain loop", "rows on threads"), ("ours, plain loop", "ours, rows on threads", "the peer")
-    rows = [("mixer", "peer", *(f"{who}, tokens/s" for who in rates), *(f"{way} / peer" for way in ways))]
+    rows = [("mixer", "peer", *(f"{program}, tokens/s" for program in rates), *(f"{way} / peer" for way in ways))]
     for name, found in measured.items():
         about = PEERS[name].about if name in PEERS else ""
         if "red" in found:

@@ -7,7 +7,6 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.cpu import CASES, decode, mlstm_op, slstm_op, train_step, training
-from benchmarks.cpu.peers import fla
 from benchmarks.gate import check_same, check_training
 from benchmarks.store import load
 from exlstm.infer.quantize import quantize
@@ -146,7 +145,6 @@ def test_a_case_runs(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not fla.is_installed(), reason="fla is not installed")
 def test_every_case_runs(tmp_path):
     assert main(["cpu", "--quick", "--out", str(tmp_path)]) == 0
     assert load(tmp_path)[0].keys() == set(CASES)

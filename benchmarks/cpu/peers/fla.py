@@ -15,16 +15,12 @@ from torch import Tensor
 from exlstm.ops.bounded_memory import LIMIT
 
 
-def is_installed() -> bool:
-    return find_spec("fla") is not None
-
-
 @cache
 def page(name: str) -> ModuleType:
     """The file fla/ops/NAME.py as a module. ModuleNotFoundError without fla."""
     package = find_spec("fla")
     if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("fla is not installed; `pip install -e '.[bench-cpu]'` adds it.", name="fla")
+        raise ModuleNotFoundError("fla is not installed; `pip install -e '.[golden]'` adds it.", name="fla")
     path = Path(package.submodule_search_locations[0]) / "ops" / f"{name}.py"
     spec = spec_from_file_location(f"fla_{name.replace('/', '_')}", path)
     assert spec is not None

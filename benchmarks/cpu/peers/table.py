@@ -36,10 +36,6 @@ class Peer:
     rounds: int = 7
     model: Callable[[int], dict[str, Any]] = lambda _: {}
 
-    @property
-    def needs_fla(self) -> bool:
-        return self.about.startswith("fla")
-
 
 def transformers(about: str, **options: Any) -> Peer:
     return Peer(about=f"transformers' {about}", **options)
