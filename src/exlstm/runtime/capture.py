@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+
 
 class NotCapturable(Exception):
     """An operation of a step cannot be replayed; the message names it."""
@@ -36,7 +38,8 @@ _active: ContextVar[Graph | None] = ContextVar("exlstm_capture", default=None)
 
 def active() -> Graph | None:
     """The graph that is being captured, if there is one."""
-    return _active.get()
+    # torch.compile cannot look into the variable, and nothing is captured while it traces
+    return None if torch.compiler.is_compiling() else _active.get()
 
 
 def refuse(what: str) -> None:
