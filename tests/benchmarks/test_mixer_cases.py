@@ -92,7 +92,7 @@ def test_one_mixer_is_timed(tmp_path):
 
 
 def test_mixers_of_constant_state():
-    assert MIXERS.keys() - mixers_length.constant_state() == {"attention", "hyena"}
+    assert MIXERS.keys() - mixers_length.constant_state() == {"attention", "hyena", "linformer"}
 
 
 def test_time_per_token():
