@@ -156,11 +156,13 @@ SURFACE = {
     "ops.slstm.zero_state": "(x_BTHGV: Tensor, /) -> SLSTMState",
     "ops.slstm.SLSTMState": "(h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor)",
     "ops.attention.attention": (
-        "(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState | None = None, /, *, reset_BT: "
-        "Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None, rope_base: float | None = "
-        "10000.0, rope_share: float = 1.0) -> tuple[Tensor, AttentionState]"
+        "(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState | WindowState | None = None, /, "
+        "*, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, window: int | None = None, rope_base: "
+        "float | None = 10000.0, rope_share: float = 1.0, backend: str = 'auto') -> tuple[Tensor, AttentionState | "
+        "WindowState]"
     ),
     "ops.attention.AttentionState": "(k_BSGK: Tensor, v_BSGK: Tensor, position_BS: Tensor, next_B: Tensor)",
+    "ops.attention.WindowState": "(k_BSGK: Tensor, v_BSGK: Tensor, next_B: Tensor)",
     "ops.lstm.lstm": (
         "(x_BTD: Tensor, w_GD: Tensor, u_GK: Tensor, b_G: Tensor, state: LSTMState, /, *, reset_BT: Tensor | None = "
         "None, lengths_B: Tensor | None = None, backend: str = 'auto') -> tuple[Tensor, LSTMState]"

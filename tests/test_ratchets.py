@@ -194,12 +194,13 @@ def test_every_op_has_the_same_faces():
     """A folder with the op in its __init__, unless it is plain torch only; beside them what several ops share."""
     ops = PACKAGE / "ops"
     shared = {"arguments", "common", "derivatives", "fused", "gates", "packed", "positions", "steps"}
-    torch_only = {"attention", "elman", "gru", "lstm", "position_table", "rope", "toeplitz", "token_shift"}
+    torch_only = {"elman", "gru", "lstm", "position_table", "rope", "toeplitz", "token_shift"}
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only
     folders = sorted(path for path in ops.iterdir() if path.is_dir() and path.name != "__pycache__")
     ours = [
         "assoc_lstm",
+        "attention",
         "block_linear",
         "bonus",
         "bounded_memory",

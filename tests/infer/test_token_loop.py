@@ -206,6 +206,8 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "rwkv_channel of version 7": RWKVChannelConfig(share="past", receptance=False),
     "hgrn complex": HGRNConfig(form="complex"),
     "s5 half_glu1": S5Config(activation="half_glu1"),
+    "attention window": AttentionConfig(window=6, kv_heads=1, rope_share=0.5),
+    "attention window of 1": AttentionConfig(window=1, rope_base=None),
     "mega laplace": MegaConfig(chunk=5, function="laplace"),
     "mega without chunks": MegaConfig(chunk=None, distances=6),
 }

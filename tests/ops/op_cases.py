@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from exlstm.ops.attention import AttentionState, attention
+from exlstm.ops.attention import AttentionState, WindowState, attention
 from exlstm.ops.conv import ConvState, causal_conv
 from exlstm.ops.lstm import LSTMState, lstm
 from exlstm.ops.mlstm import MLSTMState, mlstm
@@ -40,6 +40,9 @@ class Op(NamedTuple):
         if self.kind is AttentionState:
             S = parts[0].shape[1]
             return inputs, AttentionState(*parts, torch.arange(S).expand(B, S).clone(), torch.full((B,), S))
+        if self.kind is WindowState:
+            S = parts[0].shape[1]
+            return inputs, WindowState(*parts, torch.arange(B) % 2 + S)
         if self.kind is SLSTMState:
             parts[2] = parts[2].abs() + 0.5
         return inputs, self.kind(*parts)
@@ -70,7 +73,9 @@ def conv_of(**options):
 def attention_of(**options):
     """Attention with fewer heads for keys."""
     run = lambda inputs, state, **rows: attention(*inputs, state, **rows, **options)  # noqa: E731
-    return Op(run, AttentionState, ((4, 6), (2, 6), (2, 6)), (), ((5, 2, 6), (5, 2, 6)))
+    window = options.get("window")
+    kind, S = (AttentionState, 5) if window is None else (WindowState, window - 1)
+    return Op(run, kind, ((4, 6), (2, 6), (2, 6)), (), ((S, 2, 6), (S, 2, 6)))
 
 
 def selective_scan_of(**options):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from exlstm.ops.attention import attention, zero_state
+from exlstm.ops.attention import attention, empty_window
 from exlstm.ops.rope import rope
 
 
@@ -63,16 +63,24 @@ def test_against_the_loop(T, window, share, lengths, cuts, seed):
     torch.testing.assert_close(torch.cat(h, dim=1), want, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("window", [1, 2, 5, None])
-def test_the_state_holds_what_can_still_be_seen(window):
-    """window - 1 entries at most: the next step itself is the last of the window."""
+@pytest.mark.parametrize("window", [1, 2, 5, 30])
+def test_a_window_has_a_state_of_one_size(window):
+    """window - 1 entries at any length, newest last: the next step itself is the last of the window."""
     q, k, v = make(1, 12)
     _, state = attention(q, k, v, window=window)
-    kept = 12 if window is None else min(12, window - 1)
-    assert state.k_BSGK.shape[1] == state.v_BSGK.shape[1] == state.position_BS.shape[1] == kept
-    assert state.position_BS[0].tolist() == list(range(12 - kept, 12))
+    seen = min(12, window - 1)
     assert state.next_B.tolist() == [12]
-    assert torch.equal(state.v_BSGK, v[:, 12 - kept :])
+    assert torch.equal(state.v_BSGK[:, window - 1 - seen :], v[:, 12 - seen :])
+    assert not state.v_BSGK[:, : window - 1 - seen].any()
+    assert [x.shape for x in state] == [x.shape for x in empty_window(k, window)]
+
+
+def test_without_a_window_the_state_grows():
+    q, k, v = make(1, 12)
+    _, state = attention(q, k, v)
+    assert state.position_BS[0].tolist() == list(range(12))
+    assert state.next_B.tolist() == [12]
+    assert torch.equal(state.v_BSGK, v)
 
 
 def test_positions_restart_at_a_reset():
@@ -85,6 +93,31 @@ def test_positions_restart_at_a_reset():
     assert state.next_B.tolist() == fresh.next_B.tolist() == [3]
     assert state.position_BS[0].tolist() == [-1] * 5 + [0, 1, 2]
     torch.testing.assert_close(state.k_BSGK[:, 5:], fresh.k_BSGK, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("H", "G", "K", "window"), [(4, 2, 6, 5), (3, 3, 8, 1), (6, 1, 16, 40)])
+@pytest.mark.parametrize("rope_share", [1.0, 0.5, None])
+@torch.no_grad()
+def test_steps_of_the_kernel(H, G, K, window, rope_share):
+    """Past the window, with resets and rows that pause; what a row has not seen may be anything."""
+    steps = 60
+    q, k, v = make(4, steps, H, G, K, dtype=torch.float32)
+    turned = {"rope_base": 100.0, "rope_share": rope_share} if rope_share and K != 6 else {"rope_base": None}
+    reset_BT = torch.rand(4, steps, generator=torch.Generator().manual_seed(1)) < 0.03
+    fast = plain = None
+    for t in range(steps):
+        inputs = q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1]
+        rows = {"reset_BT": reset_BT[:, t : t + 1], "lengths_B": torch.tensor([1, t % 3, 1, 1])}
+        options = {"window": window, **turned, **(rows if t % 2 else {})}
+        got, fast = attention(*inputs, fast, backend="numba", **options)
+        want, plain = attention(*(x.double() for x in inputs), plain, backend="torch", **options)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+        assert torch.equal(fast.next_B, plain.next_B)
+        for a, b in zip(fast[:2], plain[:2], strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=1e-6)
+        unseen = torch.arange(window - 1) < window - 1 - fast.next_B[:, None]
+        noise = [x.masked_fill(unseen[..., None, None], torch.nan) for x in fast[:2]]
+        fast = type(fast)(*noise, fast.next_B)
 
 
 def test_one_kernel_where_nothing_is_special():
@@ -115,7 +148,7 @@ def test_the_state_keeps_its_dtype(dtype):
     h, state = attention(q, k, v, window=4)
     _, state = attention(q, k, v, state, window=4)
     assert {h.dtype, state.k_BSGK.dtype, state.v_BSGK.dtype} == {dtype}
-    fresh = zero_state(k)
+    fresh = empty_window(k, 4)
     assert [t.dtype for t in fresh] == [t.dtype for t in state]
 
 
@@ -126,3 +159,14 @@ def test_inputs_are_left_as_they_were(window):
     before = [t.clone() for t in (*x, *state)]
     attention(*x, state, window=window, reset_BT=torch.ones(2, 12, dtype=torch.bool), lengths_B=torch.tensor([3, 0]))
     assert all(torch.equal(a, b) for a, b in zip((*x, *state), before, strict=True))
+
+
+def test_errors():
+    q, k, v = make(2, 3, dtype=torch.float32)
+    _, state = attention(q, k, v, window=4)
+    with pytest.raises(ValueError, match="the state is a WindowState; it must be the AttentionState of an earlier"):
+        attention(q, k, v, state)
+    with pytest.raises(ValueError, match=r"k_BSGK of the state is .* must be .* of shape \(2, 5, 2, 4\)"):
+        attention(q, k, v, state, window=6)
+    with pytest.raises(ValueError, match="backend 'numba' of attention cannot run: there is no window"):
+        attention(q, k, v, backend="numba")

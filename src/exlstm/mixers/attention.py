@@ -1,4 +1,4 @@
-"""Causal attention, by default as in Llama (Touvron et al. 2023, arXiv:2302.13971), with a state that grows.
+"""Causal attention, by default as in Llama (Touvron et al. 2023, arXiv:2302.13971). Without a window its state grows.
 
     q, k, v = W x (+ b)                       by heads; keys and values may be shared by groups of query heads
     y = W_out softmax(q k^T / sqrt(K)) v (+ b)
@@ -10,17 +10,16 @@ B batch  T time  D model width  H heads  K head width
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from exlstm.mixers.contract import BlockStyle, check_width, checked, mask_tail
+from exlstm.mixers.contract import BlockStyle, check_width, checked, mask_tail, zero_state_bytes
 from exlstm.nn import init
 from exlstm.nn.fields import Portion, Positive, Size, check_fields
 from exlstm.nn.linear import Linear, linears
-from exlstm.ops.attention import AttentionState, attention
+from exlstm.ops.attention import AttentionState, WindowState, attention, empty_cache, empty_window
 from exlstm.ops.rope import rotated_width
 
 
@@ -73,9 +72,9 @@ class Attention(nn.Module):
         init.fill(self, {**weights, "out.weight": init.wang(width, depth), **biases})
 
     def forward(
-        self, x_BTD: Tensor, state: AttentionState | None = None, *,
+        self, x_BTD: Tensor, state: AttentionState | WindowState | None = None, *,
         reset_BT: Tensor | None = None, lengths_B: Tensor | None = None,
-    ) -> tuple[Tensor, AttentionState]:  # fmt: skip
+    ) -> tuple[Tensor, AttentionState | WindowState]:  # fmt: skip
         """[B, T, width] -> [B, T, width] and the state after the last step; see `mixers.contract`."""
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         q_BTHK, k_BTGK, v_BTGK = (
@@ -88,17 +87,17 @@ class Attention(nn.Module):
         )  # fmt: skip
         return mask_tail(self.out(h_BTHK.flatten(2)), lengths_B), state
 
-    def zero_state(self, batch: int, /, device: torch.device | None = None) -> AttentionState:
+    def zero_state(self, batch: int, /, device: torch.device | None = None) -> AttentionState | WindowState:
         """State before the first step, on the device of the weights or on another."""
-        device = device or self.k.like.device
-        empty_BSGK = torch.zeros(batch, 0, self.kv_heads, self.head_width, dtype=self.k.like.dtype, device=device)
-        counts = partial(torch.zeros, dtype=torch.long, device=device)
-        return AttentionState(empty_BSGK, empty_BSGK, counts(batch, 0), counts(batch))
+        dtype, device = self.k.like.dtype, device or self.k.like.device
+        keys_BTGK = torch.empty(batch, 0, self.kv_heads, self.head_width, dtype=dtype, device=device)
+        return empty_cache(keys_BTGK) if self.config.window is None else empty_window(keys_BTGK, self.config.window)
 
     def state_bytes(self, length: int = 0, /) -> int:
-        """Bytes of one sequence's state: a key, a value and a position per step within the window."""
-        cached = length if self.config.window is None else min(length, self.config.window - 1)
-        return cached * (2 * self.kv_heads * self.head_width * self.k.like.element_size() + 8) + 8
+        """Bytes of one sequence's state: with a window the same at any length."""
+        if self.config.window is not None:
+            return zero_state_bytes(self)
+        return length * (2 * self.kv_heads * self.head_width * self.k.like.element_size() + 8) + 8
 
     def cell_flops(self, mode: str, length: int, /) -> float:
         """FLOPs of products with keys and values: of `length` steps in decoding, half as many on average in prefill."""

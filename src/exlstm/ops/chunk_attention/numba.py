@@ -7,7 +7,7 @@ B batch  T time (1)  S cached steps  K key width  V value width  R distances wit
 """
 
 from math import erf, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy import float32, int64
@@ -17,9 +17,8 @@ from exlstm.ops.chunk_attention.reference import DEVIATION, MEAN, AttentionFunct
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
-from exlstm.runtime.cpu.loops import REORDER, Array
-from exlstm.runtime.cpu.math import exp
-from exlstm.runtime.cpu.memory import SIZE, at, byte_at, clear, copy, long_at, put, tensor_at
+from exlstm.runtime.cpu.loops import Array, add_scaled, dot_at, to_softmax
+from exlstm.runtime.cpu.memory import SIZE, at, byte_at, clear, copy, long_at, tensor_at
 
 ITEM_CHANNELS = 256  # of an item, at most
 
@@ -55,36 +54,6 @@ class Outputs(NamedTuple):
     after_B: I64
 
 
-@helper(REORDER)
-def product(x: int, y: int, count: int) -> Any:
-    """The sum of x y."""
-    result = float32(0.0)
-    for j in range(count):
-        result += at(x, j) * at(y, j)
-    return result
-
-
-@helper()
-def add_scaled(out: int, x: int, factor: float, count: int) -> None:
-    """out += factor x"""
-    scale = float32(factor)
-    for j in range(count):
-        put(out, j, at(out, j) + scale * at(x, j))
-
-
-@helper()
-def to_softmax(w_A: Array) -> None:
-    """The softmax of w, in place."""
-    largest, total = w_A[0], float32(0.0)
-    for j in range(1, w_A.size):
-        largest = max(largest, w_A[j])
-    for j in range(w_A.size):
-        w_A[j] = exp(w_A[j] - largest)
-        total += w_A[j]
-    for j in range(w_A.size):
-        w_A[j] /= total
-
-
 @helper()
 def to_laplace(w_A: Array) -> None:
     """The Laplace function of w, in place."""
@@ -97,10 +66,10 @@ def weigh(w_A: Array, x: Inputs, row: int) -> None:
     """The weights of the newest entries of a row's cache, in the order of distances, its own step first."""
     q, past = x.q_BTK + row * x.K * SIZE, x.past_k_BSK + row * x.S * x.K * SIZE
     factor = float32(1.0 / w_A.size) if x.laplace else float32(1.0 / sqrt(float(x.K)))
-    w_A[0] = product(q, x.k_BTK + row * x.K * SIZE, x.K) * factor + at(x.bias_R, 0)
+    w_A[0] = dot_at(q, x.k_BTK + row * x.K * SIZE, x.K) * factor + at(x.bias_R, 0)
     for lag in range(1, w_A.size):
         key = past + (x.S - lag) * x.K * SIZE
-        w_A[lag] = product(q, key, x.K) * factor + at(x.bias_R, min(lag, x.R - 1))
+        w_A[lag] = dot_at(q, key, x.K) * factor + at(x.bias_R, min(lag, x.R - 1))
     if x.laplace:
         to_laplace(w_A)
     else:

@@ -8,6 +8,7 @@ from typing import Any
 from numpy import float32
 
 from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.math import exp
 from exlstm.runtime.cpu.memory import at, put
 from exlstm.runtime.cpu.simd import FASTMATH
 
@@ -32,6 +33,28 @@ def dot(x_V: Array, y_V: Array) -> Number:
     for j in range(x_V.size):
         result += x_V[j] * y_V[j]
     return result
+
+
+@helper(REORDER)
+def dot_at(x_V: int, y_V: int, V: int) -> Number:
+    """The sum of x y, of numbers at addresses."""
+    result = float32(0.0)
+    for j in range(V):
+        result += at(x_V, j) * at(y_V, j)
+    return result
+
+
+@helper()
+def to_softmax(x_V: Array) -> None:
+    """The softmax of x, in place."""
+    largest, sum_of_all = x_V[0], float32(0.0)
+    for j in range(1, x_V.size):
+        largest = max(largest, x_V[j])
+    for j in range(x_V.size):
+        x_V[j] = exp(x_V[j] - largest)
+        sum_of_all += x_V[j]
+    for j in range(x_V.size):
+        x_V[j] /= sum_of_all
 
 
 @helper()
@@ -74,3 +97,11 @@ def add_at(out_V: int, x_V: int, V: int) -> None:
     """out += x, of numbers at addresses."""
     for j in range(V):
         put(out_V, j, at(out_V, j) + at(x_V, j))
+
+
+@helper()
+def add_scaled(out_V: int, x_V: int, factor: float, V: int) -> None:
+    """out += factor x, of numbers at addresses."""
+    scale = float32(factor)
+    for j in range(V):
+        put(out_V, j, at(out_V, j) + scale * at(x_V, j))
