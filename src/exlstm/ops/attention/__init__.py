@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exlstm.ops.arguments import checked_rows, exact_in, misfit
 from exlstm.ops.attention.reference import AttentionState, WindowState, attention_torch, newest
-from exlstm.runtime.availability import cpu_kernel_obstacle, single_step_obstacle
+from exlstm.runtime.availability import cpu_kernel_obstacle, single_step_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["AttentionState", "WindowState", "attention", "empty_cache", "empty_window"]
@@ -42,11 +42,12 @@ def attention(
     reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
     if state is not None:
         check_cache(state, k_BTGK, window)
-    tensors = q_BTHK, k_BTGK, v_BTGK, *(() if state is None else state[:2])
+    inputs, cache = (q_BTHK, k_BTGK, v_BTGK), () if state is None else state[:2]
     whole = "there is no window, which it needs" if window is None else None
-    obstacle = cpu_kernel_obstacle(tensors, whole or single_step_obstacle(tensors, q_BTHK.shape[1]), float32_only=True)
+    several = single_step_obstacle((*inputs, *cache), q_BTHK.shape[1])
+    obstacle = cpu_kernel_obstacle(inputs, whole or several, float32_only=True) or widened_kernel_obstacle(cache)
     rows = {"reset_BT": reset_BT, "lengths_B": lengths_B}
-    name = choose("attention", backend, [("numba", obstacle), ("torch", None)], tensors)
+    name = choose("attention", backend, [("numba", obstacle), ("torch", None)], (*inputs, *cache))
     if window is not None and name == "numba":
         from exlstm.ops.attention.numba import attention_numba
 

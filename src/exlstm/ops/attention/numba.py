@@ -132,7 +132,8 @@ def attention_numba(
     """The numbers of `attention_torch` for one step, in float32 and without a graph."""
     (B, T, H, K), (S, G) = q_BTHK.shape, state.k_BSGK.shape[1:3]
     R, base = (0, 1.0) if rope_base is None else (rotated_width(K, rope_share), float(rope_base))
-    given = (q_BTHK, k_BTGK, v_BTGK, *state, reset_BT, lengths_B)
+    past_k_BSGK, past_v_BSGK, next_B = state
+    given = (q_BTHK, k_BTGK, v_BTGK, past_k_BSGK.float(), past_v_BSGK.float(), next_B, reset_BT, lengths_B)
     inputs = Inputs(B, T, S, H, G, K, R, base, *(x if x is None else x.contiguous() for x in given))
     outputs = Outputs(*(empty_like(x) for x in (inputs.q_BTHK, inputs.past_k_BSGK, inputs.past_v_BSGK, inputs.next_B)))
     cost = microseconds(bytes=16 * B * S * G * K * SIZE, flops=4 * B * S * H * K)
