@@ -93,6 +93,7 @@ def test_ctrl_c_ends_the_text_and_not_the_program(trained, tmp_path):
     assert kept.counts == (1 + len(text),)  # a boundary, and a byte is a token
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_in_a_conversation_ends_the_reply(trained):
     """The next line is answered."""
@@ -109,6 +110,7 @@ def test_ctrl_c_in_a_conversation_ends_the_reply(trained):
     assert b"/again" in out
 
 
+@pytest.mark.slow
 def test_a_terminal_without_the_characters_gets_question_marks(trained):
     words = ("generate", "run", "--prompt", "é😀", "--max-tokens", "3")
     done = run_process(*words, cwd=trained, PYTHONIOENCODING="ascii")

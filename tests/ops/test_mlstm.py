@@ -124,9 +124,7 @@ def test_accuracy_where_the_mass_cancels(backend, gate):
     assert_as_accurate(fast, partial(call, backend="recurrent"), draws, names=NAMES)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
-@pytest.mark.parametrize("normalize", [True, False])
+@every_pair(backend=BACKENDS, input_gate=["exp", "sigmoid"], normalize=[True, False])
 def test_gradients_are_those_of_the_function(backend, input_gate, normalize):
     """Finite differences of h, C e^m and n e^m by every input. eps = 0, for eps alone is seen in the unit m."""
     x = make(2, 7, 1, 3, 2, gate=2.0)

@@ -13,6 +13,7 @@ from recurrences import RECURRENCES
 from accuracy import DRAWS, assert_as_accurate
 
 FAST = [(name, backend) for name, case in RECURRENCES.items() for backend in case.fast]
+FLOAT64 = [form for form in FAST if form[1] != "numba"] + [(name, "recurrent") for name in RECURRENCES]
 FAST_ONES = {name: case.fast[0] for name, case in RECURRENCES.items()}
 every_form = pytest.mark.parametrize(("name", "backend"), FAST, ids=[f"{name} {backend}" for name, backend in FAST])
 every_kernel = pytest.mark.parametrize("name", [name for name, backend in FAST if backend == "numba"])
@@ -32,9 +33,12 @@ def everything(case, x, **options):
 
 
 @every_form
-@settings(max_examples=25)
-@given(data=st.data())
-def test_any_shape_is_the_definition(name, backend, data):
+@pytest.mark.parametrize("examples", [12, pytest.param(60, marks=pytest.mark.slow)])
+def test_any_shape_is_the_definition(name, backend, examples):
+    settings(max_examples=examples)(given(data=st.data())(compare_any_shape))(name, backend)
+
+
+def compare_any_shape(name, backend, data):
     """Shapes, lengths of sequences and rows, resets, gates up to those that are always open or shut."""
     case = RECURRENCES[name]
     sizes = {letter: data.draw(st.integers(1, 2 * small)) for letter, (small, _) in case.sizes.items()}
@@ -65,9 +69,8 @@ def test_accuracy(name, backend, scale):
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [(name, backend) for name, backend in FAST if backend != "numba"]
-    # torch differentiates the definition by itself
-    + [pytest.param(name, "recurrent", marks=pytest.mark.slow) for name in RECURRENCES],
+    # the hand-written gradients of all forms are compared with torch's of the definition in other tests
+    [pytest.param(name, backend, marks=() if name == "scan" else pytest.mark.slow) for name, backend in FLOAT64],
 )
 def test_gradients_in_float64(name, backend):
     """torch's finite differences, of a form that takes float64, and of the definition."""

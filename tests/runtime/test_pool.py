@@ -120,6 +120,7 @@ def test_no_thread_that_torch_was_not_given(threads):
     assert (done.returncode, done.stdout) == (0, f"{threads - 1}\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_tasks_after_one_that_was_waited_for_are_run_serially(pool):
     """As when another process takes the core of a thread: any waiting at all counts here. All items are computed."""
     pool.spin_limit, counting = 10, Counting(8, work=100_000)  # a tenth of that: one spin

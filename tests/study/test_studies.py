@@ -53,7 +53,9 @@ def origin():
     return provenance()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "recall" else pytest.mark.slow) for name in NAMES]
+)
 def test_quick_runs_run_and_the_report_is_made_of_them(name, origin, tmp_path):
     study, runs, rows = study_of(name), study_of(name).planned("quick"), {}
     results = Results(study, "quick", rows, 1)
