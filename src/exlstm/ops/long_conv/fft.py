@@ -43,21 +43,21 @@ class FourierConvolution(torch.autograd.Function):
         B, A, _ = x_BAE.shape
         segments = segment_rows(B, A, S, reset_BT)
         near, length = plan(segments, len(taps_RE), S)
-        y = spectrum(segments.spread(x_BAE), length) * spectrum(taps_RE[None, :near], length)
-        ctx.save_for_backward(x_BAE, taps_RE, reset_BT)
-        ctx.S = S
-        y_BAE = segments.joined(torch.fft.irfft(y, n=length)[..., : segments.width].mT)
+        x, h = spectrum(segments.spread(x_BAE), length), spectrum(taps_RE[None, :near], length)
+        # transforms take most of the time: those of the inputs are saved, twice their memory
+        ctx.save_for_backward(x, h, reset_BT)
+        ctx.sizes = B, A, len(taps_RE), S
+        y_BAE = segments.joined(torch.fft.irfft(x * h, n=length)[..., : segments.width].mT)
         return y_BAE[:, S:].contiguous()
 
     @staticmethod
     @once_differentiable("long_conv", "fft")
     def backward(ctx: Any, dy_BTE: Tensor) -> tuple[Tensor | None, ...]:
-        x_BAE, taps_RE, reset_BT = ctx.saved_tensors
-        (B, A, _), R = x_BAE.shape, len(taps_RE)
-        segments = segment_rows(B, A, ctx.S, reset_BT)
-        near, length = plan(segments, R, ctx.S)
-        x, h = spectrum(segments.spread(x_BAE), length), spectrum(taps_RE[None, :near], length)
-        dy = spectrum(segments.spread(pad(dy_BTE, (0, 0, ctx.S, 0))), length)
+        x, h, reset_BT = ctx.saved_tensors
+        B, A, R, S = ctx.sizes
+        segments = segment_rows(B, A, S, reset_BT)
+        near, length = plan(segments, R, S)
+        dy = spectrum(segments.spread(pad(dy_BTE, (0, 0, S, 0))), length)
         dx_BAE = segments.joined(torch.fft.irfft(dy * h.conj(), n=length)[..., : segments.width].mT)
         dtaps = torch.fft.irfft((dy * x.conj()).sum(0), n=length)[:, :near].mT
         return dx_BAE, pad(dtaps, (0, 0, 0, R - near)), None, None
