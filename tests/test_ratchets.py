@@ -194,7 +194,7 @@ def test_every_op_has_the_same_faces():
     """A folder with the op in its __init__, unless it is plain torch only; beside them what several ops share."""
     ops = PACKAGE / "ops"
     shared = {"arguments", "common", "derivatives", "fused", "gates", "packed", "positions", "steps"}
-    torch_only = {"elman", "gru", "lstm", "position_table", "rope", "toeplitz", "token_shift"}
+    torch_only = {"elman", "lstm", "position_table", "rope", "toeplitz", "token_shift"}
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only
     folders = sorted(path for path in ops.iterdir() if path.is_dir() and path.name != "__pycache__")
@@ -211,6 +211,7 @@ def test_every_op_has_the_same_faces():
         "features",
         "gated_linear_attention",
         "gated_norm",
+        "gru",
         "linear",
         "linear_attention",
         "long_conv",

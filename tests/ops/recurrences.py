@@ -18,6 +18,7 @@ from exlstm.ops.delta_rule import DeltaState, delta_rule, dplr_rule
 from exlstm.ops.ema import EMAState, ema
 from exlstm.ops.features import elu1
 from exlstm.ops.gated_linear_attention import GatedLinearAttentionState, gated_linear_attention
+from exlstm.ops.gru import GRUState, gru
 from exlstm.ops.linear_attention import (
     LinearAttentionState,
     NormalizedState,
@@ -160,6 +161,19 @@ def contracting(ragged: int) -> Callable[[list[Tensor], float], list[Tensor]]:
         return [*inputs, *(weight / (2 * weight.shape[-1] ** 0.5) for weight in x[ragged:])]
 
     return prepare
+
+
+class GRUHeads(NamedTuple):
+    """The state of the GRU by heads."""
+
+    h_BHV: Tensor
+
+
+def gru_by_heads(x, w, u, b, c, state, **options: Any) -> tuple[Tensor, GRUHeads]:
+    """`gru` with its weights by gates and heads."""
+    weights = w.flatten(0, 2), u.flatten(0, 2), b.flatten(), c.flatten()
+    h_BTV, after = gru(x, *weights, GRUState(state.h_BHV.flatten(1)), **options)
+    return h_BTV, GRUHeads(after.h_BV.view_as(state.h_BHV))
 
 
 def lti_inputs(x, scale):
@@ -306,6 +320,16 @@ RECURRENCES = {
         ["HV", "HV"],
         {"H": (2, 2), "V": (5, 50)},
         contracting(2),
+        ("numba",),
+    ),
+    "gru": Recurrence(
+        gru_by_heads,
+        GRUHeads,
+        {"x": "D"},
+        {"w": "3HVD", "u": "3HVV", "b": "3HV", "c": "HV"},
+        ["HV"],
+        {"H": (2, 2), "V": (5, 50), "D": (4, 60)},
+        contracting(1),
         ("numba",),
     ),
     "assoc_lstm": Recurrence(

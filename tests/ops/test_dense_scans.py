@@ -1,4 +1,4 @@
-"""The Numba scans of multiplicative and associative LSTMs at the edges of their tiles: rows of the batch, and units."""
+"""The Numba scans of the GRU, multiplicative and associative LSTMs at the edges of their tiles: rows, and units."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from recurrences import RECURRENCES
 
 from pairwise import every_pair
 
-CASES = {"mult_lstm": "V", "assoc_lstm": "N"}
+CASES = {"mult_lstm": "V", "assoc_lstm": "N", "gru": "V"}
 
 
 @pytest.mark.parametrize("name", CASES)

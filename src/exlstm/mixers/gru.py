@@ -70,6 +70,5 @@ class GRU(FixedStateMixer):
         return GRUState(wide_zeros(self.b_G, device)(batch, self.width))
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """FLOPs of 15 pointwise operations per channel, and the zeros of U, which torch's kernel multiplies too."""
-        zeros = self.width - self.u_GV.shape[1] if mode == "prefill" else 0
-        return 15.0 * self.width + 6.0 * self.width * zeros
+        """FLOPs of 15 pointwise operations per channel."""
+        return 15.0 * self.width

@@ -18,6 +18,7 @@ from exlstm.ops.common import length_mask, upcast, without_autocast, zero_paddin
 from exlstm.ops.linear import linears
 from exlstm.ops.linear.headwise import headwise
 from exlstm.ops.steps import State, cleared, run_steps, selected
+from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.tracing import tracer
 
@@ -88,6 +89,7 @@ def run_fused(
     step: Callable[[Tensor, State], tuple[Tensor, State]],
     dense: Callable[[], list[Tensor]],
     kernel: Callable[[Tensor, list[Tensor], State], tuple[Tensor, State]],
+    scan: Callable[[Tensor], tuple[Tensor, State]] | None = None,
     *,
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
@@ -95,21 +97,24 @@ def run_fused(
     """A sequence by torch's kernel or by the definition, computed wide: h [B, T, V] in x's dtype, and the state after.
 
     op: its name in errors. step(x_BD, state): the definition. dense(): the weights as torch's kernel takes them, wide.
-    kernel(x_BLD, those, state): the definition of L steps; x is wide.
+    kernel(x_BLD, those, state): the definition of L steps; x is wide. scan(x_BTD): all of it by our kernel for CPUs,
+    which is taken before torch's; x is wide.
     Raises ValueError for a backend that cannot run.
     """
     T = x_BTD.shape[1]
     valid_BT = None if lengths_B is None else length_mask(lengths_B, T)
     if valid_BT is not None:
         x_BTD = zero_padding(x_BTD, valid_BT)
-    obstacle = None
-    if backend == "auto" and T == 1:
-        obstacle = "a single step needs no kernel"
-    elif (reset_BT is not None or lengths_B is not None) and tracer() is not None:
+    obstacle = single = "a single step needs no kernel" if backend == "auto" and T == 1 else None
+    if single is None and (reset_BT is not None or lengths_B is not None) and tracer() is not None:
         obstacle = "it stops where a row is reset or ends, and torch traces this call, without these numbers"
-    name = choose(op, backend, [("fused", obstacle), ("recurrent", None)], (x_BTD, *weights, *state))
+    inputs = x_BTD, *weights, *state
+    candidates = [("numba", widened_kernel_obstacle(inputs, single))] if scan is not None else []
+    name = choose(op, backend, [*candidates, ("fused", obstacle), ("recurrent", None)], inputs)
     with without_autocast(x_BTD):
-        if name == "fused":
+        if scan is not None and name == "numba":
+            h_BTV, state = scan(upcast(x_BTD))
+        elif name == "fused":
             h_BTV, state = from_border_to_border(kernel, dense(), upcast(x_BTD), state, reset_BT, lengths_B)
         else:
             h_BTV, state = run_steps(step, [x_BTD], state, reset_BT=reset_BT, valid_BT=valid_BT)
