@@ -212,6 +212,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
     "mega without chunks": MegaConfig(chunk=None, distances=6),
 }
 BREADTH = {"mega without chunks"}
+BFLOAT16 = {"mlstm", "slstm", "attention window"}
 NOT_REPLAYED = {"attention", "hyena", "linformer", *BREADTH, "slstm silu", "slstm low rank", "slstm learned"}
 
 
@@ -236,6 +237,19 @@ def test_every_mixer_replayed_or_not(name, norm, B, two_threads):
     torch.testing.assert_close(run(replayed, tokens_BT), run(called, tokens_BT), rtol=0, atol=1e-4)
     for got, want in zip(leaves(replayed.state), leaves(called.state), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert (replayed.why_not is None) == (name not in NOT_REPLAYED), replayed.why_not
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in BFLOAT16 else pytest.mark.slow) for name in VARIANTS],
+)
+def test_bfloat16_replayed_or_not(name, two_threads):
+    """Whatever is replayed in float32 is in bfloat16, too; numbers are those of calls."""
+    config = replace(LARGE, norm="rms", blocks=(BlockConfig(mixer=VARIANTS[name], mlp=MLPConfig(hidden=20)),) * 2)
+    model, tokens_BT = build(config).bfloat16(), tokens(2, 4)
+    replayed, called = TokenLoop(model), TokenLoop(model, replay=False)
+    torch.testing.assert_close(run(replayed, tokens_BT), run(called, tokens_BT), rtol=0.05, atol=0.1)
     assert (replayed.why_not is None) == (name not in NOT_REPLAYED), replayed.why_not
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exlstm.ops.arguments import checked_rows, exact_in, misfit
 from exlstm.ops.attention.reference import AttentionState, WindowState, attention_torch, newest
-from exlstm.runtime.availability import cpu_kernel_obstacle, single_step_obstacle, widened_kernel_obstacle
+from exlstm.runtime.availability import single_step_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["AttentionState", "WindowState", "attention", "empty_cache", "empty_window"]
@@ -35,7 +35,7 @@ def attention(
     q: [B, T, H, K]; k, v: [B, T, G, K], H a multiple of G. reset_BT: what came before that step is forgotten, and
     positions restart. lengths_B: steps at or beyond a row's length are seen by none, and give h = 0, whatever is there.
     rope_base, rope_share: base and share of `rope`; a base of None rotates nothing.
-    backend: "auto", "numba" (one step with a window, float32 on a CPU, without gradients) or "torch".
+    backend: "auto", "numba" (one step with a window, up to float32 on a CPU, without gradients) or "torch".
     Returns h [B, T, H, K] and the state: an AttentionState that grows with T, or a WindowState of window - 1 entries.
     Raises ValueError for a state, reset_BT or lengths_B that does not fit q, k and v, and a backend that cannot run.
     """
@@ -44,8 +44,10 @@ def attention(
         check_cache(state, k_BTGK, window)
     inputs, cache = (q_BTHK, k_BTGK, v_BTGK), () if state is None else state[:2]
     whole = "there is no window, which it needs" if window is None else None
-    several = single_step_obstacle((*inputs, *cache), q_BTHK.shape[1])
-    obstacle = cpu_kernel_obstacle(inputs, whole or several, float32_only=True) or widened_kernel_obstacle(cache)
+    other = whole or single_step_obstacle((*inputs, *cache), q_BTHK.shape[1])
+    if other is None and k_BTGK.dtype is torch.bfloat16 and k_BTGK.shape[-1] % 2:
+        other = "in bfloat16 it takes heads of even width"
+    obstacle = widened_kernel_obstacle((*inputs, *cache), other)
     rows = {"reset_BT": reset_BT, "lengths_B": lengths_B}
     name = choose("attention", backend, [("numba", obstacle), ("torch", None)], (*inputs, *cache))
     if window is not None and name == "numba":

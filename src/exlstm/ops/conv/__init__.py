@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
+from exlstm.ops.common import upcast
 from exlstm.ops.conv.reference import ConvState, causal_conv_torch
-from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.availability import cpu_kernel_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
+from exlstm.runtime.tracing import has_gradients
 
 __all__ = ["ConvActivation", "ConvState", "causal_conv", "causal_conv_torch"]
 ConvActivation = Literal["none", "silu"]
@@ -28,10 +30,11 @@ def causal_conv(
 
     reset_BT (bool): inputs before that step count as zero from there on. lengths_B (int): steps at or beyond a row's
     length leave its state alone and give y = 0, whatever is there. activation: "silu" gives silu(y).
-    backend: "auto", "numba" (float32 on a CPU, with a hand-written backward) or "torch".
+    backend: "auto", "numba" (float32 on a CPU, with a hand-written backward; one step without gradients also up to
+    float32) or "torch".
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
     """
-    (B, _, D), W = x_BTD.shape, w_DW.shape[-1]
+    (B, T, D), W = x_BTD.shape, w_DW.shape[-1]
     check_like("w", w_DW, (D, W), x_BTD)
     if b_D is not None:
         check_like("b", b_D, (D,), x_BTD)
@@ -41,12 +44,20 @@ def causal_conv(
         raise ValueError(f"activation is {activation!r}; it must be 'none' or 'silu'.")
     tensors = x_BTD, w_DW, b_D, state.past_BSD
     obstacle = cpu_kernel_obstacle(tensors, float32_only=True)
+    if obstacle is not None and T == 1 and not has_gradients(tensors):
+        obstacle = widened_kernel_obstacle(tensors)
     if choose("conv", backend, [("numba", obstacle), ("torch", None)], tensors) == "numba":
         from exlstm.ops.conv.numba import causal_conv_numba
 
         y_BTD, state = causal_conv_numba(
-            x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B, silu=activation == "silu"
+            upcast(x_BTD),
+            upcast(w_DW),
+            None if b_D is None else upcast(b_D),
+            state,
+            reset_BT=reset_BT,
+            lengths_B=lengths_B,
+            silu=activation == "silu",
         )
-        return y_BTD, state
+        return y_BTD.to(x_BTD.dtype), state
     y_BTD, state = causal_conv_torch(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B)
     return functional.silu(y_BTD) if activation == "silu" else y_BTD, state

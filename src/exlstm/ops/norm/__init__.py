@@ -88,6 +88,9 @@ def head_norm(
     bias: one per channel too, added after the gain, or None.
     """
     same = x_BTHV.shape[-2:] == gain_HV.shape
+    if x_BTHV.dtype is torch.float32:
+        # a float32 cell of a narrower model, whose gains the kernel reads in the dtype of x
+        gain_HV, bias_HV = upcast(gain_HV), None if bias_HV is None else upcast(bias_HV)
     if (
         same
         and is_small_inference((x_BTHV, gain_HV, bias_HV))
