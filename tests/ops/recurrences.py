@@ -35,7 +35,10 @@ from exlstm.ops.wkv4 import WKV4State, wkv4
 
 
 class Recurrence(NamedTuple):
-    """An op. fast: its backends beside the definition, "recurrent". sizes: of every letter, small and real."""
+    """An op. fast: its backends beside the definition, "recurrent". sizes: of every letter, small and real.
+
+    least: the smallest size of every letter with which all gradients are more than rounding.
+    """
 
     op: Callable[..., tuple[Tensor, Any]]
     state: type
@@ -45,6 +48,7 @@ class Recurrence(NamedTuple):
     sizes: Mapping[str, tuple[int, int]]
     prepare: Callable[[list[Tensor], float], list[Tensor]] = lambda inputs, scale: inputs
     fast: Sequence[str] = ("numba", "chunkwise")
+    least: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -462,6 +466,7 @@ RECURRENCES = {
         ["HKV", "HK"],
         {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
         lambda x, scale: [elu1(x[0]), elu1(x[1]), x[2]],
+        least=2,  # a key of one channel cancels, with the query's
     ),
     "bounded_memory": Recurrence(
         lambda q, k, v, g, w, u, state, **options: bounded_memory(
