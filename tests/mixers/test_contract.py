@@ -14,11 +14,13 @@ from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
 
 # float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
 PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
+OURS = {name for name in CONFIGS if name in MIXERS or name.startswith(("mlstm", "slstm"))}
 FIRST = {"mlstm", "mlstm_large", "slstm", "attention", "lstm"}
 
 
 # By default the first mixers run through all tests in both precisions, and every other in float32, on its kernels; its
-# definition is proven in tests/ops. Options run through the tests of cuts, resets and padding, on their kernels.
+# definition is proven in tests/ops. Options of xLSTM's cells run through the tests of cuts, resets and padding, on
+# their kernels; those of the rivals do among the slow tests.
 in_every_precision, with_every_option = (
     pytest.mark.parametrize(
         ("name", "dtype"),
@@ -26,7 +28,10 @@ in_every_precision, with_every_option = (
             pytest.param(
                 name,
                 dtype,
-                marks=slow(name not in FIRST, dtype == torch.float64 or (name not in MIXERS and not options)),
+                marks=slow(
+                    name not in FIRST,
+                    dtype == torch.float64 or name not in (OURS if options else MIXERS),
+                ),
             )
             for name in CONFIGS
             for dtype in PRECISIONS

@@ -33,7 +33,7 @@ def everything(case, x, **options):
 
 
 @every_form
-@pytest.mark.parametrize("examples", [12, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_any_shape_is_the_definition(name, backend, examples):
     settings(max_examples=examples)(given(data=st.data())(compare_any_shape))(name, backend)
 
