@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -22,6 +23,10 @@ from hypothesis import HealthCheck, settings
 
 from exlstm.runtime import cache
 from shape_names import watch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a job in a shell's background ignores Ctrl-C, and so would the processes that tests start and interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 settings.register_profile(

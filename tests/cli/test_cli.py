@@ -470,8 +470,7 @@ def test_take_choice_leaves_the_other_words():
 def test_ctrl_c_in_training_saves(trained, tmp_path, run):
     folder = str(tmp_path / "stopped")
     with start_process(trained, "train", "--data", "text.txt", "--run", folder, "--steps", "1000000", *TINY) as process:
-        while b"step 1 " not in process.stdout.readline():
-            pass
+        assert any(b"step 1 " in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait(timeout=60) == 0

@@ -37,7 +37,7 @@ from exlstm.ops.wkv4 import WKV4State, wkv4
 class Recurrence(NamedTuple):
     """An op. fast: its backends beside the definition, "recurrent". sizes: of every letter, small and real.
 
-    least: the smallest size of every letter with which all gradients are more than rounding.
+    least: the smallest size of every letter with which all results are more than rounding.
     """
 
     op: Callable[..., tuple[Tensor, Any]]
@@ -325,6 +325,7 @@ RECURRENCES = {
         {"H": (2, 2), "V": (5, 50)},
         contracting(2),
         ("numba",),
+        least=2,  # the only number of a single unit may be one that cancels
     ),
     "gru": Recurrence(
         gru_by_heads,
@@ -335,6 +336,7 @@ RECURRENCES = {
         {"H": (2, 2), "V": (5, 50), "D": (4, 60)},
         contracting(1),
         ("numba",),
+        least=2,
     ),
     "assoc_lstm": Recurrence(
         associative,
