@@ -35,10 +35,7 @@ from exlstm.ops.wkv4 import WKV4State, wkv4
 
 
 class Recurrence(NamedTuple):
-    """An op. fast: its backends beside the definition, "recurrent". sizes: of every letter, small and real.
-
-    least: the smallest size of every letter with which all results are more than rounding.
-    """
+    """An op. fast: its backends beside the definition, "recurrent". sizes: of every letter, small and real."""
 
     op: Callable[..., tuple[Tensor, Any]]
     state: type
@@ -48,7 +45,6 @@ class Recurrence(NamedTuple):
     sizes: Mapping[str, tuple[int, int]]
     prepare: Callable[[list[Tensor], float], list[Tensor]] = lambda inputs, scale: inputs
     fast: Sequence[str] = ("numba", "chunkwise")
-    least: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -325,7 +321,6 @@ RECURRENCES = {
         {"H": (2, 2), "V": (5, 50)},
         contracting(2),
         ("numba",),
-        least=2,  # the only number of a single unit may be one that cancels
     ),
     "gru": Recurrence(
         gru_by_heads,
@@ -336,7 +331,6 @@ RECURRENCES = {
         {"H": (2, 2), "V": (5, 50), "D": (4, 60)},
         contracting(1),
         ("numba",),
-        least=2,
     ),
     "assoc_lstm": Recurrence(
         associative,
@@ -468,7 +462,6 @@ RECURRENCES = {
         ["HKV", "HK"],
         {"H": (2, 3), "K": (3, 40), "V": (4, 24)},
         lambda x, scale: [elu1(x[0]), elu1(x[1]), x[2]],
-        least=2,  # a key of one channel cancels, with the query's
     ),
     "bounded_memory": Recurrence(
         lambda q, k, v, g, w, u, state, **options: bounded_memory(

@@ -33,7 +33,7 @@ def everything(case, x, **options):
 
 
 @every_form
-@pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(25, marks=pytest.mark.slow)])
 def test_any_shape_is_the_definition(name, backend, examples):
     settings(max_examples=examples)(given(data=st.data())(compare_any_shape))(name, backend)
 
@@ -41,7 +41,7 @@ def test_any_shape_is_the_definition(name, backend, examples):
 def compare_any_shape(name, backend, data):
     """Shapes, lengths of sequences and rows, resets, gates up to those that are always open or shut."""
     case = RECURRENCES[name]
-    sizes = {letter: data.draw(st.integers(case.least, 2 * small)) for letter, (small, _) in case.sizes.items()}
+    sizes = {letter: data.draw(st.integers(1, 2 * small)) for letter, (small, _) in case.sizes.items()}
     B, T = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40) | st.sampled_from([64, 65, 130]))
     seed, scale = data.draw(st.integers(0, 999)), data.draw(st.sampled_from([0.1, 1.0, 10.0, 100.0]))
     options = rows_of(B, T, seed, data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])))
