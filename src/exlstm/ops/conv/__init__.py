@@ -7,6 +7,7 @@ B batch  T time  S past (W - 1 steps)  D channels  W window
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,15 +50,13 @@ def causal_conv(
     if choose("conv", backend, [("numba", obstacle), ("torch", None)], tensors) == "numba":
         from exlstm.ops.conv.numba import causal_conv_numba
 
+        # of narrower inputs silu follows the rounding, as in torch
+        fused = activation == "silu" and x_BTD.dtype is torch.float32
+        b_D = None if b_D is None else upcast(b_D)
         y_BTD, state = causal_conv_numba(
-            upcast(x_BTD),
-            upcast(w_DW),
-            None if b_D is None else upcast(b_D),
-            state,
-            reset_BT=reset_BT,
-            lengths_B=lengths_B,
-            silu=activation == "silu",
+            upcast(x_BTD), upcast(w_DW), b_D, state, reset_BT=reset_BT, lengths_B=lengths_B, silu=fused
         )
-        return y_BTD.to(x_BTD.dtype), state
+        y_BTD = y_BTD.to(x_BTD.dtype)
+        return functional.silu(y_BTD) if activation == "silu" and not fused else y_BTD, state
     y_BTD, state = causal_conv_torch(x_BTD, w_DW, b_D, state, reset_BT=reset_BT, lengths_B=lengths_B)
     return functional.silu(y_BTD) if activation == "silu" else y_BTD, state

@@ -102,7 +102,7 @@ def store(block: int, size: int, part: int, x: int, V: int) -> None:
 def reset_rows(
     reset_BT: Array, lengths_B: Array, row0: int, count: int, t: int, x: int, x_row: int, y: int, y_row: int
 ) -> None:
-    """Clears x and y of the rows that are reset at step t. x_row, y_row: numbers in a row."""
+    """Clears x and y of the rows that are reset at step t. x_row, y_row: numbers in a row; 0 where there is no y."""
     for row in range(count):
         if reset_BT[row0 + row, t] and t < lengths_B[row0 + row]:
             clear(x + SIZE * row * x_row, x_row)
