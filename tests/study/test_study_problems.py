@@ -12,7 +12,8 @@ from exlstm.data.tasks import TASKS, nearest_neighbours, task_batch
 from exlstm.data.tasks.scores import LengthScore
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.study import Lesson, stack
-from exlstm.study.problems import RealProblem, Regressor, TokenProblem, _token_scores, problem_of, ranges
+from exlstm.study.problems import RealProblem, Regressor, TokenProblem, problem_of, ranges
+from exlstm.study.problems.tokens import _token_scores
 
 CPU = torch.device("cpu")
 PARITY = Lesson(task="parity", train=(3, 12), test=((12, 20), (3, 12)))
@@ -59,7 +60,9 @@ def test_a_wrong_lesson_is_refused(what, message):
 
 
 def test_lessons_that_cannot_be_together_are_refused():
-    with pytest.raises(ValueError, match=r"^nearest_neighbours is in real numbers .* give it alone\.$"):
+    with pytest.raises(
+        ValueError, match=r"^nearest_neighbours cannot be learned beside another task; give it alone\.$"
+    ):
         problem_of((PARITY, NEAREST))
     with pytest.raises(ValueError, match=r"^there are no lessons; give at least one\.$"):
         problem_of(())
