@@ -53,8 +53,11 @@ def test_files_lie_beside_the_results(written):
     folder, _, page = written
     place = folder / "results" / "count"
     assert page == place / "small.md"
-    assert {path.name for path in place.iterdir()} == {"found.md", "small.md", "small-rise.png"}
+    assert {path.name for path in place.iterdir()} == {"found.md", "small.md", "small-rise.png", "small-rise.pdf"}
     assert something_on((place / "small-rise.png").read_bytes())
+    printed = (place / "small-rise.pdf").read_bytes()
+    assert printed.startswith(b"%PDF-")
+    assert b"CreationDate" not in printed  # the same results give the same file
 
 
 def test_the_markdown_page_says_all(written):

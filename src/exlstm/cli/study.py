@@ -9,6 +9,7 @@ import tyro
 
 if TYPE_CHECKING:
     from exlstm.study.aggregate import Results
+    from exlstm.study.contract import Study
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 First = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
@@ -30,7 +31,7 @@ class StudyRun:
     name: Name  # of a study, as in `exlstm study list`
     size: SizeName = "small"  # small: two cores of a CPU; paper: the paper's settings, for GPUs; quick: seconds, a test
     only: str | None = None  # some of the runs, such as model=lstm,task=parity; values of one name are alternatives
-    seeds: int | None = None  # how many are reported for every setting; left out: 5, and 1 for quick
+    seeds: int | None = None  # how many are reported for every setting; left out: those of the study, and 1 for quick
     jobs: int = 0  # runs at a time, each in a process of its own; 0 is one per core or GPU
     device: str = "auto"  # "auto" (GPUs if there are any), "cpu", "cuda", "cuda:1", ...
     cluster: str | None = None  # a Ray cluster: "auto", or "ray://HOST:PORT"; left out: this machine
@@ -45,7 +46,7 @@ class StudyReport:
 
     name: Name  # of a study, as in `exlstm study list`
     size: SizeName = "small"  # which of its results
-    seeds: int | None = None  # how many were to be reported; left out: 5, and 1 for quick
+    seeds: int | None = None  # how many were to be reported; left out: those of the study
     folder: str = "study"  # folder of study files
 
 
@@ -93,7 +94,7 @@ def study_run(options: StudyRun) -> None:
     study = find_study(options.name, folder)
     how = RunOptions(
         size=options.size,
-        seeds=_seeds(options.size, options.seeds),
+        seeds=_seeds(study, options.size, options.seeds),
         only=only_of(options.only),
         jobs=options.jobs,
         device=options.device,
@@ -142,11 +143,11 @@ def _resume(options: StudyRun) -> str:
     return shlex.join([*words, "--resume"])
 
 
-def _seeds(size: str, seeds: int | None) -> int:
+def _seeds(study: "Study", size: str, seeds: int | None) -> int:
     from exlstm.study.runner import check_seeds
 
     if seeds is None:
-        return 1 if size == "quick" else 5
+        return 1 if size == "quick" else study.seeds
     check_seeds(seeds)
     return seeds
 
@@ -154,7 +155,7 @@ def _seeds(size: str, seeds: int | None) -> int:
 def _results(name: str, size: SizeName, seeds: int | None, folder: str) -> "Results":
     from exlstm.study.aggregate import Results
     from exlstm.study.contract import find_study
-    from exlstm.study.results import ResultFile, result_path
+    from exlstm.study.results import ResultFile, borrowed, result_path
 
-    study = find_study(name, Path(folder))
-    return Results(study, size, ResultFile(result_path(Path(folder), name, size)).read(), _seeds(size, seeds))
+    study, own = find_study(name, Path(folder)), ResultFile(result_path(Path(folder), name, size))
+    return Results(study, size, borrowed(study, size, Path(folder)) | own.read(), _seeds(study, size, seeds))

@@ -106,6 +106,14 @@ class Cell:
         assert value is not None
         return f"{value:.2f} ({', '.join(marks)}{', at chance' * (state == 'at chance')})"
 
+    def spread(self, key: str, test: int = 0, form: str = ".3f") -> str:
+        """A number of a test as a cell of a table: the median over seeds and their range, and what is missing."""
+        found = self.scores(test, key)
+        if not found:
+            return self.status(test)
+        count = f"{len(found)} of {self.planned} seeds" if self.open else f"{len(found)} seed{'s' * (len(found) > 1)}"
+        return f"{median(found):{form}} ({min(found):{form}} to {max(found):{form}}, {count})"
+
 
 class Results:
     """Results of a study at a size: its planned settings, and the rows of runs that have ended."""
@@ -118,6 +126,15 @@ class Results:
     def cells(self, keep: Callable[[dict[str, str]], bool] = lambda facets: True) -> list[Cell]:
         """Settings for whose facets `keep` is true, in the study's order."""
         return [self._cell(facets, group) for facets, group in self._settings if keep(facets)]
+
+    def ended(self) -> list[Row]:
+        """Rows of all runs that have ended, those that chose a learning rate included."""
+        found: dict[str, Row] = {}
+        for _, group in self._settings:
+            run = chosen(group, self.rows)
+            wanted = [*group, *([] if run is None else reported(run, len(group), self.seeds))]
+            found |= {name: self.rows[name] for name in map(run_id, wanted) if name in self.rows}
+        return list(found.values())
 
     def cell(self, **facets: str) -> Cell:
         """The only setting with these facets. AssertionError if there is none or more than one."""

@@ -8,6 +8,8 @@
         '''
         def runs(size):         ...     -> a list of runs, frozen dataclasses with a method `execute`
         def report(results):    ...     -> Claims, ReportTables and Pictures, made of results only
+        SEEDS = 3                       perhaps: how many are reported, where it is not five
+        USES = ("NAME", ...)            perhaps: other studies, whose results count where a run is one of theirs, too
 
 Runs that differ in their learning rate only are one setting: the rate is chosen on the validation score of seed 0, and
 the setting is reported for other seeds (see `aggregate`). Sizes are "small" (two cores of a CPU), "paper" (the paper's,
@@ -33,10 +35,14 @@ from exlstm.study.report_items import ReportItem
 Size = Literal["quick", "small", "paper"]
 SIZES: tuple[Size, ...] = ("quick", "small", "paper")
 Row = dict[str, Any]  # a line of results
+DEFAULT_SEEDS = 5
 
 
 class Run(Protocol):
-    """A frozen dataclass of plain values: everything that its result depends on."""
+    """A frozen dataclass of plain values: everything that its result depends on.
+
+    A class attribute `alone = True` is for runs that measure time: they come last, one at a time.
+    """
 
     @property
     def seed(self) -> int:
@@ -63,6 +69,8 @@ class Study:
     text: str  # the docstring after the question
     runs: Callable[[Size], Sequence[Any]]
     report: Callable[[Any], Sequence[ReportItem]]
+    seeds: int = DEFAULT_SEEDS  # how many are reported of every setting
+    uses: tuple[str, ...] = ()  # other studies, whose rows of the same runs are taken
 
     def planned(self, size: Size) -> list[Run]:
         """The runs of a size. ValueError for entries that are not runs, duplicates, and seeds of one run."""
@@ -99,7 +107,16 @@ def load_study(name: str, source: str) -> Study:
     if missing or not text:
         raise ValueError(f"study {name} has no {missing[0] if missing else 'docstring'}; see `exlstm.study.contract`.")
     question, _, rest = text.partition("\n")
-    return Study(name=name, source=source, question=question, text=rest.strip(), runs=module.runs, report=module.report)
+    return Study(
+        name=name,
+        source=source,
+        question=question,
+        text=rest.strip(),
+        runs=module.runs,
+        report=module.report,
+        seeds=getattr(module, "SEEDS", DEFAULT_SEEDS),
+        uses=tuple(getattr(module, "USES", ())),
+    )
 
 
 def studies(folder: Path) -> dict[str, Path]:
@@ -129,6 +146,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
     return [to_json(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def is_alone(run: Run) -> bool:
+    """True for a run that measures time, so that no other may run beside it."""
+    return bool(getattr(run, "alone", False))
 
 
 def run_id(run: Run) -> str:

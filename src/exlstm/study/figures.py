@@ -1,4 +1,7 @@
-"""Plots of several studies, drawn on a matplotlib figure, and figures as PNG."""
+"""Plots of several studies, drawn on a matplotlib figure, and figures as PNG and PDF.
+
+Series differ in their markers and in their lines too, so that a page in black and white can be read.
+"""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -7,12 +10,23 @@ from typing import Any
 
 # Okabe and Ito's colors, distinct for color-blind readers; a model has the same in every picture
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d", "#b8a800")
+_MARKERS = "os^DvPX*"
+_LINES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)))
 _GREY = "#6b7280"
 Points = Sequence[tuple[float, Sequence[float]]]
 
 
 def png(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
     """A figure of this size in inches, drawn by `draw`, as a PNG."""
+    return _rendered(draw, size, "png", {"Software": None})
+
+
+def pdf(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
+    """The same figure as a PDF of lines and letters, without the date."""
+    return _rendered(draw, size, "pdf", {"CreationDate": None, "Producer": None})
+
+
+def _rendered(draw: Callable[[Any], None], size: tuple[float, float], form: str, metadata: dict[str, None]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -20,13 +34,18 @@ def png(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
     FigureCanvasAgg(figure)
     draw(figure)
     target = io.BytesIO()
-    figure.savefig(target, format="png", metadata={"Software": None})
+    figure.savefig(target, format=form, metadata=metadata)
     return target.getvalue()
 
 
 def color(index: int) -> str:
     """The color of a series."""
     return _COLORS[index % len(_COLORS)]
+
+
+def marker(index: int) -> str:
+    """The marker of a series."""
+    return _MARKERS[index % len(_MARKERS)]
 
 
 def heat_map(figure: Any, values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str],
@@ -83,11 +102,14 @@ def lines(axes: Any, series: Mapping[str, Points], *, x_label: str, y_label: str
     for index, (name, points) in enumerate(series.items(), first):
         found = [(x, values) for x, values in points if values]
         xs = [x for x, _ in found]
-        axes.plot(xs, [median(v) for _, v in found], "o-", color=color(index), linewidth=1.8, markersize=4, label=name)
+        axes.plot(
+            xs, [median(v) for _, v in found], marker=marker(index), linestyle=_LINES[index // 2 % len(_LINES)],
+            color=color(index), linewidth=1.6, markersize=4, label=name,
+        )  # fmt: skip
         axes.fill_between(
             xs, [min(v) for _, v in found], [max(v) for _, v in found], color=color(index), alpha=0.13, linewidth=0
         )
-    if log_x:
+    if log_x and any(series.values()):
         axes.set_xscale("log", base=2)
     if log_y:
         axes.set_yscale("log")
@@ -95,6 +117,12 @@ def lines(axes: Any, series: Mapping[str, Points], *, x_label: str, y_label: str
     axes.set_ylabel(y_label)
     axes.grid(color="#e5e7eb")
     _plain(axes)
+
+
+def legend(axes: Any) -> None:
+    """A small legend, where there is something to name."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8)
 
 
 def _plain(axes: Any) -> None:

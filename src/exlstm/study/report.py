@@ -1,4 +1,4 @@
-"""Reports of a study's results: text for a terminal, and a Markdown page with pictures beside it.
+"""Reports of a study's results: text for a terminal, and a Markdown page with pictures beside it, as PNG and PDF.
 
 All of it is made from results, but for the section "What was found": that is the text of `found.md` beside them.
 """
@@ -12,7 +12,7 @@ from exlstm.runtime.files import write_or_explain
 from exlstm.runtime.machine import clock
 from exlstm.study.aggregate import Results
 from exlstm.study.contract import Row
-from exlstm.study.figures import png
+from exlstm.study.figures import pdf, png
 from exlstm.study.report_items import Claim, Picture, ReportItem, ReportTable
 from exlstm.study.results import result_path
 
@@ -20,7 +20,7 @@ from exlstm.study.results import result_path
 def write_report(results: Results, folder: Path) -> Path:
     """Writes SIZE.md and the pictures beside the results; returns the page. ValueError without results."""
     path = result_path(folder, results.study.name, results.size)
-    if not results.rows:
+    if not results.ended():
         raise ValueError(
             f"there are no results in {path}; get some with: exlstm study run {results.study.name} "
             f"--size {results.size}."
@@ -30,7 +30,9 @@ def write_report(results: Results, folder: Path) -> Path:
     found = found_file.read_text(encoding="utf-8").strip() if found_file.exists() and results.size == "small" else ""
     for item in items:
         if isinstance(item, Picture):
-            write_or_explain(_picture_path(path, item.name), png(item.draw, item.size))
+            picture = _picture_path(path, item.name)
+            write_or_explain(picture, png(item.draw, item.size))
+            write_or_explain(picture.with_suffix(".pdf"), pdf(item.draw, item.size))
     page = path.with_suffix(".md")
     write_or_explain(page, _markdown(results, items, found, path))
     return page
@@ -58,10 +60,11 @@ def _progress(results: Results) -> str:
     cells = results.cells()
     done, failed = sum(len(c.rows) for c in cells), sum(len(c.failed) for c in cells)
     missing = sum(c.missing for c in cells)
-    seconds = sum(row.get("seconds", 0) for row in results.rows.values())
+    ended = results.ended()
+    seconds = sum(row.get("seconds", 0) for row in ended)
     return (
         f"Size {results.size}: {len(cells)} settings, {done} reported runs done, {failed} failed, {missing} not run; "
-        f"{len(results.rows)} runs with those that chose a learning rate, {clock(seconds)} of training on one process."
+        f"{len(ended)} runs with those that chose a learning rate, {clock(seconds)} of training on one process."
     )
 
 
@@ -104,7 +107,7 @@ def _markdown(results: Results, items: list[ReportItem], found: str, path: Path)
         elif isinstance(item, Picture):
             note = f"\n\n{item.note}" if item.note else ""
             blocks.append(f"## {item.title}\n\n![{item.title}]({_picture_path(path, item.name).name}){note}")
-    blocks += ["## How to read this", _HOW_TO_READ, _markdown_table(("", ""), _sources(list(results.rows.values())))]
+    blocks += ["## How to read this", _HOW_TO_READ, _markdown_table(("", ""), _sources(results.ended()))]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

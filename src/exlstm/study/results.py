@@ -85,6 +85,15 @@ class ResultFile:
             sync(self.path)
 
 
+def borrowed(study: Study, size: Size, folder: Path) -> dict[str, Row]:
+    """Rows of the studies that this one uses, by id: runs that are done and need not be executed again."""
+    found: dict[str, Row] = {}
+    for other in study.uses:
+        rows = ResultFile(result_path(folder, other, size)).read()
+        found |= {name: row for name, row in rows.items() if row["status"] == "done"}
+    return found
+
+
 def provenance() -> Row:
     """Commit, machine and versions for every row. Read once, as the checkout may change during a long study."""
     found = machine()

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from exlstm.runtime.machine import pick_device
-from exlstm.study.contract import Row, Run, Size, Study, load_study, run_id, with_seed
+from exlstm.study.contract import Row, Run, Size, Study, is_alone, load_study, run_id, with_seed
 from exlstm.study.display import ProgressTable
 from exlstm.study.pool import Event, Failed, Finished, PoolJob, ProgressReporter, RunProgress, Started, run_local
-from exlstm.study.results import ResultFile, provenance, result_path, result_row
+from exlstm.study.results import ResultFile, borrowed, provenance, result_path, result_row
 from exlstm.study.schedule import Schedule
 
 Only = Mapping[str, frozenset[str]]
@@ -89,20 +89,23 @@ def run_study(study: Study, options: RunOptions, folder: Path, *, quiet: bool = 
     file = ResultFile(result_path(folder, study.name, options.size))
     devices = [options.device] if options.cluster else _devices(options.device)
     jobs = options.jobs or (len(devices) if devices[0] != "cpu" else torch.get_num_threads())
-    rows, origin = file.start(resume=options.resume, overwrite=options.overwrite), provenance()
-    schedule = Schedule(planned, rows, options.seeds)
+    own, origin = file.start(resume=options.resume, overwrite=options.overwrite), provenance()
+    rows = borrowed(study, options.size, folder) | own
+    alone, others = [run for run in planned if is_alone(run)], [run for run in planned if not is_alone(run)]
+    parts = [(Schedule(runs, rows, options.seeds), most) for runs, most in ((others, jobs), (alone, 1)) if runs]
     with closing(ProgressTable(f"{study.name}, {options.size}", quiet=quiet)) as table:
-        table.plan(schedule.total)
-        with closing(_execute(study, options, schedule, jobs, devices)) as events:
-            for event in events:
-                row = _row(study, options.size, schedule.runs[event.id], event, origin)
-                if row is not None:
-                    file.add(row)
-                    rows[row["id"]] = row
-                    schedule.ended(row["id"])
-                    table.plan(schedule.total)
-                table.show(event, schedule.runs[event.id])
-    return _run_report(schedule)
+        table.plan(sum(part.total for part, _ in parts))
+        for schedule, at_a_time in parts:
+            with closing(_execute(study, options, schedule, at_a_time, devices)) as events:
+                for event in events:
+                    row = _row(study, options.size, schedule.runs[event.id], event, origin)
+                    if row is not None:
+                        file.add(row)
+                        rows[row["id"]] = row
+                        schedule.ended(row["id"])
+                        table.plan(sum(part.total for part, _ in parts))
+                    table.show(event, schedule.runs[event.id])
+    return _run_report([run for schedule, _ in parts for run in schedule.wanted()], rows)
 
 
 def _row(study: Study, size: Size, run: Run, event: Event, origin: Row) -> Row | None:
@@ -114,9 +117,9 @@ def _row(study: Study, size: Size, run: Run, event: Event, origin: Row) -> Row |
     return None
 
 
-def _run_report(schedule: Schedule) -> RunReport:
-    wanted = [run_id(run) for run in schedule.wanted()]
-    ended = [schedule.rows[name] for name in wanted if name in schedule.rows]
+def _run_report(runs: Sequence[Run], rows: Mapping[str, Row]) -> RunReport:
+    wanted = [run_id(run) for run in runs]
+    ended = [rows[name] for name in wanted if name in rows]
     errors = [row["error"] for row in ended if row["status"] == "failed"]
     return RunReport(
         done=len(ended) - len(errors),
