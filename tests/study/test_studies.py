@@ -14,10 +14,11 @@ from exlstm.study.aggregate import chosen, reported
 from exlstm.study.contract import SIZES, find_study, run_id, settings, studies, with_seed
 from exlstm.study.problems import problem_of
 from exlstm.study.report import terminal_text, write_report
-from exlstm.study.results import ResultFile, provenance, result_path, result_row
+from exlstm.study.results import ResultFile, borrowed, provenance, result_path, result_row
 
 FOLDER = Path(__file__).parents[2] / "study"
 NAMES = list(studies(FOLDER))
+QUICK_ENOUGH = {"recall", "language", "extrapolation", "rare_tokens", "scaling", "speed"}
 COMMITTED = [(name, size) for name in NAMES for size in SIZES if result_path(FOLDER, name, size).exists()]
 
 
@@ -54,7 +55,7 @@ def origin():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "recall" else pytest.mark.slow) for name in NAMES]
+    "name", [pytest.param(name, marks=() if name in QUICK_ENOUGH else pytest.mark.slow) for name in NAMES]
 )
 def test_quick_runs_run_and_the_report_is_made_of_them(name, origin, tmp_path):
     study, runs, rows = study_of(name), study_of(name).planned("quick"), {}
@@ -126,9 +127,10 @@ def test_committed_pages_are_what_the_results_give(name, size, tmp_path):
     here.parent.mkdir(parents=True)
     if there.with_name("found.md").exists():
         shutil.copy(there.with_name("found.md"), here.parent)
-    results = Results(study_of(name), size, ResultFile(there).read(), 5)
+    study = study_of(name)
+    results = Results(study, size, borrowed(study, size, FOLDER) | ResultFile(there).read(), study.seeds)
     page = write_report(results, tmp_path)
     assert there.with_suffix(".md").read_text() == page.read_text(), f"run: exlstm study report {name}"
-    assert {path.name for path in here.parent.glob("*.png")} == {
-        path.name for path in there.parent.glob(f"{size}-*.png")
-    }
+    for kind in ("png", "pdf"):
+        pictures = {path.name for path in there.parent.glob(f"{size}-*.{kind}")}
+        assert {path.name for path in here.parent.glob(f"*.{kind}")} == pictures

@@ -1,0 +1,135 @@
+"""What do models cost to run: training, reading a text, and a new token behind it?
+
+The models of the study `language`, measured one at a time on a machine that does nothing else, on one CPU thread: a
+training step, the time to read 16, 2,048 and 16,384 tokens, the time of a token behind them for one row and for eight,
+and the bytes of state. Random weights, as time does not depend on them.
+
+Expected: a token costs the same behind any context, but for attention, whose cost and state grow.
+
+Beside the software of others, and with all cores, the same is measured in `make bench-cpu`; see docs/results/mixers.md.
+
+Paper: Beck et al. 2024, section 4.3, figure 9: time of generation and throughput of 1.3B models on a GPU.
+"""
+
+from statistics import median
+
+from exlstm.study import Claim, Picture, ReportTable, figures
+from exlstm.study.language import language_models, timings
+
+USES = ("language",)
+SEEDS = 3
+FLAT = 1.25  # times the cost behind 16 tokens; measurements of one machine spread by a tenth
+SHOWN = ("xlstm[1:0]", "xlstm[7:1]", "xlstm-7b", "llama", "mamba", "gla", "hyena", "rwkv4")
+
+
+def runs(size):
+    return timings(size, language_models(size, ("xlstm[1:0]", "llama") if size == "quick" else None))
+
+
+def report(results):
+    cells = {cell.facets["model"]: cell for cell in results.cells()}
+    found = {name: generation(cell) for name, cell in cells.items()}
+    for name in ("xlstm[1:0]", "xlstm[7:1]", "mamba", "llama"):
+        if name in cells:
+            yield claim(name, cells[name], found[name])
+    places = sorted({place for entries in found.values() for place in entries})
+    single = [place for place in places if place[1] == 1]
+    yield ReportTable(
+        title="Training and reading",
+        columns=("model", "parameters", "tokens/s in training", *(f"ms to read {T:,}" for T, _ in single)),
+        rows=[
+            (name, *begin(cells[name]), *(number(found[name], place, "reading_seconds", 1e3) for place in single))
+            for name in cells
+        ],
+        note="One row. The median over seeds; one CPU thread, nothing beside it.",
+    )
+    yield ReportTable(
+        title="Milliseconds per step of generation",
+        columns=("model", "replayed", *(f"behind {T:,}, {rows} row{'s' * (rows > 1)}" for T, rows in places)),
+        rows=[
+            (name, replayed(found[name]), *(number(found[name], place, "token_seconds", 1e3) for place in places))
+            for name in cells
+        ],
+        note="A step is one token of every row. Replayed: without the interpreter; a state that grows cannot be, so "
+        "those models pay for some calls of torch per token, which counts in models as small as these.",
+    )
+    yield ReportTable(
+        title="Bytes of state and FLOPs of a token, by tokens read",
+        columns=("model", *(f"{what} after {T:,}" for what in ("state", "FLOPs") for T, _ in single)),
+        rows=[
+            (name, *(number(found[name], place, key, 1.0) for key in ("state_bytes", "flops") for place in single))
+            for name in cells
+        ],
+        note="One row.",
+    )
+    yield Picture(
+        name="context",
+        title="A token behind a context",
+        size=(8, 4.2),
+        draw=lambda figure: draw(figure, {name: found[name] for name in SHOWN if name in found}),
+        note="One row.",
+    )
+
+
+def generation(cell):
+    """Measurements of every seed by (context, rows)."""
+    found = {}
+    for row in cell.rows:
+        for entry in row["metrics"]["generation"]:
+            found.setdefault((entry["context"], entry["rows"]), []).append(entry)
+    return found
+
+
+def replayed(found):
+    """Whether the steps of a model were replayed."""
+    kinds = {entry["replayed"] for entries in found.values() for entry in entries}
+    return "" if not kinds else "yes" if kinds == {True} else "no"
+
+
+def begin(cell):
+    if not cell.rows:
+        return cell.status(), ""
+    return f"{cell.median_of('parameters'):,.0f}", f"{cell.median():,.0f}"
+
+
+def number(found, place, key, factor):
+    if place not in found:
+        return ""
+    value = factor * median(entry[key] for entry in found[place])
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def claim(name, cell, found):
+    """A token behind the longest context costs what it costs behind the shortest."""
+    places = sorted(place for place in found if place[1] == 1)
+    holds, evidence = None, ""
+    if not cell.open and len(places) > 1:
+        short, long = (
+            1e3 * median(entry["token_seconds"] for entry in found[place]) for place in (places[0], places[-1])
+        )
+        flat = long <= FLAT * short
+        holds = flat != (name == "llama")
+        evidence = f"{short:.3f} ms behind {places[0][0]:,} tokens, {long:.3f} ms behind {places[-1][0]:,}"
+    text = "costs more behind a long context" if name == "llama" else "costs the same behind any context"
+    return Claim(text=f"a token of {name} {text}", holds=holds, evidence=evidence)
+
+
+def draw(figure, models):
+    axes = figure.subplots()
+    series = {
+        name: [
+            (T, [1e3 * entry["token_seconds"] for entry in entries])
+            for (T, rows), entries in sorted(found.items())
+            if rows == 1
+        ]
+        for name, found in models.items()
+    }
+    figures.lines(
+        axes,
+        series,
+        x_label="tokens read before",
+        y_label="milliseconds per token",
+        log_x=True,
+        log_y=any(series.values()),
+    )
+    figures.legend(axes)
