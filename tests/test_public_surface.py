@@ -23,7 +23,7 @@ SURFACE = {
         "(*, vocab_size: int, width: int, blocks: tuple[BlockConfig, ...], norm: Literal['layer', 'rms'] = 'layer', "
         "norm_eps: float = 1e-05, tie_embeddings: bool = False, logit_cap: float | None = None, dropout: float = "
         "0.0, norm_bias: bool = False, out_norm: bool = True, embed_scale: float | None = None, positions: int | "
-        "None = None, embed_norm: bool = False) -> None"
+        "None = None, embed_norm: bool = False, residual: bool = True) -> None"
     ),
     "BlockConfig": "(*, mixer: MixerConfig, mlp: MLPConfig | None = None) -> None",
     "MLPConfig": (
@@ -113,8 +113,9 @@ SURFACE = {
     "MLSTMConfig": (
         "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, input_gate: "
         "Literal['exp', 'sigmoid', 'softplus', 'relu', 'relu2'] = 'exp', normalize: bool = True, norm_eps: float = "
-        "1e-05, bias: bool = False, up_multiple: int = 64, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid') -> "
-        "None"
+        "1e-05, bias: bool = False, up_multiple: int = 64, forget_gate: Literal['sigmoid', 'exp'] = 'sigmoid', "
+        "input_gate_sees: Literal['input', 'bias', 'start'] = 'input', forget_gate_sees: Literal['input', 'bias', "
+        "'start'] = 'input') -> None"
     ),
     "MLSTMLargeConfig": (
         "(*, heads: int = 4, key_factor: float = 0.5, value_factor: float = 1.0, gate_cap: float | None = 15.0, "

@@ -53,11 +53,11 @@ def test_settings_that_a_layout_cannot_express(tmp_path, layout, pattern, option
     assert not (tmp_path / "out").exists()
 
 
-def test_layouts_without_them_refuse_positions_scales_and_norms_of_the_embedding(tmp_path):
-    for options in ({"positions": 9}, {"embed_norm": True}, {"embed_scale": 2.0}):
+def test_layouts_without_them_refuse_what_they_cannot_hold(tmp_path):
+    for options in ({"positions": 9}, {"embed_norm": True}, {"embed_scale": 2.0}, {"residual": False}):
         (name,) = options
         for layout, pattern in (("classic", "ms"), ("huggingface", "M"), ("xlstm-large", "M")):
-            with pytest.raises(ValueError, match=rf"{name} is .*; with this layout it has to be (None|False)\."):
+            with pytest.raises(ValueError, match=rf"{name} is .*; with this layout it has to be (None|False|True)\."):
                 save(build(pattern, **options), tmp_path / "out", layout=layout)
 
 

@@ -229,3 +229,45 @@ def test_a_model_saved_before_there_were_these_options(tmp_path):
 def test_an_activation_that_is_not_known():
     with pytest.raises(ValueError, match=r"activation is 'swish'; it must be one of gelu, .*silu"):
         LM(options("swish"))
+
+
+def test_a_plain_stack_is_its_mixers_and_mlps_one_after_the_other(tmp_path):
+    config = replace(options("gelu", out_norm=True), residual=False)
+    model, x_BT = build(config), tokens()
+    assert not [name for name, _ in model.named_parameters() if "mixer_norm" in name or "mlp_norm" in name]
+    with torch.no_grad():
+        x_BTD = model.embed(x_BT)
+        for block in model.blocks:
+            x_BTD = block.mlp(block.mixer(x_BTD, None)[0])
+        logits_BTC, state = model(x_BT)
+        torch.testing.assert_close(logits_BTC, model.head(model.norm(x_BTD)))
+        loop = TokenLoop(model, model(x_BT[:, :8])[1])
+        for step in range(8, 12):
+            torch.testing.assert_close(loop(x_BT[:, step]), logits_BTC[:, step], rtol=1e-4, atol=1e-4)
+    assert loop.why_not is None
+    save(model, tmp_path / "plain")
+    again = load(tmp_path / "plain")
+    assert again.config == config
+    torch.testing.assert_close(again(x_BT)[0], logits_BTC)
+
+
+@pytest.mark.parametrize("gate", ["input_gate", "forget_gate"])
+@pytest.mark.parametrize("sees", ["bias", "start"])
+def test_gates_that_do_not_see_the_input_stay_constant_in_training(gate, sees):
+    config = lm_from_pattern("mm", vocab_size=VOCAB, width=WIDTH)
+    mixer = replace(config.blocks[0].mixer, **{f"{gate}_sees": sees})
+    torch.manual_seed(0)
+    model = LM(replace(config, blocks=(BlockConfig(mixer=mixer),) * 2))
+    own = f"{gate[0]}."
+    before = {name: x.clone() for name, x in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    for step in range(3):
+        logits_BTC, _ = model(tokens(seed=step))
+        torch.nn.functional.cross_entropy(logits_BTC.flatten(0, 1), tokens(seed=step + 1).flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = {name for name, x in model.named_parameters() if not torch.equal(x, before[name])}
+    still = set(before) - moved
+    expected = {f"blocks.{n}.mixer.{own}weight" for n in range(2)}
+    assert still == expected | ({f"blocks.{n}.mixer.{own}bias" for n in range(2)} if sees == "start" else set())
+    assert not any(before[name].any() for name in expected)

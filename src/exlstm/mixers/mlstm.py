@@ -11,7 +11,7 @@ B batch  T time  D model width  E inner width  J all of q, k, v  H heads  V head
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from exlstm.nn.linear import Linear, linears
 from exlstm.ops.conv import ConvState
 from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.mlstm import ForgetGate, InputGate, MLSTMState, mlstm
+
+GateSees = Literal["input", "bias", "start"]
 
 
 class MLSTMLayerState(NamedTuple):
@@ -40,6 +42,8 @@ class MLSTMConfig:
     bias: of the projections up and down and of q, k, v; gates and convolution always have one.
     input_gate: "exp", "sigmoid", "softplus", "relu" or "relu2"; the last two start with a bias around one: a ReLU that
       is zero for every input has no gradient. forget_gate: "sigmoid", or "exp", which starts as open as that.
+    input_gate_sees, forget_gate_sees: what a gate depends on, for comparisons. "input"; "bias", a number per head that
+      is learned; or "start", that number as it is at the start.
     """
 
     style: ClassVar[BlockStyle] = BlockStyle(norm="layer", activation=None)
@@ -53,6 +57,8 @@ class MLSTMConfig:
     bias: bool = False
     up_multiple: Size = 64
     forget_gate: ForgetGate = "sigmoid"
+    input_gate_sees: GateSees = "input"
+    forget_gate_sees: GateSees = "input"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,6 +110,9 @@ class MLSTM(FixedStateMixer):
                 "down.weight": init.wang(width, depth),
             },
         )
+        for gate, sees in ((self.i, config.input_gate_sees), (self.f, config.forget_gate_sees)):
+            gate.weight.requires_grad_(sees == "input")  # it is zero at the start
+            gate.bias.requires_grad_(sees != "start")
 
     def forward(
         self, x_BTD: Tensor, state: MLSTMLayerState | None = None, *,

@@ -66,7 +66,8 @@ class LMConfig:
     MLPs, in training only. norm_bias: norms over the width have a bias. out_norm: a norm between the last block and the
     head.
     embed_scale: factor of the embedding. positions: size of a table of learned positions, which bounds the length of a
-    sequence; None: no positions but those of mixers. embed_norm: a norm after the embedding.
+    sequence; None: no positions but those of mixers. embed_norm: a norm after the embedding. residual: False is for
+    comparisons with plain stacks, whose blocks are x = mixer(x), and x = mlp(x), without norms.
     """
 
     vocab_size: Size
@@ -82,6 +83,7 @@ class LMConfig:
     embed_scale: Positive | None = None
     positions: Size | None = None
     embed_norm: bool = False
+    residual: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,17 +102,17 @@ def width_norm(config: LMConfig) -> WidthNorm:
 
 
 class Block(nn.Module):
-    """Residual block: norm, mixer, and perhaps norm and MLP."""
+    """Residual block: norm, mixer, and perhaps norm and MLP. Without `residual` only mixer and MLP."""
 
     def __init__(self, config: LMConfig, index: int) -> None:
         super().__init__()
         block, depth = config.blocks[index], len(config.blocks)
-        self.dropout = config.dropout
-        self.mixer_norm = width_norm(config)
+        self.dropout, self.residual = config.dropout, config.residual
+        self.mixer_norm = width_norm(config) if config.residual else None
         self.mixer = block.mixer.build(config.width, depth=depth, index=index)
         self.mlp_norm, self.mlp = None, None
         if block.mlp is not None:
-            self.mlp_norm = width_norm(config)
+            self.mlp_norm = width_norm(config) if config.residual else None
             self.mlp = MLP(config.width, **asdict(block.mlp))
             biases = dict.fromkeys(("up.bias", "down.bias") if block.mlp.bias else (), init.zeros)
             weights = {"up.weight": init.small(config.width), "down.weight": init.wang(config.width, depth)}
@@ -120,11 +122,17 @@ class Block(nn.Module):
         self, x_BTD: Tensor, state: State = None, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """[B, T, D] -> [B, T, D] and the mixer's state after the last step."""
-        y_BTD, state = self.mixer(self.mixer_norm(x_BTD), state, reset_BT=reset_BT, lengths_B=lengths_B)
-        x_BTD = x_BTD + self.drop(y_BTD)
-        if self.mlp is not None and self.mlp_norm is not None:
-            x_BTD = x_BTD + self.drop(self.mlp(self.mlp_norm(x_BTD)))
+        into_BTD = x_BTD if self.mixer_norm is None else self.mixer_norm(x_BTD)
+        y_BTD, state = self.mixer(into_BTD, state, reset_BT=reset_BT, lengths_B=lengths_B)
+        x_BTD = self.added(x_BTD, y_BTD)
+        if self.mlp is not None:
+            into_BTD = x_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD)
+            x_BTD = self.added(x_BTD, self.mlp(into_BTD))
         return x_BTD, state
+
+    def added(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """The output of a mixer or an MLP, beside its input."""
+        return x_BTD + self.drop(y_BTD) if self.residual else self.drop(y_BTD)
 
     def drop(self, y_BTD: Tensor) -> Tensor:
         """Dropout, in training."""

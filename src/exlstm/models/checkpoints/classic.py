@@ -32,7 +32,7 @@ from exlstm.models.checkpoints.layout import (
     depth,
     factor,
     multiple_of,
-    plain_embedding,
+    plain_stack,
     require,
     shape,
     tied,
@@ -201,7 +201,7 @@ def slstm_rules(mixer: SLSTM, ours: str, theirs: str, shapes: Shapes | None) -> 
 def write(config: LMConfig) -> dict[str, Any]:
     """Settings of an xLSTMLMModelConfig. ValueError for a block or a setting that it cannot hold."""
     needed = {"norm": "layer", "norm_eps": NORM_EPS, "norm_bias": False, "logit_cap": None}
-    require({**{name: (getattr(config, name), only) for name, only in needed.items()}, **plain_embedding(config)})
+    require({**{name: (getattr(config, name), only) for name, only in needed.items()}, **plain_stack(config)})
     firsts: dict[type, int] = {}
     for index, block in enumerate(config.blocks):
         check_block(config, index)

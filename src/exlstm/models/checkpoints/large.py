@@ -24,7 +24,7 @@ from exlstm.models.checkpoints.layout import (
     depth,
     factor,
     multiple_of,
-    plain_embedding,
+    plain_stack,
     require,
     same_eps,
     shape,
@@ -169,7 +169,7 @@ def write(config: LMConfig) -> dict[str, Any]:
         "norm_eps of the mixers": (mixer.norm_eps, config.norm_eps),
         "bias of the MLPs": (mlp.bias, mixer.bias),
         "norm_bias": (config.norm_bias, mixer.bias),
-        **plain_embedding(config),
+        **plain_stack(config),
     }
     require(needed)
     multiple = multiple_of(mlp.hidden)

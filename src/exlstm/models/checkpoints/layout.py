@@ -97,9 +97,9 @@ def require(settings: Mapping[str, tuple[Any, Any]]) -> None:
             raise ValueError(f"{name} is {value!r}; with this layout it has to be {only!r}.")
 
 
-def plain_embedding(config: LMConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings, for `require`, of a model whose embedding is the input of its first block."""
-    names = {"embed_scale": None, "positions": None, "embed_norm": False}
+def plain_stack(config: LMConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings, for `require`, of a model of residual blocks whose embedding is the input of the first."""
+    names = {"embed_scale": None, "positions": None, "embed_norm": False, "residual": True}
     return {name: (getattr(config, name), only) for name, only in names.items()}
 
 

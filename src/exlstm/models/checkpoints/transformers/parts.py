@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes, plain_embedding
+from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes, plain_stack
 from exlstm.models.checkpoints.rules import Rule, repeated, same
 from exlstm.models.lm import LM, BlockConfig, LMConfig
 from exlstm.nn.layers import Activation
@@ -101,6 +101,6 @@ def plain_model(config: LMConfig, *, norm: Norm, positions: int | None = None) -
         "norm_bias": (config.norm_bias, norm == "layer"),
         "out_norm": (config.out_norm, True),
         "logit_cap": (config.logit_cap, None),
-        **plain_embedding(config),
+        **plain_stack(config),
         "positions": (config.positions, positions),
     }
