@@ -39,7 +39,7 @@ TABLE_1: Mapping[str, float] = {
     "xlstm[1:0]": 13.43,
     "xlstm[7:1]": 13.48,
 }
-XLSTM = ("1:0", "7:1", "1:1")
+XLSTM = ("1:0", "7:1", "1:1", "0:1")
 LONG, LONGEST = 16_384, 65_536  # tokens of tests beyond the length of training
 TEXT = {"quick": "email/300", "small": "mixed/1024", "paper": "mixed/50304"}
 SHAPE: Mapping[str, Mapping[str, int]] = {
