@@ -34,10 +34,11 @@ OUTSIDE = {
     "tqdm": {"harness"},
     "yaml": {"models"},
     "ray": {"study"},
+    "sklearn": {"data"},
 }
 # what `import exlstm` may not cost: imported inside the function that needs it
 HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}
-HEAVY |= {"transformers", "datasets", "lm_eval", "ray"}
+HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn"}
 AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}, "transformers": {"hf"}, "lm_eval": {"harness"}}
 MAX_FILE, MAX_FUNCTION = 400, 60
 

@@ -18,7 +18,9 @@ from exlstm.study.results import ResultFile, borrowed, provenance, result_path, 
 
 FOLDER = Path(__file__).parents[2] / "study"
 NAMES = list(studies(FOLDER))
-QUICK_ENOUGH = {"recall", "language", "extrapolation", "rare_tokens", "scaling", "speed"}
+# each takes a second or two; the others take several
+QUICK_ENOUGH = {"recall", "language", "extrapolation", "rare_tokens", "scaling", "speed", "ablations", "memories",
+                "long_range"}  # fmt: skip
 COMMITTED = [(name, size) for name in NAMES for size in SIZES if result_path(FOLDER, name, size).exists()]
 
 

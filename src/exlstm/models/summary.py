@@ -21,8 +21,13 @@ def weight_flops(module: nn.Module) -> float:
 class MixerStack(Protocol):
     """A model whose FLOPs are counted: blocks with mixers, and a head."""
 
-    head: Linear
-    blocks: nn.ModuleList
+    @property
+    def head(self) -> Linear:
+        """The linear map of the output."""
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """All blocks, in order."""
 
     @property
     def mixers(self) -> list[Mixer]:

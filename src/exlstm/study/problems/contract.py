@@ -6,18 +6,17 @@ B batch  T time  D width of the input or of the model
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from exlstm.data.long_range import CLASS_TASKS
 from exlstm.data.tasks import TASKS
 from exlstm.data.tasks.contract import SplitName
-from exlstm.mixers.contract import Mixer
-from exlstm.models.lm import LM, LMConfig
-from exlstm.nn import init
-from exlstm.nn.linear import Linear
+from exlstm.models.lm import LMConfig
+from exlstm.study.problems.models import Model
 from exlstm.study.texts import TEXTS, is_text
 
 REAL = "nearest_neighbours"  # the only lesson in real numbers
@@ -28,53 +27,28 @@ ROWS = 64  # rows of a batch in scoring
 class Lesson:
     """A task, the lengths of its rows in training, and the ranges of lengths in tests (validation has the first).
 
-    task: a name in TASKS; "nearest_neighbours", the paper's search in real numbers; or a text and the size of its
-    vocabulary, such as "english/1024", whose rows are all of the longer length. dense: training has the answers to all
-    prefixes as targets, not only the last one. Targets of tests are the paper's.
+    task: a name in TASKS; "nearest_neighbours", the paper's search in real numbers; a name in CLASS_TASKS, where a row
+    has a class; or a text and the size of its vocabulary, such as "english/1024", whose rows are all of the longer
+    length. dense: training has the answers to all prefixes as targets, not only the last one. Targets of tests are the
+    paper's. both_ways: rows that have a class are read from both ends.
     """
 
     task: str
     train: tuple[int, int]
     test: tuple[tuple[int, int], ...]
     dense: bool = False
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
-        if self.task not in {*TASKS, REAL} and not is_text(self.task):
-            texts = (f"{name}/1024" for name in TEXTS)
-            raise ValueError(f"there is no task {self.task!r}; use one of {', '.join((*TASKS, REAL, *texts))}.")
+        if self.task not in {*TASKS, REAL, *CLASS_TASKS} and not is_text(self.task):
+            names = (*TASKS, REAL, *CLASS_TASKS, *(f"{name}/1024" for name in TEXTS))
+            raise ValueError(f"there is no task {self.task!r}; use one of {', '.join(names)}.")
+        if self.both_ways and self.task not in CLASS_TASKS:
+            raise ValueError(f"{self.task} is read from its beginning alone; use both_ways=False.")
         if not self.test:
             raise ValueError(f"the lesson {self.task} is tested on no lengths; give at least one range.")
         if self.dense and (self.task not in TASKS or TASKS[self.task].labels is None):
             raise ValueError(f"{self.task} has no answers to prefixes; use dense=False.")
-
-
-class Regressor(nn.Module):
-    """The blocks of a language model between a linear map of real inputs and one number per step."""
-
-    def __init__(self, architecture: LMConfig, inputs: int) -> None:
-        super().__init__()
-        lm = LM(replace(architecture, vocab_size=1))
-        self.config, self.blocks, self.norm = architecture, lm.blocks, lm.norm
-        self.embed = Linear(inputs, architecture.width)
-        self.head = Linear(architecture.width, 1)
-        for layer, width in ((self.embed, inputs), (self.head, architecture.width)):
-            init.fill(layer, {"weight": init.small(width), "bias": init.zeros})
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Real inputs [B, T, D] -> a number per step, [B, T]."""
-        x = self.embed(x_BTD)
-        for block in self.blocks:
-            x, _ = block(x)
-        y_BT: Tensor = self.head(x if self.norm is None else self.norm(x))[..., 0]
-        return y_BT
-
-    @property
-    def mixers(self) -> list[Mixer]:
-        """The mixer of every block, in order."""
-        return [cast("Mixer", block.mixer) for block in self.blocks]
-
-
-Model = LM | Regressor
 
 
 class Problem(Protocol):
@@ -82,13 +56,13 @@ class Problem(Protocol):
 
     lessons: tuple[Lesson, ...]
 
-    def build(self, architecture: LMConfig) -> "Model":
+    def build(self, architecture: LMConfig) -> Model:
         """The model, initialized from torch's random generator."""
 
-    def loss(self, model: "Model", step: int, *, seed: int, rows: int, device: torch.device) -> tuple[Tensor, int]:
+    def loss(self, model: Model, step: int, *, seed: int, rows: int, device: torch.device) -> tuple[Tensor, int]:
         """The mean loss of the batch of a training step, and its number of tokens."""
 
-    def score(self, model: "Model", lesson: int, part: int, split: SplitName, rows: int) -> dict[str, Any]:
+    def score(self, model: Model, lesson: int, part: int, split: SplitName, rows: int) -> dict[str, Any]:
         """Scores of a model in evaluation mode on the first rows of a split, in one range of lengths."""
 
 

@@ -21,7 +21,8 @@ from torch.nn import functional
 from exlstm.data.packing import IGNORE, Batch, TokenStream, windows_of
 from exlstm.data.tasks.contract import SplitName
 from exlstm.models.lm import LM, LMConfig
-from exlstm.study.problems.contract import ROWS, Lesson, Model
+from exlstm.study.problems.contract import ROWS, Lesson
+from exlstm.study.problems.models import Model
 from exlstm.study.texts import StudyText, study_text
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
 

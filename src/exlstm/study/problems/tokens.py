@@ -15,7 +15,8 @@ from exlstm.data.tasks import TASKS, Task, task_batch
 from exlstm.data.tasks.contract import SplitName
 from exlstm.data.tasks.scores import LengthScore, best_constant, by_length, scaled
 from exlstm.models.lm import LM, LMConfig
-from exlstm.study.problems.contract import ROWS, Lesson, Model
+from exlstm.study.problems.contract import ROWS, Lesson
+from exlstm.study.problems.models import Model
 from exlstm.train.loss import linear_cross_entropy
 
 _SIGMA = 3.0  # standard errors above guessing that count as learned
