@@ -61,6 +61,7 @@ def test_list_run_report_compare(here, run):
     assert re.search(r"^second +– +– +– +Which number", out, re.MULTILINE)
     (here / "study/results/count/quick.md").unlink()
     assert ran.endswith(run("study", "report", "count", "--size", "quick"))
+    assert run("study", "report", "--size", "quick").endswith("study/results/quick.md\n")
     assert (here / "study/results/count/quick.md").exists()
     run("study", "run", "second", "--size", "quick", "--only", "model=two,model=bad")
     out = run("study", "compare", "count@quick", "second@quick")
@@ -112,6 +113,7 @@ def test_brackets_in_questions_are_shown(here, run):
         (("run",), r".*NAME.*; see exlstm study run --help\."),
         (("report", "count"), r"there are no results in study/results/count/small\.jsonl; get some with: .*\."),
         (("report", "nine"), r"there is no study 'nine' in study; .*\."),
+        (("report",), r"no study in study has results of size small; run one: exlstm study run NAME\."),
         (("compare", "count", "second"), r"there are no results in .*; name a study that has run, .*\."),
         (("compare", "count@x", "second"), r"'count@x' has a size that does not exist; .*\."),
         (("list", "--folder", "nowhere"), r"there are no studies in .*nowhere; .*\."),

@@ -13,7 +13,7 @@ from exlstm.study import Claim, Picture, ReportTable, Results, Training, body_pa
 from exlstm.study.aggregate import chosen, reported
 from exlstm.study.contract import SIZES, find_study, run_id, settings, studies, with_seed
 from exlstm.study.problems import problem_of
-from exlstm.study.report import terminal_text, write_report
+from exlstm.study.report import terminal_text, write_report, write_summary
 from exlstm.study.results import ResultFile, borrowed, provenance, result_path, result_row
 
 FOLDER = Path(__file__).parents[2] / "study"
@@ -136,3 +136,13 @@ def test_committed_pages_are_what_the_results_give(name, size, tmp_path):
     for kind in ("png", "pdf"):
         pictures = {path.name for path in there.parent.glob(f"{size}-*.{kind}")}
         assert {path.name for path in here.parent.glob(f"*.{kind}")} == pictures
+
+
+def test_the_committed_summary_is_what_the_results_give(tmp_path):
+    every = []
+    for name in [name for name, size in COMMITTED if size == "small"]:
+        study, own = study_of(name), ResultFile(result_path(FOLDER, name, "small")).read()
+        every.append(Results(study, "small", borrowed(study, "small", FOLDER) | own, study.seeds))
+    (tmp_path / "results").mkdir()
+    page = write_summary(every, tmp_path)
+    assert (FOLDER / "results" / "small.md").read_text() == page.read_text(), "run: exlstm study report"

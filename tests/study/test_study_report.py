@@ -13,7 +13,7 @@ from exlstm.models.explain import aligned
 from exlstm.study import Claim, Results, figures
 from exlstm.study.contract import run_id, with_seed
 from exlstm.study.figures import png
-from exlstm.study.report import terminal_text, write_report
+from exlstm.study.report import terminal_text, write_report, write_summary
 from exlstm.study.results import result_path
 
 STUDY = count_study()
@@ -78,6 +78,20 @@ def test_the_markdown_page_says_all(written):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
     assert "| model | a\\|b |\n|---|---|\n| one | 0.88 (0/2) |\n| two | failed |\n" in text.replace(
         results.cell(model="two").text(), "failed")  # fmt: skip
+
+
+def test_a_summary_has_the_claims_and_pictures_of_all(written, tmp_path):
+    _, results, _ = written
+    other = Results(count_study(name="other"), "small", results.rows, 2)
+    (tmp_path / "results").mkdir()
+    page = write_summary([results, other], tmp_path)
+    assert page == tmp_path / "results" / "small.md"
+    text = page.read_text(encoding="utf-8")
+    assert "Size small: 2 not decided, 2 holds, 2 does not hold." in text
+    for name in ("count", "other"):
+        assert f"| [{name}](" + f"{name}/small.md) | a claim that fails | **does not hold** | it is not so |\n" in text
+        assert f"![A line & <more>]({name}/small-rise.png)" in text
+    assert text.count("## Which number is <b>largest</b> & why?") == 2
 
 
 def test_lines_in_cells_do_not_break_tables(tmp_path):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from exlstm.study.contract import Study
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+Optional = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 First = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
 Second = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
 SizeName = Literal["quick", "small", "paper"]
@@ -44,7 +45,7 @@ class StudyRun:
 class StudyReport:
     """Options of `exlstm study report`."""
 
-    name: Name  # of a study, as in `exlstm study list`
+    name: Optional = None  # of a study, as in `exlstm study list`; left out: a summary of all that have results
     size: SizeName = "small"  # which of its results
     seeds: int | None = None  # how many were to be reported; left out: those of the study
     folder: str = "study"  # folder of study files
@@ -117,8 +118,20 @@ def study_run(options: StudyRun) -> None:
 
 def study_report(options: StudyReport) -> None:
     """`exlstm study report`: prints claims and tables, writes a page with pictures beside the results."""
-    from exlstm.study.report import terminal_text, write_report
+    from exlstm.study.contract import studies
+    from exlstm.study.report import terminal_text, write_report, write_summary
+    from exlstm.study.results import result_path
 
+    folder = Path(options.folder)
+    if options.name is None:
+        ran = [name for name in studies(folder) if result_path(folder, name, options.size).exists()]
+        if not ran:
+            raise ValueError(
+                f"no study in {folder} has results of size {options.size}; run one: exlstm study run NAME."
+            )
+        every = [_results(name, options.size, options.seeds, options.folder) for name in ran]
+        print(f"All claims and pictures: {write_summary(every, folder)}")
+        return
     results = _results(options.name, options.size, options.seeds, options.folder)
     page = write_report(results, Path(options.folder))
     print(terminal_text(results))

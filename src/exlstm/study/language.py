@@ -109,13 +109,20 @@ def _gpt3(width: int, heads: int) -> LMConfig:
 def trainings(size: str, models: Mapping[str, LMConfig], **changes: Any) -> list[Training]:
     """A run per model and learning rate on the text of this size. changes: fields of `Training` that differ."""
     return [
-        Training(**{
-            "model": name, "architecture": config, "lessons": (lesson(size, config),), "lr": rate,
-            "varied": _varied(config), **HOW[size], **changes,
-        })
+        Training(
+            **{
+                "model": name,
+                "architecture": config,
+                "lessons": (lesson(size, config),),
+                "lr": rate,
+                "varied": _varied(config),
+                **HOW[size],
+                **changes,
+            }
+        )
         for name, config in models.items()
         for rate in RATES[size]
-    ]  # fmt: skip
+    ]
 
 
 def timings(size: str, models: Mapping[str, LMConfig]) -> list[Timing]:

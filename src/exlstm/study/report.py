@@ -38,6 +38,34 @@ def write_report(results: Results, folder: Path) -> Path:
     return page
 
 
+def write_summary(studies: Sequence[Results], folder: Path) -> Path:
+    """Writes results/SIZE.md: every claim of every study with its verdict, and all pictures. Returns the page.
+
+    studies: of one size, with results each.
+    """
+    rows, blocks = [], []
+    for results in studies:
+        name, size = results.study.name, results.size
+        items = list(results.study.report(results))
+        page = f"{name}/{size}.md"
+        rows += [
+            (f"[{name}]({page})", item.text, f"**{item.verdict}**", item.evidence)
+            for item in items
+            if isinstance(item, Claim)
+        ]
+        pictures = [f"![{item.title}]({name}/{size}-{item.name}.png)" for item in items if isinstance(item, Picture)]
+        blocks.append(
+            "\n\n".join([f"## {results.study.question}", f"[{name}]({page}). {_progress(results)}", *pictures])
+        )
+    count = Counter(verdict for _, _, verdict, _ in rows)
+    counted = ", ".join(f"{number} {verdict.strip('*')}" for verdict, number in count.most_common())
+    table = _markdown_table(("study", "claim", "what was found", "evidence"), rows)
+    path = folder / "results" / f"{studies[0].size}.md"
+    head = f"# Claims of the paper and of its reviewers\n\nSize {studies[0].size}: {counted}."
+    write_or_explain(path, "\n\n".join([head, table, *blocks]) + "\n")
+    return path
+
+
 def terminal_text(results: Results) -> str:
     """Claims and tables in plain text."""
     blocks = [f"{results.study.question}\n{_progress(results)}"]

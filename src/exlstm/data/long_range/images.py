@@ -33,9 +33,11 @@ def _digits() -> dict[SplitName, Images]:
     place = np.array([hashlib.blake2b(row.tobytes(), digest_size=2).digest()[0] for row in pixels])
     edges = {"train": (0, 180), "validation": (180, 218), "test": (218, 256)}
     kept = {name: (low <= place) & (place < high) for name, (low, high) in edges.items()}
-    return {"train": (pixels[kept["train"]], classes[kept["train"]]),
-            "validation": (pixels[kept["validation"]], classes[kept["validation"]]),
-            "test": (pixels[kept["test"]], classes[kept["test"]])}  # fmt: skip
+    return {
+        "train": (pixels[kept["train"]], classes[kept["train"]]),
+        "validation": (pixels[kept["validation"]], classes[kept["validation"]]),
+        "test": (pixels[kept["test"]], classes[kept["test"]]),
+    }
 
 
 @lru_cache(maxsize=1)

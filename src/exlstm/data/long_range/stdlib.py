@@ -14,8 +14,25 @@ from exlstm.data.long_range.contract import ClassTask, Sampled
 from exlstm.data.tasks.contract import SplitName
 from exlstm.data.text import Document, documents, split_documents
 
-PACKAGES = ("asyncio", "concurrent", "distutils", "email", "encodings", "html", "http", "idlelib", "importlib",
-            "json", "lib2to3", "logging", "multiprocessing", "tkinter", "unittest", "urllib", "xml")  # fmt: skip
+PACKAGES = (
+    "asyncio",
+    "concurrent",
+    "distutils",
+    "email",
+    "encodings",
+    "html",
+    "http",
+    "idlelib",
+    "importlib",
+    "json",
+    "lib2to3",
+    "logging",
+    "multiprocessing",
+    "tkinter",
+    "unittest",
+    "urllib",
+    "xml",
+)
 CLASSES = 10
 _LEAST = 4  # files of a class in each split
 _BORDER = 257  # between the two windows of a pair; bytes are 1 to 256
