@@ -7,8 +7,9 @@ Needs the extra `eval` (lm-eval).
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 
 def main(words: Sequence[str]) -> int:
@@ -44,6 +45,35 @@ def main(words: Sequence[str]) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def evaluate(
+    pretrained: str, tasks: Sequence[str | Mapping[str, Any]], *, limit: int | None = None, device: str | None = None
+) -> dict[str, dict[str, float]]:
+    """Results by task and metric of the model in a folder, without their standard errors.
+
+    tasks: names that the harness knows, or its descriptions of tasks. limit: questions of each, at most.
+    Raises ValueError if lm-evaluation-harness is not installed.
+    """
+    try:
+        from lm_eval import simple_evaluate
+
+        from exlstm.harness.model import HarnessModel
+    except ImportError as error:
+        raise ValueError(
+            f"lm-evaluation-harness is not installed ({error}); install it with: pip install 'exlstm[eval]'"
+        ) from error
+    model = HarnessModel(pretrained, device=device)
+    found = simple_evaluate(model=model, tasks=[*tasks], limit=limit, bootstrap_iters=0, log_samples=False)
+    return {
+        task: {
+            # "acc,none" is the metric acc without a filter
+            key.partition(",")[0]: float(value)
+            for key, value in results.items()
+            if isinstance(value, int | float) and "stderr" not in key
+        }
+        for task, results in found["results"].items()
+    }
 
 
 def _device_in(config: str | None) -> str | None:

@@ -81,6 +81,7 @@ class Training:
                 for number, lesson in enumerate(self.lessons)
                 for part, _, _ in ranges(lesson)
             ]
+            further = self.further(problem, model)
         longest = max(high for lesson in self.lessons for _, high in lesson.test)
         return {
             "parameters": parameters(model),
@@ -89,9 +90,13 @@ class Training:
             "flops": course.tokens * flops_per_token(model, "train", max(lesson.train[1] for lesson in self.lessons)),
             "seconds": round(seconds, 2),
             "steps": course.step,
-            "metrics": {"loss": course.loss, "validation": course.validation, "tests": tests},
+            "metrics": {"loss": course.loss, "validation": course.validation, "tests": tests, **further},
             "curve": course.curve,
         }
+
+    def further(self, problem: Problem, model: Model) -> dict[str, Any]:
+        """What a kind of run asks the trained model beside its tests."""
+        return {}
 
 
 class TrainingLoop:
