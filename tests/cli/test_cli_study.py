@@ -27,7 +27,7 @@ def here(tmp_path, monkeypatch):
 def test_help(run):
     assert run("study") == run("study", "--help")
     out = run("study", "--help")
-    assert all(re.search(rf"\b{name}\b", out) for name in ("list", "run", "report", "compare"))
+    assert all(re.search(rf"\b{name}\b", out) for name in ("list", "run", "plan", "report", "compare"))
     assert "usage: exlstm study COMMAND" in out
 
 
@@ -37,6 +37,7 @@ def test_help(run):
         ("list", ["folder"]),
         ("run", ["size", "only", "seeds", "jobs", "device", "cluster", "resume", "overwrite", "folder"]),
         ("report", ["size", "seeds", "folder"]),
+        ("plan", ["size", "seeds", "tflops", "folder"]),
         ("compare", ["folder"]),
     ],
 )
@@ -62,6 +63,7 @@ def test_list_run_report_compare(here, run):
     (here / "study/results/count/quick.md").unlink()
     assert ran.endswith(run("study", "report", "count", "--size", "quick"))
     assert run("study", "report", "--size", "quick").endswith("study/results/quick.md\n")
+    assert run("study", "plan", "count", "--size", "quick").endswith("at 200 TFLOP/s; 9 other runs\n")
     assert (here / "study/results/count/quick.md").exists()
     run("study", "run", "second", "--size", "quick", "--only", "model=two,model=bad")
     out = run("study", "compare", "count@quick", "second@quick")
@@ -113,6 +115,7 @@ def test_brackets_in_questions_are_shown(here, run):
         (("run",), r".*NAME.*; see exlstm study run --help\."),
         (("report", "count"), r"there are no results in study/results/count/small\.jsonl; get some with: .*\."),
         (("report", "nine"), r"there is no study 'nine' in study; .*\."),
+        (("plan", "count", "--tflops", "0"), r"--tflops is 0; .*\."),
         (("report",), r"no study in study has results of size small; run one: exlstm study run NAME\."),
         (("compare", "count", "second"), r"there are no results in .*; name a study that has run, .*\."),
         (("compare", "count@x", "second"), r"'count@x' has a size that does not exist; .*\."),

@@ -19,10 +19,12 @@ from exlstm.cli.runs import Runs, runs
 from exlstm.cli.study import (
     StudyCompare,
     StudyList,
+    StudyPlan,
     StudyReport,
     StudyRun,
     study_compare,
     study_list,
+    study_plan,
     study_report,
     study_run,
 )
@@ -299,6 +301,7 @@ GROUPS: dict[str, Group] = {
                 options=StudyRun,
                 run=study_run,
             ),
+            "plan": Command(help="what a study will cost", options=StudyPlan, run=study_plan),
             "report": Command(help="tables and pictures of a study's results", options=StudyReport, run=study_report),
             "compare": Command(help="two sets of results side by side", options=StudyCompare, run=study_compare),
         },

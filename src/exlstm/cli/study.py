@@ -42,6 +42,17 @@ class StudyRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """Options of `exlstm study plan`."""
+
+    name: Name  # of a study, as in `exlstm study list`
+    size: SizeName = "paper"  # which of its sizes
+    seeds: int | None = None  # how many are reported for every setting; left out: those of the study
+    tflops: float = 200.0  # what a device sustains, in 10^12 FLOPs a second: 200 is a fifth of an H100 in bfloat16
+    folder: str = "study"  # folder of study files
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyReport:
     """Options of `exlstm study report`."""
 
@@ -114,6 +125,18 @@ def study_run(options: StudyRun) -> None:
             f"{report.failed} of {report.done + report.failed + report.left} runs failed, one with "
             f"{report.error!r}; try them again with: {_resume(options)}."
         )
+
+
+def study_plan(options: StudyPlan) -> None:
+    """`exlstm study plan`: parameters, FLOPs and hours, without running anything."""
+    from exlstm.study.contract import find_study
+    from exlstm.study.plan import plan, table
+
+    if not 0 < options.tflops < 1e9:
+        raise ValueError(f"--tflops is {options.tflops:g}; give what the device sustains, such as 200.")
+    study = find_study(options.name, Path(options.folder))
+    costs, others = plan(study, options.size, _seeds(study, options.size, options.seeds))
+    print(f"{study.question}\n\n{table(costs, others, tflops=options.tflops)}")
 
 
 def study_report(options: StudyReport) -> None:
