@@ -50,8 +50,8 @@ def report(results):
             (name, replayed(found[name]), *(number(found[name], place, "token_seconds", 1e3) for place in places))
             for name in cells
         ],
-        note="A step is one token of every row. Replayed: without the interpreter; a state that grows cannot be, so "
-        "those models pay for some calls of torch per token, which counts in models as small as these.",
+        note="A step is one token of every row. Replayed: without the interpreter. Hyena's steps, and those of "
+        "attention behind more than 4,096 tokens, are calls of torch, which count in models as small as these.",
     )
     yield ReportTable(
         title="Bytes of state and FLOPs of a token, by tokens read",

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 
+from exlstm.infer import token_loop
 from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
@@ -15,6 +16,7 @@ from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.elman import ElmanConfig
 from exlstm.mixers.gru import GRUConfig
 from exlstm.mixers.hgrn import HGRNConfig
+from exlstm.mixers.hyena import HyenaConfig
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.mamba import MambaConfig
 from exlstm.mixers.matrix_rnn import MatrixRNNConfig
@@ -213,7 +215,7 @@ VARIANTS = {name: config() for name, config in MIXERS.items()} | {
 }
 BREADTH = {"mega without chunks"}
 BFLOAT16 = {"mlstm", "slstm", "attention window"}
-NOT_REPLAYED = {"attention", "hyena", "linformer", *BREADTH, "slstm silu", "slstm low rank", "slstm learned"}
+NOT_REPLAYED = {"hyena", "linformer", *BREADTH, "slstm silu", "slstm low rank", "slstm learned"}
 
 
 @pytest.mark.parametrize(
@@ -253,9 +255,66 @@ def test_bfloat16_replayed_or_not(name, two_threads):
     assert (replayed.why_not is None) == (name not in NOT_REPLAYED), replayed.why_not
 
 
+GROWING = replace(
+    LARGE, blocks=(BlockConfig(mixer=AttentionConfig(heads=4, kv_heads=2)), BlockConfig(mixer=MLSTMConfig()),
+                   BlockConfig(mixer=AttentionConfig(heads=2, rope_share=0.5)))
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [0, 5])
+def test_a_cache_that_grows_is_replayed_and_captured_again_when_it_is_full(read, monkeypatch):
+    """Rows have read unlike many tokens, and one has forgotten the first of them."""
+    monkeypatch.setattr(token_loop, "LEAST_ROOM", 3)
+    model, tokens_BT, state = build(GROWING), tokens(3, 11), None
+    if read:
+        reset_BT = torch.zeros(3, read, dtype=torch.bool)
+        reset_BT[1, 3] = True
+        with torch.no_grad():
+            _, state = model(tokens(3, read, seed=2), reset_BT=reset_BT, lengths_B=torch.tensor([read, read, 2]))
+    replayed, called = TokenLoop(model, state), TokenLoop(model, state, replay=False)
+    captured = []
+    for step in range(11):
+        torch.testing.assert_close(replayed(tokens_BT[:, step]), called(tokens_BT[:, step]), rtol=0, atol=1e-4)
+        captured.append(replayed.captured)
+        for got, want in zip(replayed.state, called.state, strict=True):
+            assert type(got) is type(want)
+        for got, want in zip(replayed.state[0].trimmed(), called.state[0].trimmed(), strict=True):
+            assert got.shape == want.shape
+    assert replayed.why_not is None
+    assert len({id(step) for step in captured}) == 4  # three tokens each
+    with torch.no_grad():  # a call goes on from it
+        got, want = (model(tokens_BT[:, :2], loop.state)[0] for loop in (replayed, called))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+def test_a_long_cache_is_read_by_calls(monkeypatch):
+    monkeypatch.setattr(token_loop, "LEAST_ROOM", 2)
+    monkeypatch.setattr(token_loop, "MOST_STEPS", 3)
+    model, tokens_BT = build(GROWING), tokens(2, 9)
+    loop, called = TokenLoop(model), TokenLoop(model, replay=False)
+    torch.testing.assert_close(run(loop, tokens_BT), run(called, tokens_BT), rtol=0, atol=1e-4)
+    assert "more than 3 steps" in loop.why_not
+
+
+def test_rows_with_caches_that_grow_are_replaced():
+    model = build(GROWING)
+    loop, called = TokenLoop(model), TokenLoop(model, replay=False)
+    with torch.no_grad():
+        _, other = model(tokens(1, 9, seed=4))
+    for each in (loop, called):
+        run(each, tokens(2, 4))
+        each.write([1], other)
+    torch.testing.assert_close(run(loop, tokens(2, 5)), run(called, tokens(2, 5)), rtol=0, atol=1e-4)
+    assert loop.captured is not None
+
+
 def test_what_is_not_replayed_says_why():
-    model = build(replace(LARGE, blocks=(BlockConfig(mixer=AttentionConfig(heads=4)),)))
+    model = build(replace(LARGE, blocks=(BlockConfig(mixer=HyenaConfig()),)))
     loop = TokenLoop(model)
+    loop(tokens(1, 1)[0])
+    assert "filter" in loop.why_not
+    learned = build(replace(LARGE, blocks=(BlockConfig(mixer=SLSTMConfig(cell_activation="silu")),)))
+    loop = TokenLoop(learned)
     loop(tokens(1, 1)[0])
     assert "aten" in loop.why_not
     assert "float64" in TokenLoop(build(LARGE).double()).why_not

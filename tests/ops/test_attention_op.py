@@ -163,11 +163,35 @@ def test_inputs_are_left_as_they_were(window):
     assert all(torch.equal(a, b) for a, b in zip((*x, *state), before, strict=True))
 
 
+@pytest.mark.parametrize("T", [1, 3])
+def test_a_cache_with_room_is_that_without(T):
+    """Rows of unlike lengths, one of which has forgotten its beginning; the numbers are those of a cache that grows."""
+    q, k, v = make(3, 7, dtype=torch.float64)
+    reset_BT = torch.zeros(3, 7, dtype=torch.bool)
+    reset_BT[1, 4] = True
+    _, state = attention(q, k, v, reset_BT=reset_BT, lengths_B=torch.tensor([7, 7, 2]))
+    more = make(3, T, dtype=torch.float64, seed=5)
+    want, after = attention(*more, state)
+    for size in (7 + T, 30):
+        roomy = state.with_room(size)
+        assert roomy.k_BSGK.shape[1] == size
+        got, roomy = attention(*more, roomy)
+        torch.testing.assert_close(got, want)
+        back, trimmed = roomy.without_room(), after.trimmed()
+        assert torch.equal(back.next_B, trimmed.next_B)
+        h, _ = attention(*more, back)
+        torch.testing.assert_close(h, attention(*more, trimmed)[0])
+    short, _ = attention(*more, state.with_room(4))  # a row has read seven: four of them are seen
+    assert not torch.allclose(short[0], want[0])
+    torch.testing.assert_close(short[2], want[2])
+
+
 def test_errors():
     q, k, v = make(2, 3, dtype=torch.float32)
     _, state = attention(q, k, v, window=4)
-    with pytest.raises(ValueError, match="the state is a WindowState; it must be the AttentionState of an earlier"):
-        attention(q, k, v, state)
+    _, grown = attention(q, k, v)
+    with pytest.raises(ValueError, match="the state is a AttentionState; it must be the WindowState of an earlier"):
+        attention(q, k, v, grown, window=4)
     with pytest.raises(ValueError, match=r"k_BSGK of the state is .* must be .* of shape \(2, 5, 2, 4\)"):
         attention(q, k, v, state, window=6)
     with pytest.raises(ValueError, match="backend 'numba' of attention cannot run: there is no window"):

@@ -36,10 +36,13 @@ def attention(
     positions restart. lengths_B: steps at or beyond a row's length are seen by none, and give h = 0, whatever is there.
     rope_base, rope_share: base and share of `rope`; a base of None rotates nothing.
     backend: "auto", "numba" (one step with a window, up to float32 on a CPU, without gradients) or "torch".
+    A WindowState of S entries without a window is a cache with room, as decoding has it: the window is S + 1 then.
     Returns h [B, T, H, K] and the state: an AttentionState that grows with T, or a WindowState of window - 1 entries.
     Raises ValueError for a state, reset_BT or lengths_B that does not fit q, k and v, and a backend that cannot run.
     """
     reset_BT, lengths_B = checked_rows(q_BTHK, reset_BT, lengths_B)
+    if window is None and isinstance(state, WindowState) and state.k_BSGK.ndim == 4:
+        window = state.k_BSGK.shape[1] + 1
     if state is not None:
         check_cache(state, k_BTGK, window)
     inputs, cache = (q_BTHK, k_BTGK, v_BTGK), () if state is None else state[:2]

@@ -33,6 +33,10 @@ class AttentionState(NamedTuple):
         seen_S = (self.position_BS >= 0).any(dim=0)
         return AttentionState(self.k_BSGK[:, seen_S], self.v_BSGK[:, seen_S], self.position_BS[:, seen_S], self.next_B)
 
+    def with_room(self, size: int) -> "WindowState":
+        """The state with room for `size` steps in all, which must be those of the longest row at least."""
+        return newest(self, size, ragged=True)
+
     def padded(self, size: int) -> "AttentionState":
         """The state with masked steps in front, `size` in all."""
         more = size - self.position_BS.shape[1]
@@ -57,6 +61,10 @@ class WindowState(NamedTuple):
         position_BS = self.next_B[:, None] + torch.arange(-S, 0, device=self.next_B.device)
         k_BSGK, v_BSGK = (zero_padding(x, position_BS >= 0) for x in self[:2])
         return AttentionState(k_BSGK, v_BSGK, position_BS.clamp(min=-1), self.next_B)
+
+    def without_room(self) -> AttentionState:
+        """The cache of the steps that were read, as attention without a window has it."""
+        return self.entries().trimmed()
 
 
 def attention_torch(
