@@ -1,8 +1,8 @@
 """What do models cost to run: training, reading a text, and a new token behind it?
 
 The models of the study `language`, measured one at a time on a machine that does nothing else, on one CPU thread: a
-training step, the time to read 16, 2,048 and 16,384 tokens, the time of a token behind them for one row and for eight,
-and the bytes of state. Random weights, as time does not depend on them.
+training step, the time to read 16, 2,048 and 16,384 tokens, the time of a token behind them, that of 8 and of 64 rows
+behind 16 tokens, and the bytes of state. Random weights, as time does not depend on them.
 
 Expected: a token costs the same behind any context, but for attention, whose cost and state grow.
 

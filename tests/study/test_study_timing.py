@@ -16,7 +16,7 @@ from exlstm.study.timing import Timing
 
 TINY = Timing(
     model="lstm", architecture=stack((LSTMConfig(),), width=8), vocabulary=11, batch=2, length=6,
-    contexts=(3, 1030), batches=(1, 2), tokens=2, repeats=2,
+    places=((3, 1), (3, 2), (1030, 1), (1030, 2)), tokens=2, repeats=2,
 )  # fmt: skip
 
 
@@ -30,7 +30,12 @@ def test_every_context_and_every_number_of_rows_is_measured():
     assert row["metrics"]["step_seconds"] > 0
     assert row["metrics"]["tests"][0]["score"] == pytest.approx(12 / row["metrics"]["step_seconds"])
     assert TINY.facets() == {"model": "lstm", "task": "time"}
-    assert [text for _, text in report.told] == ["context 3", "context 1030"]
+    assert [text for _, text in report.told] == [
+        "context 3, 1 rows",
+        "context 3, 2 rows",
+        "context 1030, 1 rows",
+        "context 1030, 2 rows",
+    ]
 
 
 def test_the_cost_of_attention_grows_with_the_context():
@@ -42,7 +47,9 @@ def test_the_cost_of_attention_grows_with_the_context():
 
 def test_a_table_of_positions_is_not_read_beyond_its_end():
     config = replace(stack((AttentionConfig(heads=1, rope_base=None),), width=8), positions=40)
-    found = replace(TINY, architecture=config, contexts=(3, 34, 35)).execute(Quiet())["metrics"]["generation"]
+    found = replace(TINY, architecture=config, places=((3, 1), (34, 1), (35, 1))).execute(Quiet())["metrics"][
+        "generation"
+    ]
     assert {entry["context"] for entry in found} == {3, 34}  # six tokens follow each
 
 

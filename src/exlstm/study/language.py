@@ -127,8 +127,9 @@ def trainings(size: str, models: Mapping[str, LMConfig], **changes: Any) -> list
 
 def timings(size: str, models: Mapping[str, LMConfig]) -> list[Timing]:
     """A measurement per model at the shape of its training. quick: one context of a few tokens."""
-    quick = {"contexts": (8,), "tokens": 2, "repeats": 1} if size == "quick" else {"batches": (1, 8)}
-    how: dict[str, Any] = {"vocabulary": int(TEXT[size].partition("/")[2]), "length": SHAPE[size]["length"], **quick}
+    how: dict[str, Any] = {"vocabulary": int(TEXT[size].partition("/")[2]), "length": SHAPE[size]["length"]}
+    if size == "quick":
+        how |= {"places": ((8, 1),), "tokens": 2, "repeats": 1}
     return [
         Timing(model=name, architecture=config, batch=HOW[size]["batch"], varied=_varied(config), **how)
         for name, config in models.items()

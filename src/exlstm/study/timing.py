@@ -23,7 +23,7 @@ from exlstm.train.config import TrainConfig
 from exlstm.train.loss import model_cross_entropy
 from exlstm.train.optimizer import adamw
 
-CONTEXTS = (16, 2048, 16384)
+PLACES = ((16, 1), (2048, 1), (16_384, 1), (16, 8), (16, 64))  # tokens read before, and rows
 _PART = 1024  # tokens of one call while a context is read
 
 
@@ -31,9 +31,9 @@ _PART = 1024  # tokens of one call while a context is read
 class Timing:
     """Seconds of a training step, of reading a context, and of a new token behind it.
 
-    vocabulary, batch, length: those of training. contexts: tokens that were read before tokens are generated.
-    batches: rows that are generated at a time. repeats: measurements of each, of which the median counts; one of
-    generation is `tokens` tokens long. A model with a table of positions is not asked beyond its end.
+    vocabulary, batch, length: those of training. places: (tokens that were read before, rows at a time) of generation.
+    repeats: measurements of each, of which the median counts; one of generation is `tokens` tokens long. A model with a
+    table of positions is not asked beyond its end.
     """
 
     model: str
@@ -41,8 +41,7 @@ class Timing:
     vocabulary: int
     batch: int
     length: int
-    contexts: tuple[int, ...] = CONTEXTS
-    batches: tuple[int, ...] = (1,)
+    places: tuple[tuple[int, int], ...] = PLACES
     tokens: int = 32
     repeats: int = 5
     varied: tuple[tuple[str, str], ...] = ()
@@ -62,15 +61,15 @@ class Timing:
         step = self.measured(self.training_step(model), device)
         model.eval()
         longest = self.architecture.positions
-        contexts = [length for length in self.contexts if longest is None or length + self.most_tokens() <= longest]
+        places = [place for place in self.places if longest is None or place[0] + self.most_tokens() <= longest]
         generation: list[dict[str, Any]] = []
-        for number, context in enumerate(contexts):
-            report((number + 1) / (len(contexts) + 1), f"context {context}")
-            generation += [self.generation(model, context, rows, device) for rows in self.batches]
+        for number, (context, rows) in enumerate(places):
+            report((number + 1) / (len(places) + 1), f"context {context}, {rows} rows")
+            generation.append(self.generation(model, context, rows, device))
         trained = self.batch * self.length
         return {
             "parameters": parameters(model),
-            "state_bytes": model.state_bytes(max(contexts, default=0)),
+            "state_bytes": model.state_bytes(max((context for context, _ in places), default=0)),
             "flops": trained * flops_per_token(model, "train", self.length),
             "seconds": round(time.perf_counter() - began, 2),
             "metrics": {
