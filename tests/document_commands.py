@@ -15,6 +15,8 @@ NOT_RUN = {
         "downloads two data sets",
     "exlstm study run gates --overwrite": "takes half an hour; tests/study runs its quick size",
     "exlstm study run gates --size small": "takes half an hour; tests/study runs its quick size",
+    "exlstm study plan language --size paper": "takes a minute; tests/study plans every study",
+    "exlstm study report": "writes into the folder of results; tests/study makes the page",
     "exlstm study report gates": "writes into the study's own folder; tests/study reports",
 }  # fmt: skip
 

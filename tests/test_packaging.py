@@ -15,7 +15,8 @@ import exlstm
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray"}  # ourselves; torch on Linux with a GPU; numba; an extra
+# ourselves; torch on Linux with a GPU; numba; an extra; lm-eval, and an error says how to get it
+COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray", "sklearn"}
 EXTRAS = PROJECT["optional-dependencies"]
 
 

@@ -205,7 +205,7 @@ def test_the_format_is_what_it_was():
     assert config_to_json(lm_from_pattern("s", vocab_size=5, width=32)) == {
         "format": 1, "model_type": "exlstm", "vocab_size": 5, "width": 32, "norm": "layer", "norm_eps": 1e-5,
         "tie_embeddings": False, "logit_cap": None, "dropout": 0.0, "norm_bias": False, "out_norm": True,
-        "embed_scale": None, "positions": None, "embed_norm": False,
+        "embed_scale": None, "positions": None, "embed_norm": False, "residual": True,
         "blocks": [{
             "mixer": {
                 "kind": "slstm", "heads": 4, "conv_width": 4, "forget_gate": "sigmoid", "cell_activation": "tanh",
@@ -223,14 +223,14 @@ def test_options_that_came_later_may_be_missing():
     config = lm_from_pattern("ms", vocab_size=5, width=32)
     data = config_to_json(config)
     later = (
-        {"forget_gate"},
+        {"forget_gate", "input_gate_sees", "forget_gate_sees"},
         {"input_gate", "normalize", *(n for n in data["blocks"][1]["mixer"] if n[:11] == "recurrence_")},
     )
     for block, names in zip(data["blocks"], later, strict=True):
         for name in names:
             del block["mixer"][name]
     del data["blocks"][1]["mlp"]["gated"]
-    for name in ("embed_scale", "positions", "embed_norm"):
+    for name in ("embed_scale", "positions", "embed_norm", "residual"):
         del data[name]
     assert config_from_json(data) == config
 

@@ -83,7 +83,8 @@ def test_settings_are_groups_in_order():
 def test_plain_data_of_a_config():
     found = to_json(training())
     assert json.loads(json.dumps(found)) == found
-    assert found["lessons"] == [{"task": "parity", "train": [3, 12], "test": [[12, 20], [3, 12]], "dense": False}]
+    lesson = {"task": "parity", "train": [3, 12], "test": [[12, 20], [3, 12]], "dense": False, "both_ways": False}
+    assert found["lessons"] == [lesson]
     assert found["architecture"]["width"] == 8
     assert to_json({"a": (1, Lesson(task="s3", train=(3, 4), test=((3, 4),)))})["a"][1]["task"] == "s3"
 

@@ -82,6 +82,7 @@ async def g():
     assert documentation(b"x = 1") == b""
 
 
+@pytest.mark.slow
 def test_the_documentation_of_packages_is_english(monkeypatch):
     monkeypatch.setattr(texts, "_PACKAGES", ())
     read = texts.TEXTS["english"]["english"]()

@@ -35,7 +35,6 @@ class RealProblem:
 
     def loss(self, model: Model, step: int, *, seed: int, rows: int, device: torch.device) -> tuple[Tensor, int]:
         """Mean squared error over all steps but the first."""
-        assert isinstance(model, Regressor)
         low, high = self.lessons[0].train
         batch = self.batch("train", low, high, seed=seed, first=step * rows, rows=rows)
         error_BT = model(batch.inputs_BTD.to(device)) - batch.targets_BT.to(device)
@@ -43,7 +42,6 @@ class RealProblem:
 
     def score(self, model: Model, lesson: int, part: int, split: SplitName, rows: int) -> dict[str, Any]:
         """The squared error, and the share of the variance of the targets that it leaves out."""
-        assert isinstance(model, Regressor)
         low, high = self.lessons[lesson].test[part]
         device = next(model.parameters()).device
         errors, targets = [], []
