@@ -331,5 +331,6 @@ def test_nothing_that_was_done_was_done_again(story):
 @pytest.mark.slow
 def test_a_report_follows_a_run(story):
     folder = result_path(story["whole folder"], "count", "small").parent
-    assert {path.name for path in folder.iterdir()} == {"small.jsonl", "small.md", "small-rise.png"}
+    files = {"small.jsonl", "small.md", "small-rise.png", "small-rise.pdf"}
+    assert {path.name for path in folder.iterdir()} == files
     assert re.search(r"\[holds\] a claim that holds", story["whole"][0])
