@@ -26,6 +26,7 @@ SPLIT_TOLERANCE = 4.0
 PROBE_BYTES = 1 << 20  # the beginning of a file that tells whether it is text
 # all but bell, backspace, tab, line feed, vertical tab, form feed, carriage return and escape
 CONTROLS = bytes({*range(32), 127} - {7, 8, 9, 10, 11, 12, 13, 27})
+TESTS = {"test", "tests", "idle_test"}  # folders of the standard library
 MAX_NAMED = 3  # files that a note names
 
 
@@ -78,6 +79,11 @@ def documents(source: str | os.PathLike[str] | None = None, *, binary: bool = Fa
     Raises ValueError for a source that does not exist, cannot be read, holds no text, or has a malformed JSON line.
     """
     return read_source(source, binary=binary).documents
+
+
+def source_code() -> list[Document]:
+    """The standard library without its tests, which some systems leave out."""
+    return [document for document in documents() if not TESTS & set(document.name.split("/"))]
 
 
 def read_source(source: str | os.PathLike[str] | None = None, *, binary: bool = False) -> Text:

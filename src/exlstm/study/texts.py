@@ -23,16 +23,11 @@ from numpy.typing import NDArray
 
 from exlstm.data.mixture import Mixture
 from exlstm.data.packing import TokenStream, pack
-from exlstm.data.text import Document, Split, documents, fingerprint, split_documents
+from exlstm.data.text import Document, Split, documents, fingerprint, source_code, split_documents
 from exlstm.data.tokenizer import Tokenizer, train_bpe
 
 _LONG = 200  # characters of a documentation string that is prose, not a label
-_TESTS = {"test", "tests", "idle_test"}  # folders of the standard library that some systems leave out
 _PACKAGES = ("torch", "numpy", "sympy")  # exlstm needs all of them
-
-
-def _code() -> list[Document]:
-    return [document for document in documents() if not _TESTS & set(document.name.split("/"))]
 
 
 def _english() -> list[Document]:
@@ -56,9 +51,9 @@ def _email() -> list[Document]:
 
 
 TEXTS: Mapping[str, Mapping[str, Callable[[], list[Document]]]] = {
-    "code": {"code": _code},
+    "code": {"code": source_code},
     "english": {"english": _english},
-    "mixed": {"code": _code, "english": _english},
+    "mixed": {"code": source_code, "english": _english},
     "email": {"email": _email},
 }
 
