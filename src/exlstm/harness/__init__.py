@@ -21,9 +21,7 @@ def main(words: Sequence[str]) -> int:
     try:
         from lm_eval.__main__ import HarnessCLI, setup_logging
     except ImportError as error:
-        raise ValueError(
-            f"lm-evaluation-harness is not installed ({error}); install it with: pip install 'exlstm[eval]'"
-        ) from error
+        raise _not_installed(error) from error
     import exlstm.harness.model
     from exlstm.runtime.machine import pick_device
 
@@ -60,9 +58,7 @@ def evaluate(
 
         from exlstm.harness.model import HarnessModel
     except ImportError as error:
-        raise ValueError(
-            f"lm-evaluation-harness is not installed ({error}); install it with: pip install 'exlstm[eval]'"
-        ) from error
+        raise _not_installed(error) from error
     model = HarnessModel(pretrained, device=device)
     found = simple_evaluate(model=model, tasks=[*tasks], limit=limit, bootstrap_iters=0, log_samples=False)
     return {
@@ -74,6 +70,10 @@ def evaluate(
         }
         for task, results in found["results"].items()
     }
+
+
+def _not_installed(error: ImportError) -> ValueError:
+    return ValueError(f"lm-evaluation-harness is not installed ({error}); install it with: pip install 'exlstm[eval]'")
 
 
 def _device_in(config: str | None) -> str | None:

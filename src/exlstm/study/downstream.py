@@ -18,6 +18,8 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from exlstm.harness import evaluate
 from exlstm.models.checkpoints.saving import save
 from exlstm.models.lm import LM
@@ -81,13 +83,15 @@ def local_task(task: str, text: StudyText, folder: Path, questions: int) -> dict
 
 
 def passages(text: StudyText) -> Iterator[str]:
-    """Passages of held-out documents, cut at spaces, in an order of their own."""
+    """Paragraphs of held-out documents, long enough for a passage and an ending, in an order of their own."""
     found = []
     for stream in text.domains["test"].values():
-        for document in text.tokenizer.decode(stream.tokens.tolist()).decode("utf-8", "replace").split("\n\n"):
-            words = " ".join(document.split())
-            if len(words) >= _PASSAGE + _ENDING:
-                found.append(words)
+        for tokens in np.split(stream.tokens, np.flatnonzero(stream.tokens == stream.boundary)):
+            document = text.tokenizer.decode(tokens.tolist()).decode("utf-8", "replace")
+            paragraphs = (paragraph.split() for paragraph in document.split("\n\n"))
+            # a word that is longer than an ending is no prose, and cannot be cut at a space
+            prose = (" ".join(words) for words in paragraphs if words and max(map(len, words)) < _ENDING)
+            found += [words for words in prose if len(words) >= _PASSAGE + _ENDING]
     Random(0).shuffle(found)
     yield from found
 
