@@ -78,18 +78,14 @@ def long_score(cell):
 
 
 def claim(name, cell):
-    holds = evidence = None
-    if not cell.open and len(cell.run.lessons[0].test) > 1:
-        short, long = cell.median(0, KEY), cell.median(1, KEY)
-        holds = long <= short * (1 + TOLERANCE)
-        evidence = f"{short:.3f} in windows, {long:.3f} with 64 times the length"
-    negated = name == "llama"
-    text = "loses" if negated else "keeps"
-    if holds is not None and negated:
-        holds = not holds
-    return Claim(
-        text=f"{name} {text} its loss at 64 times the length of training", holds=holds, evidence=evidence or ""
-    )
+    """What the paper says: attention loses beyond the length of training, and the others do not."""
+    loses = name == "llama"
+    text = f"{name} {'loses' if loses else 'keeps'} its loss at 64 times the length of training"
+    if cell.open or len(cell.run.lessons[0].test) < 2:
+        return Claim(text=text, holds=None)
+    short, long = cell.median(0, KEY), cell.median(1, KEY)
+    evidence = f"{short:.3f} in windows, {long:.3f} with 64 times the length"
+    return Claim(text=text, holds=(long > short * (1 + TOLERANCE)) == loses, evidence=evidence)
 
 
 def by_position(cell):

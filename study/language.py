@@ -12,7 +12,7 @@ A run's own seconds are measured beside other runs. The time axis has those of a
 Paper: Beck et al. 2024, section 4.2, Table 1: 15 billion tokens of SlimPajama, models of 356M to 456M parameters.
 """
 
-from statistics import median
+from statistics import correlation, median
 
 from exlstm.study import Claim, Picture, ReportTable, figures
 from exlstm.study.language import TABLE_1, language_models, seconds_per_token, timings, trainings
@@ -131,13 +131,8 @@ def pair(cells, first, second):
 
 def rank_correlation(a, b):
     """Spearman's: the correlation of ranks; equal values share the mean of theirs."""
-    ranks = [[sum(y < x for y in values) + (sum(y == x for y in values) - 1) / 2 for x in values] for values in (a, b)]
-    middle = (len(a) - 1) / 2
-    products = [
-        sum((x - middle) * (y - middle) for x, y in zip(*pair, strict=True))
-        for pair in (ranks, (ranks[0],) * 2, (ranks[1],) * 2)
-    ]
-    return products[0] / (products[1] * products[2]) ** 0.5 if products[1] * products[2] else 0.0
+    ranks = [[sum(y < x for y in values) + sum(y == x for y in values) / 2 for x in values] for values in (a, b)]
+    return correlation(*ranks) if all(len(set(found)) > 1 for found in ranks) else 0.0
 
 
 def curves(figure, cells, clocks):

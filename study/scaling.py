@@ -15,6 +15,7 @@ inference on the x-axis.
 """
 
 from itertools import product
+from statistics import median
 
 from exlstm.study import Claim, Picture, ReportTable, figures
 from exlstm.study.fits import draw_fit, power_law
@@ -34,6 +35,13 @@ SHAPES = {
 }
 
 
+SECONDS = {
+    "seconds of training": "seconds of training",
+    "milliseconds of a token behind 16": "ms a token behind 16",
+    "milliseconds of a token behind 16384": "ms a token behind 16,384",
+}
+
+
 def runs(size):
     found = []
     for shape in SHAPES[size]:
@@ -44,7 +52,7 @@ def runs(size):
 
 def report(results):
     points = {name: points_of(results, name) for name in results.values("model")}
-    axes_of = {what: None for found in points.values() for point in found for what in point["costs"]}
+    axes_of = dict.fromkeys(what for found in points.values() for point in found for what in point["costs"])
     for ours, rival in product(("xlstm[1:0]", "xlstm[7:1]"), ("llama", "mamba")):
         if ours in points and rival in points:
             yield claim(points, ours, rival, results)
@@ -70,30 +78,34 @@ def report(results):
         )
 
 
-SECONDS = {
-    "seconds of training": "seconds of training",
-    "milliseconds of a token behind 16": "ms a token behind 16",
-    "milliseconds of a token behind 16384": "ms a token behind 16,384",
-}
-
-
 def points_of(results, model):
     """A dict per size of a model: its loss by seed, and what it costs."""
-    clocks = {body(cell): cell for cell in results.cells(lambda f: f == {**f, "model": model, "task": "time"})}
+    own = results.cells(lambda facets: facets["model"] == model)
+    clocks = {body(cell): cell for cell in own if cell.facets["task"] == "time"}
     found = []
-    for cell in results.cells(lambda f: f["model"] == model and f["task"] != "time"):
-        if not cell.rows:
+    for cell in own:
+        if not cell.rows or cell.facets["task"] == "time":
             continue
         costs = {"parameters": cell.median_of("parameters"), "FLOPs of training": cell.median_of("flops")}
         clock = clocks.get(body(cell))
         if clock is not None and clock.rows:
             tokens = cell.rows[0]["steps"] * cell.run.batch * cell.run.lessons[0].train[1]
             costs["seconds of training"] = seconds_per_token(clock) * tokens
-            for entry in clock.rows[0]["metrics"]["generation"]:
-                if entry["rows"] == 1:
-                    costs[f"FLOPs of a token behind {entry['context']}"] = entry["flops"]
-                    costs[f"milliseconds of a token behind {entry['context']}"] = 1e3 * entry["token_seconds"]
+            for context, entries in by_context(clock).items():
+                costs[f"FLOPs of a token behind {context}"] = entries[0]["flops"]
+                seconds = median(entry["token_seconds"] for entry in entries)
+                costs[f"milliseconds of a token behind {context}"] = 1e3 * seconds
         found.append({"width": cell.run.architecture.width, "cell": cell, "costs": costs})
+    return found
+
+
+def by_context(clock):
+    """Measurements of generation, one row at a time, of every seed by the tokens read before."""
+    found = {}
+    for row in clock.rows:
+        for entry in row["metrics"]["generation"]:
+            if entry["rows"] == 1:
+                found.setdefault(entry["context"], []).append(entry)
     return found
 
 
