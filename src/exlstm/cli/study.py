@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from exlstm.study.contract import Study
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-Optional = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+MaybeName = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 First = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
 Second = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
 SizeName = Literal["quick", "small", "paper"]
@@ -56,7 +56,7 @@ class StudyPlan:
 class StudyReport:
     """Options of `exlstm study report`."""
 
-    name: Optional = None  # of a study, as in `exlstm study list`; left out: a summary of all that have results
+    name: MaybeName = None  # of a study, as in `exlstm study list`; left out: a summary of all that have results
     size: SizeName = "small"  # which of its results
     seeds: int | None = None  # how many were to be reported; left out: those of the study
     folder: str = "study"  # folder of study files

@@ -57,7 +57,7 @@ class TokenLoop:
     @torch.inference_mode(False)
     @torch.no_grad()
     def write(self, rows: Sequence[int], state: LMState) -> None:
-        """Replaces the states of some rows between two steps; no step is captured again.
+        """Replaces the states of some rows between two steps. Only with caches that grow a step is captured again.
 
         Raises ValueError for rows that are not there, a state that does not fit, and a loop that has no state yet.
         """

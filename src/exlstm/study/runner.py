@@ -92,7 +92,8 @@ def run_study(study: Study, options: RunOptions, folder: Path, *, quiet: bool = 
     own, origin = file.start(resume=options.resume, overwrite=options.overwrite), provenance()
     rows = borrowed(study, options.size, folder) | own
     alone, others = [run for run in planned if is_alone(run)], [run for run in planned if not is_alone(run)]
-    parts = [(Schedule(runs, rows, options.seeds), most) for runs, most in ((others, jobs), (alone, 1)) if runs]
+    shares = [(runs, at_a_time) for runs, at_a_time in ((others, jobs), (alone, 1)) if runs]
+    parts = [(Schedule(runs, rows, options.seeds), at_a_time) for runs, at_a_time in shares]
     with closing(ProgressTable(f"{study.name}, {options.size}", quiet=quiet)) as table:
         table.plan(sum(part.total for part, _ in parts))
         for schedule, at_a_time in parts:
