@@ -1,5 +1,6 @@
 """Fixtures of every test: checks of shape names, fixed seeds, NaN in unwritten memory, one thread, an own cache."""
 
+import gc
 import os
 import random
 import signal
@@ -68,6 +69,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         given = getattr(getattr(item, "obj", None), "hypothesis", None)
         if given is not None and watches(item) and not hasattr(given.inner_test, "watched"):
             given.inner_test = watched_once(given.inner_test)
+    # ten thousand tests and what they import stay to the end: a collection of garbage need not look at them
+    gc.collect()
+    gc.freeze()
 
 
 def watches(item: pytest.Item) -> bool:

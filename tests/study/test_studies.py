@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_studies import Quiet
 
-from exlstm.study import Claim, Picture, ReportTable, Results, Training, body_parameters
+from exlstm.study import Claim, Picture, ReportTable, Results, Training, body_parameters, report
 from exlstm.study.aggregate import chosen, reported
 from exlstm.study.contract import SIZES, find_study, run_id, settings, studies, with_seed
 from exlstm.study.problems import problem_of
@@ -31,7 +31,9 @@ def study_of(name):
     return replace(study, runs=lru_cache(study.runs))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("recall", "ablations") else pytest.mark.slow) for name in NAMES]
+)
 def test_runs_of_all_sizes_can_be(name):
     """They are named apart, their facets tell settings apart, and their models can be built."""
     study = study_of(name)
@@ -92,7 +94,9 @@ def test_quick_runs_run_and_the_report_is_made_of_them(name, origin, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("state", ["nothing ran", "all failed", "one failed"])
+@pytest.mark.parametrize(
+    "state", ["nothing ran", *(pytest.param(name, marks=pytest.mark.slow) for name in ("all failed", "one failed"))]
+)
 def test_a_report_of_what_did_not_run_claims_nothing(name, state, origin):
     study, rows = study_of(name), {}
     failed = {"status": "failed", "error": "RuntimeError: no luck"}
@@ -123,7 +127,9 @@ def test_committed_results_are_of_this_study(name, size):
 
 
 @pytest.mark.parametrize(("name", "size"), [each for each in COMMITTED if each[1] == "small"])
-def test_committed_pages_are_what_the_results_give(name, size, tmp_path):
+def test_committed_pages_are_what_the_results_give(name, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "png", lambda draw, size: b"")  # the letters count here; other tests draw
+    monkeypatch.setattr(report, "pdf", lambda draw, size: b"")
     there = result_path(FOLDER, name, size)
     here = result_path(tmp_path, name, size)
     here.parent.mkdir(parents=True)

@@ -81,6 +81,7 @@ def log_probability(model, tokenizer, words):
     return logits_BTC[0].log_softmax(-1).gather(1, ids[1:, None]).sum().item()
 
 
+@pytest.mark.slow
 def test_a_model_gets_what_its_probabilities_say(text, model, tmp_path):
     found = answers(model, text, LOCAL, 12)
     assert set(found) == set(LOCAL)
