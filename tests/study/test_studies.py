@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from small_studies import Quiet
 
 from exlstm.study import Claim, Picture, ReportTable, Results, Training, body_parameters, report
@@ -111,8 +112,6 @@ def test_a_report_of_what_did_not_run_claims_nothing(name, state, origin):
             assert all(len(row) == len(part.columns) for row in part.rows)
             assert all(isinstance(cell, str) for row in part.rows for cell in row)
         if isinstance(part, Picture) and state == "nothing ran":
-            from matplotlib.figure import Figure
-
             part.draw(Figure(figsize=part.size))
 
 
@@ -152,3 +151,86 @@ def test_the_committed_summary_is_what_the_results_give(tmp_path):
     (tmp_path / "results").mkdir()
     page = write_summary(every, tmp_path)
     assert (FOLDER / "results" / "small.md").read_text() == page.read_text(), "run: exlstm study report"
+
+
+LATER = (
+    "language",
+    "scaling",
+    "ablations",
+    "extrapolation",
+    "rare_tokens",
+    "speed",
+    "long_range",
+    "memories",
+    "downstream",
+)
+
+
+def finished(run, number):
+    """What a run would give, with numbers of its own: enough for every report."""
+    bits = 2 + number / 100
+    row = {
+        "parameters": 1000 * (1 + number),
+        "state_bytes": 64,
+        "flops": 1e9 * (1 + number),
+        "seconds": 1.0,
+        "steps": 10,
+    }
+    test = {"score": 1 - bits / 8, "bits_per_byte": bits, "loss": bits, "accuracy": 0.5, "at_chance": False}
+    test["by_domain"] = {"code": bits, "english": bits}
+    test["by_count"] = [[10, 100, 5, 5 * bits, 9], [100, 1000, 7, 7 * bits, 9]]
+    if not isinstance(run, Training):
+        measured = {
+            "reading_seconds": 0.1,
+            "token_seconds": 1e-3 * bits,
+            "flops": 1e6,
+            "state_bytes": 64,
+            "replayed": True,
+        }
+        places = [{"context": context, "rows": rows, **measured} for context, rows in run.places]
+        return {**row, "metrics": {"step_seconds": bits, "generation": places, "tests": [{**test, "score": 900.0}]}}
+    ends = [high for lesson in run.lessons for _, high in lesson.test]
+    places = [[[0, 16, 16, 20 * bits, 30], [16, high, high - 16, 90 * bits, 99]] for high in ends]
+    tests = [{**test, "high": high, "by_position": place} for high, place in zip(ends, places, strict=True)]
+    answers = {"downstream": {task: {"acc": 0.3 + number / 1000} for task in getattr(run, "asked", ())}}
+    curve = [{"step": step, "loss": bits, "validation": 1 - bits / 8} for step in (5, 10)]
+    return {**row, "curve": curve, "metrics": {"validation": number, "tests": tests, **answers}}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "scaling" else pytest.mark.slow) for name in LATER]
+)
+def test_a_report_of_all_runs_decides_every_claim(name, origin, tmp_path, monkeypatch):
+    """Hours of runs shall not end in a report that cannot be made."""
+    monkeypatch.setattr(report, "png", lambda draw, size: draw(Figure(figsize=size)) or b"")
+    monkeypatch.setattr(report, "pdf", lambda draw, size: b"")
+    study, rows = study_of(name), {}
+    for number, group in enumerate(settings(study.planned("small"))):
+        runs = [*group, *(with_seed(run, seed) for run in group for seed in (1, 2, 3))]
+        for place, run in enumerate(runs):
+            outcome = {"status": "done", **finished(run, number % 40 + place / 100)}
+            rows[run_id(run)] = result_row(study, "small", run, outcome, origin)
+    results = Results(study, "small", rows, 3)
+    assert not any(cell.open for cell in results.cells())
+    result_path(tmp_path, name, "small").parent.mkdir(parents=True)
+    text = write_report(results, tmp_path).read_text()
+    assert "**not decided**" not in text
+    assert "not run" not in text.partition("## Claims")[2]
+    assert any(isinstance(part, Claim) for part in study.report(results))
+
+
+def test_memories_are_asked_with_the_runs_of_other_studies():
+    """The settings are said in two files, and are the same. At the paper's size rivals are not in `recall`."""
+    study = study_of("memories")
+    known = {run_id(run) for other in study.uses for run in study_of(other).planned("small")}
+    own = {run.model for run in study.planned("small") if run_id(run) not in known}
+    assert own == {"matrix_rnn(elman)", "matrix_rnn(no mixing)", "matrix_rnn(elman, no mixing)"}
+
+
+@pytest.mark.parametrize("name", ["extrapolation", "speed", "scaling", "ablations"])
+def test_studies_of_language_take_its_runs(name):
+    study = study_of(name)
+    known = {run_id(run) for run in study_of("language").planned("small")}
+    own = [run_id(run) for run in study.planned("small")]
+    shared = sum(run in known for run in own)
+    assert shared == len(own) if name in ("extrapolation", "speed") else 6 <= shared < len(own)

@@ -163,3 +163,19 @@ def test_rows_of_other_runs_are_nobodys():
     cell = Results(STUDY, "small", {stale["id"]: stale}, 5).cell(model="one")
     assert cell.status() == "not run"
     assert run_id(HIGH) != stale["id"]
+
+
+def test_a_number_of_a_test_has_its_range_and_says_what_is_missing():
+    study = count_study()
+    rows = {run_id(run): row_of(study, run, validation=run.lr) for run in study.planned("small")}
+    cell = Results(study, "small", rows, 2).cells()[0]
+    assert cell.spread("score") == "not run"
+    best = cell.run
+    rows |= {run_id(with_seed(best, seed)): row_of(study, with_seed(best, seed), score=seed / 4) for seed in (1, 3)}
+    cell = Results(study, "small", rows, 2).cells()[0]
+    assert cell.spread("score") == "0.250 (0.250 to 0.250, 1 of 2 seeds)"
+    cell = Results(study, "small", rows, 1).cells()[0]
+    assert cell.spread("score", form=".1f") == "0.2 (0.2 to 0.2, 1 seed)"
+    rows[run_id(with_seed(best, 2))] = row_of(study, with_seed(best, 2), score=0.75)
+    assert Results(study, "small", rows, 2).cells()[0].spread("score") == "0.500 (0.250 to 0.750, 2 seeds)"
+    assert len(Results(study, "small", rows, 2).ended()) == 6 + 2  # seed 3 is not asked for
