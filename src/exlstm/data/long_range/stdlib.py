@@ -33,9 +33,7 @@ def packages() -> tuple[str, ...]:
         if all(own):
             sizes[name] = sum(len(document.data) for files in own for document in files)
     if len(sizes) < CLASSES:
-        raise ValueError(
-            f"this standard library has {len(sizes)} large packages, not {CLASSES}; use another."
-        )
+        raise ValueError(f"this standard library has {len(sizes)} large packages, not {CLASSES}; use another.")
     return tuple(sorted(sorted(sizes, key=lambda name: (-sizes[name], name))[:CLASSES]))
 
 
