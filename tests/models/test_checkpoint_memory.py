@@ -51,7 +51,9 @@ def wide(tmp_path_factory):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("name", "dtype"), [("in", "None"), ("own", "torch.bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("in", "None"), pytest.param("own", "torch.bfloat16", marks=pytest.mark.slow)]
+)
 def test_peak_memory_of_loading(wide, name, dtype):
     """The weights, one tensor, and no more of the mapped file than is let go of again; of shards, and of one file."""
     folder, size, tensor = wide

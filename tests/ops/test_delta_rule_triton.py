@@ -44,7 +44,7 @@ def check(name, sizes, tolerance=2e-5, **options):
 
 
 @pytest.mark.parametrize("name", IN_CHUNKS)
-@pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 16, 1), (2, 40, 2)])
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 40, 2), pytest.param((2, 16, 1), marks=pytest.mark.slow)])
 def test_lengths(name, sizes):
     check(name, sizes)
 

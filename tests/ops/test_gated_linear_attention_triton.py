@@ -20,7 +20,6 @@ pytest.importorskip("triton", reason="Triton has no wheel for this system")
 # the interpreter is numpy, which warns where a GPU says infinite
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero):RuntimeWarning")
 FORMS = ["decay per key", "decay per key, bonus"]
-every_form = pytest.mark.parametrize("form", FORMS)
 # the interpreter takes its time: of what both forms share, one is tested by default
 with_slow_breadth = pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[1], marks=pytest.mark.slow)])
 
@@ -48,7 +47,9 @@ def test_names():
 
 
 @with_slow_breadth
-@pytest.mark.parametrize(("B", "T", "H"), [(1, 1, 1), (1, 16, 1), (2, 20, 2), (1, 70, 1)])
+@pytest.mark.parametrize(
+    ("B", "T", "H"), [(1, 1, 1), (2, 20, 2), (1, 70, 1), pytest.param(1, 16, 1, marks=pytest.mark.slow)]
+)
 def test_lengths(form, B, T, H):
     check(form, B, T, H, 8, 6)
 
@@ -59,13 +60,13 @@ def test_widths_of_several_blocks_and_of_no_power_of_two(K, V):
 
 
 @with_slow_breadth
-@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("share", [0.3, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.02, 1.0))])
 def test_resets(form, share):
     """In, on and between blocks and tiles."""
     check(form, 1, 75, 1, 6, 5, reset_BT=resets(1, 75, share))
 
 
-@every_form
+@with_slow_breadth
 def test_ragged_rows(form):
     lengths_B = torch.tensor([20, 17, 0])
     check(form, 3, 20, 1, 8, 8, lengths_B=lengths_B, reset_BT=resets(3, 20, 0.05))
@@ -130,7 +131,7 @@ def test_the_step(form, dtype, H, K, V):
 
 
 @pytest.mark.usefixtures("bfloat16_as_on_a_gpu")
-@every_form
+@with_slow_breadth
 def test_bfloat16(form):
     """Products of bfloat16 matrices: within 2 % in the mean square, of every output, state and gradient."""
     case = RECURRENCES[form]

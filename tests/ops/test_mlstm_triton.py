@@ -61,7 +61,10 @@ def test_widths_of_several_blocks_and_of_no_power_of_two(K, V):
     check((1, 20, 1, K, V), 32)
 
 
-@pytest.mark.parametrize(("gate", "T", "chunk_len"), [(1.0, 40, 64), (10.0, 48, 16), (40.0, 100, 128)])
+@pytest.mark.parametrize(
+    ("gate", "T", "chunk_len"),
+    [(10.0, 48, 16), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1.0, 40, 64), (40.0, 100, 128)))],
+)
 def test_accuracy(gate, T, chunk_len):
     """As accurate as the definition in float32, with weak and with strong gates."""
     draws = [here(make(1, T, 1, 8, 8, gate=gate, dtype=torch.float32, seed=seed)) for seed in range(5)]

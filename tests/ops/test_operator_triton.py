@@ -23,6 +23,7 @@ def model(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_a_model_compiles_whole(model):
     """In training and in decoding; fullgraph: a break in the graph is an error."""
     tokens_BT = here(torch.arange(5)[None])

@@ -13,7 +13,9 @@ from triton_cases import DEVICE, here
 from accuracy import assert_as_accurate
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
-every = pytest.mark.parametrize("name", ["scan", "selective_scan", "selective_scan softplus"])
+# a softplus more is the same kernels
+NAMES = ["scan", "selective_scan softplus", pytest.param("selective_scan", marks=pytest.mark.slow)]
+every = pytest.mark.parametrize("name", NAMES)
 
 
 def everything(case, x, **options):

@@ -36,7 +36,11 @@ def same(one: str, other: str, step: int = 8) -> None:
     assert random[0] == random[1]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    # by default what others contain is left out
+    [pytest.param(name, marks=pytest.mark.slow if name in ("plain", "accumulated") else ()) for name in VARIANTS],
+)
 def test_interrupted_and_resumed_is_uninterrupted(
     name: str, settings: Settings, tiny: LMConfig, tmp_path: Path
 ) -> None:

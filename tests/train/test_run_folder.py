@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_runs import Settings, trainer_json
+from tiny_runs import TINY, Settings, settings_in, trainer_json, write_text
 
 from exlstm.models.checkpoints.saving import save
 from exlstm.models.lm import LM, LMConfig
@@ -21,10 +21,22 @@ from exlstm.train.run_folder import RunFolder, new_run_path, open_run
 from exlstm.train.setup import set_up
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with checkpoints of steps 4 and 8, and a carried state, which tests copy."""
+    folder = write_text(tmp_path_factory.mktemp("finished")).parent
+    train(settings_in(folder, carry_state=True), model=TINY)
+    return folder
+
+
 @pytest.fixture
-def run(settings: Settings, tiny: LMConfig) -> RunFolder:
-    """A finished run with checkpoints of steps 4 and 8, and a carried state."""
-    return open_run(train(settings(carry_state=True), model=tiny).run)
+def run(finished: Path, text: Path) -> RunFolder:
+    """The test's own copy of the finished run, on the test's own text."""
+    folder = text.parent
+    shutil.copytree(finished / "run", folder / "run", symlinks=True)
+    config = folder / "run/config.json"
+    config.write_text(config.read_text().replace(str(finished), str(folder)))
+    return open_run(folder / "run")
 
 
 def contents(path: Path) -> dict[str, bytes]:
