@@ -323,7 +323,7 @@ def test_a_damaged_run_is_named(name, damage, command, here, tmp_path, refused):
 
 
 # tyro draws its boxes with other characters where the output is not UTF-8
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("encoding", [pytest.param("utf-8", marks=pytest.mark.slow), "ascii"])
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

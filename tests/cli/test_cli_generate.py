@@ -381,8 +381,7 @@ def test_the_words_of_a_conversation(here, tmp_path):
     assert not (here / "x").exists()
 
 
-def test_a_reply_ends_where_the_user_would_speak(here):
+def test_a_reply_ends_where_the_user_would_speak(talk):
     """The model's own idea of the user's next line is not shown, and not remembered."""
-    done = chat(here, "the cat", words=("--turn", "a{}", "--temperature", "0", "--max-tokens", "300"))
-    assert done.returncode == 0, done.stderr
-    assert "\na" not in done.stdout
+    said = talk("the cat", words=("--turn", "a{}", "--temperature", "0", "--max-tokens", "300"))
+    assert "\na" not in said

@@ -49,10 +49,10 @@ def test_lengths(name, sizes):
     check(name, sizes)
 
 
-def test_resets():
+@pytest.mark.parametrize("name", [pytest.param(IN_CHUNKS[0], marks=pytest.mark.slow), *IN_CHUNKS[1:]])
+def test_resets(name):
     """In, on and between chunks."""
-    for name in IN_CHUNKS:
-        check(name, (2, 50), reset_BT=resets(2, 50))
+    check(name, (2, 50), reset_BT=resets(2, 50))
 
 
 def test_ragged_rows():

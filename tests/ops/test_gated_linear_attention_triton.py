@@ -43,7 +43,7 @@ def resets(B, T, share):
 
 def test_names():
     """The one test here in which the names of tensors are checked."""
-    check(FORMS[1], 2, 5, 2, 4, 3)
+    check(FORMS[1], 2, 3, 1, 4, 5)
 
 
 @with_slow_breadth

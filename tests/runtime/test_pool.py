@@ -111,7 +111,7 @@ print(sum(t.name.startswith("exlstm") for t in threading.enumerate()))
 """
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_no_thread_that_torch_was_not_given(threads):
     """And the process ends by itself, with the pool awake or asleep."""
     done = subprocess.run(

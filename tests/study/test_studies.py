@@ -33,7 +33,7 @@ def study_of(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("recall", "ablations") else pytest.mark.slow) for name in NAMES]
+    "name", [pytest.param(name, marks=() if name == "recall" else pytest.mark.slow) for name in NAMES]
 )
 def test_runs_of_all_sizes_can_be(name):
     """They are named apart, their facets tell settings apart, and their models can be built."""
