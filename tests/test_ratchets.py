@@ -193,7 +193,7 @@ def test_the_formatter_is_switched_off_no_more_often():
 def test_every_op_has_the_same_faces():
     """A folder with the op in its __init__, unless it is plain torch only; beside them what several ops share."""
     ops = PACKAGE / "ops"
-    shared = {"arguments", "common", "derivatives", "fused", "gates", "packed", "positions", "steps"}
+    shared = {"arguments", "common", "derivatives", "fused", "gates", "packed", "positions", "products", "steps"}
     torch_only = {"elman", "lstm", "position_table", "rope", "toeplitz", "token_shift"}
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exlstm.ops import linear as op
+from exlstm.ops import products
 from exlstm.ops.common import without_autocast
 from exlstm.runtime.internals import has_hooks, held_tensors
 from exlstm.runtime.tracing import tracer
@@ -180,7 +181,7 @@ def wide_linears(layers: Sequence[AnyLinear], x: Tensor) -> list[Tensor]:
         return [wide_linear(layer, x) for layer in layers]
     dtype = torch.promote_types(torch.promote_types(x.dtype, weights[0].dtype), torch.float32)
     with without_autocast(x):
-        y = functional.linear(x.to(dtype), torch.cat(weights).to(dtype), torch.cat(biases).to(dtype))
+        y = products.linear(x.to(dtype), torch.cat(weights).to(dtype), torch.cat(biases).to(dtype))
     return list(torch.split(y, [len(bias) for bias in biases], dim=-1))
 
 

@@ -3,14 +3,23 @@
 GPUs are in `gpu/limits.py`.
 """
 
+import platform
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from exlstm.runtime.internals import assume_constant, has_bfloat16_products, numba_is_disabled
+from exlstm.runtime.internals import (
+    assume_constant,
+    has_bfloat16_products,
+    has_mkl,
+    has_onednn_linear,
+    numba_is_disabled,
+)
 from exlstm.runtime.tracing import has_gradients
 
 
@@ -69,6 +78,22 @@ def single_step_obstacle(tensors: Iterable[Tensor], steps: int) -> str | None:
 def chunk_obstacle(steps: int, backend: str) -> str | None:
     """Why a form over chunks is not chosen, or None: by name it takes a single step, too."""
     return "a single step needs no chunk" if steps == 1 and backend == "auto" else None
+
+
+@cache
+def mkl_is_slow() -> bool:
+    """Whether oneDNN is there, and torch multiplies by MKL on a processor of AMD with AVX-512.
+
+    MKL takes vectors of half the width there.
+    """
+    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return avx512 and has_mkl() and has_onednn_linear() and made_by_amd()
+
+
+def made_by_amd() -> bool:
+    """Whether the processor is AMD's, by what the system says of it."""
+    about = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else platform.processor()
+    return "AuthenticAMD" in about
 
 
 @assume_constant

@@ -43,6 +43,22 @@ def has_bfloat16_products() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def has_mkl() -> bool:
+    """Whether torch multiplies by MKL. Here, since the public question has no types."""
+    return torch._C.has_mkl
+
+
+def has_onednn_linear() -> bool:
+    """Whether torch brings oneDNN's product of plain tensors, which its own compiler calls."""
+    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x_MK: torch.Tensor, w_NK: torch.Tensor, b_N: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + b in float32 by oneDNN, without a graph."""
+    y_MN: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_MK, w_NK, b_N, "none", [], "")
+    return y_MN
+
+
 def fills_memory_with_nan() -> bool:
     """Whether `torch.empty` fills floats with NaN: in deterministic mode, as in the tests."""
     fill: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from exlstm.data.packing import IGNORE
 from exlstm.models.lm import LM
 from exlstm.nn.linear import Linear
 from exlstm.ops.derivatives import twice_differentiable
+from exlstm.ops.products import add_product, product
 from exlstm.runtime.availability import bfloat16_is_emulated
 from exlstm.runtime.internals import has_hooks
 from exlstm.runtime.tracing import TRANSFORMED, tracer
@@ -49,7 +50,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dx_ND is not None:
                 _product(dz_LC, w_CD, dx_ND[chunk])
             if dw_CD is not None:
-                dw_CD = dw_CD.addmm_(dz_LC.T, x_LD) if dz_LC.dtype == wide else dw_CD.add_(dz_LC.T @ x_LD)
+                dw_CD = add_product(dw_CD, dz_LC.T, x_LD) if dz_LC.dtype == wide else dw_CD.add_(dz_LC.T @ x_LD)
         ctx.save_for_backward(dx_ND, dw_CD)
         return total
 
@@ -72,7 +73,7 @@ def _as_multiplied(x: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """The product a b in `out`, which may have another dtype."""
-    return torch.mm(a, b, out=out) if a.dtype == out.dtype else out.copy_(a @ b)
+    return product(a, b, out=out) if a.dtype == out.dtype else out.copy_(a @ b)
 
 
 def _nats_and_gradient(z_LC: Tensor, targets_L: Tensor, cap: float | None) -> Tensor:

@@ -1,6 +1,7 @@
 """Linear maps y = x W^T + b. Decoding has few rows of x: then reading W is all the work, and `numba` reads it best.
 
-With many rows, under autograd and on other devices it is torch's own. Weights may be quantised; see `formats`.
+With many rows, under autograd and on other devices it is torch's own; see `exlstm.ops.products`. Weights may be
+quantised; see `formats`.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter, functional
+from torch.nn import Parameter
 
+from exlstm.ops import products
 from exlstm.ops.linear.formats import Int4Weight, Int8Weight, Weight, dequantised, in_parts, to_int4, to_int8
 from exlstm.runtime.availability import bfloat16_is_emulated, no_numba
 from exlstm.runtime.backend import choose
@@ -112,7 +114,7 @@ def linear_torch(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dt
     if computed is torch.bfloat16 and x.is_cpu and bfloat16_is_emulated():
         return linear_emulated(x, weight, bias)
     w_NK = dequantised(weight, dtype)
-    return functional.linear(x.to(dtype), w_NK, None if bias is None else bias.to(dtype))
+    return products.linear(x.to(dtype), w_NK, None if bias is None else bias.to(dtype))
 
 
 def linear_emulated(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
@@ -121,7 +123,7 @@ def linear_emulated(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     x = x.bfloat16().float()
     with torch.autocast("cpu", enabled=False):
         # in parts: widened as a whole a large matrix might not fit, and would leave the cache
-        parts = [functional.linear(x, dequantised(part).bfloat16().float()) for part in in_parts(weight)]
+        parts = [products.linear(x, dequantised(part).bfloat16().float()) for part in in_parts(weight)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return (y if bias is None else y + bias.bfloat16().float()).bfloat16()
 
