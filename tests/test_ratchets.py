@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from exlstm.runtime.cpu.jit import INLINED
+
 PACKAGE = Path(__file__).parents[1] / "src" / "exlstm"
 FILES = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(source) for name, source in FILES.items()}
@@ -194,7 +196,7 @@ def test_every_op_has_the_same_faces():
     """A folder with the op in its __init__, unless it is plain torch only; beside them what several ops share."""
     ops = PACKAGE / "ops"
     shared = {"arguments", "common", "derivatives", "fused", "gates", "packed", "positions", "products", "steps"}
-    torch_only = {"elman", "lstm", "position_table", "rope", "toeplitz", "token_shift"}
+    torch_only = {"elman", "position_table", "rope", "toeplitz", "token_shift"}
     files = {path.stem for path in ops.glob("*.py")} - {"__init__"}
     assert files == shared | torch_only
     folders = sorted(path for path in ops.iterdir() if path.is_dir() and path.name != "__pycache__")
@@ -215,6 +217,7 @@ def test_every_op_has_the_same_faces():
         "linear",
         "linear_attention",
         "long_conv",
+        "lstm",
         "lti",
         "matrix_rnn",
         "mlstm",
@@ -235,13 +238,13 @@ def test_every_op_has_the_same_faces():
 
 
 def test_the_kernels_of_an_op_are_its_own():
-    """They may inline those of the norms; `runtime.cpu.jit.sources` hashes no others."""
+    """They may inline those of the norms and the LSTM's; `runtime.cpu.jit.sources` hashes no others."""
     for name, tree in TREES.items():
         if is_kernel_page(name):
             own = f"exlstm.ops.{Path(name).parts[1]}."
             foreign = {
                 module for module in imported(tree)
                 if re.match(r"exlstm\.ops\.\w+\.(numba|triton)\b", module)
-                and not module.startswith((own, "exlstm.ops.norm."))
+                and not module.startswith((own, *(f"exlstm.ops.{folder}." for folder in INLINED)))
             }  # fmt: skip
             assert foreign == set(), name

@@ -26,6 +26,7 @@ from exlstm.ops.linear_attention import (
     normalized_linear_attention,
 )
 from exlstm.ops.long_conv import LongConvState, long_conv
+from exlstm.ops.lstm import LSTMState, lstm
 from exlstm.ops.lti import LTIParameters, LTIState, lti
 from exlstm.ops.matrix_rnn import MatrixRNNState, matrix_rnn
 from exlstm.ops.mult_lstm import MultLSTMState, mult_lstm
@@ -176,6 +177,20 @@ def gru_by_heads(x, w, u, b, c, state, **options: Any) -> tuple[Tensor, GRUHeads
     return h_BTV, GRUHeads(after.h_BV.view_as(state.h_BHV))
 
 
+class LSTMHeads(NamedTuple):
+    """The state of the LSTM by heads."""
+
+    h_BHV: Tensor
+    c_BHV: Tensor
+
+
+def lstm_by_heads(x, w, u, b, state, **options: Any) -> tuple[Tensor, LSTMHeads]:
+    """`lstm` with its weights by gates and heads."""
+    weights = w.flatten(0, 2), u.flatten(0, 2), b.flatten()
+    h_BTV, after = lstm(x, *weights, LSTMState(*(part.flatten(1) for part in state)), **options)
+    return h_BTV, LSTMHeads(*(part.view_as(state.h_BHV) for part in after))
+
+
 def lti_inputs(x, scale):
     """u, poles, step sizes, c and skip; scale spreads poles, from those that forget at once to those that hardly do."""
     u, log_re, im, log_dt, *rest = x
@@ -320,6 +335,16 @@ RECURRENCES = {
         ["HV", "HV"],
         {"H": (2, 2), "V": (5, 50)},
         contracting(2),
+        ("numba",),
+    ),
+    "lstm": Recurrence(
+        lstm_by_heads,
+        LSTMHeads,
+        {"x": "D"},
+        {"w": "4HVD", "u": "4HVV", "b": "4HV"},
+        ["HV", "HV"],
+        {"H": (2, 2), "V": (5, 50), "D": (4, 60)},
+        contracting(1),
         ("numba",),
     ),
     "gru": Recurrence(

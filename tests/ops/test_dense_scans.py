@@ -1,4 +1,4 @@
-"""The Numba scans of the GRU, multiplicative and associative LSTMs at the edges of their tiles: rows, and units."""
+"""The Numba scans of the GRU and the LSTMs at the edges of their tiles: rows, and units."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from recurrences import RECURRENCES
 
 from pairwise import every_pair
 
-CASES = {"mult_lstm": "V", "assoc_lstm": "N", "gru": "V"}
+CASES = {"mult_lstm": "V", "assoc_lstm": "N", "gru": "V", "lstm": "V"}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -77,7 +77,8 @@ def test_a_step_is_the_definition(K, dtype):
     torch.testing.assert_close(lstm(*(t.double() for t in (x, w, u, b)), exact_state, backend="fused")[0], want)
     with torch.no_grad(), recorded() as choices:
         y, after = lstm(x, w, u, b, state)
-    assert choices[0] == Choice("lstm", "recurrent", "not fused: a single step needs no kernel")
+    why = "a single step needs no kernel"
+    assert choices[0] == Choice("lstm", "recurrent", f"not numba: {why}; not fused: {why}")
     # what is read as few rows is read as it is stored
     assert {c.backend for c in choices[1:]} == {"numba"}
     for got, exact in zip((y, *after), (want, *last), strict=True):

@@ -82,7 +82,7 @@ def test_transforms_meet_plain_torch(name):
     of, inputs = total(name)
     plain = [x.detach() for x in inputs]
     wanted = torch.autograd.grad(of(*inputs), inputs)
-    assert backends(lambda: of(*inputs))[name] == ("fused" if name == "lstm" else "numba")
+    assert backends(lambda: of(*inputs))[name] == "numba"
     every = tuple(range(len(inputs)))
     assert backends(lambda: torch.func.grad(of, every)(*plain))[name] == PLAIN[name]
     for found, want in zip(torch.func.grad(of, every)(*plain), wanted, strict=True):

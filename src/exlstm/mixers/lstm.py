@@ -89,6 +89,5 @@ class LSTM(FixedStateMixer):
         return LSTMState(zeros(batch, self.width), zeros(batch, self.width))
 
     def cell_flops(self, mode: str, length: int, /) -> float:
-        """About 20 pointwise operations per channel, and the zeros of U, which torch's kernel multiplies too."""
-        zeros = self.width - self.u_GV.shape[1] if mode == "prefill" else 0
-        return 20.0 * self.width + 8.0 * self.width * zeros
+        """FLOPs of 20 pointwise operations per channel."""
+        return 20.0 * self.width

@@ -17,6 +17,7 @@ from torch import Tensor
 from exlstm.ops.common import length_mask, upcast, without_autocast, zero_padding
 from exlstm.ops.linear import linears
 from exlstm.ops.linear.headwise import headwise
+from exlstm.ops.products import product
 from exlstm.ops.steps import State, cleared, run_steps, selected
 from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
@@ -51,6 +52,17 @@ def recurrent_product(h_BV: Tensor, u_GK: Tensor) -> Tensor:
     blocks_NKK = u_GK.to(h_BV.dtype).view(gates * H, K, K)
     h_NBK = torch.cat([h_BV.view(-1, H, K).transpose(0, 1)] * gates)
     return headwise(h_NBK, blocks_NKK).transpose(0, 1).reshape(-1, G)
+
+
+def recurrent_gradient(dx_BTGHV: Tensor, past_HBTV: Tensor) -> Tensor:
+    """The gradient of U [G, H, V, K]: for every head, the sum over steps of dx times h before the step."""
+    G, _, V = dx_BTGHV.shape[2:]
+    with without_autocast(dx_BTGHV):
+        heads = [
+            product(dx_BTGV.flatten(0, 1).flatten(1).T, past_BTV.flatten(0, 1)).view(G, V, -1)
+            for dx_BTGV, past_BTV in zip(dx_BTGHV.unbind(3), past_HBTV, strict=True)
+        ]
+    return torch.stack(heads, dim=1)
 
 
 def zero_bias(b_G: Tensor) -> Tensor:

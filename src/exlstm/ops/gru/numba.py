@@ -4,7 +4,7 @@ An item is a head with some rows of the batch, and one thread takes it through a
 all rows with U of the head, packed, and the gates of one row after another, in blocks of 16 units. Saved for the
 backward are h before every step, the gates, and the product for n.
 
-B batch  T time  H heads  V, K head width  G gates: r, z, n  E numbers saved  L, M weights and numbers of all steps
+B batch  T time  H heads  V, K head width  G gates: r, z, n  E numbers saved
 """
 
 from typing import Any, NamedTuple
@@ -14,8 +14,9 @@ import torch
 from numpy import float32
 from torch import Tensor
 
-from exlstm.ops.common import detached_contiguous, without_autocast
+from exlstm.ops.common import detached_contiguous
 from exlstm.ops.derivatives import once_differentiable
+from exlstm.ops.fused import recurrent_gradient
 from exlstm.runtime.cpu.blocks import Units, add_parts, load, reset_rows, simd16, store_parts, width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel
@@ -269,10 +270,8 @@ class GRUScan(torch.autograd.Function):
         dstate, (sizes, cost) = State(torch.empty_like(dlast_BHV), dlast_BHV), sizes_of(dx_BTGHV)
         inputs, d = Inputs(u_GHVK, c_HV, reset_BT, lengths_B), Gradients(dh_BTHV, dx_BTGHV, draw_BTGHV)
         launch(backward_scan, items_of(sizes), sizes, inputs, dstate, saved, d, cost=cost)
-        with without_autocast(dx_BTGHV):
-            draw_HLM = draw_BTGHV.permute(3, 2, 4, 0, 1).reshape(H, 3 * V, B * T)
-            du_HGVK = (draw_HLM @ saved.past_HBTV.flatten(1, 2)).view(H, 3, V, V)
-        return dx_BTGHV, du_HGVK.transpose(0, 1), draw_BTGHV[:, :, 2].sum((0, 1)), dstate.before_BHV, None, None
+        du_GHVK = recurrent_gradient(draw_BTGHV, saved.past_HBTV)
+        return dx_BTGHV, du_GHVK, draw_BTGHV[:, :, 2].sum((0, 1)), dstate.before_BHV, None, None
 
 
 def gru_numba(

@@ -1,11 +1,10 @@
 """Multiplicative LSTM over a whole sequence on a CPU: forward and backward scans, weight gradients outside as GEMMs.
 
 An item is a head with some rows of the batch, and one thread takes it through all of time. A step is two products of
-all rows with M and R of the head, packed, and the gates of one row after another, in blocks of 16 units. Saved for the
+all rows with M and R of the head, packed, and the gates of one row after another, which are the LSTM's. Saved for the
 backward are the gates, c before every step, and the vectors that the weights met.
 
-B batch  T time  H heads  V, K head width  G gates: i, f, z, o  J all gates of a head (4 V)  M rows and steps
-E numbers saved
+B batch  T time  H heads  V, K head width  G gates: i, f, z, o  E numbers saved
 """
 
 from typing import Any, NamedTuple
@@ -17,18 +16,17 @@ from torch import Tensor
 
 from exlstm.ops.common import detached_contiguous, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
+from exlstm.ops.fused import recurrent_gradient
+from exlstm.ops.lstm.numba import GATES, SAVED, cell, cell_backward
 from exlstm.ops.mult_lstm.reference import MultLSTMState
-from exlstm.runtime.cpu.blocks import Units, add_parts, reset_rows, simd16, store_parts, width
+from exlstm.runtime.cpu.blocks import add_parts, reset_rows, store_parts, width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import add_at
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, tensor_at
-from exlstm.runtime.cpu.simd import sigmoid, tanh
 from exlstm.runtime.cpu.tile import PANEL, pack_columns, pack_rows, product, rows_by_four, tile_rows
 from exlstm.runtime.tracing import has_gradients
-
-GATES, SAVED = 4 * PANEL, 5 * PANEL  # numbers of 16 units: before their activations; saved of a step
 
 
 class Sizes(NamedTuple):
@@ -67,29 +65,6 @@ class Saved(NamedTuple):
     product_HBTV: F32
     mixed_HBTV: F32
     saved_E: F32
-
-
-@simd16
-def cell(raw: Units, c: Units, h: Units, saved: Units) -> None:
-    """One step of 16 units: i, f, z, o before their activations, and c, to c and h; and what is saved."""
-    i, f, z, o, before = sigmoid(raw[0]), sigmoid(raw[1]), tanh(raw[2]), sigmoid(raw[3]), c[0]
-    for part, x in enumerate((i, f, z, o, before)):
-        saved[part] = x
-    c[0] = f * before + i * z
-    h[0] = o * tanh(c[0])
-
-
-@simd16
-def cell_backward(draw: Units, dc: Units, dh: Units, saved: Units) -> None:
-    """Gradients of i, f, z, o before their activations, and of c before the step, from those of c and h after it."""
-    i, f, z, o, before = (saved[part] for part in range(5))
-    seen, dh_now = tanh(f * before + i * z), dh[0]
-    dc_now = dc[0] + dh_now * o * (1.0 - seen * seen)
-    draw[0] = dc_now * z * i * (1.0 - i)
-    draw[1] = dc_now * before * f * (1.0 - f)
-    draw[2] = dc_now * i * (1.0 - z * z)
-    draw[3] = dh_now * seen * o * (1.0 - o)
-    dc[0] = dc_now * f
 
 
 @helper()
@@ -321,10 +296,9 @@ class MultLSTMScan(torch.autograd.Function):
         inputs = Inputs(p_BTHV, m_HVK, r_GHVK, reset_BT, lengths_B)
         launch(backward_scan, items_of(sizes), sizes, inputs, State(*dafter), dbefore, saved, d, cost=cost)
         with without_autocast(dx_BTGHV):
-            dx_HJM = dx_BTGHV.permute(3, 2, 4, 0, 1).reshape(H, 4 * V, B * T)
-            dr_HGVK = (dx_HJM @ saved.mixed_HBTV.flatten(1, 2)).view(H, 4, V, V)
             dm_HVK = d.dproduct_HBTV.flatten(1, 2).mT @ saved.past_HBTV.flatten(1, 2)
-        return d.dp_BTHV, dx_BTGHV, dm_HVK, dr_HGVK.transpose(0, 1), *dbefore, None, None
+        dr_GHVK = recurrent_gradient(dx_BTGHV, saved.mixed_HBTV)
+        return d.dp_BTHV, dx_BTGHV, dm_HVK, dr_GHVK, *dbefore, None, None
 
 
 def mult_lstm_numba(

@@ -24,6 +24,7 @@ from exlstm.runtime.cpu.simd import FASTMATH
 from exlstm.runtime.files import write_atomically
 
 OPS = Path(__file__).parents[2] / "ops"
+INLINED = ("lstm", "norm")  # ops whose pages the kernels of others inline
 jit: Any = numba.njit  # its types do not know all of its options
 
 
@@ -121,12 +122,12 @@ class CompiledFiles:
 def sources(function: Callable[..., Any]) -> str:
     """A hash of every source that a function may be made from: those of its folder and of this one.
 
-    For an op these are all pages of the op, of the norms, which others inline, and the loose pages of `ops`.
+    For an op these are all pages of the op, of those that others inline, and the loose pages of `ops`.
     """
     own, ops = Path(getfile(function)).resolve(), OPS.resolve()
     pages = {own, *own.parent.glob("*.py"), *Path(__file__).parent.glob("*.py")}
     if ops in own.parents:
-        folders = {ops / own.relative_to(ops).parts[0], ops / "norm"}
+        folders = {ops / folder for folder in (own.relative_to(ops).parts[0], *INLINED)}
         pages |= {*ops.glob("*.py"), *(page for folder in folders for page in folder.rglob("*.py"))}
     return sha256(b"".join(page.read_bytes() for page in sorted(pages))).hexdigest()[:16]
 

@@ -1,0 +1,75 @@
+"""The LSTM (Hochreiter & Schmidhuber 1997). `reference` defines it, `numba` runs sequences on a CPU.
+
+Elsewhere torch's fused kernel does: see `exlstm.ops.fused`. U is dense, or block-diagonal with one block per head.
+
+B batch  T time  L steps between two borders  D input width  V hidden width  K hidden width of a head
+G the four gates' rows (4 V)  N gates (4)  H heads
+"""
+
+import torch
+from torch import Tensor
+
+from exlstm.ops.arguments import checked_rows, checked_state
+from exlstm.ops.common import upcast
+from exlstm.ops.fused import dense_recurrence, run_fused, zero_bias
+from exlstm.ops.linear import linears
+from exlstm.ops.lstm.reference import LSTMState, lstm_step
+
+__all__ = ["LSTMState", "lstm", "lstm_step"]
+
+
+def lstm(
+    x_BTD: Tensor,
+    w_GD: Tensor,
+    u_GK: Tensor,
+    b_G: Tensor,
+    state: LSTMState,
+    /,
+    *,
+    reset_BT: Tensor | None = None,
+    lengths_B: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, LSTMState]:
+    """A sequence through the cell, computed wide; any T >= 1. reset_BT clears a row's state before that step.
+
+    x: [B, T, D]. w: [4 V, D] and b: [4 V], rows in the order of the gates i, f, g, o. u: [4 V, V], or the blocks of a
+    block-diagonal one below one another, [4 V, K] in the order (gate, head, unit).
+    lengths_B: steps at or beyond a row's length leave its state alone and give h = 0, whatever is there.
+    backend: "auto", "numba" (float32 on a CPU, with a hand-written backward), "fused" (torch's kernel) or "recurrent"
+    (the definition; for a single step "auto" takes it).
+
+    Returns h [B, T, V] in x's dtype and the state after the last step. ValueError for what does not fit x and
+    for a backend that cannot run.
+    """
+    reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
+    state = checked_state(state, LSTMState, 2 * [(x_BTD.shape[0], len(b_G) // 4)], x_BTD)
+
+    def kernel(x_BLD: Tensor, parts: list[Tensor], before: LSTMState) -> tuple[Tensor, LSTMState]:
+        h_1BV, c_1BV = before.h_BV[None], before.c_BV[None]
+        h_BLV, h_1BV, c_1BV = torch.lstm(x_BLD, (h_1BV, c_1BV), parts, True, 1, 0.0, False, False, True)
+        return h_BLV, LSTMState(h_1BV[0], c_1BV[0])
+
+    def scan(x_BTD: Tensor) -> tuple[Tensor, LSTMState]:
+        from exlstm.ops.lstm.numba import lstm_numba
+
+        (B, T, _), (G, K) = x_BTD.shape, u_GK.shape
+        H = G // (4 * K)
+        x_BTNHK = linears(x_BTD, [(w_GD, b_G, x_BTD.dtype)])[0].view(B, T, 4, H, K)
+        before = state.h_BV.view(B, H, K), state.c_BV.view(B, H, K)
+        u_NHKK = upcast(u_GK).view(4, H, K, K)
+        h_BTHK, h_BHK, c_BHK = lstm_numba(x_BTNHK, u_NHKK, *before, reset_BT=reset_BT, lengths_B=lengths_B)
+        return h_BTHK.flatten(2), LSTMState(h_BHK.flatten(1), c_BHK.flatten(1))
+
+    return run_fused(
+        "lstm",
+        backend,
+        x_BTD,
+        (w_GD, u_GK, b_G),
+        state,
+        lambda x_BD, before: lstm_step(x_BD, w_GD, u_GK, b_G, before),
+        lambda: [upcast(w_GD), upcast(dense_recurrence(u_GK, 4)), upcast(b_G), zero_bias(b_G)],
+        kernel,
+        scan,
+        reset_BT=reset_BT,
+        lengths_B=lengths_B,
+    )
