@@ -82,7 +82,7 @@ def assert_equal_states(got, want):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("B", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_replayed_steps_are_called_ones(name, B, graphs):
     model = build(replace(LARGE, blocks=(BlockConfig(mixer=VARIANTS[name], mlp=MLPConfig(hidden=20)),) * 2))

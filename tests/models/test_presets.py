@@ -1,5 +1,7 @@
 """Named models and patterns: the published ones to the parameter."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -17,10 +19,15 @@ from exlstm.models.pattern import lm_from_pattern, styled_blocks, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
 
 
-def count(name):
-    """Parameters, counted without memory for them."""
+@cache
+def without_memory(name):
+    """The preset's model on the meta device, which several tests look at."""
     with torch.device("meta"):
-        return sum(p.numel() for p in LM(preset(name)).parameters())
+        return LM(preset(name))
+
+
+def count(name):
+    return sum(p.numel() for p in without_memory(name).parameters())
 
 
 @pytest.mark.parametrize(
@@ -88,9 +95,7 @@ def test_exact_counts(name, parameters):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds(name):
-    config = preset(name)
-    with torch.device("meta"):
-        model = LM(config)
+    config, model = preset(name), without_memory(name)
     assert len(model.blocks) == len(config.blocks)
     assert preset(name, vocab_size=11) == LMConfig(**{**vars(config), "vocab_size": 11})
     assert "\n" in model.summary()
