@@ -1,8 +1,8 @@
 """Products of large float32 matrices on a CPU: by oneDNN where torch's own choice, MKL, is slow.
 
 With AVX-512 on a processor of AMD, MKL takes vectors of half the width, and oneDNN, which torch brings along, takes
-whole ones: products are 1.3 to 2.4 times as fast. It is a rule and not a measurement: both round differently, and a
-clock chooses anew in each process.
+whole ones: products are 1.3 to 2.4 times as fast. The first call with a shape takes 0.3 ms more, once. It is a rule and
+not a measurement: both round differently, and a clock chooses anew in each process.
 
 M rows  K inputs, which are summed over  N outputs
 """
