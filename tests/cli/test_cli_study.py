@@ -116,7 +116,7 @@ def test_brackets_in_questions_are_shown(here, run):
         (("report", "count"), r"there are no results in study/results/count/small\.jsonl; get some with: .*\."),
         (("report", "nine"), r"there is no study 'nine' in study; .*\."),
         (("plan", "count", "--tflops", "0"), r"--tflops is 0; .*\."),
-        (("report",), r"no study in study has results of size small; run one: exlstm study run NAME\."),
+        (("report",), r"no study in study has a report of size small; run: exlstm study run NAME\."),
         (("compare", "count", "second"), r"there are no results in .*; name a study that has run, .*\."),
         (("compare", "count@x", "second"), r"'count@x' has a size that does not exist; .*\."),
         (("list", "--folder", "nowhere"), r"there are no studies in .*nowhere; .*\."),

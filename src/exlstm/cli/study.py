@@ -143,16 +143,14 @@ def study_report(options: StudyReport) -> None:
     """`exlstm study report`: prints claims and tables, writes a page with pictures beside the results."""
     from exlstm.study.contract import studies
     from exlstm.study.report import terminal_text, write_report, write_summary
-    from exlstm.study.results import result_path
+    from exlstm.study.results import report_path
 
     folder = Path(options.folder)
     if options.name is None:
-        ran = [name for name in studies(folder) if result_path(folder, name, options.size).exists()]
-        if not ran:
-            raise ValueError(
-                f"no study in {folder} has results of size {options.size}; run one: exlstm study run NAME."
-            )
-        every = [_results(name, options.size, options.seeds, options.folder) for name in ran]
+        told = [name for name in studies(folder) if report_path(folder, name, options.size).exists()]
+        if not told:
+            raise ValueError(f"no study in {folder} has a report of size {options.size}; run: exlstm study run NAME.")
+        every = [_results(name, options.size, options.seeds, options.folder) for name in told]
         print(f"All claims and pictures: {write_summary(every, folder)}")
         return
     results = _results(options.name, options.size, options.seeds, options.folder)

@@ -14,7 +14,7 @@ from exlstm.study.aggregate import Results
 from exlstm.study.contract import Row
 from exlstm.study.figures import pdf, png
 from exlstm.study.report_items import Claim, Picture, ReportItem, ReportTable
-from exlstm.study.results import result_path
+from exlstm.study.results import report_path, result_path
 
 
 def write_report(results: Results, folder: Path) -> Path:
@@ -28,12 +28,13 @@ def write_report(results: Results, folder: Path) -> Path:
     items = list(results.study.report(results))
     found_file = path.with_name("found.md")
     found = found_file.read_text(encoding="utf-8").strip() if found_file.exists() and results.size == "small" else ""
+    path.parent.mkdir(parents=True, exist_ok=True)  # a study may have the runs of others alone
     for item in items:
         if isinstance(item, Picture):
             picture = _picture_path(path, item.name)
             write_or_explain(picture, png(item.draw, item.size))
             write_or_explain(picture.with_suffix(".pdf"), pdf(item.draw, item.size))
-    page = path.with_suffix(".md")
+    page = report_path(folder, results.study.name, results.size)
     write_or_explain(page, _markdown(results, items, found, path))
     return page
 

@@ -27,6 +27,11 @@ def result_path(folder: Path, study: str, size: Size) -> Path:
     return folder / "results" / study / f"{size}.jsonl"
 
 
+def report_path(folder: Path, study: str, size: Size) -> Path:
+    """The page of a study, beside its results; that of one whose runs are all another's stands alone."""
+    return result_path(folder, study, size).with_suffix(".md")
+
+
 class ResultFile:
     """A file of results, to which lines are only added."""
 
