@@ -15,7 +15,7 @@ Paper: Beck et al. 2024, section 4.2, Table 1: 15 billion tokens of SlimPajama, 
 from statistics import correlation, median
 
 from exlstm.study import Claim, Picture, ReportTable, figures
-from exlstm.study.language import TABLE_1, language_models, seconds_per_token, timings, trainings
+from exlstm.study.language import RATES, TABLE_1, language_models, seconds_per_token, timings, trainings
 
 SEEDS = 3
 KEY = "bits_per_byte"
@@ -50,13 +50,15 @@ def report(results):
             "code",
             "English",
             "perplexity in Table 1",
+            "learning rate",
             "parameters",
             "FLOPs of training",
             "seconds per million tokens, alone",
         ),
         rows=[line(name, cells[name], clocks.get(name)) for name in order],
         note="The median over seeds, and their range. Parameters are those of the whole model; without embedding and "
-        "head they are equal to 1 %. Seconds are of one CPU thread with nothing beside it.",
+        "head they are equal to 1 %. Seconds are of one CPU thread with nothing beside it. "
+        + edge(cells.values(), max(RATES[results.size])),
     )
     shown = [name for name in SHOWN if name in cells]
     yield Picture(
@@ -81,10 +83,17 @@ def line(name, cell, seconds):
         cell.spread(KEY),
         *(f"{median(found):.3f}" if found and None not in found else "" for found in domains),
         f"{TABLE_1[name]:.2f}" if name in TABLE_1 else "",
+        f"{cell.run.lr:g}" if cell.run else "",
         f"{cell.median_of('parameters'):,.0f}" if cell.rows else "",
         f"{cell.median_of('flops'):.2e}" if cell.rows else "",
         f"{1e6 * seconds:,.0f}" if seconds else "",
     )
+
+
+def edge(cells, largest):
+    """Whether the grid of learning rates ends too early: how many models chose its largest."""
+    chosen = [cell.run.lr for cell in cells if cell.run]
+    return f"{chosen.count(largest)} of {len(chosen)} models chose the largest learning rate tried, {largest:g}."
 
 
 def claims(cells):
