@@ -101,6 +101,8 @@ class Timing:
     def generation(self, model: LM, context: int, rows: int, device: torch.device) -> dict[str, Any]:
         """Seconds of reading a context and of a token behind it, beside FLOPs and bytes of state."""
         tokens_BT = _tokens(self.vocabulary, rows, context, model)
+        model(tokens_BT[:, :_PART])  # a first call may compile kernels, and is not counted
+        _wait(device)
         began = time.perf_counter()
         state, logits_BTC = None, None
         for start in range(0, context, _PART):
