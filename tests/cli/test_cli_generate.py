@@ -125,8 +125,8 @@ def test_a_prompt_from_a_file_or_standard_input(here, tmp_path, run, monkeypatch
     want = run(*options, "--prompt", "the cat\nsat")
     (tmp_path / "prompt").write_text("the cat\nsat")
     assert run(*options, "--file", str(tmp_path / "prompt")) == want
-    done = run_process(*options, "--file", "-", cwd=here, standard_input="the cat\nsat")
-    assert done.stdout == want
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\nsat")))
+    assert run(*options, "--file", "-") == want
 
 
 def test_many_prompts(here, tmp_path, run):

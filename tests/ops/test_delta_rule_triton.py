@@ -65,7 +65,8 @@ def test_widths_of_several_blocks_and_of_no_power_of_two(K, V):
     check("delta_rule with a decay", (1, 20, 1, K, V))
 
 
-@pytest.mark.parametrize("scale", [1.0, pytest.param(20.0, marks=pytest.mark.slow)])
+@pytest.mark.slow  # by default the same rule is applied to linear attention with decays
+@pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_accuracy(scale):
     """As accurate as the definition in float32, with decays that are mostly open, and with extreme ones."""
     case = RECURRENCES["delta_rule with a decay"]

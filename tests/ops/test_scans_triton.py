@@ -76,8 +76,14 @@ def test_any_shape_is_the_definition(data):
     check(name, B, T, sizes, 1e-4, data.draw(st.sampled_from([0.1, 1.0, 100.0])), seed, **rows)
 
 
-@every
-@pytest.mark.parametrize("scale", [1.0, pytest.param(20.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param(name, scale, marks=() if (name, scale) == ("scan", 1.0) else pytest.mark.slow)
+        for name in ("scan", "selective_scan softplus", "selective_scan")
+        for scale in (1.0, 20.0)
+    ],
+)
 def test_accuracy(name, scale):
     case = RECURRENCES[name]
     draws = [here(case.make(2, 40, case.small, scale=scale, seed=seed)) for seed in range(3)]

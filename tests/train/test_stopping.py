@@ -153,14 +153,8 @@ def test_fifty_kills_beside_busy_cores(settings: Settings, tmp_path: Path) -> No
     assert optimizer(tmp_path / "run", 1500) == optimizer(tmp_path / "whole", 1500)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(getattr(signal, "SIGHUP", signal.SIGTERM), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # by default one of the command line's tests sends SIGINT to a process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_a_signal_from_outside_saves_and_says_how_to_go_on(number: int, settings: Settings, tmp_path: Path) -> None:
     config = settings(steps=1_000_000, validations=0)
     with subprocess.Popen(in_a_process(config), stdout=subprocess.PIPE, text=True) as process:
