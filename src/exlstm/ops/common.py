@@ -24,6 +24,12 @@ def length_mask(lengths_B: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=lengths_B.device) < lengths_B[:, None]
 
 
+def rows_for_kernels(x: Tensor, reset_BT: Tensor | None, lengths_B: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """Resets without gaps, if there are any, and the number of steps of every row of x: [B, T, ...]."""
+    lengths_B = torch.full(x.shape[:1], x.shape[1], device=x.device) if lengths_B is None else lengths_B.contiguous()
+    return None if reset_BT is None else reset_BT.contiguous(), lengths_B
+
+
 def row_masks(reset_BT: Tensor | None, lengths_B: Tensor | None, steps: int) -> tuple[Tensor | None, Tensor | None]:
     """Resets within the rows' lengths, and `length_mask`; None where there are none."""
     if lengths_B is None:

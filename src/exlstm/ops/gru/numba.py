@@ -14,33 +14,22 @@ import torch
 from numpy import float32
 from torch import Tensor
 
-from exlstm.ops.common import detached_contiguous
+from exlstm.ops.common import detached_contiguous, rows_for_kernels
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.fused import recurrent_gradient
+from exlstm.ops.lstm.numba import SAVED, Sizes, items_of, sizes_of
 from exlstm.runtime.cpu.blocks import Units, add_parts, load, reset_rows, simd16, store_parts, width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel
-from exlstm.runtime.cpu.launch import launch, microseconds
+from exlstm.runtime.cpu.launch import launch
 from exlstm.runtime.cpu.loops import add_at
 from exlstm.runtime.cpu.memory import SIZE, address_of, clear, copy, hold, tensor_at
 from exlstm.runtime.cpu.simd import sigmoid, tanh
-from exlstm.runtime.cpu.tile import PANEL, pack_columns, pack_rows, product, rows_by_four, tile_rows
+from exlstm.runtime.cpu.tile import PANEL, pack_columns, pack_rows, product, rows_by_four
 from exlstm.runtime.tracing import has_gradients
 
-GATES, SAVED = 3 * PANEL, 5 * PANEL  # numbers of 16 units: products of a step; saved of it
+GATES = 3 * PANEL  # products of 16 units in a step
 FOUR_PANELS = 4 * PANEL
-
-
-class Sizes(NamedTuple):
-    """Sizes of a scan. rows: of the batch, in an item."""
-
-    rows: int
-    B: int
-    T: int
-    H: int
-    V: int
-    K: int
-    E: int
 
 
 class Inputs(NamedTuple):
@@ -211,16 +200,9 @@ def backward_scan(first: int, last: int, sizes: Sizes, x: Inputs, dstate: State,
     hold(work)
 
 
-def sizes_of(x_BTGHV: Tensor) -> tuple[Sizes, float]:
-    """The sizes of a scan, and its cost."""
-    B, T, _, H, V = x_BTGHV.shape
-    cost = microseconds(flops=B * T * H * V * (80 + 6 * V))
-    return Sizes(tile_rows(B, H, cost), B, T, H, V, V, B * T * H * -(-V // PANEL) * SAVED), cost
-
-
-def items_of(sizes: Sizes) -> int:
-    """Heads times tiles of rows."""
-    return sizes.H * -(-sizes.B // sizes.rows)
+def work_of(x_BTGHV: Tensor) -> tuple[Sizes, float]:
+    """Sizes of the GRU's scan, and its cost."""
+    return sizes_of(x_BTGHV, 80 + 6 * x_BTGHV.shape[-1])
 
 
 def forward(
@@ -234,7 +216,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """h of every step and the state after the last one, without a graph. saved: filled for the backward."""
     x_BTGHV, u_GHVK, c_HV, h_BHV = detached_contiguous(x_BTGHV, u_GHVK, c_HV, h_BHV)
-    (B, T, _, H, V), (sizes, cost) = x_BTGHV.shape, sizes_of(x_BTGHV)
+    (B, T, _, H, V), (sizes, cost) = x_BTGHV.shape, work_of(x_BTGHV)
     out_BTHV, state = x_BTGHV.new_empty(B, T, H, V), State(h_BHV, torch.empty_like(h_BHV))
     inputs, saved = Inputs(u_GHVK, c_HV, reset_BT, lengths_B), Saved(None, None) if saved is None else saved
     launch(forward_scan, items_of(sizes), sizes, inputs, x_BTGHV, state, out_BTHV, saved, cost=cost)
@@ -254,7 +236,7 @@ class GRUScan(torch.autograd.Function):
         reset_BT: Tensor | None,
         lengths_B: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        (B, T, _, H, V), (sizes, _) = x_BTGHV.shape, sizes_of(x_BTGHV)
+        (B, T, _, H, V), (sizes, _) = x_BTGHV.shape, work_of(x_BTGHV)
         saved = Saved(x_BTGHV.new_empty(H, B, T, V), x_BTGHV.new_empty(sizes.E))
         out = forward(x_BTGHV, u_GHVK, c_HV, h_BHV, reset_BT, lengths_B, saved)
         ctx.save_for_backward(u_GHVK, c_HV, reset_BT, lengths_B, *saved)
@@ -267,7 +249,7 @@ class GRUScan(torch.autograd.Function):
         (B, T, H, V), saved = dh_BTHV.shape, Saved(*rest)
         u_GHVK, c_HV, dh_BTHV, dlast_BHV = detached_contiguous(u_GHVK, c_HV, dh_BTHV, dlast_BHV)
         dx_BTGHV, draw_BTGHV = (dh_BTHV.new_empty(B, T, 3, H, V) for _ in range(2))
-        dstate, (sizes, cost) = State(torch.empty_like(dlast_BHV), dlast_BHV), sizes_of(dx_BTGHV)
+        dstate, (sizes, cost) = State(torch.empty_like(dlast_BHV), dlast_BHV), work_of(dx_BTGHV)
         inputs, d = Inputs(u_GHVK, c_HV, reset_BT, lengths_B), Gradients(dh_BTHV, dx_BTGHV, draw_BTGHV)
         launch(backward_scan, items_of(sizes), sizes, inputs, dstate, saved, d, cost=cost)
         du_GHVK = recurrent_gradient(draw_BTGHV, saved.past_HBTV)
@@ -286,8 +268,6 @@ def gru_numba(
 ) -> tuple[Tensor, Tensor]:
     """h of every step and the last one, of inputs W x + b, in float32."""
     inputs = x_BTGHV, u_GHVK, c_HV, h_BHV
-    reset_BT = None if reset_BT is None else reset_BT.contiguous()
-    lengths_B = torch.full(x_BTGHV.shape[:1], x_BTGHV.shape[1]) if lengths_B is None else lengths_B.contiguous()
     call: Any = GRUScan.apply if has_gradients(inputs) else forward
-    out_BTHV, after_BHV = call(*inputs, reset_BT, lengths_B)
+    out_BTHV, after_BHV = call(*inputs, *rows_for_kernels(x_BTGHV, reset_BT, lengths_B))
     return out_BTHV, after_BHV

@@ -14,10 +14,11 @@ import torch
 from numpy import float32
 from torch import Tensor
 
-from exlstm.ops.common import detached_contiguous
+from exlstm.ops.common import detached_contiguous, rows_for_kernels
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.fused import recurrent_gradient
 from exlstm.runtime.cpu.blocks import Units, add_parts, reset_rows, simd16, store_parts, width
+from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.loops import add_at
@@ -86,6 +87,42 @@ def cell_backward(draw: Units, dc: Units, dh: Units, saved: Units) -> None:
     dc[0] = dc_now * f
 
 
+@helper()
+def gates(raw: int, x: int, c: int, h: int, to: int, each: int, H: int, V: int) -> None:
+    """One step of a row, of all units: products and inputs to c and h. to: what is saved, every `each` numbers."""
+    for u in range(-(-V // PANEL)):
+        raw_u, at_u = raw + SIZE * u * GATES, SIZE * u * PANEL
+        add_parts(raw_u, 4, x + at_u, H * V, width(V, u))
+        cell(raw_u, c + at_u, h + at_u, to + SIZE * u * each)
+
+
+@helper()
+def gates_backward(draw: int, dc: int, dh: int, saved: int, dx: int, H: int, V: int) -> None:
+    """Gradients of a row's gates in one step, of all units, for the product with U and as those of the inputs."""
+    for u in range(-(-V // PANEL)):
+        draw_u, at_u = draw + SIZE * u * GATES, SIZE * u * PANEL
+        cell_backward(draw_u, dc + at_u, dh + at_u, saved + SIZE * u * SAVED)
+        store_parts(dx + at_u, H * V, draw_u, 4, width(V, u))
+
+
+@helper()
+def read_state(h: int, c: int, wide: int, state: State, first: int, count: int, H: int, V: int) -> None:
+    """Rows of h and c of an item from a state. first: the first row's place in it, in heads."""
+    for row in range(count):
+        place, here = SIZE * (first + row * H) * V, SIZE * row * wide
+        copy(h + here, state.h_BHV + place, V)
+        copy(c + here, state.c_BHV + place, V)
+
+
+@helper()
+def write_state(state: State, h: int, c: int, wide: int, first: int, count: int, H: int, V: int) -> None:
+    """Rows of h and c of an item to a state."""
+    for row in range(count):
+        place, here = SIZE * (first + row * H) * V, SIZE * row * wide
+        copy(state.h_BHV + place, h + here, V)
+        copy(state.c_BHV + place, c + here, V)
+
+
 @kernel(G=4)
 def forward_scan(
     first: int, last: int, sizes: Sizes, x: Inputs, x_BTGHV: F32, before: State, h_BTHV: F32, after: State, saved: Saved
@@ -105,10 +142,8 @@ def forward_scan(
         clear(h, 6 * room * wide)
         clear(panels, 4 * wide * V)
         pack_columns(x.u_GHVK + SIZE * head * V * V, 4, H * V * V, V, V, V, panels, V, 0)
+        read_state(h, c, wide, before, row0 * H + head, count, H, V)
         for row in range(count):
-            place = SIZE * ((row0 + row) * H + head) * V
-            copy(h + SIZE * row * wide, before.h_BHV + place, V)
-            copy(c + SIZE * row * wide, before.c_BHV + place, V)
             steps = max(steps, lengths[row0 + row])
         for t in range(steps):
             if x.reset_BT != 0:
@@ -119,19 +154,14 @@ def forward_scan(
                 if t < lengths[b]:
                     step, raw_r = (head * B + b) * T + t, raw + SIZE * row * 4 * wide
                     x_r = x_BTGHV + SIZE * ((b * T + t) * 4 * H + head) * V
+                    to, each = saved.saved_E + SIZE * step * units * SAVED if saving else spare, SAVED if saving else 0
                     if saving:
                         copy(saved.past_HBTV + SIZE * step * V, h + here, V)
-                    for u in range(units):
-                        to = saved.saved_E + SIZE * (step * units + u) * SAVED if saving else spare
-                        add_parts(raw_r + SIZE * u * GATES, 4, x_r + SIZE * u * PANEL, H * V, width(V, u))
-                        at_u = here + SIZE * u * PANEL
-                        cell(raw_r + SIZE * u * GATES, c + at_u, h + at_u, to)
+                    gates(raw_r, x_r, c + here, h + here, to, each, H, V)
                     copy(h_BTHV + SIZE * ((b * T + t) * H + head) * V, h + here, V)
+        write_state(after, h, c, wide, row0 * H + head, count, H, V)
         for row in range(count):
             b, length = row0 + row, lengths[row0 + row]
-            place = SIZE * (b * H + head) * V
-            copy(after.h_BHV + place, h + SIZE * row * wide, V)
-            copy(after.c_BHV + place, c + SIZE * row * wide, V)
             for t in range(length, T):
                 clear(h_BTHV + SIZE * ((b * T + t) * H + head) * V, V)
             if saving:
@@ -176,10 +206,7 @@ def backward_scan(
                     add_at(dh + here, dh_BTHV + SIZE * ((b * T + t) * H + head) * V, V)
                     step = saved.saved_E + SIZE * ((head * B + b) * T + t) * units * SAVED
                     to = dx_BTGHV + SIZE * ((b * T + t) * 4 * H + head) * V
-                    for u in range(units):
-                        at_u, draw_u = here + SIZE * u * PANEL, draw_r + SIZE * u * GATES
-                        cell_backward(draw_u, dc + at_u, dh + at_u, step + SIZE * u * SAVED)
-                        store_parts(to + SIZE * u * PANEL, H * V, draw_u, 4, width(V, u))
+                    gates_backward(draw_r, dc + here, dh + here, step, to, H, V)
             product(dh, wide, GATES, draw, 4 * wide, count, panels, 4 * wide, units)
             if x.reset_BT != 0:
                 reset_rows(resets, lengths, row0, count, t, dh, wide, dc, wide)
@@ -194,16 +221,21 @@ def backward_scan(
     hold(work)
 
 
-def sizes_of(x_BTGHV: Tensor) -> tuple[Sizes, float]:
-    """The sizes of a scan, and its cost."""
+def sizes_of(x_BTGHV: Tensor, flops: int) -> tuple[Sizes, float]:
+    """The sizes of a scan, and its cost. flops: of a unit in one step."""
     B, T, _, H, V = x_BTGHV.shape
-    cost = microseconds(flops=B * T * H * V * (100 + 8 * V))
+    cost = microseconds(flops=B * T * H * V * flops)
     return Sizes(tile_rows(B, H, cost), B, T, H, V, V, B * T * H * -(-V // PANEL) * SAVED), cost
 
 
 def items_of(sizes: Sizes) -> int:
     """Heads times tiles of rows."""
     return sizes.H * -(-sizes.B // sizes.rows)
+
+
+def work_of(x_BTGHV: Tensor) -> tuple[Sizes, float]:
+    """Sizes of the LSTM's scan, and its cost."""
+    return sizes_of(x_BTGHV, 100 + 8 * x_BTGHV.shape[-1])
 
 
 def forward(
@@ -217,7 +249,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h of every step and the state after the last one, without a graph. saved: filled for the backward."""
     x_BTGHV, u_GHVK, *state = detached_contiguous(x_BTGHV, u_GHVK, h_BHV, c_BHV)
-    (B, T, _, H, V), (sizes, cost) = x_BTGHV.shape, sizes_of(x_BTGHV)
+    (B, T, _, H, V), (sizes, cost) = x_BTGHV.shape, work_of(x_BTGHV)
     out_BTHV, after = x_BTGHV.new_empty(B, T, H, V), State(*map(torch.empty_like, state))
     inputs, saved = Inputs(u_GHVK, reset_BT, lengths_B), Saved(None, None) if saved is None else saved
     launch(forward_scan, items_of(sizes), sizes, inputs, x_BTGHV, State(*state), out_BTHV, after, saved, cost=cost)
@@ -237,7 +269,7 @@ class LSTMScan(torch.autograd.Function):
         reset_BT: Tensor | None,
         lengths_B: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        (B, T, _, H, V), (sizes, _) = x_BTGHV.shape, sizes_of(x_BTGHV)
+        (B, T, _, H, V), (sizes, _) = x_BTGHV.shape, work_of(x_BTGHV)
         saved = Saved(x_BTGHV.new_empty(H, B, T, V), x_BTGHV.new_empty(sizes.E))
         out = forward(x_BTGHV, u_GHVK, h_BHV, c_BHV, reset_BT, lengths_B, saved)
         ctx.save_for_backward(u_GHVK, reset_BT, lengths_B, *saved)
@@ -250,7 +282,7 @@ class LSTMScan(torch.autograd.Function):
         (B, T, H, V), saved = dh_BTHV.shape, Saved(*rest)
         u_GHVK, dh_BTHV, *dafter = detached_contiguous(u_GHVK, dh_BTHV, *dlast)
         dx_BTGHV, dbefore = dh_BTHV.new_empty(B, T, 4, H, V), State(*map(torch.empty_like, dafter))
-        (sizes, cost), inputs = sizes_of(dx_BTGHV), Inputs(u_GHVK, reset_BT, lengths_B)
+        (sizes, cost), inputs = work_of(dx_BTGHV), Inputs(u_GHVK, reset_BT, lengths_B)
         given = dh_BTHV, State(*dafter), saved
         launch(backward_scan, items_of(sizes), sizes, inputs, *given, dx_BTGHV, dbefore, cost=cost)
         return dx_BTGHV, recurrent_gradient(dx_BTGHV, saved.past_HBTV), *dbefore, None, None
@@ -268,8 +300,6 @@ def lstm_numba(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h of every step and the last h and c, of inputs W x + b, in float32."""
     inputs = x_BTGHV, u_GHVK, h_BHV, c_BHV
-    reset_BT = None if reset_BT is None else reset_BT.contiguous()
-    lengths_B = torch.full(x_BTGHV.shape[:1], x_BTGHV.shape[1]) if lengths_B is None else lengths_B.contiguous()
     call: Any = LSTMScan.apply if has_gradients(inputs) else forward
-    out_BTHV, h_BHV, c_BHV = call(*inputs, reset_BT, lengths_B)
+    out_BTHV, h_BHV, c_BHV = call(*inputs, *rows_for_kernels(x_BTGHV, reset_BT, lengths_B))
     return out_BTHV, h_BHV, c_BHV

@@ -14,31 +14,30 @@ import torch
 from numpy import float32
 from torch import Tensor
 
-from exlstm.ops.common import detached_contiguous, upcast, without_autocast
+from exlstm.ops.common import detached_contiguous, rows_for_kernels, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.fused import recurrent_gradient
-from exlstm.ops.lstm.numba import GATES, SAVED, cell, cell_backward
+from exlstm.ops.lstm.numba import (
+    GATES,
+    SAVED,
+    Sizes,
+    State,
+    gates,
+    gates_backward,
+    items_of,
+    read_state,
+    sizes_of,
+    write_state,
+)
 from exlstm.ops.mult_lstm.reference import MultLSTMState
-from exlstm.runtime.cpu.blocks import add_parts, reset_rows, store_parts, width
+from exlstm.runtime.cpu.blocks import reset_rows
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel
-from exlstm.runtime.cpu.launch import launch, microseconds
+from exlstm.runtime.cpu.launch import launch
 from exlstm.runtime.cpu.loops import add_at
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, tensor_at
-from exlstm.runtime.cpu.tile import PANEL, pack_columns, pack_rows, product, rows_by_four, tile_rows
+from exlstm.runtime.cpu.tile import PANEL, pack_columns, pack_rows, product, rows_by_four
 from exlstm.runtime.tracing import has_gradients
-
-
-class Sizes(NamedTuple):
-    """Sizes of a scan. rows: of the batch, in an item."""
-
-    rows: int
-    B: int
-    T: int
-    H: int
-    V: int
-    K: int
-    E: int
 
 
 class Inputs(NamedTuple):
@@ -49,13 +48,6 @@ class Inputs(NamedTuple):
     r_GHVK: F32
     reset_BT: Bools
     lengths_B: I64
-
-
-class State(NamedTuple):
-    """Addresses of a state, or of its gradients."""
-
-    h_BHV: F32
-    c_BHV: F32
 
 
 class Saved(NamedTuple):
@@ -112,10 +104,8 @@ def forward_scan(
         clear(m_panels, 5 * wide * V)
         pack_columns(x.m_HVK + SIZE * head * V * V, 1, 0, V, V, V, m_panels, V, 0)
         pack_columns(x.r_GHVK + SIZE * head * V * V, 4, H * V * V, V, V, V, r_panels, V, 0)
+        read_state(h, c, wide, before, row0 * H + head, count, H, V)
         for row in range(count):
-            place = SIZE * ((row0 + row) * H + head) * V
-            copy(h + SIZE * row * wide, before.h_BHV + place, V)
-            copy(c + SIZE * row * wide, before.c_BHV + place, V)
             steps = max(steps, lengths[row0 + row])
         for t in range(steps):
             if x.reset_BT != 0:
@@ -133,17 +123,12 @@ def forward_scan(
                 if t < lengths[b]:
                     step, raw_r = ((head * B + b) * T + t) * units * SAVED, raw + SIZE * row * 4 * wide
                     x_r = x_BTGHV + SIZE * ((b * T + t) * 4 * H + head) * V
-                    for u in range(units):
-                        to = saved.saved_E + SIZE * (step + u * SAVED) if saving else spare
-                        add_parts(raw_r + SIZE * u * GATES, 4, x_r + SIZE * u * PANEL, H * V, width(V, u))
-                        at_u = here + SIZE * u * PANEL
-                        cell(raw_r + SIZE * u * GATES, c + at_u, h + at_u, to)
+                    to, each = saved.saved_E + SIZE * step if saving else spare, SAVED if saving else 0
+                    gates(raw_r, x_r, c + here, h + here, to, each, H, V)
                     copy(h_BTHV + SIZE * ((b * T + t) * H + head) * V, h + here, V)
+        write_state(after, h, c, wide, row0 * H + head, count, H, V)
         for row in range(count):
             b, length = row0 + row, lengths[row0 + row]
-            place = SIZE * (b * H + head) * V
-            copy(after.h_BHV + place, h + SIZE * row * wide, V)
-            copy(after.c_BHV + place, c + SIZE * row * wide, V)
             for t in range(length, T):
                 clear(h_BTHV + SIZE * ((b * T + t) * H + head) * V, V)
             if saving:
@@ -204,10 +189,7 @@ def backward_scan(
                     add_at(dh + here, d.dh_BTHV + SIZE * place * V, V)
                     step = saved.saved_E + SIZE * ((head * B + b) * T + t) * units * SAVED
                     to = d.dx_BTGHV + SIZE * ((b * T + t) * 4 * H + head) * V
-                    for u in range(units):
-                        at_u, draw_u = here + SIZE * u * PANEL, draw_r + SIZE * u * GATES
-                        cell_backward(draw_u, dc + at_u, dh + at_u, step + SIZE * u * SAVED)
-                        store_parts(to + SIZE * u * PANEL, H * V, draw_u, 4, width(V, u))
+                    gates_backward(draw_r, dc + here, dh + here, step, to, H, V)
             product(dmixed, wide, GATES, draw, 4 * wide, count, r_panels, 4 * wide, units)
             for row in range(count):
                 b, here = row0 + row, SIZE * row * wide
@@ -229,16 +211,9 @@ def backward_scan(
     hold(work)
 
 
-def sizes_of(x_BTGHV: Tensor) -> tuple[Sizes, float]:
-    """The sizes of a scan, and its cost."""
-    B, T, _, H, V = x_BTGHV.shape
-    cost = microseconds(flops=B * T * H * V * (100 + 10 * V))
-    return Sizes(tile_rows(B, H, cost), B, T, H, V, V, B * T * H * -(-V // PANEL) * SAVED), cost
-
-
-def items_of(sizes: Sizes) -> int:
-    """Heads times tiles of rows."""
-    return sizes.H * -(-sizes.B // sizes.rows)
+def work_of(x_BTGHV: Tensor) -> tuple[Sizes, float]:
+    """Sizes of a scan with two products, and its cost."""
+    return sizes_of(x_BTGHV, 100 + 10 * x_BTGHV.shape[-1])
 
 
 def forward(
@@ -254,7 +229,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h of every step and the state after the last one, without a graph. saved: filled for the backward."""
     p_BTHV, x_BTGHV, m_HVK, r_GHVK, *state = detached_contiguous(p_BTHV, x_BTGHV, m_HVK, r_GHVK, h_BHV, c_BHV)
-    sizes, cost = sizes_of(x_BTGHV)
+    sizes, cost = work_of(x_BTGHV)
     out, after = torch.empty_like(p_BTHV), State(*map(torch.empty_like, state))
     saved = Saved(None, None, None, None) if saved is None else saved
     inputs = Inputs(p_BTHV, m_HVK, r_GHVK, reset_BT, lengths_B)
@@ -277,7 +252,7 @@ class MultLSTMScan(torch.autograd.Function):
         reset_BT: Tensor | None,
         lengths_B: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        (B, T, H, V), (sizes, _) = p_BTHV.shape, sizes_of(x_BTGHV)
+        (B, T, H, V), (sizes, _) = p_BTHV.shape, work_of(x_BTGHV)
         past_HBTV, product_HBTV, mixed_HBTV = (p_BTHV.new_empty(H, B, T, V) for _ in range(3))
         saved = Saved(past_HBTV, product_HBTV, mixed_HBTV, p_BTHV.new_empty(sizes.E))
         out = forward(p_BTHV, x_BTGHV, m_HVK, r_GHVK, h_BHV, c_BHV, reset_BT, lengths_B, saved)
@@ -292,7 +267,7 @@ class MultLSTMScan(torch.autograd.Function):
         p_BTHV, m_HVK, r_GHVK, dh_BTHV, *dafter = detached_contiguous(p_BTHV, m_HVK, r_GHVK, dh_BTHV, *dlast)
         dx_BTGHV = p_BTHV.new_empty(B, T, 4, H, V)
         d = Gradients(dh_BTHV, torch.empty_like(p_BTHV), dx_BTGHV, torch.empty_like(saved.past_HBTV))
-        dbefore, (sizes, cost) = State(*map(torch.empty_like, dafter)), sizes_of(dx_BTGHV)
+        dbefore, (sizes, cost) = State(*map(torch.empty_like, dafter)), work_of(dx_BTGHV)
         inputs = Inputs(p_BTHV, m_HVK, r_GHVK, reset_BT, lengths_B)
         launch(backward_scan, items_of(sizes), sizes, inputs, State(*dafter), dbefore, saved, d, cost=cost)
         with without_autocast(dx_BTGHV):
@@ -314,8 +289,6 @@ def mult_lstm_numba(
 ) -> tuple[Tensor, MultLSTMState]:
     """The numbers of `mult_lstm_recurrent`, in float32."""
     inputs = *map(upcast, (p_BTHV, x_BTGHV, m_HVK, r_GHVK)), *state
-    reset_BT = None if reset_BT is None else reset_BT.contiguous()
-    lengths_B = torch.full(p_BTHV.shape[:1], p_BTHV.shape[1]) if lengths_B is None else lengths_B.contiguous()
     call: Any = MultLSTMScan.apply if has_gradients(inputs) else forward
-    h_BTHV, *after = call(*inputs, reset_BT, lengths_B)
+    h_BTHV, *after = call(*inputs, *rows_for_kernels(p_BTHV, reset_BT, lengths_B))
     return h_BTHV, MultLSTMState(*after)

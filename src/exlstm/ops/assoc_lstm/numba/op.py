@@ -13,7 +13,7 @@ from torch import Tensor
 from exlstm.ops.assoc_lstm.numba.cell import SAVED
 from exlstm.ops.assoc_lstm.numba.scan import Inputs, Saved, Sizes, State, backward_scan, forward_scan
 from exlstm.ops.assoc_lstm.reference import PLANES, AssocLSTMState, recurrent
-from exlstm.ops.common import detached_contiguous, upcast, without_autocast
+from exlstm.ops.common import detached_contiguous, rows_for_kernels, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.tile import PANEL, tile_rows
@@ -99,9 +99,8 @@ def assoc_lstm_numba(
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, AssocLSTMState]:
     """The numbers of `assoc_lstm_recurrent`, in float32."""
-    (B, T), x_BTGN = x_BTGN.shape[:2], upcast(x_BTGN)
-    lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.contiguous()
-    order_CN, reset_BT = order_CN.contiguous(), None if reset_BT is None else reset_BT.contiguous()
+    T, x_BTGN, order_CN = x_BTGN.shape[1], upcast(x_BTGN), order_CN.contiguous()
+    reset_BT, lengths_B = rows_for_kernels(x_BTGN, reset_BT, lengths_B)
     if has_gradients((x_BTGN, r_GNPM, *state)):
         h_BTPN, *after = AssocLSTMScan.apply(x_BTGN, upcast(r_GNPM), *state, order_CN, reset_BT, lengths_B)  # type: ignore[no-untyped-call]
     elif T == 1 and reset_BT is None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import detached_contiguous, upcast, without_autocast
+from exlstm.ops.common import detached_contiguous, rows_for_kernels, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import InputGate
 from exlstm.ops.slstm.numba.scan import Sizes, State, StateGradients, backward_scan, forward_scan
@@ -138,12 +138,10 @@ def slstm_numba(
     normalize: bool = True,
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """The same numbers as `slstm_recurrent`, in float32, tanh cell input."""
-    B, T, H, _, V = x_BTHGV.shape
+    _, _, H, _, V = x_BTHGV.shape
     dtype, x_BTHGV = x_BTHGV.dtype, upcast(x_BTHGV)
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
-    reset_BT = None if reset_BT is None else reset_BT.contiguous()
-    lengths_B = torch.full((B,), T) if lengths_B is None else lengths_B.contiguous()
-    rows = reset_BT, lengths_B, variant_of(input_gate, exp_forget, normalize)
+    rows = *rows_for_kernels(x_BTHGV, reset_BT, lengths_B), variant_of(input_gate, exp_forget, normalize)
     if has_gradients((x_BTHGV, r_HKGV, *state)):
         h_BTHV, *last = Scan.apply(x_BTHGV, upcast(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
     else:

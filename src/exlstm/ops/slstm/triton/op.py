@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from exlstm.ops.common import detached_contiguous, upcast, without_autocast
+from exlstm.ops.common import detached_contiguous, rows_for_kernels, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.slstm.reference import SLSTMState
 from exlstm.ops.slstm.triton.cell import StateGradients, States
@@ -173,12 +173,11 @@ def slstm_triton(
     *, reset_BT: Tensor | None, lengths_B: Tensor | None, exp_forget: bool, resident: bool = True,
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """The same numbers as `slstm_recurrent`, tanh cell input. resident: as a scan, otherwise in steps."""
-    B, T, H, _, V = x_BTHGV.shape
+    _, _, H, _, V = x_BTHGV.shape
     resident = resident or r_HKGV is None
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
-    lengths_B = torch.full((B,), T, device=x_BTHGV.device) if lengths_B is None else lengths_B
-    reset_BT = None if reset_BT is None else reset_BT.contiguous()
+    rows = rows_for_kernels(x_BTHGV, reset_BT, lengths_B)
     h_BTHV, *last = Scan.apply(  # type: ignore[no-untyped-call]
-        upcast(x_BTHGV), r_HKGV, *state, reset_BT, lengths_B.contiguous(), exp_forget, resident
+        upcast(x_BTHGV), r_HKGV, *state, *rows, exp_forget, resident
     )
     return h_BTHV.to(x_BTHGV.dtype), SLSTMState(*last)
