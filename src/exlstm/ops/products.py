@@ -36,48 +36,48 @@ def by_onednn(x: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> bool:
 
 
 def linear(x: Tensor, w_NK: Tensor, b_N: Tensor | None = None, /) -> Tensor:
-    """x W^T + b with its gradients. x: [..., K]; returns [..., N]."""
+    """Linear map x W^T + b, with its gradients. x: [..., K]; returns [..., N]."""
     if not by_onednn(x, w_NK, b_N):
         return functional.linear(x, w_NK, b_N)
     x_MK = x.reshape(-1, x.shape[-1])
-    call: Any = OneDNNLinear.apply if has_gradients((x, w_NK, b_N)) else whole
+    call: Any = OneDNNLinear.apply if has_gradients((x, w_NK, b_N)) else onednn_product
     y_MN: Tensor = call(x_MK, w_NK, b_N)
     return y_MN.view(*x.shape[:-1], len(w_NK))
 
 
 def product(a_MK: Tensor, b_KN: Tensor, /, *, out: Tensor | None = None) -> Tensor:
-    """a b, without a graph; in `out`, if that is given."""
+    """Product a b, without a graph; in `out`, if that is given."""
     if not by_onednn(a_MK, b_KN.T):
         return torch.mm(a_MK, b_KN, out=out)
-    found = whole(a_MK, b_KN.T)
+    found = onednn_product(a_MK, b_KN.T)
     return found if out is None else out.copy_(found)
 
 
 def add_product(total_MN: Tensor, a_MK: Tensor, b_KN: Tensor, /) -> Tensor:
-    """Adds a b to the total in place, without a graph."""
+    """Adds the product a b to the total, in place and without a graph."""
     if by_onednn(a_MK, b_KN.T):
-        return total_MN.add_(whole(a_MK, b_KN.T))
+        return total_MN.add_(onednn_product(a_MK, b_KN.T))
     return total_MN.addmm_(a_MK, b_KN)
 
 
-def whole(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """a b^T by oneDNN. It is a hundred times slower with rows, or columns, that do not follow one another."""
-    return onednn_linear(dense(a_MK), dense(b_NK), bias_N)
+def onednn_product(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """Product a b^T by oneDNN, which takes a hundred times as long where there are gaps between rows."""
+    return onednn_linear(without_gaps(a_MK), without_gaps(b_NK), bias_N)
 
 
-def dense(x_MK: Tensor) -> Tensor:
-    """x without gaps, in rows or in columns as it was."""
+def without_gaps(x_MK: Tensor) -> Tensor:
+    """Matrix without gaps between its rows, or columns where it was stored by these; a copy if it has some."""
     return x_MK if x_MK.is_contiguous() or x_MK.T.is_contiguous() else x_MK.contiguous()
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """x W^T + b, and its gradients."""
+    """Linear map x W^T + b by oneDNN, and its gradients."""
 
     @staticmethod
     def forward(ctx: Any, x_MK: Tensor, w_NK: Tensor, b_N: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_MK, w_NK, b_N)
         ctx.options = {}
-        return whole(x_MK, w_NK, b_N)
+        return onednn_product(x_MK, w_NK, b_N)
 
     @staticmethod
     @twice_differentiable(functional.linear)
