@@ -4,10 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from small_studies import COUNT, Quiet, count_study, run_here
 
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.lstm import LSTMConfig
+from exlstm.models.lm import LM
 from exlstm.study import runner, stack
 from exlstm.study.contract import is_alone, run_id
 from exlstm.study.results import ResultFile, result_path
@@ -36,6 +38,20 @@ def test_every_context_and_every_number_of_rows_is_measured():
         "context 1030, 1 rows",
         "context 1030, 2 rows",
     ]
+
+
+def test_a_first_call_is_not_counted(monkeypatch):
+    """It may compile kernels. Here the clock moves in calls of the model alone, and far in the first."""
+    moments, real = [0.0], LM.forward
+
+    def forward(self, *arguments):
+        moments.append(moments[-1] + (100.0 if len(moments) == 1 else 1.0))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(LM, "forward", forward)
+    monkeypatch.setattr("exlstm.study.timing.time.perf_counter", lambda: moments[-1])
+    model = LM(replace(TINY.architecture, vocab_size=11))
+    assert TINY.generation(model, 3, 1, torch.device("cpu"))["reading_seconds"] == 1.0
 
 
 def test_the_cost_of_attention_grows_with_the_context():
