@@ -29,6 +29,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a job in a shell's background ignores Ctrl-C, and so would the processes that tests start and interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# until all tests are collected: nothing of them is garbage, and looking for some takes a third of the time
+gc.disable()
 torch.set_num_threads(1)
 settings.register_profile(
     "exlstm", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -72,6 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # ten thousand tests and what they import stay to the end: a collection of garbage need not look at them
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def watches(item: pytest.Item) -> bool:

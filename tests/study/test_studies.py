@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ COMMITTED = [
 ]
 
 
-@lru_cache(maxsize=1)
+@cache
 def study_of(name):
     """The study, whose runs are listed once for all tests of it."""
     study = find_study(name, FOLDER)
