@@ -4,7 +4,7 @@ import pytest
 
 from exlstm.models.rivals import OF_TABLE_1
 from exlstm.study import Training, body_parameters, rival_names
-from exlstm.study.language import LONG, LONGEST, SHAPE, TABLE_1, language_models, lesson, timings, trainings
+from exlstm.study.language import LONG, LONGEST, RATES, SHAPE, TABLE_1, language_models, lesson, timings, trainings
 
 SMALL = language_models("small")
 
@@ -46,7 +46,7 @@ def test_runs_and_measurements_have_one_shape():
     models = {name: SMALL[name] for name in ("llama", "mamba")}
     runs, clocks = trainings("small", models, steps=7), timings("small", models)
     assert all(isinstance(run, Training) and run.steps == 7 for run in runs)
-    assert [(run.model, run.lr) for run in runs] == [(name, rate) for name in models for rate in (3e-3, 1e-2)]
+    assert [(run.model, run.lr) for run in runs] == [(name, rate) for name in models for rate in RATES["small"]]
     for clock in clocks:
         run = next(run for run in runs if run.model == clock.model)
         assert (clock.architecture, clock.batch, clock.length) == (run.architecture, run.batch, run.lessons[0].train[1])

@@ -47,7 +47,7 @@ SHAPE: Mapping[str, Mapping[str, int]] = {
     "small": {"width": 64, "heads": 2, "depth": 4, "length": 256},
     "paper": {"width": 1024, "heads": 8, "depth": 24, "length": 2048},
 }
-RATES = {"quick": (6e-3,), "small": (3e-3, 1e-2), "paper": (1e-3, 3e-4)}
+RATES = {"quick": (6e-3,), "small": (3e-3, 1e-2, 3e-2), "paper": (1e-3, 3e-4)}
 HOW: Mapping[str, Mapping[str, Any]] = {
     "quick": QUICK,
     # a million tokens
