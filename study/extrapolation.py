@@ -39,7 +39,8 @@ def report(results):
         title="Bits per byte by position, read as one sequence",
         columns=("model", *(f"{low:,} to {high:,}" for low, high in pairwise(BORDERS))),
         rows=[(name, *buckets(cells[name])) for name in order],
-        note="The median over seeds, of the longest text that the model was given. Empty: it did not read that far.",
+        note="The median over seeds. A position is of the shortest test that reaches it: windows of 256, of 16,384 and "
+        "of 65,536 tokens of one text. Empty: the model did not read that far.",
     )
     yield ReportTable(
         title="The same text in windows of the length of training, and with the state carried on",
@@ -88,36 +89,40 @@ def claim(name, cell):
     return Claim(text=text, holds=(long > short * (1 + TOLERANCE)) == loses, evidence=evidence)
 
 
-def by_position(cell):
-    """(low, high, bits per byte of every seed) of the longest test."""
-    if not cell.rows:
-        return []
-    rows = [entry["by_position"] for entry in cell.tests(len(cell.run.lessons[0].test) - 1)]
-    return [
-        (bucket[0][0], bucket[0][1], [bits_per_byte(nats, size) for _, _, _, nats, size in bucket])
-        for bucket in zip(*rows, strict=True)
-    ]
+def positions(cell):
+    """(low, high, [(nats, bytes) of every seed]) of each bucket, from the shortest test that reaches it.
+
+    So all models are compared on the same text, and positions near the start are of many windows.
+    """
+    found, reached = [], 0
+    for test, (_, length) in enumerate(cell.run.lessons[0].test if cell.rows else ()):
+        seeds = [entry["by_position"] for entry in cell.tests(test)]
+        for bucket in zip(*seeds, strict=True):
+            low, high = bucket[0][:2]
+            if low >= reached:
+                found.append((low, high, [(nats, size) for *_, nats, size in bucket]))
+        reached = length
+    return found
 
 
 def buckets(cell):
-    """The table's line: the mean over finer buckets, weighted by their bytes."""
+    """The table's line: the median over seeds of the mean over finer buckets, weighted by their bytes."""
     if not cell.rows:
         return [cell.status(), *([""] * (len(BORDERS) - 2))]
-    last = len(cell.run.lessons[0].test) - 1
     found = []
     for low, high in pairwise(BORDERS):
-        seeds = []
-        for entry in cell.tests(last):
-            inside = [row for row in entry["by_position"] if low <= row[0] and row[1] <= high]
-            if inside:
-                seeds.append(bits_per_byte(sum(row[3] for row in inside), sum(row[4] for row in inside)))
-        found.append(f"{median(seeds):.3f}" if seeds else "")
+        inside = [seeds for start, end, seeds in positions(cell) if low <= start and end <= high]
+        bits = [bits_per_byte(*map(sum, zip(*parts, strict=True))) for parts in zip(*inside, strict=True)]
+        found.append(f"{median(bits):.3f}" if bits else "")
     return found
 
 
 def draw(figure, cells):
     axes = figure.subplots()
-    series = {name: [(high, bits) for _, high, bits in by_position(cell)] for name, cell in cells.items()}
+    series = {
+        name: [(high, [bits_per_byte(*parts) for parts in seeds]) for _, high, seeds in positions(cell)]
+        for name, cell in cells.items()
+    }
     figures.lines(axes, series, x_label="position", y_label="bits per byte", log_x=True)
     axes.axvline(256, color="#6b7280", linewidth=0.8, linestyle=(0, (4, 4)))
     figures.legend(axes)

@@ -12,8 +12,6 @@ from mlstm_cases import NAMES, call, drawn, everything, make, output_and_gradien
 
 from accuracy import assert_as_accurate
 from exlstm.ops.mlstm.chunkwise import SPAN_CHUNKS
-from exlstm.runtime.backend import recorded
-from exlstm.runtime.cpu import blas
 
 numba = partial(call, backend="numba")
 definition = partial(call, backend="recurrent")
@@ -143,18 +141,6 @@ def test_a_gradient_that_is_one_number_everywhere():
     again = torch.autograd.grad(h_BTHV, x[:5], torch.ones_like(h_BTHV))
     for got, expected in zip(again, want, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
-
-
-def test_without_blas_the_plain_form_runs(monkeypatch):
-    """And naming the form that cannot run says why."""
-    monkeypatch.setattr(blas, "obstacle", lambda: "no BLAS here")
-    x = make(1, 20, 1, 3, 3, dtype=torch.float32)
-    with recorded() as choices:
-        call(*x)
-    assert (choices[0].backend, choices[0].why) == ("chunkwise", "not numba: no BLAS here")
-    with pytest.raises(ValueError, match="'numba' of mlstm cannot run: no BLAS here"):
-        numba(*x)
-    call(*(t[:, :1] for t in x[:5]), *x[5:], backend="numba")
 
 
 def test_memory_is_linear_in_time():

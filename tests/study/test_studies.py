@@ -6,12 +6,13 @@ import shutil
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
 from small_studies import Quiet
 
-from exlstm.study import Claim, Picture, ReportTable, Results, Training, body_parameters, report
+from exlstm.study import Claim, Lesson, Picture, ReportTable, Results, Training, body_parameters, report
 from exlstm.study.aggregate import chosen, reported
 from exlstm.study.contract import SIZES, find_study, run_id, settings, studies, with_seed
 from exlstm.study.problems import problem_of
@@ -239,3 +240,18 @@ def test_studies_of_language_take_its_runs(name):
     own = [run_id(run) for run in study.planned("small")]
     shared = sum(run in known for run in own)
     assert shared == len(own) if name in ("extrapolation", "speed") else 6 <= shared < len(own)
+
+
+def test_positions_are_of_the_shortest_test_that_reaches_them():
+    """A model that reads further has two windows there; near the start it has those of the others."""
+    lesson = Lesson(task="email/300", train=(256, 256), test=((256, 256), (512, 512), (1024, 1024)))
+    tests = [
+        [[0, 256, 1, 1.0, 9]],
+        [[0, 256, 1, 2.0, 9], [256, 512, 1, 3.0, 9]],
+        [[0, 256, 1, 4.0, 9], [256, 512, 1, 5.0, 9], [512, 1024, 1, 6.0, 9]],
+    ]
+    cell = SimpleNamespace(
+        rows=[{}], run=SimpleNamespace(lessons=(lesson,)), tests=lambda test: [{"by_position": tests[test]}]
+    )
+    found = study_of("extrapolation").report.__globals__["positions"](cell)
+    assert found == [(0, 256, [(1.0, 9)]), (256, 512, [(3.0, 9)]), (512, 1024, [(6.0, 9)])]

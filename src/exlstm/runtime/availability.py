@@ -97,14 +97,6 @@ def made_by_amd() -> bool:
 
 
 @assume_constant
-def blas_obstacle() -> str | None:
-    """Why kernels cannot call BLAS here, or None."""
-    from exlstm.runtime.cpu.blas import obstacle
-
-    return obstacle()
-
-
-@assume_constant
 def has_triton() -> bool:
     """Whether Triton is installed; torch for NVIDIA and AMD GPUs brings it along."""
     return installed("triton")

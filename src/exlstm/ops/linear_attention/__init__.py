@@ -21,8 +21,8 @@ from exlstm.ops.linear_attention.reference import (
     linear_attention_recurrent,
     normalized_recurrent,
 )
-from exlstm.ops.mlstm import ForgetGate, MLSTMState, mlstm, numba_obstacle
-from exlstm.runtime.availability import chunk_obstacle
+from exlstm.ops.mlstm import ForgetGate, MLSTMState, mlstm
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 from exlstm.runtime.tracing import has_gradients
@@ -156,7 +156,7 @@ def pick(op: str, tensors: list[Tensor], backend: str) -> tuple[str, bool]:
     one_step = T == 1 and not has_gradients(tensors)
     no_chunk = chunk_obstacle(T, backend)
     candidates = [
-        ("numba", numba_obstacle(tuple(tensors), one_step)),
+        ("numba", widened_kernel_obstacle(tuple(tensors))),
         *gpu_candidate(tensors, backend, None if one_step else no_chunk),
         ("chunkwise", no_chunk),
         ("recurrent", None),

@@ -5,7 +5,7 @@ from torch import Tensor
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import length_mask, without_autocast, zero_padding
 from exlstm.ops.matrix_rnn.reference import MatrixRNNState, matrix_rnn_recurrent
-from exlstm.runtime.availability import blas_obstacle, widened_kernel_obstacle
+from exlstm.runtime.availability import widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 
 __all__ = ["MatrixRNNState", "matrix_rnn", "matrix_rnn_recurrent"]
@@ -43,7 +43,7 @@ def matrix_rnn(
     reset_BT, lengths_B = checked_rows(v_BTHV, reset_BT, lengths_B)
     state = checked_state(state, MatrixRNNState, [(B, H, K, V)], v_BTHV)
     inputs = q_BTHK, k_BTHK, v_BTHV, f_BTH, r_HUV
-    candidates = [("numba", widened_kernel_obstacle((v_BTHV,)) or blas_obstacle()), ("recurrent", None)]
+    candidates = [("numba", widened_kernel_obstacle((v_BTHV,))), ("recurrent", None)]
     name = choose("matrix_rnn", backend, candidates, (*inputs, *state))
     with without_autocast(v_BTHV):
         if name == "numba":

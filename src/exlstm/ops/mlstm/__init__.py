@@ -13,7 +13,7 @@ from exlstm.ops.gates import ForgetGate, InputGate, check_gates, log_input_gate
 from exlstm.ops.mlstm.chunkwise import mlstm_chunkwise
 from exlstm.ops.mlstm.reference import MLSTMState, mlstm_recurrent, mlstm_step, zero_state
 from exlstm.ops.packed import check_borders, packed_index
-from exlstm.runtime.availability import blas_obstacle, chunk_obstacle, widened_kernel_obstacle
+from exlstm.runtime.availability import chunk_obstacle, widened_kernel_obstacle
 from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate
 from exlstm.runtime.tracing import has_gradients
@@ -22,11 +22,6 @@ __all__ = [
     "ForgetGate", "InputGate", "MLSTMState", "mlstm", "mlstm_chunkwise", "mlstm_recurrent", "mlstm_step", "zero_state",
 ]  # fmt: skip
 CHUNK = 64  # steps that the forms for a CPU take at once, if they are not told
-
-
-def numba_obstacle(tensors: tuple[Tensor, ...], one_step: bool) -> str | None:
-    """Why the Numba forms cannot run on these q, k, v, i, f, C, n, m, or None. One step needs no matrix products."""
-    return widened_kernel_obstacle(tensors) or (None if one_step else blas_obstacle())
 
 
 def pick(
@@ -38,7 +33,7 @@ def pick(
     no_chunk = chunk_obstacle(T, backend) if cu_seqlens is None else None
     no_gate = None if forget_gate == "sigmoid" else f"it has the forget gate sigmoid, not {forget_gate}"
     candidates = [
-        ("numba", numba_obstacle(tensors, one_step)),
+        ("numba", widened_kernel_obstacle(tensors)),
         *gpu_candidate(tensors, backend, no_gate or (None if one_step else no_chunk)),
         ("chunkwise", no_chunk),
         ("recurrent", None),

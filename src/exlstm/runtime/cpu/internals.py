@@ -18,7 +18,6 @@ from numba.np.arrayobj import populate_array
 __all__ = [
     "FunctionCache",
     "alloca",
-    "alloca_value",
     "array_value",
     "compile_function",
     "dumps",
@@ -54,11 +53,6 @@ def compile_function(function: Callable[..., Any], signature: Any, cache: Functi
 def alloca(builder: Any, kind: Any) -> Any:
     """Room for a value on the stack, made once per call of the function."""
     return cgutils.alloca_once(builder, kind)  # type: ignore[no-untyped-call]
-
-
-def alloca_value(builder: Any, value: Any) -> Any:
-    """A pointer to a value: BLAS wants everything by address."""
-    return cgutils.alloca_once_value(builder, value)  # type: ignore[no-untyped-call]
 
 
 def llvm_function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:

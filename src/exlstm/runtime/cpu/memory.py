@@ -96,6 +96,22 @@ def _rows_at(_context: Any, _address: Any, _rows: Any, _columns: Any, _apart: An
     return kind(*[types.intp] * 4), generate
 
 
+def _part(_context: Any, x: Any, _first_row: Any, _first_column: Any, _rows: Any, _columns: Any) -> Any:
+    """So many rows and columns of a matrix of `rows_at`, or of its transpose, in its memory."""
+    kind = types.Array(types.float32, 2, "A")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        matrix = context.make_array(signature.args[0])(context, builder, arguments[0])
+        apart, first = tuple_parts(builder, matrix.strides, 2), arguments[1:3]
+        begin = builder.ptrtoint(matrix.data, apart[0].type)
+        for stride, index in zip(apart, first, strict=True):
+            begin = builder.add(begin, builder.mul(stride, index))
+        strides = [builder.sdiv(stride, stride.type(SIZE)) for stride in apart]
+        return array_value(context, builder, kind, begin, arguments[3:], strides)
+
+    return kind(x, *[types.intp] * 4), generate
+
+
 def _row(_context: Any, x: Any, _t: Any) -> Any:
     """Row t of a matrix of `rows_at`. The row is known to be contiguous, the matrix is not."""
     kind = types.Array(types.float32, 1, "C")
@@ -122,8 +138,7 @@ def _address_of(_context: Any, kind: Any) -> Any:
 def _line_of(_context: Any, kind: Any) -> Any:
     """Address of the first cache line that begins in an array, which has LINE_NUMBERS to spare.
 
-    BLAS may sum in another order where a matrix begins elsewhere in a line, and where an array begins is up to malloc:
-    without this, two runs of one kernel could differ in their last bits.
+    Where an array begins is up to malloc, and a vector that lies in two lines takes twice the time.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -214,6 +229,7 @@ line_of: Any = intrinsic(_line_of)
 hold: Any = intrinsic(_hold)
 prefetch: Any = intrinsic(_prefetch)
 row: Any = intrinsic(_row)
+part: Any = intrinsic(_part)
 double_at, byte_at = _number_at(ir.DoubleType(), types.float64), _number_at(ir.IntType(8), types.int8)
 uint16_at, long_at = _number_at(ir.IntType(16), types.uint16), _number_at(ir.IntType(64), types.int64)
 put_byte: Any = intrinsic(_put_byte)

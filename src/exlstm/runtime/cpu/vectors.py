@@ -17,11 +17,11 @@ from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from exlstm.runtime.cpu.internals import alloca, loop
+from exlstm.runtime.cpu.internals import alloca, llvm_function, loop
 from exlstm.runtime.cpu.simd import FLOAT, WORD, SimdValue
 
 __all__ = ["LONG", "Vectors", "elementwise", "inlined", "loop", "register_width", "repeated"]
-LONG, UINT16 = ir.IntType(64), ir.IntType(16)
+LONG, UINT16, DOUBLE = ir.IntType(64), ir.IntType(16), ir.DoubleType()
 BYTES = 4  # of a number
 LANES = 16  # numbers that `elementwise` takes at a time: a cache line
 # Not the flags of `simd`: with those LLVM may fuse the other product of two, and a sum would depend on the code around.
@@ -37,7 +37,7 @@ def register_width() -> int:
 def inlined(count: int) -> Callable[[Callable[..., None]], Any]:
     """Decorates `body(builder, *values)`, which writes instructions: a function for kernels of so many values.
 
-    Each is an int64, or a flag where the kernel passes a bool.
+    Each is an int64, or a flag or a number with a fraction where the kernel passes one.
     """
 
     def decorate(body: Callable[..., None]) -> Any:
@@ -46,7 +46,8 @@ def inlined(count: int) -> Callable[[Callable[..., None]], Any]:
                 body(builder, *arguments)
                 return context.get_dummy_value()
 
-            return types.void(*(x if isinstance(x, types.Boolean) else types.int64 for x in given)), generate
+            kept = (types.Boolean, types.Float)
+            return types.void(*(x if isinstance(x, kept) else types.int64 for x in given)), generate
 
         # Numba reads the number of arguments from the signature
         names = ["context", *(f"x{n}" for n in range(count))]
@@ -107,9 +108,22 @@ class Vectors:
         """A value of another kind at an address."""
         return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
 
-    def load(self, address: Any) -> SimdValue:
-        """The vector at an address."""
-        return SimdValue(self.builder, self.raw(address, self.kind))
+    def load(self, address: Any, mask: Any = None) -> SimdValue:
+        """The vector at an address; places outside of a mask are not read, and are zero."""
+        if mask is None:
+            return SimdValue(self.builder, self.raw(address, self.kind))
+        pointer = self.builder.inttoptr(address, self.kind.as_pointer())
+        given = [pointer, WORD(BYTES), mask, self.zeros().value]
+        return SimdValue(self.builder, self.call(f"llvm.masked.load.v{self.width}f32.p0", self.kind, given))
+
+    def load_rounded(self, address: Any, mask: Any, shift: Any) -> SimdValue:
+        """float64 numbers at an address plus a float64 number, rounded; places outside of a mask are not read."""
+        kind = ir.VectorType(DOUBLE, self.width)
+        pointer = self.builder.inttoptr(address, kind.as_pointer())
+        given = [pointer, WORD(2 * BYTES), mask, ir.Constant(kind, [0.0] * self.width)]
+        x = self.call(f"llvm.masked.load.v{self.width}f64.p0", kind, given)
+        x = self.builder.fadd(x, self.spread(shift))
+        return SimdValue(self.builder, self.builder.fptrunc(x, self.kind))
 
     def load_bf16(self, address: Any) -> SimdValue:
         """The vector of bfloat16 at an address."""
@@ -118,19 +132,38 @@ class Vectors:
         shifted = self.builder.shl(bits, ir.Constant(words, [16] * self.width))
         return SimdValue(self.builder, self.builder.bitcast(shifted, self.kind))
 
-    def store(self, x: SimdValue, address: Any) -> None:
-        """A vector to an address."""
-        self.builder.store(x.value, self.builder.inttoptr(address, self.kind.as_pointer()), align=BYTES)
+    def store(self, x: SimdValue, address: Any, mask: Any = None) -> None:
+        """A vector to an address; places outside of a mask are not written."""
+        pointer = self.builder.inttoptr(address, self.kind.as_pointer())
+        if mask is None:
+            self.builder.store(x.value, pointer, align=BYTES)
+        else:
+            given = [x.value, pointer, WORD(BYTES), mask]
+            self.call(f"llvm.masked.store.v{self.width}f32.p0", ir.VoidType(), given)
+
+    def call(self, name: str, result: Any, given: list[Any]) -> Any:
+        """Calls a function of LLVM."""
+        return self.builder.call(llvm_function(self.builder, name, result, [x.type for x in given]), given)
 
     def store_number(self, x: SimdValue, n: int, address: Any) -> None:
         """Number n of a vector to an address."""
         number = self.builder.extract_element(x.value, WORD(n))
         self.builder.store(number, self.builder.inttoptr(address, FLOAT.as_pointer()), align=BYTES)
 
+    def first_places(self, count: Any) -> Any:
+        """A mask of the first `count` places, a value of type LONG; for `load` and `store`."""
+        places = ir.Constant(ir.VectorType(LONG, self.width), list(range(self.width)))
+        return self.builder.icmp_signed("<", places, self.spread(count))
+
+    def spread(self, value: Any) -> Any:
+        """A value of any kind in all places."""
+        kind = ir.VectorType(value.type, self.width)
+        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, WORD(0))
+        return self.builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(WORD, self.width), [0] * self.width))
+
     def broadcast(self, number: Any) -> SimdValue:
         """The same number in all places."""
-        first = self.builder.insert_element(ir.Constant(self.kind, ir.Undefined), number, WORD(0))
-        return self.shuffle(SimdValue(self.builder, first), [0] * self.width)
+        return SimdValue(self.builder, self.spread(number))
 
     def number(self, address: Any) -> SimdValue:
         """The number at an address in all places."""

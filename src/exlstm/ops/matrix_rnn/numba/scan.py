@@ -13,7 +13,7 @@ import numpy as np
 from numpy import float32
 
 from exlstm.ops.matrix_rnn.numba.step import Inputs, Sizes, advance, clear_step, retreat, room_of
-from exlstm.runtime.cpu.blas import product as blas_product
+from exlstm.runtime.cpu import matmul
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel
 from exlstm.runtime.cpu.loops import add_at
@@ -156,7 +156,7 @@ def backward_scan(
                     clear(dh, matrix)
             if mixing:
                 before_IU, dz_IV = rows_at(before, steps * tall, V, wide), rows_at(z, steps * tall, V, wide)
-                blas_product(rows_at(d.dr_BHUV + SIZE * item * V * V, V, V, V), before_IU.T, dz_IV, 1.0, 1.0)
+                matmul.product(rows_at(d.dr_BHUV + SIZE * item * V * V, V, V, V), before_IU.T, dz_IV, 1.0)
         store(d.dbefore_BHKV + SIZE * item * K * V, dh, wide, K, V)
         for t in range(length, T):
             clear_step(dx, sizes, (b * T + t) * H + head)

@@ -1,4 +1,4 @@
-"""A chunk of the mLSTM, forward and backward, in Numba: products by BLAS, with the loops of `rows` between them.
+"""A chunk of the mLSTM, forward and backward, in Numba: products of matrices, with the loops of `rows` between them.
 
 The arrays of a chunk lie in memory that all chunks share; the last chunk may be shorter.
 
@@ -12,23 +12,22 @@ from numpy import float32, float64
 
 from exlstm.ops.mlstm.chunkwise import Options
 from exlstm.ops.mlstm.numba.rows import (
+    add_and_scale_rows,
     add_outer,
-    add_rows,
     apply_decay,
     apply_decay_backward,
     decay_and_add,
     dots,
     dots_with,
-    first_rows,
     gate_weights,
     inner,
     norms,
     scale_rows,
 )
-from exlstm.runtime.cpu.blas import product
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, Bools, F32Rows
-from exlstm.runtime.cpu.memory import SIZE, address_of, clear, rows_at, tensor_at
+from exlstm.runtime.cpu.matmul import lower_product, product, product_below, transpose, upper_product
+from exlstm.runtime.cpu.memory import SIZE, address_of, clear, part, rows_at, tensor_at
 
 Array = Any  # a float32 NumPy array inside Numba
 
@@ -120,21 +119,23 @@ class Chunk(NamedTuple):
     d_LS: Array  # decay from source to target
     last_S: Array  # its last row
     p_LS: Array
+    scaled_LK: Array  # queries / sqrt K
     old_LK: Array  # queries as they read the state before the chunk
     worth_LK: Array  # keys as they enter the state after it
+    k_KS: Array  # keys, turned
 
 
 @helper()
 def chunk_numbers(L: int, K: int) -> int:
     """Numbers in the memory of a `Chunk`."""
-    return 7 * L + 2 * L * L + 2 * L * K
+    return 7 * L + 2 * L * L + 4 * L * K
 
 
 @helper()
 def chunk_at(work: int, L: int, K: int) -> Chunk:
     """A `Chunk` in memory at an address, uninitialized except for the ones."""
-    row, square = SIZE * L, SIZE * L * L
-    d, old = work + 7 * row, work + 7 * row + 2 * square
+    row, square, wide = SIZE * L, SIZE * L * L, SIZE * L * K
+    d, scaled = work + 7 * row, work + 7 * row + 2 * square
     ones_L = tensor_at(work + 6 * row, L, float32)
     for t in range(L):
         ones_L[t] = float32(1.0)
@@ -142,7 +143,8 @@ def chunk_at(work: int, L: int, K: int) -> Chunk:
         tensor_at(work, L, float64), tensor_at(work + 2 * row, L, float32), tensor_at(work + 3 * row, L, float32),
         tensor_at(work + 4 * row, L, float32), tensor_at(work + 5 * row, L, float32), ones_L,
         rows_at(d, L, L, L), tensor_at(d + square - row, L, float32), rows_at(d + square, L, L, L),
-        rows_at(old, L, K, K), rows_at(old + row * K, L, K, K),
+        rows_at(scaled, L, K, K), rows_at(scaled + wide, L, K, K), rows_at(scaled + 2 * wide, L, K, K),
+        rows_at(scaled + 3 * wide, K, L, L),
     )  # fmt: skip
 
 
@@ -160,17 +162,19 @@ def read_state(w: Chunk, x: Inputs, c_KV: Array, h_LV: Array) -> None:
     """Adds to the numerators what queries read of the state before the chunk."""
     R = steps_before_reset(x)
     if R > 0:
-        product(first_rows(h_LV, R), first_rows(w.old_LK, R), c_KV, 1.0, 1.0)
+        K, V = c_KV.shape
+        product(part(h_LV, 0, 0, R, V), part(w.old_LK, 0, 0, R, K), c_KV, 1.0)
 
 
 @helper()
 def read_chunk(w: Chunk, x: Inputs, n_K: Array, m: float, options: Options) -> float:
     """Fills the gates' weights, P, the mass and the norm, all that needs no V; returns m after the chunk."""
-    scale = x.q_LK.shape[1] ** -0.5
     m = fill_gate_weights(w, x, m, options)
-    scale_rows(x.q_LK, w.carry_L, scale, w.old_LK)
+    scale_rows(x.q_LK, w.ones_L, x.q_LK.shape[1] ** -0.5, w.scaled_LK)
+    scale_rows(w.scaled_LK, w.carry_L, 1.0, w.old_LK)
     dots_with(w.old_LK, n_K, steps_before_reset(x), w.mass_L)
-    product(w.p_LS, x.q_LK, x.k_LK.T, scale, 0.0)
+    transpose(w.k_KS, x.k_LK)
+    product_below(w.p_LS, w.scaled_LK, w.k_KS)
     apply_decay(w.p_LS, w.d_LS, w.mass_L)
     norms(w.mass_L, w.floor_L, options.normalize, options.eps, w.inverse_L)
     return m
@@ -191,7 +195,7 @@ def update_state(w: Chunk, x: Inputs, c_KV: Array, n_K: Array) -> None:
     """Updates the state from before the chunk to after it, by the gates' weights alone."""
     decay = w.carry_L[w.carry_L.size - 1]
     scale_rows(x.k_LK, w.last_S, 1.0, w.worth_LK)
-    product(c_KV, w.worth_LK.T, x.v_LV, 1.0, float64(decay))
+    product(c_KV, w.worth_LK.T, x.v_LV, decay)
     decay_and_add(n_K, decay, w.worth_LK, w.ones_L)
 
 
@@ -207,12 +211,14 @@ class Grads(NamedTuple):
     dnum_LV: Array
     dold_LK: Array
     dworth_LK: Array
+    v_VL: Array  # values, turned
+    c_VK: Array  # the state or its gradient, turned
 
 
 @helper()
 def grads_numbers(L: int, K: int, V: int) -> int:
     """Numbers in the memory of `Grads`."""
-    return 5 * L + L * L + L * V + 2 * L * K
+    return 5 * L + L * L + 2 * L * V + 2 * L * K + K * V
 
 
 @helper()
@@ -220,10 +226,12 @@ def grads_at(work: int, L: int, K: int, V: int) -> Grads:
     """`Grads` in memory at an address, uninitialized."""
     row = SIZE * L
     dp, dnum, dold = work + 5 * row, work + (5 + L) * row, work + (5 + L + V) * row
+    turned = dold + 2 * row * K
     return Grads(
         tensor_at(work, L, float32), tensor_at(work + row, L, float32), tensor_at(work + 2 * row, L, float32),
         tensor_at(work + 3 * row, L, float32), tensor_at(work + 4 * row, L, float32), rows_at(dp, L, L, L),
         rows_at(dnum, L, V, V), rows_at(dold, L, K, K), rows_at(dold + row * K, L, K, K),
+        rows_at(turned, V, L, L), rows_at(turned + row * V, V, K, K),
     )  # fmt: skip
 
 
@@ -264,35 +272,39 @@ def chunk_backward(
     w: Chunk, g: Grads, x: Inputs, c_KV: Array, n_K: Array, dc_KV: Array, dn_K: Array, out: Outputs
 ) -> None:
     """Gradients of the inputs of a chunk; that of the state after it becomes that of the state before it."""
-    scale, decay = x.q_LK.shape[1] ** -0.5, w.carry_L[w.carry_L.size - 1]
-    product(g.dp_LS, g.dnum_LV, x.v_LV.T, 1.0, 0.0)
+    decay = w.carry_L[w.carry_L.size - 1]
+    transpose(g.v_VL, x.v_LV)
+    product_below(g.dp_LS, g.dnum_LV, g.v_VL)
     apply_decay_backward(g.dp_LS, w.p_LS, w.d_LS, g.dmass_L, g.di_L, g.df_L)
 
     R = steps_before_reset(x)
     clear(address_of(g.dold_LK), g.dold_LK.size)
     if R > 0:
-        product(first_rows(g.dold_LK, R), first_rows(g.dnum_LV, R), c_KV.T, 1.0, 0.0)
-        add_outer(first_rows(g.dold_LK, R), g.dmass_L, n_K)
+        dold_RK, V = part(g.dold_LK, 0, 0, R, n_K.size), c_KV.shape[1]
+        transpose(g.c_VK, c_KV)
+        product(dold_RK, part(g.dnum_LV, 0, 0, R, V), g.c_VK, 0.0)
+        add_outer(dold_RK, g.dmass_L, n_K)
     dots(g.dold_LK, w.old_LK, g.dcarry_L)
-    product(out.dq_LK, g.dp_LS, x.k_LK, scale, 0.0)
-    add_rows(out.dq_LK, g.dold_LK, w.carry_L, scale)
+    lower_product(out.dq_LK, g.dp_LS, x.k_LK)
+    add_and_scale_rows(out.dq_LK, g.dold_LK, w.carry_L, x.q_LK.shape[1] ** -0.5)
 
-    product(g.dworth_LK, x.v_LV, dc_KV.T, 1.0, 0.0)
+    transpose(g.c_VK, dc_KV)
+    product(g.dworth_LK, x.v_LV, g.c_VK, 0.0)
     add_outer(g.dworth_LK, w.ones_L, dn_K)
     dots(g.dworth_LK, x.k_LK, g.dlast_L)
-    product(out.dk_LK, g.dp_LS.T, x.q_LK, scale, 0.0)
-    add_rows(out.dk_LK, g.dworth_LK, w.last_S, 1.0)
+    upper_product(out.dk_LK, g.dp_LS.T, w.scaled_LK)
+    add_and_scale_rows(out.dk_LK, g.dworth_LK, w.last_S, 1.0)
 
     scale_rows(x.k_LK, w.last_S, 1.0, w.worth_LK)
-    product(out.dv_LV, w.p_LS.T, g.dnum_LV, 1.0, 0.0)
-    product(out.dv_LV, w.worth_LK, dc_KV, 1.0, 1.0)
+    upper_product(out.dv_LV, w.p_LS.T, g.dnum_LV)
+    product(out.dv_LV, w.worth_LK, dc_KV, 1.0)
 
     ddecay = float64(0.0)
     if x.reset_L.size == R:
         ddecay = inner(dc_KV, c_KV)
         for i in range(n_K.size):
             ddecay += dn_K[i] * n_K[i]
-    product(dc_KV, w.old_LK.T, g.dnum_LV, 1.0, float64(decay))
+    product(dc_KV, w.old_LK.T, g.dnum_LV, decay)
     decay_and_add(dn_K, decay, w.old_LK, g.dmass_L)
     gates_backward(w, g, float32(ddecay) * decay, out)
 

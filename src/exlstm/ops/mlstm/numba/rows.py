@@ -13,14 +13,11 @@ from numpy import float32, float64
 
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.loops import REORDER, Array, dot
-from exlstm.runtime.cpu.math import exp
-from exlstm.runtime.cpu.memory import SIZE, address_of, row, rows_at
-
-
-@helper()
-def first_rows(x_LI: Array, rows: int) -> Array:
-    """The first rows of a matrix of `rows_at`, in its memory."""
-    return rows_at(address_of(x_LI), rows, x_LI.shape[1], x_LI.strides[0] // SIZE)
+from exlstm.runtime.cpu.matmul import STRIP
+from exlstm.runtime.cpu.memory import SIZE, address_of, row
+from exlstm.runtime.cpu.simd import SimdValue, where
+from exlstm.runtime.cpu.simd import exp as simd_exp
+from exlstm.runtime.cpu.vectors import LANES, LONG, Vectors, inlined, loop
 
 
 @helper(REORDER)
@@ -33,12 +30,12 @@ def scale_rows(x_LI: Array, factor_L: Array, factor: float, out_LI: Array) -> No
 
 
 @helper(REORDER)
-def add_rows(out_LI: Array, x_LI: Array, factor_L: Array, factor: float) -> None:
-    """out_t += x_t factor_t factor"""
+def add_and_scale_rows(out_LI: Array, x_LI: Array, factor_L: Array, factor: float) -> None:
+    """out_t = (out_t + x_t factor_t) factor"""
     for t in range(factor_L.size):
-        x_I, out_I, f = row(x_LI, t), row(out_LI, t), factor_L[t] * float32(factor)
+        x_I, out_I, f = row(x_LI, t), row(out_LI, t), factor_L[t]
         for i in range(x_I.size):
-            out_I[i] += x_I[i] * f
+            out_I[i] = (out_I[i] + x_I[i] * f) * float32(factor)
 
 
 @helper(REORDER)
@@ -84,21 +81,24 @@ def inner(x_KV: Array, y_KV: Array) -> Any:
     return result
 
 
-@helper()
-def decays(target: float, source_S: Array, first: int, last: int, d_S: Array) -> None:
-    """exp(target + source_s) from the first source to the last, elsewhere zeros."""
-    for s in range(first):
-        d_S[s] = float32(0.0)
-    for s in range(first, last + 1):
-        d_S[s] = exp(float32(target + source_S[s]))
-    for s in range(last + 1, d_S.size):
-        d_S[s] = float32(0.0)
+@inlined(5)
+def decays(builder: Any, target: Any, source_S: Any, first: Any, count: Any, d_S: Any) -> None:
+    """exp(target + source_s) from the first source on, before it zeros, `count` in all; exponents are float64."""
+    v = Vectors(builder, LANES)
+    with loop(builder, LONG(0), count, LONG(LANES)) as (s, _):
+        left, cut = (v.first_places(builder.sub(end, s)) for end in (count, first))
+        exponents = v.load_rounded(v.offset(source_S, builder.mul(s, LONG(2 * SIZE))), left, target)
+        decay = where(SimdValue(builder, cut), 0.0, simd_exp(exponents))
+        v.store(decay, v.offset(d_S, builder.mul(s, LONG(SIZE))), left)
 
 
 @helper()
 def gate_weights(log_i_T1: Array, log_f_T1: Array, reset_T: Array, m: float, stabilize: bool, d_LS: Array,
                  carry_L: Array, floor_L: Array, source_S: Array) -> float:  # fmt: skip
-    """D, the carry and exp(-m_t) of a chunk; returns m after it. source_S: room for float64 numbers."""
+    """D on and below its diagonal, the carry and exp(-m_t) of a chunk; returns m after it.
+
+    source_S: room for float64 numbers.
+    """
     m_before, sum_f, first, cut = m, 0.0, 0, False
     for t in range(carry_L.size):
         log_i, log_f = float(log_i_T1[t, 0]), float(log_f_T1[t, 0])
@@ -112,20 +112,26 @@ def gate_weights(log_i_T1: Array, log_f_T1: Array, reset_T: Array, m: float, sta
         source_S[t] = log_i - sum_f
         carry_L[t] = float32(0.0) if cut else float32(exact_exp(sum_f + m_before - m))
         floor_L[t] = float32(exact_exp(-m))
-        decays(sum_f - m, source_S, first, t, row(d_LS, t))
+        decays(sum_f - m, address_of(source_S), first, t + 1, address_of(row(d_LS, t)))
     return m
+
+
+@helper()
+def end_of_strip(t: int, L: int) -> int:
+    """The end of row t of a triangle as `matmul` reads it."""
+    return min(t // STRIP * STRIP + STRIP, L)
 
 
 @helper(REORDER)
 def apply_decay(p_LS: Array, d_LS: Array, mass_L: Array) -> None:
-    """Q K^T / sqrt K becomes P; the mass, so far that of the old state, gains the sums of its rows."""
+    """Q K^T / sqrt K becomes P, as `lower_product` takes it; the mass, so far that of the old state, gains its sums."""
     for t in range(mass_L.size):
         p_S, d_S, total = row(p_LS, t), row(d_LS, t), float32(0.0)
         for s in range(t + 1):
             p = p_S[s] * d_S[s]
             p_S[s] = p
             total += p
-        for s in range(t + 1, p_S.size):
+        for s in range(t + 1, end_of_strip(t, p_S.size)):
             p_S[s] = float32(0.0)
         mass_L[t] += total
 
@@ -151,7 +157,7 @@ def apply_decay_backward(dp_LS: Array, p_LS: Array, d_LS: Array, dmass_L: Array,
             di_S[s] += dp_S[s] * p_S[s]
         for s in range(t + 1):
             dp_S[s] *= d_S[s]
-        for s in range(t + 1, dp_S.size):
+        for s in range(t + 1, end_of_strip(t, dp_S.size)):
             dp_S[s] = float32(0.0)
         total = float32(0.0)
         for s in range(t):

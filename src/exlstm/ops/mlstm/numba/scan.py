@@ -1,6 +1,6 @@
 """mLSTM over chunks on a CPU: the equations of `chunkwise`, chunk by chunk.
 
-All that a chunk needs stays in the caches of one core. Its products go to BLAS from inside the kernels, which run
+All that a chunk needs stays in the caches of one core, and its products are tiles in the same kernels, which run
 without the interpreter lock from the first step to the last; an item is a head of a row of the batch. Saved for the
 backward is what `chunkwise` saves: q, k, v, h, the gates, and one state per span.
 
@@ -40,9 +40,9 @@ from exlstm.ops.mlstm.numba.chunk import (
 from exlstm.ops.mlstm.numba.rows import scale_rows
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
 from exlstm.runtime import capture
-from exlstm.runtime.cpu.blas import product
 from exlstm.runtime.cpu.kernel import F32, F64, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds
+from exlstm.runtime.cpu.matmul import lower_product
 from exlstm.runtime.cpu.memory import LINE_NUMBERS, SIZE, copy, hold, line_of, rows_at, tensor_at
 from exlstm.runtime.tracing import has_gradients
 
@@ -89,7 +89,7 @@ def forward_scan(first: int, last: int, sizes: Sizes, options: Options, inputs: 
             x, w = inputs_at(inputs, sizes, b, h, start, L), chunk_at(work, L, K)
             h_LV = rows_at(h_BTHV + SIZE * ((b * T + start) * H + h) * V, L, V, H * V)
             m = read_chunk(w, x, n_K, m, options)
-            product(h_LV, w.p_LS, x.v_LV, 1.0, 0.0)
+            lower_product(h_LV, w.p_LS, x.v_LV)
             read_state(w, x, c_KV, h_LV)
             scale_rows(h_LV, w.inverse_L, 1.0, h_LV)
             update_state(w, x, c_KV, n_K)
@@ -155,8 +155,8 @@ def sizes_of(q_BTHK: Tensor, v_BTHV: Tensor, chunk_len: int) -> Sizes:
 
 
 def in_rows(x_BTHK: Tensor) -> Tensor:
-    """`x` if each of its steps is a row that does not overlap the next, as BLAS needs it, else a copy."""
-    return x_BTHK if x_BTHK.stride(3) == 1 and x_BTHK.stride(1) >= x_BTHK.shape[3] else x_BTHK.contiguous()
+    """`x` if each of its steps is a contiguous row, else a copy."""
+    return x_BTHK if x_BTHK.stride(3) == 1 else x_BTHK.contiguous()
 
 
 def tensors_of(
@@ -174,7 +174,7 @@ def cost_of(sizes: Sizes, products: int) -> float:
 
 
 def writable_copies(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous copies that may be written to, in torch's memory, which is aligned for BLAS.
+    """Contiguous copies that may be written to, in torch's memory, which is aligned.
 
     NumPy copies: after a parallel copy torch's threads spin for milliseconds on the cores that the kernels need.
     """
