@@ -6,7 +6,8 @@ behind 16 tokens, and the bytes of state. Random weights, as time does not depen
 
 Expected: a token costs the same behind any context, but for attention, whose cost and state grow.
 
-Beside the software of others, and with all cores, the same is measured in `make bench-cpu`; see docs/results/mixers.md.
+Beside the software of others, and with all cores, models of other sizes are measured in `make bench-cpu`, as is the
+memory that a training step needs. These measurements are taken from there.
 
 Paper: Beck et al. 2024, section 4.3, figure 9: time of generation and throughput of 1.3B models on a GPU.
 """
@@ -17,6 +18,9 @@ from exlstm.study import Claim, Picture, ReportTable, figures
 from exlstm.study.language import language_models, timings
 
 USES = ("language",)
+SOFTWARE = ("train_step", "train_llama", "mixers_train", "decode", "mixers_decode")
+MEMORY = ("memory", "mixers_memory")
+BENCHMARKS = (*SOFTWARE, *MEMORY)
 SEEDS = 3
 FLAT = 1.25  # times the cost behind 16 tokens; measurements of one machine spread by a tenth
 SHOWN = ("xlstm[1:0]", "xlstm[7:1]", "xlstm-7b", "llama", "mamba", "gla", "hyena", "rwkv4")
@@ -68,6 +72,7 @@ def report(results):
         ],
         note="One row.",
     )
+    yield from from_benchmarks(results.benchmarks)
     yield Picture(
         name="context",
         title="A token behind a context",
@@ -75,6 +80,50 @@ def report(results):
         draw=lambda figure: draw(figure, {name: found[name] for name in SHOWN if name in found}),
         note="One row.",
     )
+
+
+def from_benchmarks(measured):
+    """Tables of what `make bench-cpu` measured: time beside the software of others, and memory of training."""
+    both = [
+        line for case in SOFTWARE for name, record in measured.get(case, {}).items() for line in beside(name, record)
+    ]
+    if both:
+        yield ReportTable(
+            title="Beside the software of others",
+            columns=("what", "measured", "the other", "ours, ms", "the other's, ms", "times as fast"),
+            rows=both,
+            note="All cores, both in one run, medians; the commit and the machine are in benchmarks/results.",
+        )
+    found = {name: record["megabytes"] for case in MEMORY for name, record in measured.get(case, {}).items()}
+    lengths = sorted({int(length) for sizes in found.values() for length in sizes})
+    if found:
+        yield ReportTable(
+            title="Megabytes that a training step needs at its peak, by the length of sequences",
+            columns=("mixer", *(f"{length:,}" for length in lengths)),
+            rows=[
+                (name, *(f"{sizes[str(T)]:,.0f}" if str(T) in sizes else "" for T in lengths))
+                for name, sizes in found.items()
+            ],
+            note="8,192 tokens a step, width 256, beyond the model and its optimizer; two blocks, four of xLSTM's and "
+            "Llama's.",
+        )
+
+
+def beside(name, record):
+    """A line for each other software of a measurement, beside our time with the usual call."""
+    what, _, peer = record["about"].partition("; peer: ")
+    times = {label: spread["median"] for label, spread in record.get("milliseconds", {}).items()}
+    ours = next((label for label in times if label.startswith("exlstm")), None)
+    for label, other in times.items():
+        if ours and not label.startswith("exlstm") and "int" not in name:
+            yield (
+                name,
+                what,
+                peer if label == "peer" else label,
+                f"{times[ours]:,.1f}",
+                f"{other:,.1f}",
+                f"{other / times[ours]:.2f}",
+            )
 
 
 def generation(cell):

@@ -17,7 +17,7 @@ from exlstm.study.aggregate import chosen, reported
 from exlstm.study.contract import SIZES, find_study, run_id, settings, studies, with_seed
 from exlstm.study.problems import problem_of
 from exlstm.study.report import terminal_text, write_report, write_summary
-from exlstm.study.results import ResultFile, borrowed, provenance, report_path, result_path, result_row
+from exlstm.study.results import ResultFile, load_results, provenance, report_path, result_path, result_row
 
 FOLDER = Path(__file__).parents[2] / "study"
 NAMES = list(studies(FOLDER))
@@ -142,8 +142,7 @@ def test_committed_pages_are_what_the_results_give(name, size, tmp_path, monkeyp
     if there.with_name("found.md").exists():
         shutil.copy(there.with_name("found.md"), here.parent)
     study = study_of(name)
-    results = Results(study, size, borrowed(study, size, FOLDER) | ResultFile(there).read(), study.seeds)
-    page = write_report(results, tmp_path)
+    page = write_report(load_results(study, size, FOLDER, study.seeds), tmp_path)
     assert report_path(FOLDER, name, size).read_text() == page.read_text(), f"run: exlstm study report {name}"
     for kind in ("png", "pdf"):
         pictures = {path.name for path in there.parent.glob(f"{size}-*.{kind}")}
@@ -151,10 +150,8 @@ def test_committed_pages_are_what_the_results_give(name, size, tmp_path, monkeyp
 
 
 def test_the_committed_summary_is_what_the_results_give(tmp_path):
-    every = []
-    for name in [name for name, size in COMMITTED if size == "small"]:
-        study, own = study_of(name), ResultFile(result_path(FOLDER, name, "small")).read()
-        every.append(Results(study, "small", borrowed(study, "small", FOLDER) | own, study.seeds))
+    chosen = [study_of(name) for name, size in COMMITTED if size == "small"]
+    every = [load_results(study, "small", FOLDER, study.seeds) for study in chosen]
     (tmp_path / "results").mkdir()
     page = write_summary(every, tmp_path)
     assert (FOLDER / "results" / "small.md").read_text() == page.read_text(), "run: exlstm study report"
@@ -255,3 +252,14 @@ def test_positions_are_of_the_shortest_test_that_reaches_them():
     )
     found = study_of("extrapolation").report.__globals__["positions"](cell)
     assert found == [(0, 256, [(1.0, 9)]), (256, 512, [(3.0, 9)]), (512, 1024, [(6.0, 9)])]
+
+
+def test_measurements_of_benchmarks_are_found_beside_the_studies(tmp_path):
+    """Of those that have been made; a study without benchmarks has none."""
+    there = tmp_path / "benchmarks" / "results" / "cpu"
+    there.mkdir(parents=True)
+    (there / "decode.json").write_text(json.dumps({"measured": {"160m": {"milliseconds": {"ours": 1}}}}))
+    study = replace(study_of("speed"), benchmarks=("decode", "train_step"))
+    found = load_results(study, "quick", tmp_path / "study", 1).benchmarks
+    assert found == {"decode": {"160m": {"milliseconds": {"ours": 1}}}}
+    assert load_results(study_of("recall"), "quick", tmp_path / "study", 1).benchmarks == {}

@@ -187,9 +187,8 @@ def _seeds(study: "Study", size: str, seeds: int | None) -> int:
 
 
 def _results(name: str, size: SizeName, seeds: int | None, folder: str) -> "Results":
-    from exlstm.study.aggregate import Results
     from exlstm.study.contract import find_study
-    from exlstm.study.results import ResultFile, borrowed, result_path
+    from exlstm.study.results import load_results
 
-    study, own = find_study(name, Path(folder)), ResultFile(result_path(Path(folder), name, size))
-    return Results(study, size, borrowed(study, size, Path(folder)) | own.read(), _seeds(study, size, seeds))
+    study = find_study(name, Path(folder))
+    return load_results(study, size, Path(folder), _seeds(study, size, seeds))

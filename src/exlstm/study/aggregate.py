@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from types import MappingProxyType
 
 from exlstm.study.contract import Row, Run, Size, Study, run_id, settings, with_seed
 from exlstm.study.report_items import ReportTable
@@ -116,10 +117,20 @@ class Cell:
 
 
 class Results:
-    """Results of a study at a size: its planned settings, and the rows of runs that have ended."""
+    """Results of a study at a size: its planned settings, and the rows of runs that have ended.
 
-    def __init__(self, study: Study, size: Size, rows: Mapping[str, Row], seeds: int) -> None:
-        self.study, self.size, self.rows, self.seeds = study, size, rows, seeds
+    benchmarks: measurements by name, of those cases of its `benchmarks` that have been measured.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        size: Size,
+        rows: Mapping[str, Row],
+        seeds: int,
+        benchmarks: Mapping[str, Mapping[str, Row]] = MappingProxyType({}),
+    ) -> None:
+        self.study, self.size, self.rows, self.seeds, self.benchmarks = study, size, rows, seeds, benchmarks
         self.planned = study.planned(size)
         self._settings = [(group[0].facets(), group) for group in settings(self.planned)]
 

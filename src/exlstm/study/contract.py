@@ -10,6 +10,7 @@
         def report(results):    ...     -> Claims, ReportTables and Pictures, made of results only
         SEEDS = 3                       perhaps: how many are reported, where it is not five
         USES = ("NAME", ...)            perhaps: other studies, whose results count where a run is one of theirs, too
+        BENCHMARKS = ("CASE", ...)      perhaps: cases of `make bench-cpu`, measured beside the software of others
 
 Runs that differ in their learning rate only are one setting: the rate is chosen on the validation score of seed 0, and
 the setting is reported for other seeds (see `aggregate`). Sizes are "small" (two cores of a CPU), "paper" (the paper's,
@@ -71,6 +72,7 @@ class Study:
     report: Callable[[Any], Sequence[ReportItem]]
     seeds: int = DEFAULT_SEEDS  # how many are reported of every setting
     uses: tuple[str, ...] = ()  # other studies, whose rows of the same runs are taken
+    benchmarks: tuple[str, ...] = ()  # cases of `benchmarks/`, whose measurements are reported beside its own
 
     def planned(self, size: Size) -> list[Run]:
         """The runs of a size. ValueError for entries that are not runs, duplicates, and seeds of one run."""
@@ -116,6 +118,7 @@ def load_study(name: str, source: str) -> Study:
         report=module.report,
         seeds=getattr(module, "SEEDS", DEFAULT_SEEDS),
         uses=tuple(getattr(module, "USES", ())),
+        benchmarks=tuple(getattr(module, "BENCHMARKS", ())),
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from exlstm.nn.fields import json_value
 from exlstm.runtime.files import reporting_failure, sync
 from exlstm.runtime.machine import commit, machine
+from exlstm.study.aggregate import Results
 from exlstm.study.contract import Row, Run, Size, Study, run_id, to_json
 
 FORMAT = 1
@@ -97,6 +98,18 @@ def borrowed(study: Study, size: Size, folder: Path) -> dict[str, Row]:
         rows = ResultFile(result_path(folder, other, size)).read()
         found |= {name: row for name, row in rows.items() if row["status"] == "done"}
     return found
+
+
+def load_results(study: Study, size: Size, folder: Path, seeds: int) -> Results:
+    """All results of a study: its own rows, those of the studies that it uses, and measurements of benchmarks."""
+    rows = borrowed(study, size, folder) | ResultFile(result_path(folder, study.name, size)).read()
+    return Results(study, size, rows, seeds, _measurements(study, folder))
+
+
+def _measurements(study: Study, folder: Path) -> dict[str, dict[str, Row]]:
+    """Measurements of the benchmarks beside a folder of studies, which `make bench-cpu` writes, by case and name."""
+    paths = {case: folder.parent / "benchmarks" / "results" / "cpu" / f"{case}.json" for case in study.benchmarks}
+    return {case: json_value(path.read_bytes())["measured"] for case, path in paths.items() if path.exists()}
 
 
 def provenance() -> Row:
