@@ -67,41 +67,44 @@ def tile(rows: int, columns: int, masked: bool = False) -> Any:
     return body
 
 
-def columns_of(rows: int, columns: int, masked: bool = False) -> Any:
-    """A function (M, and the arguments of `tile`) that fills so many columns of all rows, so many rows at a time."""
-    many, one = tile(rows, columns, masked), tile(1, columns, masked)
-
-    @helper()
-    def fill(M: int, count: int, out: int, out_row: int, a: int, a_row: int, a_step: int, b: int, b_row: int,
-             steps: int, keep: float) -> None:  # fmt: skip
-        whole = M - M % rows
-        for m in range(0, whole, rows):
-            many(count, out + m * out_row, out_row, a + m * a_row, a_row, a_step, b, b_row, steps, keep)
-        for m in range(whole, M):
-            one(count, out + m * out_row, out_row, a + m * a_row, a_row, a_step, b, b_row, steps, keep)
-
-    return fill
+wide, line, line_of_one_row = tile(4, WIDE), tile(TALL, LINE, masked=True), tile(1, LINE, masked=True)
 
 
-wide, line, rest = columns_of(4, WIDE), columns_of(TALL, LINE), columns_of(TALL, LINE, masked=True)
+@helper()
+def fill_wide(out_MN: Array, a_MI: Array, b_IN: Array, keep: float) -> None:
+    """`product` of whole wide tiles."""
+    (M, N), steps, (out_row, _), (a_row, a_step) = out_MN.shape, b_IN.shape[0], out_MN.strides, a_MI.strides
+    for n in range(0, N, WIDE):
+        out, b = address_of(out_MN) + SIZE * n, address_of(b_IN) + SIZE * n
+        for m in range(0, M, 4):
+            a = address_of(a_MI) + m * a_row
+            wide(WIDE, out + m * out_row, out_row, a, a_row, a_step, b, b_IN.strides[0], steps, keep)
+
+
+@helper()
+def fill_lines(out_MN: Array, a_MI: Array, b_IN: Array, keep: float) -> None:
+    """`product` in narrow tiles, the last of which may have fewer columns."""
+    (M, N), steps, (out_row, _), (a_row, a_step) = out_MN.shape, b_IN.shape[0], out_MN.strides, a_MI.strides
+    tall = M // TALL * TALL
+    for n in range(0, N, LINE):
+        out, a, b = address_of(out_MN) + SIZE * n, address_of(a_MI), address_of(b_IN) + SIZE * n
+        for m in range(0, tall, TALL):
+            line(N - n, out + m * out_row, out_row, a + m * a_row, a_row, a_step, b, b_IN.strides[0], steps, keep)
+        for m in range(tall, M):
+            line_of_one_row(
+                N - n, out + m * out_row, out_row, a + m * a_row, a_row, a_step, b, b_IN.strides[0], steps, keep
+            )
 
 
 @helper()
 def product(out_MN: Array, a_MI: Array, b_IN: Array, keep: float) -> None:
     """out = a b + keep out. With a keep of 0 out is not read: it may hold NaN."""
-    (M, N), steps, n = out_MN.shape, b_IN.shape[0], 0
-    a, (out_row, _), (a_row, a_step), (b_row, _) = address_of(a_MI), out_MN.strides, a_MI.strides, b_IN.strides
-    while n < N:
-        out, b, left = address_of(out_MN) + SIZE * n, address_of(b_IN) + SIZE * n, N - n
-        if left >= WIDE:
-            wide(M, WIDE, out, out_row, a, a_row, a_step, b, b_row, steps, float32(keep))
-            n += WIDE
-        elif left >= LINE:
-            line(M, LINE, out, out_row, a, a_row, a_step, b, b_row, steps, float32(keep))
-            n += LINE
-        else:
-            rest(M, left, out, out_row, a, a_row, a_step, b, b_row, steps, float32(keep))
-            n = N
+    (M, N), inner, factor = out_MN.shape, b_IN.shape[0], float32(keep)
+    rows, columns = M // 4 * 4, N // WIDE * WIDE
+    below, right = M - rows, N - columns
+    fill_wide(part(out_MN, 0, 0, rows, columns), a_MI, b_IN, factor)
+    fill_lines(part(out_MN, rows, 0, below, columns), part(a_MI, rows, 0, below, inner), b_IN, factor)
+    fill_lines(part(out_MN, 0, columns, M, right), a_MI, part(b_IN, 0, columns, inner, right), factor)
 
 
 @helper()

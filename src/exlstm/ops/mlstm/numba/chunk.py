@@ -195,7 +195,7 @@ def update_state(w: Chunk, x: Inputs, c_KV: Array, n_K: Array) -> None:
     """Updates the state from before the chunk to after it, by the gates' weights alone."""
     decay = w.carry_L[w.carry_L.size - 1]
     scale_rows(x.k_LK, w.last_S, 1.0, w.worth_LK)
-    product(c_KV, w.worth_LK.T, x.v_LV, decay)
+    product(c_KV, w.worth_LK.T, x.v_LV, float64(decay))
     decay_and_add(n_K, decay, w.worth_LK, w.ones_L)
 
 
@@ -304,7 +304,7 @@ def chunk_backward(
         ddecay = inner(dc_KV, c_KV)
         for i in range(n_K.size):
             ddecay += dn_K[i] * n_K[i]
-    product(dc_KV, w.old_LK.T, g.dnum_LV, decay)
+    product(dc_KV, w.old_LK.T, g.dnum_LV, float64(decay))
     decay_and_add(dn_K, decay, w.old_LK, g.dmass_L)
     gates_backward(w, g, float32(ddecay) * decay, out)
 
