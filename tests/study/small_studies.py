@@ -97,8 +97,8 @@ class Quiet:
 
     device = "cpu"
 
-    def __init__(self):
-        self.told = []
+    def __init__(self, models=None):
+        self.told, self.models = [], models
 
     def __call__(self, fraction, text):
         self.told.append((fraction, text))

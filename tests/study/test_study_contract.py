@@ -11,7 +11,7 @@ from small_studies import COUNT, Quiet, count_study, training
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.study import Lesson, stack
 from exlstm.study.contract import find_study, load_study, run_id, setting_id, settings, studies, to_json, with_seed
-from exlstm.study.runner import work_on
+from exlstm.study.runner import Work, work_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +166,10 @@ def test_a_worker_executes_the_text_that_it_is_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = count_study()
     run = with_seed(study.planned("small")[3], 7)
-    row = work_on((study.name, study.source, "small", run_id(run), 7), Quiet())
+    row = work_on(Work(study.name, study.source, "small", run_id(run), 7), Quiet())
     assert row["metrics"]["tests"][0]["score"] == run.lr + 0.007
     other = study.source.replace("self.seed / 1000", "self.seed / 10")
-    row = work_on((study.name, other, "small", run_id(run), 7), Quiet())
+    row = work_on(Work(study.name, other, "small", run_id(run), 7), Quiet())
     assert row["metrics"]["tests"][0]["score"] == run.lr + 0.7
     assert [line.split()[:3] for line in (tmp_path / "log.txt").read_text().splitlines()] == [["two", "0.2", "7"]] * 2
 

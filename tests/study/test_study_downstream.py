@@ -3,17 +3,24 @@
 import itertools
 import json
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from small_studies import Quiet
 
+from exlstm.data.tokenizer import tokenizer_from_json
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.study import Lesson, stack
+from exlstm.models.checkpoints.loading import load
+from exlstm.models.lm import LM
+from exlstm.study import Lesson, Training, downstream, stack
+from exlstm.study.contract import run_id
 from exlstm.study.downstream import LOCAL, PAPER, Downstream, answers, local_task, passages
 from exlstm.study.problems import problem_of
+from exlstm.study.store import ModelStore
 from exlstm.study.texts import study_text
+from exlstm.study.training import TrainingLoop
 
 TASK = "email/300"
 LESSON = Lesson(task=TASK, train=(32, 32), test=((32, 32),))
@@ -103,6 +110,31 @@ def test_a_run_trains_and_answers():
     assert set(row["metrics"]["downstream"]) == {"order"}
     assert 0 <= row["metrics"]["downstream"]["order"]["acc"] <= 1
     assert row["metrics"]["tests"][0]["bits_per_byte"] > 0
+
+
+def test_a_model_that_was_kept_is_not_trained_again(tmp_path, monkeypatch):
+    """It is asked further, and its row has the numbers of its training."""
+    architecture = stack((AttentionConfig(heads=2),), width=16)
+    few = {"steps": 2, "batch": 4, "validations": 1, "validation_rows": 8, "test_rows": 8}
+    run = Training(model="attention", architecture=architecture, lessons=(LESSON,), lr=1e-3, seed=3, **few)
+    store = ModelStore(tmp_path, keeps=True)
+    row = run.execute(Quiet(store))
+    folder = tmp_path / run_id(run)
+    assert load(folder).config.width == 16
+    assert tokenizer_from_json(json.loads((folder / "tokenizer.json").read_text())).vocab_size == 300
+
+    asked = []
+    monkeypatch.setattr(downstream, "answers", lambda model, *rest: asked.append(model) or {"order": {"acc": 1.0}})
+    values = {field.name: getattr(run, field.name) for field in fields(run)}
+    further = Downstream(**values, asked=("order",), questions=4)
+    monkeypatch.setattr(TrainingLoop, "run", lambda *_: pytest.fail("it is trained again"))
+    again = further.execute(Quiet(ModelStore(tmp_path)))
+    assert again["metrics"].pop("downstream") == {"order": {"acc": 1.0}}
+    assert again == json.loads(json.dumps(row))
+    assert isinstance(asked[0], LM)
+    assert not asked[0].training
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        replace(further, seed=4).execute(Quiet(ModelStore(tmp_path)))
 
 
 WET = {"question": "what is wet?", "answerKey": "B", "choices": {"text": ["stone", "water"], "label": ["A", "B"]}}

@@ -270,7 +270,9 @@ def story(tmp_path_factory):
     """A study that is interrupted, killed, and ended by two processes; and the same without a break by one."""
     broken, whole = tmp_path_factory.mktemp("broken"), tmp_path_factory.mktemp("whole")
     found = {
-        "interrupt": interrupt(broken, "--jobs", "2", after=2, end=lambda p: os.killpg(p.pid, signal.SIGINT)),
+        "interrupt": interrupt(
+            broken, "--jobs", "2", "--keep-models", after=2, end=lambda p: os.killpg(p.pid, signal.SIGINT)
+        ),
         "kill": interrupt(broken, "--jobs", "2", "--resume", after=7, end=lambda p: p.kill()),
     }
     for folder, words in ((broken, ("--jobs", "2", "--resume")), (whole, ("--jobs", "1"))):
@@ -283,7 +285,7 @@ def story(tmp_path_factory):
 def test_ctrl_c_leaves_whole_lines_and_says_how_to_go_on(story):
     code, out, err, left = story["interrupt"]
     assert code == 130
-    assert "\nstopped; go on with: exlstm study run count --seeds 1 --jobs 2 --folder . --resume\n" in out
+    assert "\nstopped; go on with: exlstm study run count --seeds 1 --jobs 2 --keep-models --folder . --resume\n" in out
     assert "Traceback" not in out + err
     assert left.endswith(b"\n")
     assert 2 <= left.count(b"\n") < 12

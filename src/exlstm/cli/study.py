@@ -38,6 +38,7 @@ class StudyRun:
     cluster: str | None = None  # a Ray cluster: "auto", or "ray://HOST:PORT"; left out: this machine
     resume: bool = False  # go on with what there is: runs that are done are kept, failed ones are tried again
     overwrite: bool = False  # delete the results first
+    keep_models: bool = False  # keep trained language models in results/models, for `exlstm eval` and other studies
     folder: str = "study"  # folder of study files; results go to its folder results/
 
 
@@ -113,6 +114,7 @@ def study_run(options: StudyRun) -> None:
         cluster=options.cluster,
         resume=options.resume,
         overwrite=options.overwrite,
+        keep_models=options.keep_models,
     )
     try:
         report = run_study(study, how, folder)
@@ -173,7 +175,7 @@ def _resume(options: StudyRun) -> str:
     for field in fields(options):
         value = getattr(options, field.name)
         if value != field.default and field.name not in ("name", "resume", "overwrite"):
-            words += [f"--{field.name}", str(value)]
+            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join([*words, "--resume"])
 
 

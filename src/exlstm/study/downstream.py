@@ -23,6 +23,8 @@ import numpy as np
 from exlstm.harness import evaluate
 from exlstm.models.checkpoints.saving import save
 from exlstm.models.lm import LM
+from exlstm.study.contract import run_id
+from exlstm.study.pool import ProgressReporter
 from exlstm.study.problems import Model, Problem, TextProblem
 from exlstm.study.texts import StudyText
 from exlstm.study.training import Training
@@ -45,10 +47,18 @@ _SHORTEST = 5  # letters of a last word
 
 @dataclass(frozen=True, kw_only=True)
 class Downstream(Training):
-    """A training on a text whose model then answers tasks. questions: of each task, at most."""
+    """A training on a text whose model then answers tasks. questions: of each task, at most.
+
+    A model that was kept when it was trained is not trained again.
+    """
 
     asked: tuple[str, ...] = LOCAL
     questions: int = 200
+
+    def trained(self, problem: Problem, report: ProgressReporter) -> tuple[Model, dict[str, Any]]:
+        """The model that was kept, or as any training."""
+        kept = None if report.models is None else report.models.find(run_id(self.training()), report.device)
+        return super().trained(problem, report) if kept is None else kept
 
     def further(self, problem: Problem, model: Model) -> dict[str, Any]:
         """Results of the harness by task: {"downstream": {task: {metric: value}}}."""

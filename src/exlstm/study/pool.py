@@ -21,12 +21,19 @@ from typing import Any, NamedTuple
 
 import torch
 
+from exlstm.study.store import ModelStore
+
 TRACEBACK_LINES = 10
 SECONDS_BETWEEN_REPORTS = 0.25
 
 
 class ProgressReporter:
-    """Sends the progress of a run, at most four times a second; calls in between are dropped."""
+    """Sends the progress of a run, at most four times a second; calls in between are dropped.
+
+    device: where the run executes. models: where it may keep its model, or find one that was kept.
+    """
+
+    models: ModelStore | None = None
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from exlstm.study.display import ProgressTable
 from exlstm.study.pool import Event, Failed, Finished, PoolJob, ProgressReporter, RunProgress, Started, run_local
 from exlstm.study.results import ResultFile, borrowed, provenance, result_path, result_row
 from exlstm.study.schedule import Schedule
+from exlstm.study.store import ModelStore
 
 Only = Mapping[str, frozenset[str]]
 MOST_SEEDS = 10_000
@@ -24,7 +25,11 @@ MOST_JOBS = 64  # of a small machine: a process takes 200 MB at its start
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options of `run_study`. seeds: how many are reported. jobs: processes at a time, 0 for one per core or GPU."""
+    """Options of `run_study`.
+
+    seeds: how many are reported. jobs: processes at a time, 0 for one per core or GPU. keep_models: keep language
+    models that are trained, in the folder's results/models, which all machines of a cluster must see.
+    """
 
     size: Size = "small"
     seeds: int = 5
@@ -34,6 +39,7 @@ class RunOptions:
     cluster: str | None = None
     resume: bool = False
     overwrite: bool = False
+    keep_models: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +100,11 @@ def run_study(study: Study, options: RunOptions, folder: Path, *, quiet: bool = 
     alone, others = [run for run in planned if is_alone(run)], [run for run in planned if not is_alone(run)]
     shares = [(runs, at_a_time) for runs, at_a_time in ((others, jobs), (alone, 1)) if runs]
     parts = [(Schedule(runs, rows, options.seeds), at_a_time) for runs, at_a_time in shares]
+    models = ModelStore(folder.resolve() / "results" / "models", options.keep_models)
     with closing(ProgressTable(f"{study.name}, {options.size}", quiet=quiet)) as table:
         table.plan(sum(part.total for part, _ in parts))
         for schedule, at_a_time in parts:
-            with closing(_execute(study, options, schedule, at_a_time, devices)) as events:
+            with closing(_execute(study, options, models, schedule, at_a_time, devices)) as events:
                 for event in events:
                     row = _row(study, options.size, schedule.runs[event.id], event, origin)
                     if row is not None:
@@ -138,10 +145,12 @@ def _devices(name: str) -> list[str]:
 
 
 def _execute(
-    study: Study, options: RunOptions, schedule: Schedule, jobs: int, devices: Sequence[str]
+    study: Study, options: RunOptions, models: ModelStore, schedule: Schedule, jobs: int, devices: Sequence[str]
 ) -> Generator[Event, None, None]:
     def job(name: str) -> PoolJob:
-        return PoolJob(name, work_on, (study.name, study.source, options.size, name, schedule.runs[name].seed))
+        return PoolJob(
+            name, work_on, Work(study.name, study.source, options.size, name, schedule.runs[name].seed, models)
+        )
 
     work = (None if name is None else job(name) for name in schedule)
     if options.cluster is None:
@@ -153,11 +162,23 @@ def _execute(
     return run_on_ray(work, address=options.cluster)
 
 
-def work_on(argument: tuple[str, str, Size, str, int], report: ProgressReporter) -> dict[str, Any]:
+class Work(NamedTuple):
+    """A run as it is sent to a worker: a study's text, and the id and the seed of one of its runs."""
+
+    study: str
+    source: str
+    size: Size
+    id: str
+    seed: int
+    models: ModelStore | None = None
+
+
+def work_on(work: Work, report: ProgressReporter) -> dict[str, Any]:
     """The call of a worker: reads the study's text and executes the run of this id, a planned one with another seed."""
-    name, source, size, wanted, seed = argument
-    found = next(run for run in _runs(name, source, size) if run_id(with_seed(run, seed)) == wanted)
-    return with_seed(found, seed).execute(report)
+    report.models = work.models
+    planned = _runs(work.study, work.source, work.size)
+    found = next(run for run in planned if run_id(with_seed(run, work.seed)) == work.id)
+    return with_seed(found, work.seed).execute(report)
 
 
 @lru_cache(maxsize=1)

@@ -3,18 +3,19 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from exlstm.models.lm import LMConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.summary import flops_per_token, parameters
 from exlstm.nn.recurrence import graph_penalty, num_recurrent_weights
 from exlstm.runtime.machine import autocast
+from exlstm.study.contract import run_id
 from exlstm.study.pool import ProgressReporter
-from exlstm.study.problems import Lesson, Model, Problem, problem_of, ranges
+from exlstm.study.problems import Lesson, Model, Problem, TextProblem, problem_of, ranges
 from exlstm.train.config import TrainConfig
 from exlstm.train.optimizer import adamw
 from exlstm.train.schedule import due, learning_rate
@@ -67,7 +68,15 @@ class Training:
 
     def execute(self, report: ProgressReporter) -> dict[str, Any]:
         """Trains and tests. ValueError for a loss that is not finite."""
-        problem, place = problem_of(self.lessons), torch.device(report.device)
+        problem = problem_of(self.lessons)
+        model, outcome = self.trained(problem, report)
+        with torch.no_grad(), autocast(torch.device(report.device), self.dtype):
+            outcome["metrics"] |= self.further(problem, model)
+        return outcome
+
+    def trained(self, problem: Problem, report: ProgressReporter) -> tuple[Model, dict[str, Any]]:
+        """The model after its training, and the numbers of training and tests."""
+        place = torch.device(report.device)
         torch.manual_seed(self.seed)
         model = problem.build(self.architecture).to(place)
         course = TrainingLoop(self, problem, model, place)
@@ -81,18 +90,25 @@ class Training:
                 for number, lesson in enumerate(self.lessons)
                 for part, _, _ in ranges(lesson)
             ]
-            further = self.further(problem, model)
         longest = max(high for lesson in self.lessons for _, high in lesson.test)
-        return {
+        outcome = {
             "parameters": parameters(model),
             "recurrent_nonzeros": num_recurrent_weights(model),
             "state_bytes": sum(mixer.state_bytes(longest) for mixer in model.mixers),
             "flops": course.tokens * flops_per_token(model, "train", max(lesson.train[1] for lesson in self.lessons)),
             "seconds": round(seconds, 2),
             "steps": course.step,
-            "metrics": {"loss": course.loss, "validation": course.validation, "tests": tests, **further},
+            "metrics": {"loss": course.loss, "validation": course.validation, "tests": tests},
             "curve": course.curve,
         }
+        if report.models is not None and report.models.keeps and isinstance(model, LM):
+            tokenizer = problem.text.tokenizer if isinstance(problem, TextProblem) else None
+            report.models.add(run_id(self.training()), model, tokenizer, outcome)
+        return model, outcome
+
+    def training(self) -> "Training":
+        """The training of this run alone, without what a kind of run asks beside it."""
+        return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
 
     def further(self, problem: Problem, model: Model) -> dict[str, Any]:
         """What a kind of run asks the trained model beside its tests."""
