@@ -12,7 +12,7 @@ from exlstm.mixers.lstm import LSTMConfig
 from exlstm.models.lm import LM
 from exlstm.study import runner, stack
 from exlstm.study.contract import is_alone, run_id
-from exlstm.study.results import ResultFile, result_path
+from exlstm.study.results import ResultFile, load_results, result_path
 from exlstm.study.runner import RunOptions
 from exlstm.study.timing import Timing
 
@@ -113,3 +113,16 @@ def test_a_study_takes_the_runs_of_another_that_it_uses(tmp_path, monkeypatch):
     own = ResultFile(result_path(tmp_path, "second", "small")).read()
     assert {row["seed"] for row in own.values()} == {3}
     assert all(run_id(run) not in own for run in second.planned("small"))
+
+
+def test_a_failure_in_a_study_that_is_used_is_known(tmp_path):
+    """The rate at which a run diverged there is not chosen, and does not leave the choice open."""
+    first, second = count_study(), count_study(COUNT + '\nUSES = ("count",)\n', name="second")
+    runs = [run for run in first.planned("small") if run.model == "one"]
+    for study, run, status in ((first, runs[0], "done"), (first, runs[1], "failed"), (second, runs[0], "failed")):
+        row = {"format": 1, "id": run_id(run), "status": status, "metrics": {"validation": 1.0}}
+        file = ResultFile(result_path(tmp_path, study.name, "small"))
+        file.start(resume=True, overwrite=False)
+        file.add(row)
+    cell = load_results(second, "small", tmp_path, 3).cell(model="one")
+    assert run_id(cell.run) == run_id(runs[0]), "what is done there counts more than a failure here"

@@ -10,6 +10,7 @@ run that ended twice has two lines; the later one counts.
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -91,18 +92,22 @@ class ResultFile:
             sync(self.path)
 
 
-def borrowed(study: Study, size: Size, folder: Path) -> dict[str, Row]:
-    """Rows of the studies that this one uses, by id: runs that are done and need not be executed again."""
+def with_borrowed(own: Mapping[str, Row], study: Study, size: Size, folder: Path) -> dict[str, Row]:
+    """A study's own rows and those of the studies that it uses, by id; of one run a row that is done, if there is one.
+
+    Failures count as well: a learning rate at which a run of the other study diverged is not the best one here.
+    """
     found: dict[str, Row] = {}
-    for other in study.uses:
-        rows = ResultFile(result_path(folder, other, size)).read()
-        found |= {name: row for name, row in rows.items() if row["status"] == "done"}
+    for rows in (*(ResultFile(result_path(folder, other, size)).read() for other in study.uses), own):
+        for name, row in rows.items():
+            if row["status"] == "done" or name not in found or found[name]["status"] != "done":
+                found[name] = row
     return found
 
 
 def load_results(study: Study, size: Size, folder: Path, seeds: int) -> Results:
     """All results of a study: its own rows, those of the studies that it uses, and measurements of benchmarks."""
-    rows = borrowed(study, size, folder) | ResultFile(result_path(folder, study.name, size)).read()
+    rows = with_borrowed(ResultFile(result_path(folder, study.name, size)).read(), study, size, folder)
     return Results(study, size, rows, seeds, _measurements(study, folder))
 
 

@@ -14,7 +14,7 @@ from exlstm.runtime.machine import pick_device
 from exlstm.study.contract import Row, Run, Size, Study, is_alone, load_study, run_id, with_seed
 from exlstm.study.display import ProgressTable
 from exlstm.study.pool import Event, Failed, Finished, PoolJob, ProgressReporter, RunProgress, Started, run_local
-from exlstm.study.results import ResultFile, borrowed, provenance, result_path, result_row
+from exlstm.study.results import ResultFile, provenance, result_path, result_row, with_borrowed
 from exlstm.study.schedule import Schedule
 from exlstm.study.store import ModelStore
 
@@ -96,7 +96,7 @@ def run_study(study: Study, options: RunOptions, folder: Path, *, quiet: bool = 
     devices = [options.device] if options.cluster else _devices(options.device)
     jobs = options.jobs or (len(devices) if devices[0] != "cpu" else torch.get_num_threads())
     own, origin = file.start(resume=options.resume, overwrite=options.overwrite), provenance()
-    rows = borrowed(study, options.size, folder) | own
+    rows = with_borrowed(own, study, options.size, folder)
     alone, others = [run for run in planned if is_alone(run)], [run for run in planned if not is_alone(run)]
     shares = [(runs, at_a_time) for runs, at_a_time in ((others, jobs), (alone, 1)) if runs]
     parts = [(Schedule(runs, rows, options.seeds), at_a_time) for runs, at_a_time in shares]
