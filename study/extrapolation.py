@@ -81,7 +81,7 @@ def long_score(cell):
 def claim(name, cell):
     """What the paper says: attention loses beyond the length of training, and the others do not."""
     loses = name == "llama"
-    text = f"{name} {'loses' if loses else 'keeps'} its loss at 64 times the length of training"
+    text = f"the loss of {name} {'rises' if loses else 'does not rise'} at 64 times the length of training"
     if cell.open or len(cell.run.lessons[0].test) < 2:
         return Claim(text=text, holds=None)
     short, long = cell.median(0, KEY), cell.median(1, KEY)
