@@ -21,11 +21,11 @@ from exlstm.runtime.cpu.simd import FLOAT, WORD, SimdValue
 from exlstm.runtime.cpu.vectors import LONG, Vectors, inlined, loop, register_width
 
 Array = Any  # a float32 NumPy array inside Numba
-LANES = register_width()
+VECTOR_WIDTH = register_width()
 LINE = 16  # columns of a narrow tile
 # columns of a wide one, of four rows: sixteen sums of 16 numbers, eight of 8 or sixteen of 4, and room for operands
-WIDE = 64 if LANES == 16 else LINE
-TALL = 8 if LANES == 16 else 4  # rows of a narrow tile: with fewer sums it would wait for each
+WIDE = 64 if VECTOR_WIDTH == 16 else LINE
+TALL = 8 if VECTOR_WIDTH == 16 else 4  # rows of a narrow tile: with fewer sums it would wait for each
 STRIP = 16  # rows of a triangle that are computed alike, up to the last one's diagonal
 
 
@@ -34,7 +34,7 @@ def tile(rows: int, columns: int, masked: bool = False) -> Any:
 
     *_row: bytes from row to row. a_step: bytes from a number of a row to the next. masked: only `count` columns exist.
     """
-    width = columns if masked else min(columns, LANES)
+    width = columns if masked else min(columns, VECTOR_WIDTH)
     offsets = range(0, columns * SIZE, width * SIZE)  # of the vectors of a row
 
     @inlined(10)
@@ -138,16 +138,16 @@ def upper_product(out_LN: Array, a_LL: Array, b_LN: Array) -> None:
 
 @inlined(4)
 def turn(builder: Any, out: Any, out_row: Any, x: Any, x_row: Any) -> None:
-    """The transpose of LANES rows and columns: bit by bit, that of the row's number changes with the column's."""
-    v = Vectors(builder, LANES)
-    rows = [v.load(v.row(x, x_row, n)).value for n in range(LANES)]
+    """The transpose of VECTOR_WIDTH rows and columns: each bit of a row's number changes places with the column's."""
+    v = Vectors(builder, VECTOR_WIDTH)
+    rows = [v.load(v.row(x, x_row, n)).value for n in range(VECTOR_WIDTH)]
     bit = 1
-    while bit < LANES:
-        # places of two rows side by side: the second one's begin at LANES
-        first = [n + LANES - bit if n & bit else n for n in range(LANES)]
-        second = [n + LANES if n & bit else n + bit for n in range(LANES)]
-        masks = [ir.Constant(ir.VectorType(WORD, LANES), places) for places in (first, second)]
-        for n in range(LANES):
+    while bit < VECTOR_WIDTH:
+        # places of two rows side by side: the second one's begin at VECTOR_WIDTH
+        first = [n + VECTOR_WIDTH - bit if n & bit else n for n in range(VECTOR_WIDTH)]
+        second = [n + VECTOR_WIDTH if n & bit else n + bit for n in range(VECTOR_WIDTH)]
+        masks = [ir.Constant(ir.VectorType(WORD, VECTOR_WIDTH), places) for places in (first, second)]
+        for n in range(VECTOR_WIDTH):
             if not n & bit:
                 pair = rows[n], rows[n | bit]
                 rows[n], rows[n | bit] = (builder.shuffle_vector(*pair, mask) for mask in masks)
@@ -161,9 +161,9 @@ def transpose(out_NM: Array, x_MN: Array) -> None:
     """out = x^T"""
     M, N = x_MN.shape
     x, x_row, out, out_row = address_of(x_MN), x_MN.strides[0], address_of(out_NM), out_NM.strides[0]
-    rows, columns = M // LANES * LANES, N // LANES * LANES
-    for m in range(0, rows, LANES):
-        for n in range(0, columns, LANES):
+    rows, columns = M // VECTOR_WIDTH * VECTOR_WIDTH, N // VECTOR_WIDTH * VECTOR_WIDTH
+    for m in range(0, rows, VECTOR_WIDTH):
+        for n in range(0, columns, VECTOR_WIDTH):
             turn(out + n * out_row + SIZE * m, out_row, x + m * x_row + SIZE * n, x_row)
     for m in range(M):
         for n in range(0 if m >= rows else columns, N):
