@@ -25,9 +25,11 @@ from hypothesis import HealthCheck, settings
 from exlstm.runtime import cache
 from shape_names import watch
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # a job in a shell's background ignores Ctrl-C, and so would the processes that tests start and interrupt
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# a job in a shell's background ignores Ctrl-C, and one of nohup hanging up: the processes that tests start would, too
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # until all tests are collected: nothing of them is garbage, and looking for some takes a third of the time
 gc.disable()
