@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from accuracy import DRAWS, assert_as_accurate
 from benchmarks.bench import Bench
 from benchmarks.harness import Run
+from exlstm.ops.products import linear
 from exlstm.ops.slstm import SLSTMState, slstm, slstm_recurrent
 
 HEADS = 4
