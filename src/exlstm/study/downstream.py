@@ -49,7 +49,7 @@ _SHORTEST = 5  # letters of a last word
 class Downstream(Training):
     """A training on a text whose model then answers tasks. questions: of each task, at most.
 
-    A model that was kept when it was trained is not trained again.
+    A model that was kept when it was trained is not trained again; the commit of the row is then that of the answers.
     """
 
     asked: tuple[str, ...] = LOCAL
