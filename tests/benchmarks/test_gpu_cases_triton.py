@@ -57,6 +57,7 @@ def test_mlstm(tmp_path, peers):
     assert "gradients within" in record["accuracy"]["exlstm"]["rule"]
 
 
+@pytest.mark.slow  # as the mLSTM's case, whose test stays
 def test_slstm(tmp_path):
     red, found = done(tmp_path, slstm_op, "h2v8_forward_backward")
     record = found["h2v8_forward_backward"]

@@ -62,6 +62,7 @@ def test_peak_memory_of_loading(wide, name, dtype):
     assert size < used < size + 3 * tensor + loading_slack()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_memory_of_converting(wide, tmp_path):
     """About one shard, of a model that is several times as large."""

@@ -29,7 +29,7 @@ def test_resets():
     check(BORDERS, 16, reset_BT=resets(1, BORDERS[-1]))
 
 
-@pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
+@pytest.mark.parametrize("input_gate", ["exp", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_chunks_of_two_tiles(input_gate):
     """The grid has room for a part of a chunk for every sequence; here one chunk stays empty."""
     check([0, 130, 256, 256], 128, dtype=torch.int32, input_gate=input_gate)

@@ -11,6 +11,7 @@ from mlstm_cases import call, make
 from accuracy import DRAWS, compare, outputs
 from exlstm.ops.mlstm import MLSTMState, mlstm
 from exlstm.runtime.backend import recorded
+from pairwise import every_pair
 
 VARIANTS = [{"input_gate": gate, "normalize": normalize} for gate in ("exp", "sigmoid") for normalize in (True, False)]
 definition = partial(call, backend="recurrent")
@@ -47,10 +48,11 @@ def test_the_step_is_the_definition(B, H, K, V, seed, gate, variant, data):
         torch.testing.assert_close(got[name].double(), value, rtol=2e-4, atol=2e-4 * float(value.abs().max()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize(("K", "V"), [(16, 8), (33, 17), (256, 512)])
-def test_accuracy(dtype, variant, K, V):
+@every_pair(
+    dtype=[torch.float32, torch.bfloat16, torch.float16], variant=VARIANTS, sizes=[(16, 8), (33, 17), (256, 512)]
+)
+def test_accuracy(dtype, variant, sizes):
+    K, V = sizes
     # without a normaliser strong gates give what float16 cannot hold, and the strongest what float32 cannot
     for gate in (1.0, 10.0, 40.0)[: 1 if dtype is torch.float16 else 3 if variant["normalize"] else 2]:
         assert_accurate([make(2, 1, 3, K, V, seed=seed, gate=gate, dtype=dtype) for seed in DRAWS], variant)

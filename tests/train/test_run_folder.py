@@ -157,14 +157,15 @@ def fewer_tensors(path: Path) -> None:
         ("optimizer.safetensors", truncate),
         ("state.safetensors", truncate),
         ("trainer.json", truncate),
+        ("model.safetensors", Path.unlink),
         *[
-            (name, Path.unlink)
-            for name in ("model.safetensors", "config.json", "optimizer.safetensors", "trainer.json")
+            pytest.param(name, Path.unlink, marks=pytest.mark.slow)
+            for name in ("config.json", "optimizer.safetensors", "trainer.json")
         ],
         ("model.safetensors", foreign_model),
         ("optimizer.safetensors", foreign_optimizer),
         ("optimizer.safetensors", fewer_tensors),
-        ("state.safetensors", fewer_tensors),
+        pytest.param("state.safetensors", fewer_tensors, marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_checkpoint_names_itself_and_the_way_back(name: str, damage: Any, run: RunFolder) -> None:

@@ -22,6 +22,7 @@ from exlstm.train.config import TrainConfig
 from exlstm.train.run import train
 from exlstm.train.run_folder import open_run
 from exlstm.train.signals import stop_requests
+from pairwise import every_pair
 
 # trains the tiny run; `die` makes the process kill itself around a certain call of a function
 PROGRAM = """
@@ -217,9 +218,11 @@ class Ending(io.StringIO):
         return super().write(text)
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EIO, "Input/output error")], ids=repr)
-@pytest.mark.parametrize("words", ["reading the text", "step 4: "])
+@every_pair(
+    words=["reading the text", "step 4: "],
+    error=[BrokenPipeError(), OSError(errno.EIO, "Input/output error")],
+    terminal=[False, True],
+)
 def test_an_output_that_ends_ends_the_run(
     words: str,
     error: OSError,

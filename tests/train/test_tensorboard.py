@@ -54,7 +54,13 @@ def read_real(folder: Path) -> list[Point]:
 
 
 @pytest.mark.parametrize(
-    "real", [False, pytest.param(True, marks=pytest.mark.skipif(not INSTALLED, reason="tensorboard is not installed"))]
+    "real",
+    [
+        False,
+        pytest.param(
+            True, marks=[pytest.mark.slow, pytest.mark.skipif(not INSTALLED, reason="tensorboard is not installed")]
+        ),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the package tensorboard
 def test_every_number_is_there_once(
