@@ -21,7 +21,7 @@ from itertools import pairwise
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
 from exlstm.study import Claim, Picture, ReportTable, body_parameters, figures, xlstm
-from exlstm.study.language import RATES, SHAPE, language_models, trainings
+from exlstm.study.language import RATES, SHAPE, language_models, lesson, trainings
 
 USES = ("language",)
 SEEDS = 3
@@ -55,7 +55,11 @@ def runs(size):
     bases = language_models(size, ("xlstm[1:0]", "xlstm[7:1]", "xlstm[1:1]", "xlstm[0:1]"))
     if size == "quick":
         found, bases = {"ladder": {"lstm": found["ladder"]["lstm"]}}, {}
-    changed = (run for part, models in found.items() for run in trainings(size, models, varied=(("part", part),)))
+    changed = (
+        run
+        for part, models in found.items()
+        for run in trainings(size, models, varied=(("part", part),), lessons=(lesson(size),))
+    )
     return [*trainings(size, bases), *(run for run in changed if run.lr in RATES[size][:2])]
 
 

@@ -9,10 +9,11 @@ Paper: Beck et al. 2024, figure 2 (right): perplexity on Wikitext-103 by the fre
 parameters.
 """
 
+from dataclasses import replace
 from statistics import median
 
-from exlstm.study import Claim, Lesson, Picture, ReportTable, figures
-from exlstm.study.language import SHAPE, language_models, trainings
+from exlstm.study import Claim, Picture, ReportTable, figures
+from exlstm.study.language import language_models, lesson, trainings
 
 SEEDS = 3
 TEXT = {"quick": "email/600", "small": "mixed/8192", "paper": "mixed/50304"}
@@ -20,8 +21,7 @@ MODELS = ("xlstm[1:0]", "xlstm[7:1]", "llama", "mamba", "rwkv6", "gla", "lstm")
 
 
 def runs(size):
-    length = SHAPE[size]["length"]
-    lessons = (Lesson(task=TEXT[size], train=(length, length), test=((length, length),)),)
+    lessons = (replace(lesson(size), task=TEXT[size]),)
     names = ("xlstm[1:0]", "llama") if size == "quick" else MODELS
     return trainings(size, language_models(size, names), lessons=lessons)
 

@@ -146,11 +146,11 @@ def seconds_per_token(cell: Cell) -> float | None:
     return median(found) if found else None
 
 
-def lesson(size: str, config: LMConfig) -> Lesson:
-    """The text, tested at the length of training and as far beyond as the model can read at little cost."""
+def lesson(size: str, config: LMConfig | None = None) -> Lesson:
+    """The text, tested at the length of training and, for a model, as far beyond as it can read at little cost."""
     length = SHAPE[size]["length"]
     lengths = [length]
-    if config.positions is None and size != "quick":
+    if config is not None and config.positions is None and size != "quick":
         lengths += [LONG, *([LONGEST] if _constant(config) else [])]
     return Lesson(task=TEXT[size], train=(length, length), test=tuple((each, each) for each in lengths))
 
