@@ -1,9 +1,7 @@
 """Every row of every task against a slow solver that reads the question alone, and what a batch of rows promises."""
 
 import hashlib
-import itertools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,155 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from task_solvers import CLASSES, DEFINED, DENSE, DRAWS, SOLVERS, rows_of, split_row
 
 from exlstm.data.packing import IGNORE
-from exlstm.data.tasks import FORMAL_LANGUAGES, TASKS, Task, best_constant, nearest_neighbours, recall, task_batch
-from exlstm.data.tasks.contract import Ints, Numbers, Rows, numbers_for, task_rows
-from exlstm.data.tasks.contract import _mix as mix
-
-SPLITS = ["train", "validation", "test"]
-
-
-def walked(moves: list[int]) -> int:
-    place = 0
-    for move in moves:
-        if move == 2:
-            place = 0 if place == 4 else place + 1
-        elif move == 3:
-            place = 4 if place == 0 else place - 1
-        else:
-            assert move == 1
-    return 4 + place
-
-
-def spelled(tokens: list[int], signs: str) -> str:
-    """Tokens as Python writes them: signs are tokens 1, 2, ..., digits follow."""
-    return " ".join(signs[t - 1] if t <= len(signs) else str(t - len(signs) - 1) for t in tokens)
-
-
-def computed(tokens: list[int], signs: str) -> list[int]:
-    return [len(signs) + 1 + eval(spelled(tokens, signs).removesuffix(" =")) % 5]
-
-
-def solved(tokens: list[int]) -> list[int]:
-    left, right = spelled(tokens, "+-*=()x>").removesuffix(" >").split(" = ")
-    assert left.count("x") == 1
-    roots = [x for x in range(5) if (eval(left, {"x": x}) - int(right)) % 5 == 0]
-    assert len(roots) == 1, "an equation with several solutions"
-    return [9 + roots[0]]
-
-
-def doubled(tokens: list[int]) -> list[int]:
-    half = len(tokens) // 2
-    first, second = tokens[:half], tokens[half:]
-    (hole,) = [i for i, token in enumerate(second) if token == 1]
-    assert 1 not in first
-    assert [t for i, t in enumerate(first) if i != hole] == [t for t in second if t != 1]
-    return [first[hole]]
-
-
-def before_act(tokens: list[int]) -> list[int]:
-    assert tokens[-1] == 1
-    assert 1 not in tokens[:-1]
-    return tokens[:-1]
-
-
-def played(tokens: list[int]) -> list[int]:
-    stack: list[int] = []
-    acting = False
-    for token in before_act(tokens):
-        if token == 2:
-            acting = True
-            stack.pop()
-            assert stack, "a pop that empties the stack"
-        elif token >= 7:
-            acting = True
-            stack.append(token - 4)
-        else:
-            assert not acting, "a symbol of the stack after an action"
-            stack.append(token)
-    return stack[::-1]
-
-
-def most_frequent(tokens: list[int]) -> tuple[int, int]:
-    count = max(Counter(tokens).values())
-    reached = [i for i in range(len(tokens)) if tokens[: i + 1].count(tokens[i]) == count]
-    return tokens[reached[0]], count
-
-
-def nearest(tokens: list[int]) -> list[int]:
-    key, pairs = tokens[0], list(zip(tokens[1::2], tokens[2::2], strict=True))
-    around = [min((d - key) % 64, (key - d) % 64) for d, _ in pairs]
-    return [pairs[around.index(min(around))][1]]
-
-
-def composed(tokens: list[int], degree: int) -> list[int]:
-    elements = sorted(itertools.permutations(range(degree)))
-    images = list(range(degree))
-    for token in tokens:
-        images = [elements[token - 1][i] for i in images]
-    return [1 + elements.index(tuple(images))]
-
-
-# what a question's answers are, from its tokens alone
-SOLVERS: dict[str, Callable[[list[int]], list[int]]] = {
-    "parity": lambda x: [2 if x.count(2) % 2 else 1],
-    "even_pairs": lambda x: [1 + sum(a != b for a, b in itertools.pairwise(x)) % 2],
-    "cycle_navigation": lambda x: [walked(x)],
-    "modular_arithmetic": lambda x: computed(x, "+-*="),
-    "modular_arithmetic_brackets": lambda x: computed(x, "+-*=()"),
-    "solve_equation": solved,
-    "bucket_sort": lambda x: [letter for letter in range(1, 11) for _ in range(x.count(letter))],
-    "missing_duplicate": doubled,
-    "odds_first": lambda x: before_act(x)[::2] + before_act(x)[1::2],
-    "repetition": before_act,
-    "reverse_string": lambda x: list(reversed(before_act(x))),
-    "stack_manipulation": played,
-    "set": lambda x: list(dict.fromkeys(before_act(x))),
-    "majority": lambda x: [most_frequent(x)[0]],
-    "majority_count": lambda x: [min(63, most_frequent(x)[1])],
-    "nearest_neighbour": nearest,
-    "s3": lambda x: composed(x, 3),
-    "s5": lambda x: composed(x, 5),
-}
-CLASSES = {
-    "parity": {1, 2},
-    "even_pairs": {1, 2},
-    "cycle_navigation": set(range(4, 9)),
-    "modular_arithmetic": set(range(5, 10)),
-    "modular_arithmetic_brackets": set(range(7, 12)),
-    "solve_equation": set(range(9, 14)),
-    "bucket_sort": set(range(1, 11)),
-    "missing_duplicate": set(range(2, 11)),
-    **{name: set(range(2, 12)) for name in ("odds_first", "repetition", "reverse_string")},
-    "stack_manipulation": set(range(3, 7)),
-    "set": set(range(2, 128)),
-    "majority": set(range(1, 64)),
-    "nearest_neighbour": set(range(65, 81)),
-    "s3": set(range(1, 7)),
-    "s5": set(range(1, 121)),
-}
-DENSE = ["parity", "even_pairs", "cycle_navigation", "modular_arithmetic", "majority", "majority_count"]
-DENSE += ["nearest_neighbour", "s3", "s5"]
-# where a prefix of a row is a question: everywhere, if not here
-DEFINED = {"nearest_neighbour": lambda t, row: t > 0 and t % 2 == 0}
-DEFINED["modular_arithmetic"] = lambda t, row: row[t] >= 5 or row[t] == 4
-# everything random about a row: which task, whose numbers, how long
-DRAWS = {"seed": st.integers(0, 2**40), "split": st.sampled_from(SPLITS), "first": st.integers(0, 2**40)}
-
-
-def rows_of(task: Task, *, seed: int = 0, split: str = "train", first: int = 0, size: int, low: int, high: int):
-    return task_rows(task, seed=seed, split=split, first=first, size=size, min_length=low, max_length=high)
-
-
-def split_row(rows: Rows, lengths_B: Ints, b: int) -> tuple[list[int], list[int]]:
-    """Question and answers of a row, with what holds for rows of all tasks but recall."""
-    tokens, answer, length = rows.tokens_BT[b], rows.answer_BT[b], int(lengths_B[b])
-    assert (tokens[:length] > 0).all()
-    assert (tokens[length:] == 0).all()
-    asked = int(answer.sum())
-    assert answer[length - asked : length].all()
-    return tokens[: length - asked].tolist(), tokens[length - asked : length].tolist()
+from exlstm.data.tasks import FORMAL_LANGUAGES, TASKS, best_constant, task_batch
+from exlstm.data.tasks.contract import Ints, Numbers, Rows, task_rows
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -187,50 +41,6 @@ def test_the_shortest_rows(name: str) -> None:
         for b in range(20):
             question, answers = split_row(rows, lengths_B, b)
             assert answers == SOLVERS[name](question)
-
-
-@settings(max_examples=30)
-@given(pairs=st.integers(1, 20), more=st.integers(0, 40), vocab=st.sampled_from([64, 512, 8192]), **DRAWS)
-def test_recall(pairs: int, more: int, vocab: int, seed: int, split: str, first: int) -> None:
-    task = recall(pairs=pairs, vocab_size=vocab)
-    low = 4 * pairs
-    rows, lengths_B = rows_of(task, seed=seed, split=split, first=first, size=4, low=low, high=low + more)
-    for tokens, answer, length in zip(
-        rows.tokens_BT.tolist(), rows.answer_BT.tolist(), lengths_B.tolist(), strict=True
-    ):
-        assert length % 2 == 0
-        table = dict(zip(tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2], strict=True))
-        assert len(table) == len(set(table.values())) == pairs
-        assert all(0 < key < vocab // 2 for key in table)
-        assert all(vocab // 2 <= value < vocab for value in table.values())
-        queries = [t for t in range(2 * pairs, len(tokens)) if 0 < tokens[t] < vocab // 2]
-        assert sorted(tokens[t] for t in queries) == sorted(table)
-        assert [t + 1 for t in queries] == [t for t, asked in enumerate(answer) if asked]
-        assert all(t % 2 == 0 and t + 1 < length and tokens[t + 1] == table[tokens[t]] for t in queries)
-        assert sum(token > 0 for token in tokens) == 4 * pairs
-
-
-def test_recall_asks_soon_and_early_keys_sooner() -> None:
-    """The first key takes slot i with a probability of i ** -0.99; of several slots none is taken twice."""
-    rows, _ = rows_of(recall(pairs=2, vocab_size=64), size=4000, low=24, high=24)
-    slots = np.array([[row[4::2].tolist().index(key) for key in (row[0], row[2])] for row in rows.tokens_BT])
-    weights = np.arange(1, 11) ** -0.99
-    expected = weights / weights.sum()
-    found = np.bincount(slots[:, 0], minlength=10) / 4000
-    # four standard deviations of a share
-    assert (abs(found - expected) < 4 * np.sqrt(expected / 4000)).all()
-    after = np.bincount(slots[slots[:, 0] == 0, 1], minlength=10)
-    rest = np.where(np.arange(10) > 0, weights, 0) / weights[1:].sum()
-    assert (abs(after / after.sum() - rest) <= 4 * np.sqrt(rest / after.sum())).all()
-    assert slots[:, 0].mean() < slots[:, 1].mean()
-
-
-def test_recall_draws_keys_in_every_order_equally_often() -> None:
-    """Three of seven keys: 210 orders."""
-    rows, _ = rows_of(recall(pairs=3, vocab_size=16), size=8000, low=12, high=12)
-    counts = Counter(tuple(row[:6:2]) for row in rows.tokens_BT.tolist())
-    assert len(counts) == 210
-    assert all(abs(count - 8000 / 210) < 5 * (8000 / 210) ** 0.5 for count in counts.values())
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -439,58 +249,6 @@ def test_expressions_may_be_long() -> None:
         assert tokens.count(5) == tokens.count(6) > 100
 
 
-@settings(max_examples=20)
-@given(low=st.integers(2, 20), more=st.integers(0, 40), **DRAWS)
-def test_nearest_neighbours_of_real_numbers(low: int, more: int, seed: int, split: str, first: int) -> None:
-    batch = nearest_neighbours(seed=seed, split=split, first=first, size=5, min_length=low, max_length=low + more)
-    assert batch.inputs_BTD.shape == (5, int(batch.lengths_B.max()), 3)
-    assert batch.inputs_BTD.dtype == batch.targets_BT.dtype == torch.float32
-    for b, length in enumerate(batch.lengths_B.tolist()):
-        assert low <= length <= low + more
-        steps = batch.inputs_BTD[b, :length].double()
-        assert torch.allclose(steps[:, :2].norm(dim=1), torch.ones(length, dtype=torch.float64), atol=1e-6)
-        assert float(steps[0, 2]) == 0
-        assert batch.asked_BT[b].tolist() == [0 < t < length for t in range(batch.asked_BT.shape[1])]
-        for t in range(1, length):
-            closest = max(range(1, t + 1), key=lambda s: float(steps[s, :2] @ steps[0, :2]))
-            assert batch.targets_BT[b, t] == batch.inputs_BTD[b, closest, 2]
-        assert not batch.inputs_BTD[b, length:].any()
-        assert not batch.targets_BT[b, length:].any()
-    assert batch.reset_BT[:, 0].all()
-    assert not batch.reset_BT[:, 1:].any()
-
-
-def test_real_values_are_spread_and_rows_independent_of_the_batch() -> None:
-    draw = {"seed": 0, "split": "train", "min_length": 64, "max_length": 64}
-    batch = nearest_neighbours(first=0, size=200, **draw)
-    values = batch.inputs_BTD[:, 1:, 2]
-    assert 0.49 < float(values.mean()) < 0.51
-    assert 0.32 < float((values - 0.5).abs().gt(1 / 3).float().mean()) < 0.35
-    assert (batch.inputs_BTD[..., :2].mean((0, 1)).abs() < 0.02).all()
-    assert torch.equal(nearest_neighbours(first=150, size=1, **draw).inputs_BTD[0], batch.inputs_BTD[150])
-
-
-def test_the_hash_is_splitmix64() -> None:
-    """The published first outputs for seed 1234567."""
-    counter = np.uint64(0x9E3779B97F4A7C15) * np.arange(1, 6, dtype=np.uint64)
-    assert mix(np.array([1234567], dtype=np.uint64) + counter).tolist() == [
-        *(6457827717110365317, 3203168211198807973, 9817491932198370423),
-        *(4593380528125082431, 16408922859458223821),
-    ]
-
-
-def test_numbers_are_uniform_and_do_not_depend_on_how_many_are_drawn() -> None:
-    numbers = numbers_for("x", seed=0, split="train", first=0, size=500)
-    draws = numbers.below("a", 7, 100)
-    assert (numbers.below("a", 7, 3) == draws[:, :3]).all()
-    counts = np.bincount(draws.ravel(), minlength=7)
-    assert (abs(counts - 50_000 / 7) < 4 * (50_000 / 7) ** 0.5).all()
-    for other in (numbers.below("b", 7, 100), np.roll(draws, 1, axis=0), np.roll(draws, 1, axis=1)):
-        assert abs((draws == other).mean() - 1 / 7) < 0.008
-    uniform = numbers.uniform("a", 100)
-    assert 0 <= uniform.min() < 0.001 < 0.999 < uniform.max() < 1
-
-
 GOLDEN: dict[str, str] = {
     "bucket_sort": "25234a6ae03bdf4b",
     "cycle_navigation": "e940e3f25c299f40",
@@ -558,14 +316,3 @@ def test_rows_that_are_not_there(change: dict, message: str) -> None:
     draw = {"seed": 0, "split": "train", "first": 0, "size": 1, "min_length": 3, "max_length": 40}
     with pytest.raises(ValueError, match=message):
         task_batch(TASKS["parity"], **(draw | change))
-
-
-def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="min_length=1 and max_length=5 hold no rows; use at least 2 steps"):
-        nearest_neighbours(seed=0, split="train", first=0, size=1, min_length=1, max_length=5)
-    with pytest.raises(ValueError, match="min_length=6 and max_length=5"):
-        nearest_neighbours(seed=0, split="train", first=0, size=1, min_length=6, max_length=5)
-    for pairs, vocab in [(0, 64), (32, 64), (2, 63)]:
-        with pytest.raises(ValueError, match=f"vocab_size={vocab} and pairs={pairs} do not fit"):
-            recall(pairs=pairs, vocab_size=vocab)
-    assert recall(pairs=31, vocab_size=64).shortest == 124
