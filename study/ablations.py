@@ -1,17 +1,19 @@
 """Which parts of xLSTM make it better: what the paper took away, and what its reviewers asked for?
 
 Language models of the study `language`'s text and tokens. The ladder goes from a plain stack of LSTMs to xLSTM[7:1], a
-part at a time. Everything else changes one setting of xLSTM[1:0] or xLSTM[7:1], at equal parameters where the part has
-few and without a change of width: what the gates depend on, the taps of the convolution, the blocks of q, k and v, the
-heads, where and how many sLSTM blocks there are, the activation of the sLSTM's cell, the normaliser.
+part at a time. Everything else changes one setting of an xLSTM. All have the same parameters without embedding and
+head, by the width of up-projections and MLPs; the LSTMs have as many blocks as come nearest. What is changed: what the
+gates depend on, the taps of the convolution, an up-projection around the mLSTM or an MLP behind it, the blocks of q, k
+and v, the heads, where and how many sLSTM blocks there are, the activation of the sLSTM's cell, the normaliser.
 
 Expected: every step of the ladder helps, residual connections by far the most, then exponential gates and the matrix
-memory. Of the gates, both seeing the input is best, and a forget gate that does so matters more than an input gate.
+memory. Of the gates, both seeing the input is best, and a forget gate that does so matters more than an input gate. The
+convolution helps, and the up-projection more than an MLP.
 
 Paper: Beck et al. 2024, section 4.2, tables 2 and 8, 15 billion tokens of SlimPajama. "start" is its initial bias that
-is not learned. Its row without a forget gate (a bias of plus infinity) diverged; here it is left out. At the small size
-a changed model has two learning rates to choose from: the third, 0.03, is chosen by two of the 42 models of `language`,
-and by no xLSTM.
+is not learned. Its row without a forget gate (a bias of plus infinity) diverged; here it is left out. A convolution of
+one tap is a factor per channel. At the small size a changed model has two learning rates to choose from: the third,
+0.03, is chosen by two of the 42 models of `language`, and by no xLSTM.
 """
 
 from dataclasses import replace
@@ -20,7 +22,8 @@ from itertools import pairwise
 
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
-from exlstm.study import Claim, Picture, ReportTable, body_parameters, figures, xlstm
+from exlstm.models.pattern import xlstm_pattern
+from exlstm.study import Claim, Picture, ReportTable, body_parameters, figures, with_parameters
 from exlstm.study.language import RATES, SHAPE, language_models, lesson, trainings
 
 USES = ("language",)
@@ -31,6 +34,7 @@ BASES = {
     "ladder": ("xlstm[0:1]", "xlstm[7:1]"),
     "gates": ("xlstm[1:0]",),
     "convolution": ("xlstm[1:0]",),
+    "block of the mLSTM": ("xlstm[1:0]", "xlstm-7b"),
     "blocks of q, k, v": ("xlstm[1:0]",),
     "heads": ("xlstm[1:0]",),
     "sLSTM blocks": ("xlstm[1:0]", "xlstm[7:1]", "xlstm[1:1]", "xlstm[0:1]"),
@@ -48,13 +52,16 @@ GATES = {  # (what the forget gate sees, what the input gate sees)
     ("start", "start"): 13.95,
 }
 BOTH = 13.43  # xLSTM[1:0], where both gates see the input
+NO_CONV, BEHIND = "1 tap", "MLP behind, relu2"
+BLOCKS = {NO_CONV: 15.41, BEHIND: 13.90}
 
 
 def runs(size):
-    found = settings(size)
-    bases = language_models(size, ("xlstm[1:0]", "xlstm[7:1]", "xlstm[1:1]", "xlstm[0:1]"))
-    if size == "quick":
-        found, bases = {"ladder": {"lstm": found["ladder"]["lstm"]}}, {}
+    bases = language_models(size, dict.fromkeys(name for names in BASES.values() for name in names))
+    if size == "quick":  # too few channels to give all of them the same parameters
+        found, bases = {"ladder": {"lstm": ladder(bases["xlstm[1:0]"])["lstm"]}}, {}
+    else:
+        found = settings(bases, SHAPE[size]["heads"])
     changed = (
         run
         for part, models in found.items()
@@ -63,33 +70,29 @@ def runs(size):
     return [*trainings(size, bases), *(run for run in changed if run.lr in RATES[size][:2])]
 
 
-def settings(size):
+def settings(bases, heads):
     """Changed architectures by part and by name."""
-    shape = SHAPE[size]
-    width, heads, blocks = shape["width"], shape["heads"], 2 * shape["depth"]
-    ours = partial(xlstm, width=width, heads=heads, depth=blocks)
+    mlstm, slstm = partial(altered, bases["xlstm[1:0]"]), partial(altered, bases["xlstm[0:1]"])
     gates = {gate_name(*sees): dict(zip(("forget_gate_sees", "input_gate_sees"), sees, strict=True)) for sees in GATES}
     return {
-        "ladder": ladder(width, blocks),
-        "gates": {name: ours("1:0", mlstm=sees) for name, sees in gates.items()},
-        "convolution": {f"{taps} taps": ours("1:0", mlstm={"conv_width": taps}) for taps in (1, 2, 3, 8)},
-        "blocks of q, k, v": {f"{wide} wide": ours("1:0", mlstm={"qkv_block": wide}) for wide in (2, 16, 2 * width)},
-        "heads": {f"{count} heads": ours("1:0", mlstm={"heads": count}) for count in (1, 2, 4, 8) if count != heads},
+        "ladder": ladder(bases["xlstm[1:0]"]),
+        "gates": {name: mlstm(**sees) for name, sees in gates.items()},
+        "convolution": {f"{taps} tap{'s' * (taps > 1)}": mlstm(conv_width=taps) for taps in (1, 2, 3, 8)},
+        "block of the mLSTM": {BEHIND: behind(bases["xlstm[1:0]"])},
+        "blocks of q, k, v": {
+            **{f"{wide} wide": mlstm(qkv_block=wide) for wide in (2, 8, 16)},
+            "dense": dense(bases["xlstm[1:0]"]),
+        },
+        "heads": {f"{count} head{'s' * (count > 1)}": mlstm(heads=count) for count in (1, 2, 4, 8) if count != heads},
         "sLSTM blocks": {
-            **{f"one, block {place + 1} of 8": placed(ours("7:1"), place) for place in range(7)},
-            **{f"xlstm[{ratio}]": ours(ratio) for ratio in ("3:1", "1:3")},
+            **{f"one, block {place + 1} of 8": placed(bases["xlstm[7:1]"], place) for place in range(7)},
+            **{f"xlstm[{ratio}]": mixed(bases["xlstm[1:1]"], ratio) for ratio in ("3:1", "1:3")},
         },
         "cell of the sLSTM": {
-            **{
-                f"z by {name}": ours("0:1", slstm={"cell_activation": name})
-                for name in ("identity", "silu", "gelu", "sin", "softsign")
-            },
-            "forget gate exp": ours("0:1", slstm={"forget_gate": "exp"}),
+            **{f"z by {name}": slstm(cell_activation=name) for name in ("identity", "silu", "gelu", "sin", "softsign")},
+            "forget gate exp": slstm(forget_gate="exp"),
         },
-        "normaliser": {
-            "mLSTM without": ours("1:0", mlstm={"normalize": False}),
-            "sLSTM without": ours("0:1", slstm={"normalize": False}),
-        },
+        "normaliser": {"mLSTM without": mlstm(normalize=False), "sLSTM without": slstm(normalize=False)},
     }
 
 
@@ -97,17 +100,52 @@ def gate_name(forget, enter):
     return f"forget gate: {forget}, input gate: {enter}"
 
 
-def ladder(width, blocks):
-    """The first steps of Table 2, all of one width: then follow xLSTM[0:1], with exponential gates, and xLSTM[7:1]."""
-    lstm = BlockConfig(mixer=LSTMConfig())
-    plain = LMConfig(vocab_size=2, width=width, blocks=(lstm,) * blocks, residual=False)
+def altered(base, **changes):
+    """The model with other settings of its mixers, which are all of one kind, and as many parameters."""
+    blocks = tuple(replace(block, mixer=replace(block.mixer, **changes)) for block in base.blocks)
+    return with_parameters(replace(base, blocks=blocks), body_parameters(base))
+
+
+def ladder(base):
+    """The first steps of Table 2, all of one width: then follow xLSTM[0:1], with exponential gates, and xLSTM[7:1].
+
+    A plain LSTM has nothing to scale, so it has as many blocks as give it the parameters of the others.
+    """
+    lstm, target = BlockConfig(mixer=LSTMConfig()), body_parameters(base)
+    plain = LMConfig(vocab_size=2, width=base.width, blocks=(lstm,), residual=False)
+    blocks = round(target / body_parameters(plain))
     # in the paper every second LSTM makes room for an MLP
-    pair = replace(lstm, mlp=MLPConfig(hidden=4 * width, gated=False))
+    pair = replace(lstm, mlp=MLPConfig(hidden=4 * base.width, gated=False))
     return {
-        "lstm": plain,
-        "+ residual": replace(plain, residual=True),
-        "+ up-projection": replace(plain, residual=True, blocks=(pair,) * (blocks // 2)),
+        "lstm": replace(plain, blocks=(lstm,) * blocks),
+        "+ residual": replace(plain, residual=True, blocks=(lstm,) * blocks),
+        "+ up-projection": with_parameters(replace(plain, residual=True, blocks=(pair,) * (-(-blocks // 2))), target),
     }
+
+
+def behind(base):
+    """An mLSTM as wide as the model and an MLP behind it, half as many blocks with the same parameters in all."""
+    mlp = MLPConfig(hidden=4 * base.width, activation="relu2", gated=False)
+    block = BlockConfig(mixer=replace(base.blocks[0].mixer, up_factor=1.0), mlp=mlp)
+    half = replace(base, blocks=(block,) * (len(base.blocks) // 2))
+    return with_parameters(half, body_parameters(base))
+
+
+def dense(base):
+    """mLSTM blocks with dense maps to q, k and v, of the inner width that has the parameters nearest to the base's."""
+    step = base.width // 16
+    inner = range(step, 2 * base.width + 1, step)
+    block, target = base.blocks[0], body_parameters(base)
+    mixers = [replace(block.mixer, up_factor=each / base.width, qkv_block=each) for each in inner]
+    models = [replace(base, blocks=(replace(block, mixer=mixer),) * len(base.blocks)) for mixer in mixers]
+    return min(models, key=lambda config: abs(body_parameters(config) - target))
+
+
+def mixed(base, ratio):
+    """Blocks of xLSTM[1:1] in another ratio, with as many parameters."""
+    kinds = dict(zip("ms", base.blocks[:2], strict=True))
+    blocks = tuple(kinds[letter] for letter in xlstm_pattern(ratio, len(base.blocks)))
+    return with_parameters(replace(base, blocks=blocks), body_parameters(base))
 
 
 def placed(whole, place):
@@ -125,7 +163,8 @@ def report(results):
     }
     yield from ladder_claims([(name, every[name]) for name in LADDER if name in every])
     yield from gate_claims(every)
-    published = {**LADDER, **{gate_name(*sees): value for sees, value in GATES.items()}, "xlstm[1:0]": BOTH}
+    yield from block_claims(every)
+    published = {**LADDER, **BLOCKS, **{gate_name(*sees): value for sees, value in GATES.items()}, "xlstm[1:0]": BOTH}
     for part, cells in parts.items():
         yield ReportTable(
             title=part[0].upper() + part[1:],
@@ -184,6 +223,19 @@ def gate_claims(cells):
         holds=None if undecided else forget < enter,
         evidence="" if undecided else f"{forget:.3f} and {enter:.3f}",
     )
+
+
+def block_claims(cells):
+    """The convolution and the up-projection around an mLSTM."""
+    for name, text in ((NO_CONV, "a convolution"), (BEHIND, "an up-projection instead of an MLP")):
+        if {"xlstm[1:0]", name} <= set(cells):
+            with_it, without = cells["xlstm[1:0]"], cells[name]
+            undecided = with_it.open or without.open
+            yield Claim(
+                text=f"{text} lowers the loss of xLSTM[1:0]",
+                holds=None if undecided else with_it.median(key=KEY) < without.median(key=KEY),
+                evidence="" if undecided else f"{without.spread(KEY)}, then {with_it.spread(KEY)}",
+            )
 
 
 def draw(figure, parts):
