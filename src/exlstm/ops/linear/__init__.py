@@ -1,7 +1,7 @@
-"""Linear maps y = x W^T + b. Decoding has few rows of x: then reading W is all the work, and `numba` reads it best.
+"""Linear maps y = x W^T + b. Decoding has few rows of x: then reading W is most of the work, and `numba` reads it best.
 
-With many rows, under autograd and on other devices it is torch's own; see `exlstm.ops.products`. Weights may be
-quantised; see `formats`.
+With hundreds of rows, under autograd and on other devices it is torch's own; see `exlstm.ops.products`. Weights may be
+quantised, see `formats`; then `numba` computes any number of rows.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ __all__ = ["Int4Weight", "Int8Weight", "Prepared", "Weight", "dequantised", "lin
 Map = tuple[Weight, Tensor | None, torch.dtype]  # W [N, K], b [N], dtype of the result
 DTYPES = (torch.float32, torch.bfloat16)
 STORED = (*DTYPES, torch.int8, torch.uint8)
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, /, *, backend: str = "auto") -> Tensor:
     """x W^T + b. x: [..., K]. weight: [N, K] in x's dtype, or quantised. bias: [N] or None. Returns [..., N] like x.
 
-    backend: "auto", "numba" (few rows, no gradient, CPU, float32 or bfloat16) or "torch". Numba sums in float32 and
-    rounds once; a row's result does not depend on how many rows there are.
+    backend: "auto", "numba" (no gradient, CPU, float32 or bfloat16) or "torch". Numba sums in float32 and rounds once.
+    A row's result does not depend on the other rows, and on how many there are only by two orders of the sum: that of
+    up to 8 rows, 10 with weights of fewer bits, and that of more.
     Raises ValueError for shapes that do not fit and for a backend that cannot run.
     """
     return linears(x, [(weight, bias, x.dtype)], backend=backend)[0]
@@ -165,27 +165,19 @@ def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
     return None
 
 
-# Up to so many rows the Numba kernels run. On one thread, with AVX2 and with AVX-512, both forms are as fast at 12 to
-# 16 rows of float32, at 4 of bfloat16 with instructions for it and 32 without, and at 50 and more of integers, which
-# torch expands first. On two threads torch was faster at any number of float32 rows, by 1.4 to 2.2 times, on the one
-# processor with AVX-512 that was tried; but only these kernels are played in decoding, which saved more for 16 rows.
-# A rule and not a measurement: both forms round differently, and a clock chooses anew in each process.
-MOST_ROWS = {"float32": 12, "bfloat16": 4, "int8": 48, "int4": 64}
-MOST_ROWS_EMULATED = 32  # of bfloat16
+# Up to so many rows the Numba kernels run; only these are played in decoding. In float32, on one thread of a processor
+# with AVX-512 (AMD), they are 1.7 to 2.5 times as fast as MKL from 16 rows to 128, and up to there no slower than
+# oneDNN. With instructions for bfloat16 torch is as fast at 4 rows; without them both multiply in float32. Integers are
+# expanded by torch first: at 4096 x 4096 ours takes a sixth of its time for 64 rows, two thirds for 512, as long for
+# 2,048. A rule and not a measurement: both forms round differently, and a clock chooses anew in each process.
+MOST_ROWS = {"float32": 128, "bfloat16": 4}
 
 
 def too_many_rows(x: Tensor, maps: Sequence[Map]) -> str | None:
     """Why torch is faster for so many rows, or None."""
     rows = x.numel() // x.shape[-1]
-    if rows == 1:
+    if rows <= MOST_ROWS["bfloat16"] or not isinstance(maps[0][0], Tensor):
         return None
-    kind = kind_of(maps[0][0])
-    most = MOST_ROWS_EMULATED if kind == "bfloat16" and bfloat16_is_emulated() else MOST_ROWS[kind]
-    return None if rows <= most else f"from {most + 1} rows on torch is faster with {kind} weights"
-
-
-def kind_of(weight: Weight) -> str:
-    """float32, bfloat16, int8 or int4."""
-    if isinstance(weight, Tensor):
-        return NAMES[weight.dtype]
-    return "int8" if isinstance(weight, Int8Weight) else "int4"
+    plain = all(isinstance(weight, Tensor) and weight.dtype is dtype is torch.float32 for weight, _, dtype in maps)
+    kind = "float32" if plain or bfloat16_is_emulated() else "bfloat16"
+    return None if rows <= MOST_ROWS[kind] else f"from {MOST_ROWS[kind] + 1} rows on torch is faster in {kind}"

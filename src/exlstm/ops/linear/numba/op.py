@@ -1,7 +1,7 @@
 """y = x W^T + b for a few rows of x on a CPU, with the weights as they are stored: read once, shared among threads.
 
 Products are summed in float32 and rounded once. Several maps of the same x are one launch; its items are blocks of rows
-of W.
+of W. More than a few rows of x, all in float32, are multiplied as in `blocks`.
 
 M rows of x  K columns  N rows of W  G groups of 128 columns  S numbers of x in the layout of int4 tiles
 """
@@ -15,53 +15,32 @@ from numpy import float32
 from torch import Tensor
 
 from exlstm.ops.linear.formats import GROUP, Int4Weight, Int8Weight, Weight
+from exlstm.ops.linear.numba.blocks import PANEL, map_blocks, padded, turn
+from exlstm.ops.linear.numba.maps import (
+    BFLOAT16,
+    FLOAT32,
+    INT4,
+    INT8,
+    MAP_BYTES,
+    NONE,
+    Map,
+    map_at,
+    map_of,
+    number,
+)
 from exlstm.ops.linear.numba.tiles import SPREAD, STEPS, WIDTH, tile
-from exlstm.runtime.cpu.bfloat16 import copy_number, read_number, write_number
+from exlstm.runtime.cpu.bfloat16 import copy_number, write_number
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import BF16, F32, Addresses, Constants, ConstantTable, address, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
-from exlstm.runtime.cpu.memory import at, byte_at, clear, long_at, put
+from exlstm.runtime.cpu.memory import at, clear, long_at, put
 
-NONE, FLOAT32, BFLOAT16, INT8, INT4 = range(5)
 KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+# rows of x for which a pass over W as it is takes no longer than the products of `blocks`
+FEW = {FLOAT32: 8, BFLOAT16: 10, INT8: 10, INT4: 10}
 BLOCK_BYTES = 32 << 10, 256 << 10  # of W in an item: it takes 2 to 20 us
 
 STEP_FLOAT32, STEP_BFLOAT16, STEP_INT8 = STEPS["float32"], STEPS["bfloat16"], STEPS["int8"]
-
-
-class Map(NamedTuple):
-    """A map as kernels read it from a `ConstantTable`. Addresses of missing tensors are 0."""
-
-    kind: int
-    rows: int
-    item_rows: int  # in an item
-    first_item: int
-    weight: int
-    scale: int
-    offset: int
-    bias: int
-    bias_kind: int
-    result_kind: int
-
-
-MAP_BYTES = 8 * len(Map._fields)
-
-
-@helper()
-def number(kind: int, x: int, index: int) -> Any:
-    """Element `index` of an array of this kind, as float32."""
-    if kind == FLOAT32:
-        return at(x, index)
-    if kind == BFLOAT16:
-        return read_number(x + 2 * index, True)
-    return float32(byte_at(x + index))
-
-
-@helper()
-def map_at(m: int) -> Map:
-    """The map in a table."""
-    return Map(long_at(m), long_at(m + 8), long_at(m + 16), long_at(m + 24), long_at(m + 32), long_at(m + 40),
-               long_at(m + 48), long_at(m + 56), long_at(m + 64), long_at(m + 72))  # fmt: skip
 
 
 def sums_of(kind: str) -> Any:
@@ -126,10 +105,7 @@ def map_items(first: int, last: int, M: int, K: int, S: int, x_MK: F32, spread_M
     """Items of all maps: a block of rows of one W, with all rows of x."""
     x, n = Input(M, K, S, x_MK, spread_MS), num_maps - 1
     for item in range(first, last):
-        while n < num_maps - 1 and long_at(maps + MAP_BYTES * (n + 1) + 24) <= item:
-            n += 1
-        while long_at(maps + MAP_BYTES * n + 24) > item:
-            n -= 1
+        n = map_of(item, n, num_maps, maps)
         map_item(x, map_at(maps + MAP_BYTES * n), item, long_at(results + 8 * n))
 
 
@@ -236,6 +212,7 @@ class Plan:
         self.bytes = sum(rows * each.row_bytes for rows, each in zip(self.rows, self.stored, strict=True))
         self.groups = -(-self.columns // GROUP) if any(each.kind == INT4 for each in self.stored) else 0
         self.tables: dict[int, tuple[ConstantTable, int]] = {}
+        self.few = max(FEW[each.kind] for each in self.stored)
 
     def table(self, threads: int) -> tuple[ConstantTable, int]:
         """The maps cut into items for so many threads, and how many items there are."""
@@ -268,10 +245,22 @@ class Plan:
         if x.dtype is torch.bfloat16:
             x, narrow = torch.empty(M, K), x
             launch(widen, M, M, K, narrow, x, cost=microseconds(bytes=6 * M * K))
+        if self.few < M:
+            return self.run_blocks(x, M, results)
         spread_MS = torch.empty(M, S) if S else None
         if S:
             launch(spread, M, M, K, S, x, spread_MS, cost=microseconds(bytes=8 * M * K))
         cost = microseconds(bytes=self.bytes, flops=M * self.bytes // 8)
         table, items = self.table(threads_for(cost))
         launch(map_items, items, M, K, S, x, spread_MS, len(results), table, results, cost=cost)
+        return results
+
+    def run_blocks(self, x: Tensor, M: int, results: list[Tensor]) -> list[Tensor]:
+        """The results for tens of rows of x and more. x: float32."""
+        K = self.columns
+        turned = torch.empty(K * padded(M))
+        launch(turn, -(-M // PANEL), M, K, x, turned, cost=microseconds(bytes=8 * M * K))
+        cost = microseconds(bytes=self.bytes, flops=2 * padded(M) * K * sum(self.rows))
+        table, items = self.table(threads_for(cost))
+        launch(map_blocks, items, M, K, turned, len(results), table, results, cost=cost)
         return results
