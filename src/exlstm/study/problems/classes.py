@@ -5,6 +5,7 @@ B batch  T time  C classes
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ _SIGMA = 3.0  # standard errors above guessing that count as learned
 _TOKENS = 65_536  # of a batch in scoring
 
 
+@lru_cache(maxsize=2048)  # all models of a study see the same rows, and an image takes longer to draw than to read
+def cached_batch(task: str, split: SplitName, low: int, high: int, seed: int, first: int, rows: int) -> ClassBatch:
+    """Rows of a split, not to be changed."""
+    return class_batch(CLASS_TASKS[task], seed=seed, split=split, first=first, size=rows, low=low, high=high)
+
+
 class ClassProblem:
     """One task whose rows have a class."""
 
@@ -37,7 +44,7 @@ class ClassProblem:
 
     def batch(self, split: SplitName, low: int, high: int, *, seed: int, first: int, rows: int) -> ClassBatch:
         """Rows of a split."""
-        return class_batch(self.task, seed=seed, split=split, first=first, size=rows, low=low, high=high)
+        return cached_batch(self.task.name, split, low, high, seed, first, rows)
 
     def loss(self, model: Model, step: int, *, seed: int, rows: int, device: torch.device) -> tuple[Tensor, int]:
         """Cross entropy per row."""
