@@ -12,6 +12,7 @@ from slstm_cases import NAMES, call, everything, make, resets
 from accuracy import DRAWS, assert_as_accurate, compare, outputs
 from exlstm.ops.gates import FORGET_GATES, INPUT_GATES
 from exlstm.ops.slstm import SLSTMState, slstm, slstm_recurrent, slstm_step, zero_state
+from exlstm.ops.slstm.reference import CELL_ACTIVATIONS
 from exlstm.runtime.backend import recorded
 from pairwise import every_pair
 
@@ -27,6 +28,8 @@ def problems(draw, longest):
     seed, gate = draw(st.integers(0, 2**31)), draw(st.sampled_from([0.1, 1.0, 10.0, 40.0]))
     fresh = draw(st.sampled_from([0.0, 0.3, 1.0]))
     x = make(B, T, H, draw(st.integers(1, 19)), seed=seed, gate=gate, dtype=torch.float32, fresh=fresh)
+    # large cell inputs without a bound make the recurrence chaotic, and gelu's definition loses its digits below some -8
+    activations = list(CELL_ACTIVATIONS) if gate <= 1 else ["tanh"]
     share = draw(st.sampled_from([None, 0.0, 0.1, 0.5, 1.0]))
     lengths = draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
     options = {
@@ -34,6 +37,7 @@ def problems(draw, longest):
         "lengths_B": None if lengths is None else torch.tensor(lengths),
         "input_gate": draw(st.sampled_from(INPUT_GATES[:3])),  # a ReLU next to its corner has a slope without a bound
         "forget_gate": draw(st.sampled_from(FORGET_GATES)),
+        "cell_activation": draw(st.sampled_from(activations)),
         "mixing": draw(st.booleans()),
     }
     return x, options
@@ -71,6 +75,13 @@ def test_accuracy_with_the_exponential_forget_gate(gate):
     """Sums of log f, and with them m, grow far beyond 1 here, and their rounding is that of all later weights."""
     definition, fast = (partial(call, backend=backend, forget_gate="exp") for backend in ("recurrent", "numba"))
     draws = (make(2, 64, 2, 8, gate=gate, dtype=torch.float32, seed=seed) for seed in range(9))
+    assert_as_accurate(fast, definition, draws, names=NAMES)
+
+
+@pytest.mark.parametrize("activation", [name for name in CELL_ACTIVATIONS if name != "tanh"])
+def test_accuracy_of_other_cell_inputs(activation):
+    definition, fast = (partial(call, backend=name, cell_activation=activation) for name in ("recurrent", "numba"))
+    draws = (make(3, 100, 2, 16, gate=3.0, dtype=torch.float32, seed=seed) for seed in DRAWS)
     assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
@@ -377,7 +388,7 @@ def test_threads_change_nothing(threads):
         (torch.float32, "tanh", "numba", "fastest"),
         (torch.bfloat16, "tanh", "numba", "fastest"),
         (torch.float64, "tanh", "recurrent", "computes in float32 and the input is torch.float64"),
-        (torch.float32, "silu", "recurrent", "cell-input activation tanh, not silu"),
+        (torch.float32, "silu", "numba", "fastest"),
     ],
 )
 def test_which_backend_runs(dtype, activation, backend, why):
@@ -424,7 +435,6 @@ def test_without_numba_the_numbers_are_the_same(monkeypatch):
             r"lengths_B is torch.int64 of shape \(3,\) .* of shape \(2,\)",
         ),
         ((2, 5, 2, 4, 3), None, {"backend": "cuda"}, r"slstm has no backend 'cuda'; use one of"),
-        ((2, 5, 2, 4, 3), None, {"backend": "numba", "cell_activation": "sin"}, r"not sin; use backend='auto'"),
     ],
 )
 def test_errors(x, r, options, message):

@@ -26,14 +26,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-def numba_obstacle(x: Tensor, cell_activation: CellActivation) -> str | None:
+def numba_obstacle(x: Tensor) -> str | None:
     """Why the Numba scan cannot run on this input, or None."""
-    other = None
-    if wide_dtype(x.dtype) != torch.float32:
-        other = f"it computes in float32 and the input is {x.dtype}"
-    elif cell_activation != "tanh":
-        other = f"it has the cell-input activation tanh, not {cell_activation}"
-    return cpu_kernel_obstacle((x,), other)
+    narrow = wide_dtype(x.dtype) == torch.float32
+    return cpu_kernel_obstacle((x,), None if narrow else f"it computes in float32 and the input is {x.dtype}")
 
 
 def fast_form(backend: str) -> Callable[..., tuple[Tensor, SLSTMState]]:
@@ -106,7 +102,7 @@ def slstm(
     h = sigmoid(o) c exp(m), c in true units, and n goes on in the state.
     backend: "auto", "numba" (float32 on a CPU), "triton" (a GPU, up to float32; r has to fit into a multiprocessor's
     shared memory: on an H100 heads of up to 128 units in 16 bits or 64 in float32), "triton_steps" (a GPU, up to
-    float32, heads of any width, a launch per step), both with the input gate exp and the normaliser only, or
+    float32, heads of any width, a launch per step), both with the input gate exp, tanh and the normaliser only, or
     "recurrent" (the definition, plain torch).
 
     Returns h [B, T, H, V] in x's dtype and the state after the last step, float32 or wider. The state's m carries no
@@ -125,7 +121,7 @@ def slstm(
     state = zero_state(x_BTHGV) if state is None else checked_state(state, SLSTMState, 4 * [(B, H, V)], x_BTHGV)
     tensors = [x_BTHGV, *state, *([] if r_HKGV is None else [r_HKGV])]
     name = choose("slstm", backend, [
-        ("numba", numba_obstacle(x_BTHGV, cell_activation)),
+        ("numba", numba_obstacle(x_BTHGV)),
         *gpu_candidates(tensors, r_HKGV, backend, cell_activation, input_gate, normalize),
         ("recurrent", None),
     ], tensors)  # fmt: skip
@@ -137,7 +133,8 @@ def slstm(
         x_BTHGV = zero_padding(x_BTHGV, valid_BT)
     with without_autocast(x_BTHGV):
         if name != "recurrent":
-            more = {"input_gate": input_gate, "normalize": normalize} if name == "numba" else {}
+            options = {"input_gate": input_gate, "cell_activation": cell_activation, "normalize": normalize}
+            more = options if name == "numba" else {}
             return fast_form(name)(
                 x_BTHGV, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, exp_forget=forget_gate == "exp", **more
             )

@@ -4,7 +4,7 @@ The numbers of 16 units lie in blocks of parts, 16 neighbors each:
 
     block  7 x 16: i, f, z, o before their activations, c, n, m
     saved  7 x 16: residuals of a step: c and n before it, decay, write, phi(z), sigmoid(o), d log f / df;
-           9 x 16 for the cells of `variants`: also d log i / di and e^(m / 2)
+           10 x 16 for the cells of `variants`: also d log i / di, e^(m / 2) and d phi / dz
     draw   4 x 16: the gradients of i, f, z, o before their activations
     carry  2 x 16: the gradients of c, n
 """
@@ -17,17 +17,16 @@ from exlstm.runtime.cpu.simd import SimdValue, exp_below, log_sigmoid, sigmoid, 
 from exlstm.runtime.cpu.tile import PANEL
 from exlstm.runtime.cpu.vectors import LONG, Vectors, inlined
 
-BLOCK, SAVED, SAVED_MORE, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 9 * PANEL, 4 * PANEL, 2 * PANEL
+BLOCK, SAVED, SAVED_MORE, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 10 * PANEL, 4 * PANEL, 2 * PANEL
 
 
-@simd16
-def gates(block: Units, h: Units, saved: Units, exp_forget: SimdValue) -> None:
-    """One step: from i, f, z, o and c, n, m before it to c, n, m and h after it, and the residuals."""
+def step(block: Units, h: Units, saved: Units, exp_forget: SimdValue, activated: bool) -> None:
+    """As `gates`. activated: z is phi(z) already."""
     # first the values that do not depend on the state
     i, f, z, o = block[0], block[1], block[2], block[3]
     c, n, m = block[4], block[5], block[6]
     log_f, slope = where(exp_forget, f, log_sigmoid(f)), where(exp_forget, 1.0, sigmoid(-f))
-    cell, gate = tanh(z), sigmoid(o)
+    cell, gate = z if activated else tanh(z), sigmoid(o)
     past = log_f + m
     fresh, rises = n.zero(), past < i
     m = where(fresh | rises, i, past)
@@ -39,6 +38,18 @@ def gates(block: Units, h: Units, saved: Units, exp_forget: SimdValue) -> None:
     c, n = decay * c + write * cell, decay * n + write
     block[4], block[5], block[6] = c, n, m
     h[0] = gate * c / n
+
+
+@simd16
+def gates(block: Units, h: Units, saved: Units, exp_forget: SimdValue) -> None:
+    """One step: from i, f, z, o and c, n, m before it to c, n, m and h after it, and the residuals."""
+    step(block, h, saved, exp_forget, activated=False)
+
+
+@simd16
+def gates_of_activated(block: Units, h: Units, saved: Units, exp_forget: SimdValue) -> None:
+    """As `gates`, with phi(z) in place of z."""
+    step(block, h, saved, exp_forget, activated=True)
 
 
 @simd16

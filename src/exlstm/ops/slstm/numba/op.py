@@ -19,7 +19,7 @@ from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import InputGate
 from exlstm.ops.slstm.numba.scan import Sizes, State, StateGradients, backward_scan, forward_scan
 from exlstm.ops.slstm.numba.variants import saved_size, variant_of
-from exlstm.ops.slstm.reference import SLSTMState
+from exlstm.ops.slstm.reference import CellActivation, SLSTMState
 from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import LINE, LINE_NUMBERS, SIZE
 from exlstm.runtime.cpu.tile import PANEL
@@ -135,13 +135,14 @@ def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | N
 def slstm_numba(
     x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState, /,
     *, reset_BT: Tensor | None, lengths_B: Tensor | None, exp_forget: bool, input_gate: InputGate = "exp",
-    normalize: bool = True,
+    cell_activation: CellActivation = "tanh", normalize: bool = True,
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
-    """The same numbers as `slstm_recurrent`, in float32, tanh cell input."""
+    """The same numbers as `slstm_recurrent`, in float32."""
     _, _, H, _, V = x_BTHGV.shape
     dtype, x_BTHGV = x_BTHGV.dtype, upcast(x_BTHGV)
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
-    rows = *rows_for_kernels(x_BTHGV, reset_BT, lengths_B), variant_of(input_gate, exp_forget, normalize)
+    variant = variant_of(input_gate, exp_forget, normalize, cell_activation)
+    rows = *rows_for_kernels(x_BTHGV, reset_BT, lengths_B), variant
     if has_gradients((x_BTHGV, r_HKGV, *state)):
         h_BTHV, *last = Scan.apply(x_BTHGV, upcast(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
     else:

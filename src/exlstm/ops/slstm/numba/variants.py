@@ -1,4 +1,4 @@
-"""Variants of the sLSTM cell: other input gates, and no normalizer, around the usual step of 16 units.
+"""Variants of the sLSTM cell: other input gates and cell inputs, and no normalizer, around the usual step of 16 units.
 
 A variant is one integer, the same for a whole call, so that the usual cell takes none of these branches.
 """
@@ -6,20 +6,22 @@ A variant is one integer, the same for a whole call, so that the usual cell take
 from typing import Any
 
 from exlstm.ops.gates import INPUT_GATES, SMALL, InputGate
-from exlstm.ops.slstm.numba.gates import SAVED, SAVED_MORE, gates, gates_backward
-from exlstm.ops.slstm.reference import SHUT
+from exlstm.ops.slstm.numba.activations import KINDS, apply_activation
+from exlstm.ops.slstm.numba.gates import SAVED, SAVED_MORE, gates, gates_backward, gates_of_activated
+from exlstm.ops.slstm.reference import SHUT, CellActivation
 from exlstm.runtime.cpu.blocks import Units, simd16
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.simd import SimdValue, exp, log_sigmoid, sigmoid, where
 
 EXP, SIGMOID, SOFTPLUS, RELU = (INPUT_GATES.index(gate) for gate in ("exp", "sigmoid", "softplus", "relu"))
-# the bits of a variant; those from INPUT_GATE on are the input gate's place in INPUT_GATES
-EXP_FORGET, NO_NORM, INPUT_GATE = 1, 2, 4
+# the bits of a variant; from INPUT_GATE on the input gate's place in INPUT_GATES, from ACTIVATION on that in KINDS
+EXP_FORGET, NO_NORM, INPUT_GATE, ACTIVATION = 1, 2, 4, 32
 
 
-def variant_of(input_gate: InputGate, exp_forget: bool, normalize: bool) -> int:
+def variant_of(input_gate: InputGate, exp_forget: bool, normalize: bool, cell_activation: CellActivation) -> int:
     """The variant of these options, as one integer: several arguments would take a kernel longer to read."""
-    return EXP_FORGET * exp_forget + NO_NORM * (not normalize) + INPUT_GATE * INPUT_GATES.index(input_gate)
+    cell = INPUT_GATE * INPUT_GATES.index(input_gate) + ACTIVATION * KINDS.index(cell_activation)
+    return EXP_FORGET * exp_forget + NO_NORM * (not normalize) + cell
 
 
 def saved_size(variant: int) -> int:
@@ -84,7 +86,7 @@ def exp_gate(block: Units, saved: Units) -> None:
 @helper()
 def apply_input_gate(block: int, saved: int, variant: int) -> None:
     """The input gate of a variant: i of a block becomes log i."""
-    gate = variant // INPUT_GATE
+    gate = variant % ACTIVATION // INPUT_GATE
     if gate == EXP:
         exp_gate(block, saved)
     elif gate == SIGMOID:
@@ -103,9 +105,15 @@ def without_norm(block: Units, h: Units, saved: Units) -> None:
     h[0] = saved[5] * (block[4] * root * root)
 
 
+@simd16
+def tanh_slope(saved: Units) -> None:
+    """The slope of tanh at the cell input, which a step has saved as phi(z)."""
+    saved[9] = 1.0 - saved[4] * saved[4]
+
+
 def backward(draw: Units, carry: Units, dh: Units, saved: Units, normalize: bool) -> None:
-    """As `gates_backward`, for a step with another input gate or without the normalizer."""
-    c0, n0, decay, write, cell, gate, slope, slope_i, root = (saved[part] for part in range(9))
+    """As `gates_backward`, for a step with another input gate or cell input or without the normalizer."""
+    c0, n0, decay, write, cell, gate, slope, slope_i, root, slope_z = (saved[part] for part in range(10))
     c, n, h, dc, dn = decay * c0 + write * cell, decay * n0 + write, dh[0], carry[0], carry[1]
     if normalize:
         read, dmemory = c / n, h * gate / n
@@ -118,7 +126,7 @@ def backward(draw: Units, carry: Units, dh: Units, saved: Units, normalize: bool
         dwrite = cell * dc + dn
     draw[0] = dwrite * write * slope_i
     draw[1] = (c0 * dc + n0 * dn) * decay * slope
-    draw[2] = write * dc * (1.0 - cell * cell)
+    draw[2] = write * dc * slope_z
     draw[3] = h * read * gate * (1.0 - gate)
     carry[0], carry[1] = decay * dc, decay * dn
 
@@ -140,7 +148,13 @@ def any_step(block: int, h: int, saved: int, variant: int) -> None:
     """As `gates`, for any variant."""
     if variant >= NO_NORM:
         apply_input_gate(block, saved, variant)
-    gates(block, h, saved, variant & EXP_FORGET != 0)
+    if variant >= ACTIVATION:
+        apply_activation(block, saved, variant // ACTIVATION)
+        gates_of_activated(block, h, saved, variant & EXP_FORGET != 0)
+    else:
+        gates(block, h, saved, variant & EXP_FORGET != 0)
+        if variant >= NO_NORM:
+            tanh_slope(saved)
     if variant & NO_NORM != 0:
         without_norm(block, h, saved)
 
