@@ -28,7 +28,7 @@ def problems(draw, longest):
     seed, gate = draw(st.integers(0, 2**31)), draw(st.sampled_from([0.1, 1.0, 10.0, 40.0]))
     fresh = draw(st.sampled_from([0.0, 0.3, 1.0]))
     x = make(B, T, H, draw(st.integers(1, 19)), seed=seed, gate=gate, dtype=torch.float32, fresh=fresh)
-    # large cell inputs without a bound make the recurrence chaotic, and gelu's definition loses its digits below some -8
+    # large inputs without a bound make the recurrence chaotic, and gelu's definition loses its digits below some -8
     activations = list(CELL_ACTIVATIONS) if gate <= 1 else ["tanh"]
     share = draw(st.sampled_from([None, 0.0, 0.1, 0.5, 1.0]))
     lengths = draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
