@@ -1,8 +1,8 @@
-"""y = x W^T + b for tens of rows of x on a CPU: products of some rows of W with panels of x^T.
+"""Linear map y = x W^T + b of tens of rows of x and more, on a CPU: products of some rows of W with panels of x^T.
 
 Each number of W meets all rows of a panel, in vectors, and each vector of x^T several rows of W. Weights of other kinds
 become float32 first, some rows and columns at a time, which stay in cache for all panels. Sums go from the first column
-to the last, in parts of a length that depends on nothing: a row's result is the same in any number of rows.
+to the last, in parts of one length: a row's result is the same in any number of rows.
 
 M rows of x  K columns  N rows of W  L rows of x in a panel
 """
@@ -34,7 +34,7 @@ from exlstm.runtime.cpu.vectors import Vectors, inlined
 
 PANEL = 64  # rows of x
 ROWS = 64  # of W in a block
-PART = 256  # columns that are summed before they are added to the rest: whole lines and groups of every kind
+PART = 128  # columns that are summed before they join the others, for short sums round less: whole groups and lines
 MOST = 1024  # rows of x whose results are held before they are written
 STEP_BFLOAT16, STEP_INT8 = STEPS["bfloat16"], STEPS["int8"]
 
@@ -44,26 +44,23 @@ def padded(M: int) -> int:
     return -(-M // WIDTH) * WIDTH
 
 
-@helper()
-def panel_width(M: int, m: int) -> int:
-    """Rows of x in the panel that begins with row m, with those that fill the last vector."""
-    return PANEL if M - m >= PANEL else (M - m + WIDTH - 1) // WIDTH * WIDTH
+padded_in_kernels: Any = helper()(padded)
 
 
 @kernel()
-def turn(first: int, last: int, M: int, K: int, x_MK: F32, turned: F32) -> None:
+def pack_panels(first: int, last: int, M: int, K: int, x_MK: F32, panels: F32) -> None:
     """Panels of x^T, each [K, L]. What fills the last vectors is zero."""
     for item in range(first, last):
         m = PANEL * item
-        rows, L = min(PANEL, M - m), panel_width(M, m)
-        out = turned + SIZE * m * K
+        rows = min(PANEL, M - m)
+        out, L = panels + SIZE * m * K, padded_in_kernels(rows)
         if rows < L:
             clear(out, K * L)
         transpose(rows_at(out, K, rows, L), rows_at(x_MK + SIZE * m * K, rows, K, K))
 
 
 def widened_line(kind: str) -> Any:
-    """A function (line, scale, offset, out): the weights of one line in float32."""
+    """A function (line, scale, offset, out) that writes the weights of one line in float32."""
 
     @inlined(4)
     def body(builder: Any, line: Any, scale: Any, offset: Any, out: Any) -> None:
@@ -114,8 +111,8 @@ class Spare(NamedTuple):
 
 
 @helper()
-def fill_block(w: Map, n: int, rows: int, M: int, K: int, turned: int, spare: Spare, y: int) -> None:
-    """Results of some rows of W, of row n and those after it."""
+def fill_block(w: Map, n: int, rows: int, M: int, K: int, panels: int, spare: Spare, y: int) -> None:
+    """Results of rows n, n + 1, ... of W, so many."""
     for first in range(0, M, MOST):
         count, keep = min(MOST, M - first), 0.0
         if w.bias_kind != NONE:
@@ -132,9 +129,9 @@ def fill_block(w: Map, n: int, rows: int, M: int, K: int, turned: int, spare: Sp
                 for i in range(rows):
                     widen_row(w, n + i, K, k, columns, spare.weights + SIZE * i * PART)
             for m in range(first, first + count, PANEL):
-                some, L = min(PANEL, M - m), panel_width(M, m)
-                out_NM = rows_at(spare.out + SIZE * (m - first), rows, some, spare.width)
-                product(out_NM, w_NK, rows_at(turned + SIZE * (m * K + k * L), columns, some, L), keep)
+                some = min(PANEL, M - m)
+                out_NM, L = rows_at(spare.out + SIZE * (m - first), rows, some, spare.width), padded_in_kernels(some)
+                product(out_NM, w_NK, rows_at(panels + SIZE * (m * K + k * L), columns, some, L), keep)
             keep = 1.0
         write_block(w, n, rows, first, count, spare, y)
 
@@ -155,10 +152,10 @@ def write_block(w: Map, n: int, rows: int, first: int, count: int, spare: Spare,
 
 
 @kernel()
-def map_blocks(first: int, last: int, M: int, K: int, turned: F32, num_maps: int, maps: Constants,
+def map_blocks(first: int, last: int, M: int, K: int, panels: F32, num_maps: int, maps: Constants,
                results: Addresses) -> None:  # fmt: skip
     """Items of all maps: some rows of one W, with all rows of x."""
-    width, n = min(MOST, (M + WIDTH - 1) // WIDTH * WIDTH), num_maps - 1
+    width, n = min(MOST, padded_in_kernels(M)), num_maps - 1
     work = np.empty(ROWS * (width + PART), np.float32)
     spare = Spare(width, address_of(work), address_of(work) + SIZE * ROWS * width)
     for item in range(first, last):
@@ -167,5 +164,5 @@ def map_blocks(first: int, last: int, M: int, K: int, turned: F32, num_maps: int
         begin = (item - w.first_item) * w.item_rows
         end = min(w.rows, begin + w.item_rows)
         for i in range(begin, end, ROWS):
-            fill_block(w, i, min(ROWS, end - i), M, K, turned, spare, y)
+            fill_block(w, i, min(ROWS, end - i), M, K, panels, spare, y)
     hold(work)

@@ -15,7 +15,7 @@ from numpy import float32
 from torch import Tensor
 
 from exlstm.ops.linear.formats import GROUP, Int4Weight, Int8Weight, Weight
-from exlstm.ops.linear.numba.blocks import PANEL, map_blocks, padded, turn
+from exlstm.ops.linear.numba.blocks import PANEL, map_blocks, pack_panels, padded
 from exlstm.ops.linear.numba.maps import (
     BFLOAT16,
     FLOAT32,
@@ -258,9 +258,9 @@ class Plan:
     def run_blocks(self, x: Tensor, M: int, results: list[Tensor]) -> list[Tensor]:
         """The results for tens of rows of x and more. x: float32."""
         K = self.columns
-        turned = torch.empty(K * padded(M))
-        launch(turn, -(-M // PANEL), M, K, x, turned, cost=microseconds(bytes=8 * M * K))
+        panels = torch.empty(K * padded(M))
+        launch(pack_panels, -(-M // PANEL), M, K, x, panels, cost=microseconds(bytes=8 * M * K))
         cost = microseconds(bytes=self.bytes, flops=2 * padded(M) * K * sum(self.rows))
         table, items = self.table(threads_for(cost))
-        launch(map_blocks, items, M, K, turned, len(results), table, results, cost=cost)
+        launch(map_blocks, items, M, K, panels, len(results), table, results, cost=cost)
         return results

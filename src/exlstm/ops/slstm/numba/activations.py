@@ -19,18 +19,18 @@ _TAIL = (0.24822098, 0.24887092, 0.21731471, 0.21580971, -0.020178122, 0.2966866
 
 
 def identity(z: SimdValue) -> Pair:
-    """z"""
-    return z, (z - z) + 1.0
+    """Identity z."""
+    return z, (z - z) + 1.0  # NaN and infinity show
 
 
 def silu(z: SimdValue) -> Pair:
-    """z sigmoid(z)"""
+    """SiLU, z sigmoid(z)."""
     s = sigmoid(z)
     return z * s, s * (z * (1.0 - s) + 1.0)
 
 
 def gelu(z: SimdValue) -> Pair:
-    """z Phi(z), with the normal distribution Phi: the exact form."""
+    """GELU, z Phi(z) with the normal distribution Phi: the exact form."""
     e, u = exp_below(z * z * -0.5), 1.0 / (abs(z) * (_DECAY * 0.5**0.5) + 1.0)
     tail = u * _TAIL[-1]
     for coefficient in _TAIL[-2::-1]:
@@ -41,12 +41,12 @@ def gelu(z: SimdValue) -> Pair:
 
 
 def sin(z: SimdValue) -> Pair:
-    """sin z"""
+    """Sine of z."""
     return sine(z), cosine(z)
 
 
 def softsign(z: SimdValue) -> Pair:
-    """z / (1 + |z|)"""
+    """Softsign, z / (1 + |z|)."""
     s = 1.0 / (abs(z) + 1.0)
     return z * s, s * s
 

@@ -21,7 +21,7 @@ BLOCK, SAVED, SAVED_MORE, DRAW, CARRY = 7 * PANEL, 7 * PANEL, 10 * PANEL, 4 * PA
 
 
 def step(block: Units, h: Units, saved: Units, exp_forget: SimdValue, activated: bool) -> None:
-    """As `gates`. activated: z is phi(z) already."""
+    """Step of `gates`, in which z is phi(z) already if `activated`."""
     # first the values that do not depend on the state
     i, f, z, o = block[0], block[1], block[2], block[3]
     c, n, m = block[4], block[5], block[6]
