@@ -157,17 +157,16 @@ def placed(whole, place):
 
 def report(results):
     every = {cell.facets["model"]: cell for cell in results.cells()}
-    parts = {
-        part: {name: every[name] for name in (*BASES[part], *names_in(results, part)) if name in every}
-        for part in results.values("part")
-    }
+    # the ladder from its first step on, every other part from what it changes
+    names = {part: (*BASES[part], *names_in(results, part)) for part in results.values("part")} | {"ladder": LADDER}
+    parts = {part: {name: every[name] for name in found if name in every} for part, found in names.items()}
     yield from ladder_claims([(name, every[name]) for name in LADDER if name in every])
     yield from gate_claims(every)
     yield from block_claims(every)
     published = {**LADDER, **BLOCKS, **{gate_name(*sees): value for sees, value in GATES.items()}, "xlstm[1:0]": BOTH}
     for part, cells in parts.items():
         yield ReportTable(
-            title=part[0].upper() + part[1:],
+            title=f"Bits per byte: {part}",
             columns=("setting", "bits per byte", "parameters of the blocks", "perplexity in the paper"),
             rows=[
                 (
