@@ -41,6 +41,23 @@ def study_of(name):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("ablations", "long_range") else pytest.mark.slow) for name in NAMES],
+)
+@pytest.mark.parametrize("size", ["small", pytest.param("paper", marks=pytest.mark.slow)])
+def test_models_of_a_comparison_have_equal_parameters(name, size):
+    """Without embedding, head and tables of positions; a model that reads from both ends has its blocks twice."""
+    found = {}
+    for run in study_of(name).planned(size):
+        if isinstance(run, Training):
+            table = (run.architecture.positions or 0) * run.architecture.width
+            own = (1 + run.lessons[0].both_ways) * (body_parameters(run.architecture) - table)
+            found.setdefault((run.facets()["task"], run.architecture.width), set()).add(own)
+    assert found or name == "speed"
+    assert all(max(sizes) <= 1.05 * min(sizes) for sizes in found.values()), found
+
+
+@pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "recall" else pytest.mark.slow) for name in NAMES]
 )
 def test_runs_of_all_sizes_can_be(name):
