@@ -1,4 +1,4 @@
-"""Every mixer, and its options, with parameters away from their initial values."""
+"""Every mixer, and its options, with parameters away from their initial values, and what tests of all of them share."""
 
 import pytest
 import torch
@@ -98,3 +98,42 @@ def build(name, dtype=torch.float64):
         for parameter in mixer.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     return mixer.to(dtype).eval()
+
+
+# float64 runs the definitions, float32 the kernels; how far two orders of summation may be apart in each
+PRECISIONS = {torch.float64: 1e-9, torch.float32: 2e-4}
+OURS = {name for name in CONFIGS if name in MIXERS or name.startswith(("mlstm", "slstm"))}
+FIRST = {"mlstm", "mlstm_large", "slstm", "attention", "lstm"}
+
+
+# By default the first mixers run through all tests in both precisions, and every other in float32, on its kernels; its
+# definition is proven in tests/ops. Options of xLSTM's cells run through the tests of cuts, resets and padding, on
+# their kernels; those of the rivals do among the slow tests.
+in_every_precision, with_every_option = (
+    pytest.mark.parametrize(
+        ("name", "dtype"),
+        [
+            pytest.param(
+                name,
+                dtype,
+                marks=slow(
+                    name not in FIRST,
+                    dtype == torch.float64 or name not in (OURS if options else MIXERS),
+                ),
+            )
+            for name in CONFIGS
+            for dtype in PRECISIONS
+        ],
+    )
+    for options in (False, True)
+)
+
+
+def inputs(B=3, T=24, *, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(B, T, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def assert_close(got, want):
+    tolerance = PRECISIONS[want.dtype]
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
