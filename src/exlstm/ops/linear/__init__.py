@@ -165,11 +165,13 @@ def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
     return None
 
 
-# Up to so many rows the Numba kernels run; only these are played in decoding. In float32, on one thread of a processor
-# with AVX-512 (AMD), they are 1.7 to 2.5 times as fast as MKL from 16 rows to 128, and up to there no slower than
-# oneDNN. With instructions for bfloat16 torch is as fast at 4 rows; without them both multiply in float32. Integers are
-# expanded by torch first: at 4096 x 4096 ours takes a sixth of its time for 64 rows, two thirds for 512, as long for
-# 2,048. A rule and not a measurement: both forms round differently, and a clock chooses anew in each process.
+# Up to so many rows the Numba kernels run; only these are played in decoding. In float32 on a processor of AMD with
+# AVX-512, from 256 x 1024 on and for 16 to 128 rows, they are 1.8 to 2.7 times as fast as MKL on one thread and 1.6 to
+# 3.9 times on two, and 0.9 to 1.4 and 1.0 to 1.9 times as fast as oneDNN. At 64 x 256 a call takes some microseconds
+# longer up to 32 rows, which a replay does not. With instructions for bfloat16 torch is as fast at 4 rows; without them
+# both multiply in float32. Integers are expanded by torch first: at 4096 x 4096 ours takes a sixth of its time for 64
+# rows, two thirds for 512, as long for 2,048. A rule and not a measurement: both forms round differently, and a clock
+# chooses anew in each process.
 MOST_ROWS = {"float32": 128, "bfloat16": 4}
 
 
