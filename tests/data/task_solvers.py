@@ -113,6 +113,7 @@ SOLVERS: dict[str, Callable[[list[int]], list[int]]] = {
     "nearest_neighbour": nearest,
     "s3": lambda x: composed(x, 3),
     "s5": lambda x: composed(x, 5),
+    "s5_generators": lambda x: composed(x, 5),
 }
 CLASSES = {
     "parity": {1, 2},
@@ -130,9 +131,10 @@ CLASSES = {
     "nearest_neighbour": set(range(65, 81)),
     "s3": set(range(1, 7)),
     "s5": set(range(1, 121)),
+    "s5_generators": set(range(1, 121)),
 }
 DENSE = ["parity", "even_pairs", "cycle_navigation", "modular_arithmetic", "majority", "majority_count"]
-DENSE += ["nearest_neighbour", "s3", "s5"]
+DENSE += ["nearest_neighbour", "s3", "s5", "s5_generators"]
 # where a prefix of a row is a question: everywhere, if not here
 DEFINED = {"nearest_neighbour": lambda t, row: t > 0 and t % 2 == 0}
 DEFINED["modular_arithmetic"] = lambda t, row: row[t] >= 5 or row[t] == 4

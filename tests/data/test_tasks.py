@@ -234,6 +234,8 @@ def test_rows_of_the_documentation() -> None:
     assert labels["majority"](np.array([[7, 3, 9, 3, 7]]))[0].tolist() == [7, 7, 7, 3, 3]
     assert labels["majority_count"](np.array([[7, 3, 9, 3, 7]]))[0].tolist() == [1, 1, 1, 2, 2]
     assert labels["s3"](np.array([[2, 3, 2]]))[0].tolist()[-1] == 6
+    # an exchange twice and a cycle of five are the identity
+    assert labels["s5_generators"](np.array([[25, 25, 34, 34, 34, 34, 34]]))[0, [1, -1]].tolist() == [1, 1]
     assert labels["nearest_neighbour"](np.array([[20, 50, 67, 22, 73, 10, 65, 0]]))[0, [2, 4, 6]].tolist() == [
         67,
         73,
@@ -276,6 +278,7 @@ GOLDEN: dict[str, str] = {
     "reverse_string": "c9b4f42ccd7bff05",
     "s3": "d192909c9d956587",
     "s5": "a2cde389acc68515",
+    "s5_generators": "095e04966943eb78",
     "set": "b7a5ce89a9565621",
     "solve_equation": "46c65baedf865c47",
     "stack_manipulation": "19fcbd2a4c8cfab7",

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parents[2] / "study"
 NAMES = list(studies(FOLDER))
 # each takes a second or two; the others take several
 QUICK_ENOUGH = {"recall", "language", "extrapolation", "rare_tokens", "scaling", "speed", "ablations", "memories",
-                "long_range"}  # fmt: skip
+                "long_range", "state_tracking"}  # fmt: skip
 # a study has results of its own, or those of others and a page alone
 COMMITTED = [
     (name, size)

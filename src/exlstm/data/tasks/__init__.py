@@ -10,7 +10,7 @@ from exlstm.data.tasks.contract import Task, task_batch
 from exlstm.data.tasks.counting import majority, majority_count
 from exlstm.data.tasks.distinct import distinct
 from exlstm.data.tasks.nearest_neighbour import RealBatch, nearest_neighbour, nearest_neighbours
-from exlstm.data.tasks.permutations import s3, s5
+from exlstm.data.tasks.permutations import s3, s5, s5_generators
 from exlstm.data.tasks.recall import recall
 from exlstm.data.tasks.regular import cycle_navigation, even_pairs, parity
 from exlstm.data.tasks.scores import (
@@ -54,4 +54,4 @@ _RECALL = (
 )
 
 FORMAL_LANGUAGES: tuple[str, ...] = tuple(task.name for task in _FORMAL)
-TASKS: dict[str, Task] = {task.name: task for task in (*_FORMAL, *_RECALL, nearest_neighbour, s3, s5)}
+TASKS: dict[str, Task] = {task.name: task for task in (*_FORMAL, *_RECALL, nearest_neighbour, s3, s5, s5_generators)}

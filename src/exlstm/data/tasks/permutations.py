@@ -1,11 +1,14 @@
 """State tracking by composition of permutations: the word problems of the groups S3 and S5.
 
 S3 can be solved by a few parity-like counters, S5 cannot: its word problem is complete for NC1 (Barrington 1989), which
-is beyond models whose state changes linearly and diagonally.
+is beyond models whose state changes linearly and diagonally. So it is from two generators, whose table of products has
+240 entries instead of 14,400, and whose short strings have few products.
 """
 
 import itertools
+from collections.abc import Sequence
 from functools import cache
+from math import factorial
 
 import numpy as np
 
@@ -23,14 +26,15 @@ def _table(degree: int) -> Ints:
     return number[images[:, images].transpose(1, 0, 2) @ weights]
 
 
-def _composition(degree: int, order: int) -> Task:
-    """The product of all permutations so far.
+def _composition(name: str, degree: int, factors: Sequence[int]) -> Task:
+    """The product of all permutations so far, which are drawn from the factors, given by their numbers.
 
     (0 2 1) (1 0 2) (0 2 1) | (2 1 0)      written as the images of 0, 1, 2; tokens are 1, 2, ... in lexicographic order
     """
+    order = factorial(degree)
 
     def symbols(numbers: Numbers, T: int) -> Ints:
-        return 1 + numbers.below("symbols", order, T)
+        return 1 + np.asarray(factors)[numbers.below("symbols", len(factors), T)]
 
     def labels(tokens_BT: Ints) -> Ints:
         product = np.zeros(len(tokens_BT), dtype=np.int64)
@@ -41,10 +45,10 @@ def _composition(degree: int, order: int) -> Task:
             products[:, t] = product
         return 1 + products
 
-    return prefix_task(
-        name=f"s{degree}", vocab_size=1 + order, chance=1 / order, shortest=2, symbols=symbols, labels=labels
-    )
+    return prefix_task(name=name, vocab_size=1 + order, chance=1 / order, shortest=2, symbols=symbols, labels=labels)
 
 
-s3 = _composition(3, 6)
-s5 = _composition(5, 120)
+s3 = _composition("s3", 3, range(6))
+s5 = _composition("s5", 5, range(120))
+# (1 0 2 3 4), which exchanges two, and (1 2 3 4 0), the cycle of all five
+s5_generators = _composition("s5_generators", 5, (24, 33))
