@@ -56,7 +56,7 @@ def runs(size):
 def report(results):
     points = {name: points_of(results, name) for name in results.values("model")}
     axes_of = dict.fromkeys(what for found in points.values() for point in found for what in point["costs"])
-    for ours, rival in product(("xlstm[1:0]", "xlstm[7:1]"), ("llama", "mamba")):
+    for ours, rival in product(("xlstm[1:0]", "xlstm[7:1]"), ("llama", "mamba", "rwkv4")):
         if ours in points and rival in points:
             yield claim(points, ours, rival, results)
     yield ReportTable(

@@ -36,6 +36,9 @@ def report(results):
     for name in ("xlstm[1:0]", "xlstm[7:1]", "mamba", "llama"):
         if name in cells:
             yield claim(name, cells[name], found[name])
+    for rival in ("llama", "mamba"):
+        if {rival, "xlstm[1:0]"} <= set(cells):
+            yield throughput("xlstm[1:0]", rival, cells, found)
     places = sorted({place for entries in found.values() for place in entries})
     single = [place for place in places if place[1] == 1]
     yield ReportTable(
@@ -166,6 +169,17 @@ def claim(name, cell, found):
         evidence = f"{short:.3f} ms behind {places[0][0]:,} tokens, {long:.3f} ms behind {places[-1][0]:,}"
     text = "costs more behind a long context" if name == "llama" else "costs the same behind any context"
     return Claim(text=f"a token of {name} {text}", holds=holds, evidence=evidence)
+
+
+def throughput(ours, rival, cells, found):
+    """Figure 9, right: at the largest number of rows that was measured."""
+    holds, evidence = None, ""
+    if not any(cells[name].open for name in (ours, rival)):
+        place = max(found[ours], key=lambda place: place[1])
+        seconds = [median(entry["token_seconds"] for entry in found[name][place]) for name in (ours, rival)]
+        first, second = (place[1] / value for value in seconds)
+        holds, evidence = first > second, f"{first:,.0f} and {second:,.0f}, with {place[1]} rows"
+    return Claim(text=f"{ours} generates more tokens per second than {rival}", holds=holds, evidence=evidence)
 
 
 def draw(figure, models):
