@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from accuracy import DRAWS, assert_as_accurate
 from benchmarks.bench import Bench
 from benchmarks.harness import Run
-from exlstm.ops.products import linear
-from exlstm.ops.slstm import SLSTMState, slstm, slstm_recurrent
+from exlstm.ops.slstm import Projection, SLSTMState, project_gates, projected_slstm, slstm, slstm_recurrent
 
 HEADS = 4
 WIDTHS, BATCHES = (64, 128, 256, 512, 1024), (1, 4, 8, 32)
@@ -45,8 +44,8 @@ def programs(B: int, T: int, D: int) -> tuple[dict[str, Run], dict[str, Run]]:
     lstm = nn.LSTM(D, D, batch_first=True)
 
     def same_job(x_BTD: Tensor, w_JD: Tensor, b_J: Tensor, r_HKGV: Tensor) -> Tensor:
-        h_BTHV, _ = slstm(linear(x_BTD, w_JD, b_J).view(B, T, H, 4, V), r_HKGV)
-        return h_BTHV.flatten(2)
+        projection = Projection(x_BTD, None, w_JD.view(H, 4, V, D), b_J.view(H, 4, V))
+        return projected_slstm(projection, r_HKGV)[0].flatten(2)
 
     def op_alone(x_BTHGV: Tensor, r_HKGV: Tensor) -> Tensor:
         return slstm(x_BTHGV, r_HKGV)[0].flatten(2)
@@ -76,20 +75,20 @@ def with_gradients(f: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor)
 
 
 def check_op(B: int, D: int) -> dict[str, Any]:
-    """The rule of the tests on several draws of 24 steps of at most 8 rows, with a state that is not zero."""
-    H, V, B, T = HEADS, D // HEADS, min(B, 8), 24
+    """The rule of the tests on several draws of 40 steps of at most 8 rows, with a state that is not zero."""
+    H, V, B, T = HEADS, D // HEADS, min(B, 8), 40
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(1))
 
     def few() -> list[Tensor]:
         state = [normal(B, H, V).abs() + 0.5 for _ in range(4)]
-        return [normal(B, T, H, 4, V), normal(H, V, 4, V) / V**0.5 / 2, *state]
+        r_HKGV = normal(H, V, 4, V) / V**0.5 / 2
+        return [normal(B, T, D), normal(H, 4, V, D) / D**0.5, normal(H, 4, V), r_HKGV, *state]
 
-    def fast(x: Tensor, r: Tensor, *parts: Tensor) -> Any:
-        return slstm(x, r, SLSTMState(*parts))
+    def fast(x: Tensor, w: Tensor, b: Tensor, r: Tensor, *parts: Tensor) -> Any:
+        return projected_slstm(Projection(x, None, w, b), r, SLSTMState(*parts))
 
-    def definition(x: Tensor, r: Tensor, *parts: Tensor) -> Any:
-        return slstm_recurrent(x, r, SLSTMState(*parts), reset_BT=None, valid_BT=None, forget_gate="sigmoid",
-                               cell_activation="tanh")  # fmt: skip
+    def definition(x: Tensor, w: Tensor, b: Tensor, r: Tensor, *parts: Tensor) -> Any:
+        return slstm_recurrent(project_gates(Projection(x, None, w, b)), r, SLSTMState(*parts))
 
     assert_as_accurate(fast, definition, (few() for _ in DRAWS))
     return {"rule": "outputs, states and gradients within 2 x the plain form's error"}

@@ -12,7 +12,7 @@ from benchmarks.store import load
 from exlstm.infer.quantize import quantize
 from exlstm.ops.linear.formats import dequantised
 from exlstm.ops.mlstm import mlstm
-from exlstm.ops.slstm import slstm
+from exlstm.ops.slstm import projected_slstm
 from peers import from_paper
 
 
@@ -43,9 +43,9 @@ def test_right_models_pass(pair, dtype):
     assert found["difference_from_peer"]["logits"] < 1e-4
 
 
-@pytest.mark.parametrize("name", ["mlstm", "slstm"])
-def test_a_slightly_wrong_kernel_is_stopped(pair, monkeypatch, name):
-    monkeypatch.setattr(f"exlstm.mixers.{name}.{name}", partial(slightly_wrong, {"mlstm": mlstm, "slstm": slstm}[name]))
+@pytest.mark.parametrize(("place", "op"), [("mlstm.mlstm", mlstm), ("slstm.projected_slstm", projected_slstm)])
+def test_a_slightly_wrong_kernel_is_stopped(pair, monkeypatch, place, op):
+    monkeypatch.setattr(f"exlstm.mixers.{place}", partial(slightly_wrong, op))
     with pytest.raises(AssertionError, match="error of the logits"):
         check_training(pair[0], tokens())
 
@@ -77,7 +77,7 @@ def test_ops_are_checked(monkeypatch):
     assert runs.keys() == {"exlstm", "mlstm_kernels"}
     assert "native" in variant
     assert check()["difference_from_peer"] < 1e-5
-    monkeypatch.setattr(slstm_op, "slstm", partial(slightly_wrong, slstm))
+    monkeypatch.setattr(slstm_op, "projected_slstm", partial(slightly_wrong, projected_slstm))
     monkeypatch.setattr(mlstm_op, "mlstm", partial(slightly_wrong, mlstm))
     with pytest.raises(AssertionError, match="output"):
         slstm_op.check_op(8, 256)

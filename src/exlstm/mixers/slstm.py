@@ -8,7 +8,7 @@ B batch  T time  D model width  H heads  K, V head width  G gates: i, f, z, o
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,17 @@ from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm
 from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, block_diagonal
-from exlstm.ops.common import wide_dtype
 from exlstm.ops.conv import ConvState
-from exlstm.ops.linear.headwise import headwise
-from exlstm.ops.slstm import CellActivation, ForgetGate, InputGate, SLSTMState, slstm
+from exlstm.ops.slstm import (
+    CellActivation,
+    ForgetGate,
+    InputGate,
+    Projection,
+    SLSTMState,
+    project_gates,
+    projected_slstm,
+    slstm,
+)
 
 Structure = Literal["block", "none", "diagonal", "low_rank", "sparse", "learned"]
 
@@ -127,31 +134,28 @@ class SLSTM(FixedStateMixer):
         c_BTD, conv = x_BTD, state.conv
         if self.conv is not None:
             c_BTD, conv = self.conv(x_BTD, conv, reset_BT=reset_BT, lengths_B=lengths_B, activation="silu")
-        raw_BTHGV = torch.cat([self.project(c_BTD, slice(0, 2)), self.project(x_BTD, slice(2, 4))], dim=3)
-        raw_BTHGV = raw_BTHGV.to(wide_dtype(raw_BTHGV.dtype)) + self.b_HGV
-        h_BTHV, cell = slstm(
-            self.by_block(raw_BTHGV), self.r_HKGV if self.recurrence is None else self.recurrence(), state.cell,
-            reset_BT=reset_BT, lengths_B=lengths_B, input_gate=self.config.input_gate,
-            forget_gate=self.config.forget_gate, cell_activation=self.config.cell_activation,
-            normalize=self.config.normalize, backend=self.backend,
-        )  # fmt: skip
-        if self.blocks != self.config.heads:
-            h_BTHV = h_BTHV.reshape(*x_BTD.shape[:2], self.config.heads, self.width // self.config.heads)
+        h_BTHV, cell = self.run_cell(c_BTD, x_BTD, state.cell, reset_BT=reset_BT, lengths_B=lengths_B)
         y_BTD = self.norm(h_BTHV).to(x_BTD.dtype)
         return mask_tail(y_BTD, lengths_B), SLSTMLayerState(conv, cell)
 
-    def project(self, x_BTD: Tensor, gates: slice) -> Tensor:
-        """Head-wise linear map to some of the gates: [B, T, H, G, V]."""
-        B, T, _ = x_BTD.shape
-        H, _, V, _ = self.w_HGVK.shape
-        x_HMK = x_BTD.reshape(B * T, H, V).transpose(0, 1)
-        w_HJK = self.w_HGVK[:, gates].flatten(1, 2)
-        return headwise(x_HMK, w_HJK).transpose(0, 1).reshape(B, T, H, w_HJK.shape[1] // V, V)
+    def run_cell(self, c_BTD: Tensor, x_BTD: Tensor, state: SLSTMState, **rows: Any) -> tuple[Tensor, SLSTMState]:
+        """The cell: [B, T, H, V], by the heads of the norm, and its state, by the blocks of R."""
+        config, x = self.config, Projection(c_BTD, None if c_BTD is x_BTD else x_BTD, self.w_HGVK, self.b_HGV)
+        r_HKGV = self.r_HKGV if self.recurrence is None else self.recurrence()
+        options: dict[str, Any] = {
+            "input_gate": config.input_gate,
+            "forget_gate": config.forget_gate,
+            "cell_activation": config.cell_activation,
+            "normalize": config.normalize,
+            "backend": self.backend,
+        }
+        if self.blocks == config.heads:
+            return projected_slstm(x, r_HKGV, state, **rows, **options)
+        h_BTHV, after = slstm(self.by_block(project_gates(x)), r_HKGV, state, **rows, **options)
+        return h_BTHV.reshape(*x_BTD.shape[:2], config.heads, self.width // config.heads), after
 
     def by_block(self, raw_BTHGV: Tensor) -> Tensor:
         """Pre-activations with the units divided into the blocks of R instead of heads."""
-        if self.blocks == self.config.heads:
-            return raw_BTHGV
         B, T, _, G, _ = raw_BTHGV.shape
         return raw_BTHGV.transpose(2, 3).reshape(B, T, G, self.blocks, self.width // self.blocks).transpose(2, 3)
 

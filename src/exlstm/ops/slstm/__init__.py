@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates
+from exlstm.ops.slstm.projection import Projection, check_projection, is_in_scan, project_gates
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -22,8 +24,18 @@ from exlstm.runtime.backend import choose
 from exlstm.runtime.gpu.limits import gpu_candidate, gpu_limits
 
 __all__ = [
-    "CellActivation", "ForgetGate", "InputGate", "SLSTMState", "slstm", "slstm_recurrent", "slstm_step", "zero_state",
-]  # fmt: skip
+    "CellActivation",
+    "ForgetGate",
+    "InputGate",
+    "Projection",
+    "SLSTMState",
+    "project_gates",
+    "projected_slstm",
+    "slstm",
+    "slstm_recurrent",
+    "slstm_step",
+    "zero_state",
+]
 
 
 def numba_obstacle(x: Tensor) -> str | None:
@@ -84,6 +96,23 @@ def gpu_candidates(
     return scans + [("triton_steps", other) for _, other in gpu_candidate(tensors, asked_for, both)]
 
 
+def check_cell(
+    x: Tensor,
+    r_HKGV: Tensor | None,
+    H: int,
+    V: int,
+    input_gate: InputGate,
+    forget_gate: ForgetGate,
+    cell_activation: CellActivation,
+) -> None:
+    """ValueError for recurrent weights that do not fit the input, and for options that there are not."""
+    if r_HKGV is not None:
+        check_like("r", r_HKGV, (H, V, 4, V), x)
+    check_gates(input_gate, forget_gate)
+    if cell_activation not in CELL_ACTIVATIONS:
+        raise ValueError(f"cell_activation is {cell_activation!r}; it must be one of {list(CELL_ACTIVATIONS)}.")
+
+
 def slstm(
     x_BTHGV: Tensor, r_HKGV: Tensor | None, state: SLSTMState | None = None, /,
     *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None, input_gate: InputGate = "exp",
@@ -112,13 +141,9 @@ def slstm(
     B, T, H, G, V = x_BTHGV.shape
     if G != 4 or T < 1:
         raise ValueError(f"x has shape {tuple(x_BTHGV.shape)}; it must be [B, T >= 1, H, 4, V].")
-    if r_HKGV is not None:
-        check_like("r", r_HKGV, (H, V, 4, V), x_BTHGV)
-    check_gates(input_gate, forget_gate)
-    if cell_activation not in CELL_ACTIVATIONS:
-        raise ValueError(f"cell_activation is {cell_activation!r}; it must be one of {list(CELL_ACTIVATIONS)}.")
+    check_cell(x_BTHGV, r_HKGV, H, V, input_gate, forget_gate, cell_activation)
     reset_BT, lengths_B = checked_rows(x_BTHGV, reset_BT, lengths_B)
-    state = zero_state(x_BTHGV) if state is None else checked_state(state, SLSTMState, 4 * [(B, H, V)], x_BTHGV)
+    state = checked_state(state, SLSTMState, 4 * [(B, H, V)], x_BTHGV)
     tensors = [x_BTHGV, *state, *([] if r_HKGV is None else [r_HKGV])]
     name = choose("slstm", backend, [
         ("numba", numba_obstacle(x_BTHGV)),
@@ -144,3 +169,37 @@ def slstm(
             x_BTHGV, r_HKGV, state, reset_BT=reset_BT, valid_BT=valid_BT, input_gate=input_gate,
             forget_gate=forget_gate, cell_activation=cell_activation, normalize=normalize,
         )  # fmt: skip
+
+
+def projected_slstm(
+    x: Projection,
+    r_HKGV: Tensor | None,
+    state: SLSTMState | None = None,
+    /,
+    *,
+    reset_BT: Tensor | None = None,
+    lengths_B: Tensor | None = None,
+    input_gate: InputGate = "exp",
+    forget_gate: ForgetGate = "sigmoid",
+    cell_activation: CellActivation = "tanh",
+    normalize: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, SLSTMState]:
+    """`slstm` behind the projection of its input, which a CPU computes in the scan.
+
+    x: `Projection(if_BTD, zo_BTD, w_HGVN, b_HGV)`. The rest is as in `slstm`, but for h, which is float32 or wider.
+    """
+    check_projection(x)
+    options: dict[str, Any] = {"input_gate": input_gate, "cell_activation": cell_activation, "normalize": normalize}
+    rows: dict[str, Any] = {"reset_BT": reset_BT, "lengths_B": lengths_B}
+    if not is_in_scan(x, backend):
+        return slstm(project_gates(x), r_HKGV, state, **rows, forget_gate=forget_gate, backend=backend, **options)
+    (B, _, _), (H, _, V, _) = x.if_BTD.shape, x.w_HGVN.shape
+    check_cell(x.if_BTD, r_HKGV, H, V, input_gate, forget_gate, cell_activation)
+    reset_BT, lengths_B = checked_rows(x.if_BTD, reset_BT, lengths_B)
+    state = checked_state(state, SLSTMState, 4 * [(B, H, V)], x.if_BTD)
+    choose("slstm", backend, [("numba", None)])
+    from exlstm.ops.slstm.numba.projected import projected_slstm_numba
+
+    rows = {"reset_BT": reset_BT, "lengths_B": lengths_B}
+    return projected_slstm_numba(x, r_HKGV, state, **rows, exp_forget=forget_gate == "exp", **options)

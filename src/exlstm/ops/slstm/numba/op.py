@@ -8,6 +8,7 @@ B batch  T time  H heads  K, V head width  G gates: i, f, z, o  J all gates of a
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from exlstm.ops.common import detached_contiguous, rows_for_kernels, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import InputGate
+from exlstm.ops.slstm.numba.inputs import NOTHING, Inputs
 from exlstm.ops.slstm.numba.scan import Sizes, State, StateGradients, backward_scan, forward_scan
 from exlstm.ops.slstm.numba.variants import saved_size, variant_of
 from exlstm.ops.slstm.reference import CellActivation, SLSTMState
@@ -39,9 +41,12 @@ class Plan(NamedTuple):
     packed: bool
 
 
-def plan(B: int, T: int, H: int, V: int, r_nbytes: int) -> Plan:
-    """Whole batches where the heads alone keep all threads busy; else tiles of them, of no fewer than four rows."""
-    cost = microseconds(bytes=T * r_nbytes, flops=B * T * H * V * (120 + 3 * V))
+def plan(B: int, T: int, H: int, V: int, r_nbytes: int, inputs: int = 0) -> Plan:
+    """Whole batches where the heads alone keep all threads busy; else tiles of them, of no fewer than four rows.
+
+    inputs: of a head, that are projected in the scan.
+    """
+    cost = microseconds(bytes=T * r_nbytes, flops=B * T * H * V * (120 + 3 * V + inputs))
     threads, tiles = threads_for(cost), max(1, -(-B // 4))
     most = tiles
     for n in range(max(1, -(-B // MAX_ROWS)), most + 1):
@@ -52,41 +57,75 @@ def plan(B: int, T: int, H: int, V: int, r_nbytes: int) -> Plan:
     return Plan(H * -(-B // rows), rows, cost, T * B >= 6)
 
 
+class Call(NamedTuple):
+    """What is asked of a scan beside its tensors: resets, the number of steps of every row, and the cell's variant."""
+
+    reset_BT: Tensor | None
+    lengths_B: Tensor
+    variant: int
+
+
+class Kept(NamedTuple):
+    """Room for what the backward needs: h before every step, and the residuals of the gates; None without one."""
+
+    past_HBTV: Tensor | None = None
+    saved_E: Tensor | None = None
+
+
+NOT_KEPT = Kept()
+
+
 class Scan(torch.autograd.Function):
-    """(x, R, h, c, n, m) -> (h of every step, last h, c, n, m); all float32, R possibly of width 0: no mixing."""
+    """(x, R, h, c, n, m, call) -> (h of every step, last h, c, n, m), in float32. R may have width 0: no mixing."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, h_BHV: Tensor, c_BHV: Tensor, n_BHV: Tensor, m_BHV: Tensor,
-                reset_BT: Tensor | None, lengths_B: Tensor, variant: int) -> tuple[Tensor, ...]:  # fmt: skip
-        B, T, H, _, V = x_BTHGV.shape
-        past_HBTV = aligned_empty(H, B, T, V)
-        saved_E = aligned_empty(numbers_saved(B, T, H, V, variant))
-        state = SLSTMState(h_BHV, c_BHV, n_BHV, m_BHV)
-        out = run(x_BTHGV, r_HKGV, state, reset_BT, lengths_B, variant, past_HBTV, saved_E)
-        ctx.save_for_backward(r_HKGV, past_HBTV, saved_E, reset_BT, lengths_B)
-        ctx.variant = variant
+    def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, *state_and_call: Any) -> tuple[Tensor, ...]:
+        *state, call = state_and_call
+        T = x_BTHGV.shape[1]
+        kept = room_for(T, state[0], call.variant)
+        out = run(x_BTHGV, r_HKGV, SLSTMState(*state), call, T=T, kept=kept)
+        ctx.save_for_backward(r_HKGV, *kept, call.reset_BT, call.lengths_B)
+        ctx.variant = call.variant
         ctx.mark_non_differentiable(out[4])
         return out
 
     @staticmethod
     @once_differentiable("slstm", "numba")
     def backward(ctx: Any, dh_BTHV: Tensor, *dlast: Tensor) -> tuple[Tensor | None, ...]:
-        r_HKGV, past_HBTV, saved_E, reset_BT, lengths_B = ctx.saved_tensors
-        B, T, H, V = dh_BTHV.shape
-        dx_BTHGV = aligned_empty(B, T, H, 4, V)
-        dfirst = [aligned_empty(B, H, V) for _ in range(3)]
-        dh_BTHV, r_HKGV, *dstate = detached_contiguous(dh_BTHV, r_HKGV, *dlast[:3])
-        items, rows, cost, _ = plan(B, T, H, V, r_HKGV.nbytes)
-        launch(
-            backward_scan, items, sizes_of(rows, dh_BTHV, r_HKGV, ctx.variant), dh_BTHV, r_HKGV, reset_BT, lengths_B,
-            StateGradients(*dstate), dx_BTHGV, StateGradients(*dfirst), saved_E, ctx.variant, cost=cost,
-        )  # fmt: skip
-        dr_HKGV = None
-        if ctx.needs_input_grad[1]:
-            past_HMV, dx_HMJ = past_HBTV.flatten(1, 2), dx_BTHGV.view(B * T, H, 4 * V).transpose(0, 1)
-            with without_autocast(dx_BTHGV):
-                dr_HKGV = (past_HMV.mT @ dx_HMJ).view_as(r_HKGV) if r_HKGV.shape[1] else torch.zeros_like(r_HKGV)
-        return dx_BTHGV, dr_HKGV, *dfirst, None, None, None, None
+        needs_r = ctx.needs_input_grad[1]
+        dx_BTHGV, dr_HKGV, dfirst = scan_gradients(ctx.saved_tensors, ctx.variant, needs_r, dh_BTHV, dlast)
+        return dx_BTHGV, dr_HKGV, *dfirst, None, None
+
+
+def room_for(T: int, h_BHV: Tensor, variant: int) -> Kept:
+    """Room for the backward of a scan."""
+    B, H, V = h_BHV.shape
+    return Kept(aligned_empty(H, B, T, V), aligned_empty(numbers_saved(B, T, H, V, variant)))
+
+
+def scan_gradients(
+    saved: Sequence[Tensor], variant: int, needs_r: bool, dh_BTHV: Tensor, dlast: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Gradients of the pre-activations, of R if needed, and of the first h, c, n.
+
+    saved: R, the past and the residuals, resets and lengths.
+    """
+    r_HKGV, past_HBTV, saved_E, reset_BT, lengths_B = saved
+    B, T, H, V = dh_BTHV.shape
+    dx_BTHGV = aligned_empty(B, T, H, 4, V)
+    dfirst = [aligned_empty(B, H, V) for _ in range(3)]
+    dh_BTHV, r_HKGV, *dstate = detached_contiguous(dh_BTHV, r_HKGV, *dlast[:3])
+    items, rows, cost, _ = plan(B, T, H, V, r_HKGV.nbytes)
+    launch(
+        backward_scan, items, sizes_of(rows, dh_BTHV, r_HKGV, variant), dh_BTHV, r_HKGV, reset_BT, lengths_B,
+        StateGradients(*dstate), dx_BTHGV, StateGradients(*dfirst), saved_E, variant, cost=cost,
+    )  # fmt: skip
+    dr_HKGV = None
+    if needs_r:
+        past_HMV, dx_HMJ = past_HBTV.flatten(1, 2), dx_BTHGV.view(B * T, H, 4 * V).transpose(0, 1)
+        with without_autocast(dx_BTHGV):
+            dr_HKGV = (past_HMV.mT @ dx_HMJ).view_as(r_HKGV) if r_HKGV.shape[1] else torch.zeros_like(r_HKGV)
+    return dx_BTHGV, dr_HKGV, dfirst
 
 
 def aligned_empty(*shape: int) -> Tensor:
@@ -116,20 +155,33 @@ def numbers_saved(B: int, T: int, H: int, V: int, variant: int) -> int:
     return B * T * H * -(-V // PANEL) * saved_size(variant)
 
 
-def run(x_BTHGV: Tensor, r_HKGV: Tensor, state: SLSTMState, reset_BT: Tensor | None, lengths_B: Tensor,
-        variant: int, past_HBTV: Tensor | None = None, saved_E: Tensor | None = None
-        ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The forward scan; R may be bfloat16. past_HBTV and saved_E are filled for the backward, if there is to be one."""
-    B, T, H, _, V = x_BTHGV.shape
+def run(
+    x_BTHGV: Tensor | None,
+    r_HKGV: Tensor,
+    state: SLSTMState,
+    call: Call,
+    *,
+    T: int,
+    kept: Kept = NOT_KEPT,
+    inputs: Inputs = NOTHING,
+) -> tuple[Tensor, ...]:
+    """The forward scan; R may be bfloat16. x is None where pre-activations are projected from inputs."""
+    B, H, V = state.h_BHV.shape
     h_BTHV = aligned_empty(B, T, H, V)
     last = [aligned_empty(B, H, V) for _ in range(4)]
-    x_BTHGV, r_HKGV, *first = detached_contiguous(x_BTHGV, r_HKGV, *state)
-    items, rows, cost, packed = plan(B, T, H, V, r_HKGV.nbytes)
+    x_BTHGV = None if x_BTHGV is None else detached_contiguous(x_BTHGV)[0]
+    r_HKGV, *first = detached_contiguous(r_HKGV, *state)
+    items, rows, cost, packed = plan(B, T, H, V, r_HKGV.nbytes, inputs.N)
     launch(
-        forward_scan, items, sizes_of(rows, h_BTHV, r_HKGV, variant), packed, x_BTHGV, r_HKGV, reset_BT, lengths_B,
-        variant, State(*first), h_BTHV, State(*last), past_HBTV, saved_E, r_HKGV.dtype is torch.bfloat16, cost=cost,
+        forward_scan, items, sizes_of(rows, h_BTHV, r_HKGV, call.variant), packed, x_BTHGV, inputs, r_HKGV, *call,
+        State(*first), h_BTHV, State(*last), *kept, r_HKGV.dtype is torch.bfloat16, cost=cost,
     )  # fmt: skip
     return h_BTHV, *last
+
+
+def readable(r_HKGV: Tensor) -> Tensor:
+    """R as the forward scan reads it. In bfloat16 it has half as many bytes, which are what decoding waits for."""
+    return r_HKGV if r_HKGV.dtype is torch.bfloat16 else upcast(r_HKGV)
 
 
 def slstm_numba(
@@ -138,14 +190,14 @@ def slstm_numba(
     cell_activation: CellActivation = "tanh", normalize: bool = True,
 ) -> tuple[Tensor, SLSTMState]:  # fmt: skip
     """The same numbers as `slstm_recurrent`, in float32."""
-    _, _, H, _, V = x_BTHGV.shape
+    _, T, H, _, V = x_BTHGV.shape
     dtype, x_BTHGV = x_BTHGV.dtype, upcast(x_BTHGV)
     r_HKGV = x_BTHGV.new_empty(H, 0, 4, V) if r_HKGV is None else r_HKGV
-    variant = variant_of(input_gate, exp_forget, normalize, cell_activation)
-    rows = *rows_for_kernels(x_BTHGV, reset_BT, lengths_B), variant
+    call = Call(
+        *rows_for_kernels(x_BTHGV, reset_BT, lengths_B), variant_of(input_gate, exp_forget, normalize, cell_activation)
+    )
     if has_gradients((x_BTHGV, r_HKGV, *state)):
-        h_BTHV, *last = Scan.apply(x_BTHGV, upcast(r_HKGV), *state, *rows)  # type: ignore[no-untyped-call]
+        h_BTHV, *last = Scan.apply(x_BTHGV, upcast(r_HKGV), *state, call)  # type: ignore[no-untyped-call]
     else:
-        # R in bfloat16 is read as it is: half as many bytes, which are what decoding waits for
-        h_BTHV, *last = run(x_BTHGV, r_HKGV if r_HKGV.dtype is torch.bfloat16 else upcast(r_HKGV), state, *rows)
+        h_BTHV, *last = run(x_BTHGV, readable(r_HKGV), state, call, T=T)
     return h_BTHV.to(dtype), SLSTMState(*last)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy import float32
 
 from exlstm.ops.slstm.numba.gates import BLOCK, CARRY, DRAW
+from exlstm.ops.slstm.numba.inputs import COLUMNS, Inputs, project
 from exlstm.ops.slstm.numba.recurrent import pack, pack_transposed, read_product
 from exlstm.ops.slstm.numba.variants import any_backward, any_step, saved_size_in_kernels
 from exlstm.runtime.cpu.blocks import add_parts, load, reset_rows, store, store_parts, width
@@ -24,16 +25,24 @@ from exlstm.runtime.cpu.tile import PANEL, product, rows_by_four
 
 @helper()
 def step_units(
-    block: int, h: int, x: int, saved_step: int, saved: int, mixing: bool, H: int, V: int, variant: int
+    block: int, h: int, x: int, panels: bool, keeps: bool, saved: int, mixing: bool, H: int, V: int, variant: int
 ) -> None:
-    """One step of all units of a row. x: of this step; saved_step: numbers from one block of `saved` to the next."""
+    """One step of all units of a row.
+
+    x: pre-activations of this step, gate by gate, or in panels of 64. keeps: `saved` has a block for every 16 units.
+    """
+    saved_step = saved_size_in_kernels(variant) if keeps else 0
     for u in range(-(-V // PANEL)):
-        x_u, block_u = x + SIZE * u * PANEL, block + SIZE * u * BLOCK
+        block_u = block + SIZE * u * BLOCK
         if not mixing:
             clear(block_u, 4 * PANEL)
-        add_parts(block_u, 4, x_u, V, width(V, u))
-        for g in range(4):  # of the next step
-            prefetch(x_u, (4 * H + g) * V)
+        if panels:
+            add_parts(block_u, 4, x + SIZE * u * COLUMNS, PANEL, PANEL)
+        else:
+            x_u = x + SIZE * u * PANEL
+            add_parts(block_u, 4, x_u, V, width(V, u))
+            for g in range(4):  # of the next step
+                prefetch(x_u, (4 * H + g) * V)
         any_step(block_u, h + SIZE * u * PANEL, saved + SIZE * u * saved_step, variant)
 
 
@@ -75,11 +84,18 @@ def store_state(block: int, h: int, after: State, n: int, V: int) -> None:
         store(block, BLOCK, 3 + part, after[part] + SIZE * n * V, V)
 
 
+@helper()
+def clear_steps(x: int, apart: int, count: int, first: int, end: int) -> None:
+    """Clears `count` numbers of each step from `first` to the one before `end`. apart: numbers from step to step."""
+    for t in range(first, end):
+        clear(x + SIZE * t * apart, count)
+
+
 @kernel(G=4)
-def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32, r_HKGV: Floats, reset_BT: Bools,
-                 lengths_B: I64, variant: int, before: State, h_BTHV: F32, after: State, past_HBTV: F32, saved_E: F32,
-                 bf16: bool) -> None:  # fmt: skip
-    """Items of h, and the state after the last step. bf16: whether R is bfloat16.
+def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32, inputs: Inputs, r_HKGV: Floats,
+                 reset_BT: Bools, lengths_B: I64, variant: int, before: State, h_BTHV: F32, after: State,
+                 past_HBTV: F32, saved_E: F32, bf16: bool) -> None:  # fmt: skip
+    """Items of h, and the state after the last step, from x or from what it projects. bf16: whether R is bfloat16.
 
     For the backward, unless saved_E is 0: past_HBTV is filled with h before every step, and saved_E with blocks
     [H, B, T, V].
@@ -88,12 +104,14 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
     units, tiles = -(-V // PANEL), -(-B // rows)
     wide, tall, room, size = units * PANEL, units * BLOCK, rows_by_four(rows), saved_size_in_kernels(variant)
     lengths, resets = tensor_at(lengths_B, B, np.int64), tensor_at(reset_BT, (B, T), np.bool_)
-    work = np.empty(room * (tall + wide) + size + 4 * V + (4 * V * wide if mixing and packed else 0), float32)
+    some = rows * inputs.steps * 4 * wide
+    work = np.empty(room * (tall + wide) + size + 4 * V + some + (4 * V * wide if mixing and packed else 0), float32)
     block = address_of(work)
     h = block + SIZE * room * tall
     spare = h + SIZE * room * wide
     raw = spare + SIZE * size
-    panels = raw + SIZE * 4 * V
+    projected = raw + SIZE * 4 * V
+    panels = projected + SIZE * some
     for item in range(first, last):
         head, row0 = item // tiles, item % tiles * rows
         count, steps = rows if B - row0 > rows else B - row0, 0
@@ -105,6 +123,8 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
             load_state(block + SIZE * row * tall, h + SIZE * row * wide, before, (row0 + row) * H + head, V)
             steps = max(steps, lengths[row0 + row])
         for t in range(steps):
+            if inputs.steps > 0 and t % inputs.steps == 0:
+                project(projected, inputs, head, units, lengths, row0, count, t, T)
             if reset_BT != 0:
                 reset_rows(resets, lengths, row0, count, t, block, tall, h, wide)
             if mixing and packed:
@@ -120,14 +140,15 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
                 if saved_E != 0:
                     copy(past_HBTV + SIZE * step * V, h_r, V)
                     saved = saved_E + SIZE * step * units * size
-                saved_step, x_r = 0 if saved_E == 0 else size, x_BTHGV + SIZE * place * 4 * V
-                step_units(block_r, h_r, x_r, saved_step, saved, mixing, H, V, variant)
+                x_r = x_BTHGV + SIZE * place * 4 * V
+                if inputs.steps > 0:
+                    x_r = projected + SIZE * (row * inputs.steps + t % inputs.steps) * 4 * wide
+                step_units(block_r, h_r, x_r, inputs.steps > 0, saved_E != 0, saved, mixing, H, V, variant)
                 copy(h_BTHV + SIZE * place * V, h_r, V)
         for row in range(count):
             b, length = row0 + row, lengths[row0 + row]
             store_state(block + SIZE * row * tall, h + SIZE * row * wide, after, b * H + head, V)
-            for t in range(length, T):
-                clear(h_BTHV + SIZE * ((b * T + t) * H + head) * V, V)
+            clear_steps(h_BTHV + SIZE * (b * T * H + head) * V, H * V, V, length, T)
             if saved_E != 0:
                 clear(past_HBTV + SIZE * ((head * B + b) * T + length) * V, (T - length) * V)
     hold(work)
@@ -198,6 +219,5 @@ def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r_HKGV: F32
             store(dh_r, PANEL, 0, dbefore[0] + state, V)
             for part in range(2):
                 store(carry + SIZE * row * 2 * wide, CARRY, part, dbefore[1 + part] + state, V)
-            for t in range(length, T):
-                clear(draw_BTHGV + SIZE * ((b * T + t) * H + head) * 4 * V, 4 * V)
+            clear_steps(draw_BTHGV + SIZE * (b * T * H + head) * 4 * V, 4 * H * V, 4 * V, length, T)
     hold(work)
