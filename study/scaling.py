@@ -34,6 +34,7 @@ SHAPES = {
     ),
 }
 
+RATES_OF_WIDE = (1e-3, 3e-3, 1e-2)  # the best is 1e-2 up to width 64, and less beyond
 
 SECONDS = {
     "seconds of training": "seconds of training",
@@ -49,7 +50,8 @@ def runs(size):
         # the width of `language` is trained there, and tested beyond the length of training
         shared = shape.items() <= SHAPE[size].items()
         how = {} if shared else {"lessons": (lesson(size),)}
-        found += [*trainings(size, models, **how), *timings(size, models)]
+        wide = size == "small" and shape["width"] >= 96
+        found += [*trainings(size, models, RATES_OF_WIDE if wide else None, **how), *timings(size, models)]
     return found
 
 
@@ -61,7 +63,15 @@ def report(results):
             yield claim(points, ours, rival, results)
     yield ReportTable(
         title="Bits per byte by size",
-        columns=("model", "width", "parameters", "bits per byte", "FLOPs of training", *SECONDS.values()),
+        columns=(
+            "model",
+            "width",
+            "parameters",
+            "bits per byte",
+            "learning rate",
+            "FLOPs of training",
+            *SECONDS.values(),
+        ),
         rows=[line(name, point) for name, found in points.items() for point in found],
         note="The median over seeds, and their range. Seconds are those of one CPU thread with nothing beside it.",
     )
@@ -124,6 +134,7 @@ def line(name, point):
         str(point["width"]),
         f"{costs['parameters']:,.0f}",
         point["cell"].spread(KEY),
+        f"{point['cell'].run.lr:g}",
         f"{costs['FLOPs of training']:.2e}",
         *(f"{costs[what]:,.3g}" if what in costs else "" for what in SECONDS),
     )

@@ -5,7 +5,7 @@ positions. Widths are equal, and so are parameters without embedding and head, b
 up-projections. xLSTM of the paper has twice the blocks of the others, as it has no MLP behind an mLSTM.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from statistics import median
@@ -106,8 +106,13 @@ def _gpt3(width: int, heads: int) -> LMConfig:
     return LMConfig(vocab_size=2, width=width, blocks=(block,), norm_bias=True)
 
 
-def trainings(size: str, models: Mapping[str, LMConfig], **changes: Any) -> list[Training]:
-    """A run per model and learning rate on the text of this size. changes: fields of `Training` that differ."""
+def trainings(
+    size: str, models: Mapping[str, LMConfig], rates: Sequence[float] | None = None, **changes: Any
+) -> list[Training]:
+    """A run per model and learning rate on the text of this size.
+
+    rates: learning rates, None for those of the size. changes: fields of `Training` that differ.
+    """
     return [
         Training(
             **{
@@ -121,7 +126,7 @@ def trainings(size: str, models: Mapping[str, LMConfig], **changes: Any) -> list
             }
         )
         for name, config in models.items()
-        for rate in RATES[size]
+        for rate in rates or RATES[size]
     ]
 
 
