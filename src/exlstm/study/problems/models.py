@@ -60,9 +60,11 @@ class Classifier(nn.Module):
         """Tokens and the length of each row -> logits [B, C]."""
         rows = [tokens_BT, *([backwards(tokens_BT, lengths_B)] if len(self.stacks) > 1 else [])]
         valid_BT1 = (torch.arange(tokens_BT.shape[1], device=tokens_BT.device) < lengths_B[:, None])[..., None]
+        # padding costs time even if there is none
+        padded_B = None if bool(valid_BT1.all()) else lengths_B
         means = []
         for stack, row_BT in zip(self.stacks, rows, strict=True):
-            x_BTD, _ = cast("LM", stack).hidden(row_BT, lengths_B=lengths_B)
+            x_BTD, _ = cast("LM", stack).hidden(row_BT, lengths_B=padded_B)
             means.append(x_BTD.where(valid_BT1, 0).sum(1) / lengths_B[:, None])
         y_BC: Tensor = self.head(torch.stack(means).sum(0))
         return y_BC
