@@ -89,8 +89,9 @@ def log_probability(model, tokenizer, words):
 
 
 @pytest.mark.slow
-def test_a_model_gets_what_its_probabilities_say(text, model, tmp_path):
+def test_a_model_gets_what_its_probabilities_say(text, model, tmp_path, capfd):
     found = answers(model, text, LOCAL, 12)
+    assert "requests:" not in capfd.readouterr().err  # bars of several processes would be in one terminal
     assert set(found) == set(LOCAL)
     assert {"acc", "acc_norm"} <= set(found["ending"])
     assert {"acc", "perplexity"} <= set(found["last_word"])

@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
 def evaluate(
     pretrained: str, tasks: Sequence[str | Mapping[str, Any]], *, limit: int | None = None, device: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Results by task and metric of the model in a folder, without their standard errors.
+    """Results by task and metric of the model in a folder, without their standard errors, and without progress bars.
 
     tasks: names that the harness knows, or its descriptions of tasks. limit: questions of each, at most.
     Raises ValueError if lm-evaluation-harness is not installed.
@@ -60,6 +60,7 @@ def evaluate(
     except ImportError as error:
         raise _not_installed(error) from error
     model = HarnessModel(pretrained, device=device)
+    model.shows_progress = False
     found = simple_evaluate(model=model, tasks=[*tasks], limit=limit, bootstrap_iters=0, log_samples=False)
     return {
         task: {

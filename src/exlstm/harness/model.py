@@ -46,6 +46,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     Raises ValueError for a folder without a model or a tokenizer, and for invalid settings.
     """
 
+    shows_progress = True
+
     def __init__(
         self, pretrained: str, *, tokenizer: str | None = None, checkpoint: Which | int = "best",
         weights: WeightFormat = "as-saved", window: int | None = None, add_bos_token: bool = True,
@@ -90,6 +92,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         front = self.add_bos_token if add_special_tokens is None else add_special_tokens
         return [self.eot_token_id] * front + self._tokenizer.encode(string.encode())
 
+    def _bar(self, total: int, hidden: bool, what: str) -> Any:
+        return tqdm(total=total, disable=hidden or not self.shows_progress, desc=f"Running {what} requests")
+
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests: Sequence[Pair], disable_tqdm: bool = False) -> list[Scored]:
         """Log-likelihoods of continuations; each context is read once, however many continuations it has."""
@@ -98,7 +103,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         for index, (_, context, continuation) in enumerate(requests):
             groups.setdefault(tuple(self._cut(context, continuation)), []).append(index)
         contexts = list(groups)
-        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests")
+        bar = self._bar(len(requests), disable_tqdm, "loglikelihood")
         for here in batches(range(len(contexts)), [len(context) for context in contexts], self.batch_size):
             members = [groups[contexts[row]] for row in here]
             choices = [[requests[index][2] for index in group] for group in members]
@@ -133,7 +138,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """
         texts = [[self.eot_token_id, *self.tok_encode(request.args[0], False)] for request in requests]
         totals = [0.0] * len(texts)
-        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood_rolling requests")
+        bar = self._bar(len(requests), disable_tqdm, "loglikelihood_rolling")
         for here in batches(range(len(texts)), [len(text) for text in texts], self.batch_size):
             if self.window is None:
                 found = [score.total for score in score_texts(self.model, [texts[index] for index in here])]
@@ -155,7 +160,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Continuations up to a stop string, the end of the document, or max_gen_toks."""
         asked = [self._request(index, *request.args) for index, request in enumerate(requests)]
         texts: list[list[str]] = [[] for _ in asked]
-        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests")
+        bar = self._bar(len(requests), disable_tqdm, "generate_until")
         for event in stream(self.model, asked, tokenizer=self._tokenizer, slots=self.batch_size):
             texts[event.request].append(event.text)
             if event.finish_reason is not None:
