@@ -108,10 +108,10 @@ def test_padding_is_not_read():
 @pytest.mark.parametrize("two", [False, True])
 def test_few_steps_are_projected_outside_with_the_same_numbers(own, two, monkeypatch):
     """As are other dtypes, devices and traced calls."""
-    x = make(2, 16, 2, 6, N=12, own=own)
+    x = make(2, 8, 2, 6, N=12, own=own)
     want = everything(x, partial(call, two=two))
     monkeypatch.setattr(projected, "projected_slstm_numba", lambda *_, **__: pytest.fail("it is in the scan"))
-    few = make(2, 15, 2, 6, N=12, own=own)
+    few = make(2, 7, 2, 6, N=12, own=own)
     everything(few, partial(call, two=two))
     assert_same(everything(x, partial(call, two=two, backend="recurrent")), want, tolerance=1e-5)
 

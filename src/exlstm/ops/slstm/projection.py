@@ -17,7 +17,7 @@ from exlstm.runtime import capture
 from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.tracing import tracer
 
-LEAST_STEPS = 32  # rows and steps that are worth packing W for
+LEAST_STEPS = 16  # rows and steps that are worth packing W for
 
 
 class Projection(NamedTuple):
