@@ -11,8 +11,8 @@ from torch import Tensor
 
 from exlstm.ops.arguments import described, misfit
 from exlstm.ops.common import wide_dtype
+from exlstm.ops.linear import linear
 from exlstm.ops.linear.headwise import headwise
-from exlstm.ops.products import linear
 from exlstm.runtime import capture
 from exlstm.runtime.availability import cpu_kernel_obstacle
 from exlstm.runtime.tracing import tracer
@@ -66,7 +66,7 @@ def project_gates(x: Projection) -> Tensor:
     """Pre-activations [B, T, H, G, V], float32 or wider."""
     w_HGVN = x.w_HGVN
     if x.zo_BTD is None:
-        raw_BTHGV = projected(x.if_BTD, w_HGVN)
+        raw_BTHGV = projected(x.if_BTD, w_HGVN).contiguous()
     else:
         raw_BTHGV = torch.cat([projected(x.if_BTD, w_HGVN[:, :2]), projected(x.zo_BTD, w_HGVN[:, 2:])], dim=3)
     raw_BTHGV = raw_BTHGV.to(wide_dtype(raw_BTHGV.dtype))
@@ -76,7 +76,7 @@ def project_gates(x: Projection) -> Tensor:
 def projected(x_BTD: Tensor, w_HGVN: Tensor) -> Tensor:
     """W x for some gates, in x's dtype."""
     (B, T, D), (H, G, V, N) = x_BTD.shape, w_HGVN.shape
-    if N == D:
+    if N == D and H > 1:
         return linear(x_BTD, w_HGVN.flatten(0, 2)).view(B, T, H, G, V)
     x_HMN = x_BTD.reshape(B * T, H, N).transpose(0, 1)
     return headwise(x_HMN, w_HGVN.flatten(1, 2)).transpose(0, 1).reshape(B, T, H, G, V)
