@@ -1,11 +1,21 @@
-"""bfloat16 in Triton's interpreter, which keeps it as its 16 bits.
+"""Threads for kernels, and bfloat16 in Triton's interpreter, which keeps it as its 16 bits.
 
 It cuts numbers off instead of rounding them, and its products are of the bits.
 """
 
 import numpy as np
 import pytest
+import torch
 from triton_cases import DEVICE
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """A function that sets the number of torch's threads; every launch of a kernel is then worth them."""
+    monkeypatch.setattr("exlstm.runtime.cpu.launch.THREAD_US", 1e-6)
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def widened(bits):

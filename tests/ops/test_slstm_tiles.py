@@ -30,13 +30,6 @@ from exlstm.runtime.cpu.tile import (
 from pairwise import every_pair
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def against_the_definition(x, **options):
     want = everything([t.double() for t in x], partial(call, backend="recurrent", **options))
     assert_same(everything(x, partial(call, backend="numba", **options)), want, tolerance=2e-4)
@@ -59,8 +52,7 @@ def test_without_mixing(V):
 
 @pytest.mark.parametrize("B", [scan.MAX_ROWS - 1, scan.MAX_ROWS + 1, 2 * scan.MAX_ROWS + 5])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_several_tiles_of_a_head(threads, monkeypatch, B, count):
-    monkeypatch.setattr("exlstm.runtime.cpu.launch.THREAD_US", 1e-6)
+def test_several_tiles_of_a_head(threads, B, count):
     threads(count)
     assert (scan.plan(B, 5, 3, 5, 0).items > 3) == (B > scan.MAX_ROWS or count == 2)
     lengths = torch.arange(B) % 6

@@ -207,6 +207,7 @@ LATER = (
     "long_range",
     "memories",
     "downstream",
+    "state_tracking",
 )
 
 
