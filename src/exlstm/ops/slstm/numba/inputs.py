@@ -20,17 +20,16 @@ from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, kernel
 from exlstm.runtime.cpu.matmul import product, transpose
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, rows_at, tensor_at
-from exlstm.runtime.cpu.tile import PANEL
+from exlstm.runtime.cpu.tile import PANEL, PARTIAL_SUM_STEPS
 
 COLUMNS = 4 * PANEL  # of a panel
-PART = 128  # numbers that are summed before they join the others: short sums round less than a long one
-ROWS = 128  # rows and steps of a gradient at a time
+ROWS = 128  # rows and steps of a gradient at a time: a sum of weights' gradients is short, too
 
 Array = Any  # a NumPy array inside Numba
 
 
 class Inputs(NamedTuple):
-    """What a scan projects. apart: numbers from the inputs of a head to those of the next, 0 if they share them.
+    """Inputs that a scan projects. apart: numbers from the inputs of a head to those of the next, 0 if they share them.
 
     steps: that are projected at a time, 0 if nothing is. if_BTD, zo_BTD: inputs of the gates i, f and of z, o.
     """
@@ -76,8 +75,8 @@ def project(out: int, x: Inputs, head: int, units: int, lengths: Array, row0: in
     columns = COLUMNS if x.if_BTD == x.zo_BTD else COLUMNS // 2
     for u in range(head * units, head * units + units):
         panel = x.panels_P + SIZE * u * COLUMNS * x.N
-        for k in range(0, x.N, PART):
-            some = min(PART, x.N - k)
+        for k in range(0, x.N, PARTIAL_SUM_STEPS):
+            some = min(PARTIAL_SUM_STEPS, x.N - k)
             for row in range(count):
                 if t >= lengths[row0 + row]:
                     continue
@@ -114,7 +113,7 @@ def input_gradients(
 ) -> None:
     """Gradients of both inputs, an item for some rows and steps; dzo is not written if the input is shared."""
     B, T, D, H, V, N, apart, shared = sizes
-    work = np.empty(PART * COLUMNS, float32)
+    work = np.empty(PARTIAL_SUM_STEPS * COLUMNS, float32)
     weights = address_of(work)
     for item in range(first, last):
         m = item * ROWS
@@ -123,8 +122,8 @@ def input_gradients(
             head, of_zo = half // 2, half % 2
             dx = (dzo_BTD if of_zo and not shared else dif_BTD) + SIZE * (m * D + head * apart)
             is_first = (apart > 0 or head == 0) and (of_zo == 0 or not shared)
-            for k in range(0, 2 * V, PART):
-                some = min(PART, 2 * V - k)
+            for k in range(0, 2 * V, PARTIAL_SUM_STEPS):
+                some = min(PARTIAL_SUM_STEPS, 2 * V - k)
                 draw = rows_at(draw_BTHGV + SIZE * ((m * 2 * H + half) * 2 * V + k), rows, some, 4 * H * V)
                 for n in range(0, N, COLUMNS):
                     columns = min(COLUMNS, N - n)

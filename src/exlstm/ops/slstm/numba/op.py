@@ -58,7 +58,7 @@ def plan(B: int, T: int, H: int, V: int, r_nbytes: int, inputs: int = 0) -> Plan
 
 
 class Call(NamedTuple):
-    """What is asked of a scan beside its tensors: resets, the number of steps of every row, and the cell's variant."""
+    """Options of a scan: resets, the number of steps of every row, and the cell's variant."""
 
     reset_BT: Tensor | None
     lengths_B: Tensor
@@ -66,7 +66,7 @@ class Call(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Room for what the backward needs: h before every step, and the residuals of the gates; None without one."""
+    """Residuals of a scan for its backward: h before every step, and those of the gates; None without a backward."""
 
     past_HBTV: Tensor | None = None
     saved_E: Tensor | None = None
@@ -84,9 +84,7 @@ class Scan(torch.autograd.Function):
         T = x_BTHGV.shape[1]
         kept = room_for(T, state[0], call.variant)
         out = run(x_BTHGV, r_HKGV, SLSTMState(*state), call, T=T, kept=kept)
-        ctx.save_for_backward(r_HKGV, *kept, call.reset_BT, call.lengths_B)
-        ctx.variant = call.variant
-        ctx.mark_non_differentiable(out[4])
+        remember(ctx, r_HKGV, kept, call, out)
         return out
 
     @staticmethod
@@ -95,6 +93,13 @@ class Scan(torch.autograd.Function):
         needs_r = ctx.needs_input_grad[1]
         dx_BTHGV, dr_HKGV, dfirst = scan_gradients(ctx.saved_tensors, ctx.variant, needs_r, dh_BTHV, dlast)
         return dx_BTHGV, dr_HKGV, *dfirst, None, None
+
+
+def remember(ctx: Any, r_HKGV: Tensor, kept: Kept, call: Call, out: Sequence[Tensor], *inputs: Tensor | None) -> None:
+    """Saves what `scan_gradients` reads, and tensors that a projection needs besides. The last m has no gradient."""
+    ctx.save_for_backward(r_HKGV, *kept, call.reset_BT, call.lengths_B, *inputs)
+    ctx.variant = call.variant
+    ctx.mark_non_differentiable(out[4])
 
 
 def room_for(T: int, h_BHV: Tensor, variant: int) -> Kept:

@@ -21,7 +21,18 @@ from exlstm.ops.slstm.numba.inputs import (
     pack_inputs,
     weight_gradients,
 )
-from exlstm.ops.slstm.numba.op import NOT_KEPT, Call, Kept, aligned_empty, plan, readable, room_for, run, scan_gradients
+from exlstm.ops.slstm.numba.op import (
+    NOT_KEPT,
+    Call,
+    Kept,
+    aligned_empty,
+    plan,
+    readable,
+    remember,
+    room_for,
+    run,
+    scan_gradients,
+)
 from exlstm.ops.slstm.numba.variants import variant_of
 from exlstm.ops.slstm.projection import Projection
 from exlstm.ops.slstm.reference import CellActivation, SLSTMState
@@ -41,9 +52,7 @@ class ProjectedScan(torch.autograd.Function):
         x, r_HKGV, state, call = Projection(*arguments[:4]), arguments[4], SLSTMState(*arguments[5:9]), arguments[9]
         kept = room_for(x.if_BTD.shape[1], state.h_BHV, call.variant)
         out = run_projected(x, r_HKGV, state, call, kept)
-        ctx.save_for_backward(r_HKGV, *kept, call.reset_BT, call.lengths_B, *x[:3])
-        ctx.variant = call.variant
-        ctx.mark_non_differentiable(out[4])
+        remember(ctx, r_HKGV, kept, call, out, *x[:3])
         return out
 
     @staticmethod
