@@ -34,7 +34,7 @@ SHAPES = {
     ),
 }
 
-RATES_OF_WIDE = (1e-3, 3e-3, 1e-2)  # the best is 1e-2 up to width 64, and less beyond
+RATES_OF_WIDE = (1e-3, 3e-3, 1e-2)  # up to width 64 the best is mostly 1e-2; beyond it is often less
 
 SECONDS = {
     "seconds of training": "seconds of training",
