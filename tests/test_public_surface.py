@@ -45,6 +45,7 @@ SURFACE = {
         "False) -> Checkpoint"
     ),
     "quantize": "(model: LM, weights: Literal['int8', 'int4']) -> LM",
+    "keep_freed_memory": "() -> Iterator[None]",
     "explain": "(model: Module, batch: int = 1, length: int = 128) -> Table",
     "TokenLoop": "(model: Module, state: tuple[Any, ...] | None = None, *, replay: bool = True) -> None",
     # generation

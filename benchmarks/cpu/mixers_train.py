@@ -1,6 +1,7 @@
 """A training step of every mixer beside what users have for it on a CPU: see `peers.table`.
 
 4 blocks as they are published, width 256, vocabulary 256, batch 4 of 512 tokens, float32; the same weights in both.
+Freed memory stays in the process, as in `exlstm train`, for both.
 """
 
 import copy
@@ -17,10 +18,12 @@ from benchmarks.gate import check_same, check_training
 from benchmarks.harness import Timing
 from exlstm.mixers import MIXERS
 from exlstm.models.lm import LM
+from exlstm.runtime.allocator import keep_freed_memory
 
 VOCABULARY, BLOCKS, PEER = 256, 4, "peer"
 
 
+@keep_freed_memory()
 def run(bench: Bench) -> None:
     """Times every mixer that has a peer; a new one needs an entry in one of the two tables."""
     if missing := MIXERS.keys() - PEERS.keys() - NO_PEER.keys():

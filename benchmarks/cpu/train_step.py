@@ -1,6 +1,7 @@
 """A training step of the paper's blocks against the reference implementation, `xlstm` with its native backends.
 
 4 blocks of width 256, 4 heads, vocabulary 256, batch 4 of 512 tokens; the same weights in both.
+Freed memory stays in the process, as in `exlstm train`, for both.
 """
 
 import copy
@@ -15,6 +16,7 @@ from benchmarks.gate import check_same, check_training
 from benchmarks.machine import has_bfloat16
 from exlstm.models.lm import LM
 from exlstm.models.pattern import lm_from_pattern
+from exlstm.runtime.allocator import keep_freed_memory
 from peers import from_paper, paper_model
 
 VOCABULARY = 256
@@ -22,6 +24,7 @@ MIXES = {"mlstm": "mmmm", "one_slstm": "mmms", "all_slstm": "ssss"}
 BF16 = torch.bfloat16
 
 
+@keep_freed_memory()
 def run(bench: Bench) -> None:
     """Times every mix in float32, and mLSTM blocks also with bfloat16 products."""
     width, B, T = (64, 2, 64) if bench.quick else (256, 4, 512)

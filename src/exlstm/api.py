@@ -23,6 +23,7 @@ from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
 from exlstm.models.states.file import load_state, save_state
 from exlstm.models.states.snapshot import Snapshot
+from exlstm.runtime.allocator import keep_freed_memory
 
 __all__ = [
     "LM",
@@ -49,6 +50,7 @@ __all__ = [
     "detach",
     "explain",
     "generate",
+    "keep_freed_memory",
     "lm_from_pattern",
     "load",
     "load_state",

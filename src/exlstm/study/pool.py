@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from exlstm.runtime.allocator import keep_freed_memory
 from exlstm.study.store import ModelStore
 
 TRACEBACK_LINES = 10
@@ -114,6 +115,7 @@ def pack(job: PoolJob) -> bytes:
     return pickle.dumps((job.call, job.argument))
 
 
+@keep_freed_memory()
 def attempt(name: str, packed: bytes, report: ProgressReporter) -> Finished | Failed:
     """Runs a packed job. Any exception, also SystemExit, is a `Failed` of the run and does not end the worker."""
     try:

@@ -21,6 +21,7 @@ from exlstm.data.text import Document, read_source
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.models.lm import LM
 from exlstm.models.locate import ModelOnDisk, Which, locate
+from exlstm.runtime.allocator import keep_freed_memory
 from exlstm.runtime.machine import autocast, pick_device
 from exlstm.train.config import TrainConfig
 from exlstm.train.loss import bits_per_byte, model_cross_entropy
@@ -249,6 +250,7 @@ def beginning(docs: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> To
     return TokenStream(stream.tokens[: tokens + 1], stream.bytes, stream.boundary)
 
 
+@keep_freed_memory()
 def evaluate(
     name: str,
     *,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from exlstm.data.baselines import baselines
 from exlstm.models.lm import LMConfig
 from exlstm.models.summary import parameters
+from exlstm.runtime.allocator import keep_freed_memory
 from exlstm.runtime.files import write_or_explain
 from exlstm.runtime.machine import clock, commit, pick_device, slow_bfloat16
 from exlstm.train.config import DEFAULT_STEPS, TrainConfig
@@ -23,6 +24,7 @@ from exlstm.train.setup import set_up
 from exlstm.train.signals import stop_requests
 
 
+@keep_freed_memory()
 def train(config: TrainConfig, *, model: LMConfig | None = None, sample: Sample | None = None) -> RunSummary:
     """Trains a model, or continues to train one, and leaves a run folder.
 
