@@ -5,7 +5,7 @@ ends of one long path, or an end of each. It is read pixel by pixel, in nine sha
 original, of which the Long Range Arena has images; these are not they.
 """
 
-from math import cos, isqrt, pi, sin
+from math import isqrt, pi
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +17,41 @@ SHADES = 9
 _GAP, _DASH = 1.2, 1.6  # pixels between dashes, and of a dash
 _BEND = 0.45  # radians from one dash to the next, at most
 _APART = 2.2  # pixels between two paths
-_TRIES = 400
+_TRIES, _AT_ONCE = 400, 50  # paths that are drawn until one has room, and how many of them in one go
 
 Points = NDArray[np.float64]
 
 
+def _drawn(random: np.random.Generator, side: int, dashes: int) -> Points:
+    """Paths that begin anywhere in an image: ends of their dashes [_AT_ONCE, dashes, 2, 2]."""
+    bends = random.uniform(-_BEND, _BEND, size=(_AT_ONCE, dashes))
+    bends[:, 0] = random.uniform(0, 2 * pi, size=_AT_ONCE)
+    angle = bends.cumsum(1)
+    way = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    end = random.uniform(2, side - 3, size=(_AT_ONCE, 1, 2)) + (_DASH + _GAP) * way.cumsum(1) - _GAP * way
+    return np.stack([end - _DASH * way, end], axis=2)
+
+
+def _have_room(paths: Points, side: int, taken: Points) -> NDArray[np.bool_]:
+    """Which paths stay inside, away from points that are taken, and away from themselves but for two dashes before."""
+    dashes = paths.shape[1]
+    inside = (paths.min((1, 2, 3)) >= 1) & (paths.max((1, 2, 3)) <= side - 2)
+    between = np.linalg.norm(paths[:, :, None, :, None] - paths[:, None, :, None], axis=-1).min((3, 4))
+    near = (between < _APART) & np.tri(dashes, k=-3, dtype=bool)
+    away = np.linalg.norm(paths[..., None, :] - taken, axis=-1).min((1, 2, 3), initial=np.inf) >= _APART
+    found: NDArray[np.bool_] = inside & ~near.any((1, 2)) & away
+    return found
+
+
 def _path(random: np.random.Generator, side: int, dashes: int, taken: Points) -> Points | None:
-    """Ends of dashes [dashes, 2, 2] of a path that stays inside and away from points that are taken; or None."""
-    place, angle = random.uniform(2, side - 3, size=2), random.uniform(0, 2 * pi)
-    found: list[Points] = []
-    for _ in range(dashes):
-        way = np.array([cos(angle), sin(angle)])
-        dash = np.stack([place, place + _DASH * way])
-        if dash.min() < 1 or dash.max() > side - 2:
-            return None
-        if len(taken) and np.linalg.norm(taken[:, None] - dash[None], axis=-1).min() < _APART:
-            return None
-        own = np.reshape(found, (-1, 2))[:-4]  # of this path, what is not just before
-        if len(own) and np.linalg.norm(own[:, None] - dash[None], axis=-1).min() < _APART:
-            return None
-        found.append(dash)
-        place, angle = dash[1] + _GAP * way, angle + random.uniform(-_BEND, _BEND)
-    return np.array(found)
+    """Ends of dashes [dashes, 2, 2] of a path with room, or None."""
+    for _ in range(_TRIES // _AT_ONCE):
+        paths = _drawn(random, side, dashes)
+        have_room: Points = paths[_have_room(paths, side, taken)]
+        if len(have_room):
+            path: Points = have_room[0]
+            return path
+    return None
 
 
 def _paths(random: np.random.Generator, side: int, lengths: list[int]) -> list[Points]:
@@ -47,8 +60,7 @@ def _paths(random: np.random.Generator, side: int, lengths: list[int]) -> list[P
         found: list[Points] = []
         for number, dashes in enumerate(lengths):
             taken = np.concatenate([path.reshape(-1, 2) for path in found]) if found else np.empty((0, 2))
-            drawn = (_path(random, side, dashes, taken) for _ in range(_TRIES))
-            path = next((path for path in drawn if path is not None), None)
+            path = _path(random, side, dashes, taken)
             if path is not None:
                 found.append(path)
             elif number < 2:
