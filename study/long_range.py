@@ -7,7 +7,7 @@ a row from both ends, as S5 does, and the mean of its outputs is the input of a 
 time, reading from the beginning alone with as many parameters.
 
 Expected: xLSTM is the best on average in the paper, where the better one of [1:0] and [0:1] counts for every task. Rows
-are short here, of 20 to 512 tokens, so that attention loses little.
+are short here, of 20 to 256 tokens, so that attention loses little.
 
 Paper: Beck et al. 2024, appendix B, tables 5 and 6: Retrieval, ListOps, Pathfinder, grey and RGB images; without Text
 and Path-X.
@@ -37,11 +37,11 @@ OURS, ONE_WAY = ("xlstm[1:0]", "xlstm[0:1]"), "xlstm[1:0], one way"
 PLACES = {
     "quick": {"listops_small": ((8, 16), {})},
     "small": {
-        "listops_small": ((20, 60), {"steps": 1500}),
-        "pathfinder_own": ((400, 400), {"steps": 800}),
-        "digits": ((64, 64), {"steps": 1500}),
-        "stdlib_package": ((256, 256), {"steps": 800}),
-        "stdlib_match": ((512, 512), {"steps": 600}),
+        "listops_small": ((20, 60), {"steps": 1200}),
+        "pathfinder_own": ((144, 144), {"steps": 1000}),
+        "digits": ((64, 64), {"steps": 600}),
+        "stdlib_package": ((256, 256), {"steps": 400}),
+        "stdlib_match": ((256, 256), {"steps": 600}),
     },
     "paper": {
         "listops": ((500, 2000), {"steps": 80_000, "batch": 32}),

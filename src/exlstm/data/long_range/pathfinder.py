@@ -17,7 +17,8 @@ SHADES = 9
 _GAP, _DASH = 1.2, 1.6  # pixels between dashes, and of a dash
 _BEND = 0.45  # radians from one dash to the next, at most
 _APART = 2.2  # pixels between two paths
-_TRIES, _AT_ONCE = 400, 50  # paths that are drawn until one has room, and how many of them in one go
+_TRIES, _TRIES_OF_OTHERS = 8, 2  # fifties of paths that are drawn until one has room
+_AT_ONCE = 50
 
 Points = NDArray[np.float64]
 
@@ -43,9 +44,9 @@ def _have_room(paths: Points, side: int, taken: Points) -> NDArray[np.bool_]:
     return found
 
 
-def _path(random: np.random.Generator, side: int, dashes: int, taken: Points) -> Points | None:
+def _path(random: np.random.Generator, side: int, dashes: int, taken: Points, tries: int) -> Points | None:
     """Ends of dashes [dashes, 2, 2] of a path with room, or None."""
-    for _ in range(_TRIES // _AT_ONCE):
+    for _ in range(tries):
         paths = _drawn(random, side, dashes)
         have_room: Points = paths[_have_room(paths, side, taken)]
         if len(have_room):
@@ -60,7 +61,7 @@ def _paths(random: np.random.Generator, side: int, lengths: list[int]) -> list[P
         found: list[Points] = []
         for number, dashes in enumerate(lengths):
             taken = np.concatenate([path.reshape(-1, 2) for path in found]) if found else np.empty((0, 2))
-            path = _path(random, side, dashes, taken)
+            path = _path(random, side, dashes, taken, _TRIES if number < 2 else _TRIES_OF_OTHERS)
             if path is not None:
                 found.append(path)
             elif number < 2:
