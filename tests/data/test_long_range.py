@@ -131,6 +131,27 @@ def test_marks_are_on_one_path_where_the_class_says_so(monkeypatch):
     assert [connected(image) for image in images_BHW] == [bool(label) for label in classes_B]
 
 
+@pytest.mark.parametrize("bend", [0.45, 1.4])  # a path that bends little comes back in large images only
+def test_paths_are_of_dashes_that_bend_a_little_and_keep_apart(monkeypatch, bend):
+    """Dashes and gaps of one length; inside the image; no two paths, and no two far dashes of one, come close."""
+    monkeypatch.setattr(pathfinder, "_BEND", bend)
+    for seed in range(20):
+        paths = pathfinder._paths(np.random.default_rng(seed), 30, [10, 10, 2])
+        for number, path in enumerate(paths):
+            dashes, gaps = path[:, 1] - path[:, 0], path[1:, 0] - path[:-1, 1]
+            np.testing.assert_allclose(np.linalg.norm(dashes, axis=-1), pathfinder._DASH)
+            np.testing.assert_allclose(gaps, dashes[:-1] * pathfinder._GAP / pathfinder._DASH)
+            bends = np.diff(np.unwrap(np.arctan2(dashes[:, 1], dashes[:, 0])))
+            assert (np.abs(bends) <= pathfinder._BEND).all()
+            assert path.min() >= 1
+            assert path.max() <= 28
+            others = [path[k + 3 :] for k in range(len(path) - 3)] + paths[number + 1 :]
+            mine = [path[k] for k in range(len(path) - 3)] + [path] * len(paths[number + 1 :])
+            for one, other in zip(mine, others, strict=True):
+                between = one.reshape(-1, 1, 2) - other.reshape(1, -1, 2)
+                assert np.linalg.norm(between, axis=-1).min() >= pathfinder._APART
+
+
 def test_a_picture_is_a_square():
     for low, high in ((250, 250), (200, 256), (64, 64)):
         with pytest.raises(ValueError, match="ask for 256 or 1024"):
