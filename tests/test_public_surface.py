@@ -110,6 +110,49 @@ SURFACE = {
     "Snapshot.join": "(parts: 'Sequence[Snapshot]') -> 'Snapshot'",
     "save_state": "(snapshot: Snapshot, file: str | PathLike[str]) -> None",
     "load_state": "(file: str | PathLike[str], model: LM) -> Snapshot",
+    # drop-ins for torch.nn.LSTM
+    "SLSTM": (
+        "(input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = "
+        "False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, device: device | str |"
+        " None = None, dtype: dtype | None = None, *, num_heads: int | None = None, forget_bias: "
+        "Literal['power_law', 'linspace', 'zeros'] = 'power_law', recurrent_init: Literal['uniform', 'zeros']"
+        " = 'uniform', backend: str = 'auto') -> None"
+    ),
+    "SLSTM.forward": (
+        "(self, input: Tensor | PackedSequence, hx: Any = None, *, lengths: Any = None, reset: Tensor | None "
+        "= None) -> tuple[Any, tuple[Tensor, Tensor]]"
+    ),
+    "SLSTM.zero_state": "(self, batch: int) -> tuple[Tensor, Tensor]",
+    "SLSTM.unpack_state": "(self, hx: tuple[Tensor, Tensor]) -> Any",
+    "MLSTM": (
+        "(input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = "
+        "False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, device: device | str |"
+        " None = None, dtype: dtype | None = None, *, num_heads: int | None = None, qk_size: int | None = "
+        "None, gate_soft_cap: float | None = 15.0, backend: str = 'auto') -> None"
+    ),
+    "LSTM": (
+        "(input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = "
+        "False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, device: device | str |"
+        " None = None, dtype: dtype | None = None, *, backend: str = 'auto') -> None"
+    ),
+    "SLSTMCell": (
+        "(input_size: int, hidden_size: int, bias: bool = True, device: device | str | None = None, dtype: "
+        "dtype | None = None, *, num_heads: int | None = None, forget_bias: Literal['power_law', 'linspace', "
+        "'zeros'] = 'power_law', recurrent_init: Literal['uniform', 'zeros'] = 'uniform', backend: str = "
+        "'auto') -> None"
+    ),
+    "SLSTMCell.forward": "(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]",
+    "MLSTMCell": (
+        "(input_size: int, hidden_size: int, bias: bool = True, device: device | str | None = None, dtype: "
+        "dtype | None = None, *, num_heads: int | None = None, qk_size: int | None = None, gate_soft_cap: "
+        "float | None = 15.0, backend: str = 'auto') -> None"
+    ),
+    "LSTMCell": (
+        "(input_size: int, hidden_size: int, bias: bool = True, device: device | str | None = None, dtype: "
+        "dtype | None = None, *, backend: str = 'auto') -> None"
+    ),
+    "replace_lstm": "(model: Module, kind: Literal['slstm', 'mlstm', 'lstm'] = 'slstm', **options: Any) -> Module",
+    "warm_up": "(*models: Module) -> None",
     # mixers
     "MLSTMConfig": (
         "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, input_gate: "

@@ -23,24 +23,31 @@ from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
 from exlstm.models.states.file import load_state, save_state
 from exlstm.models.states.snapshot import Snapshot
+from exlstm.rnn import LSTM, MLSTM, SLSTM, LSTMCell, MLSTMCell, SLSTMCell, replace_lstm, warm_up
 from exlstm.runtime.allocator import keep_freed_memory
 
 __all__ = [
     "LM",
+    "LSTM",
     "MIXERS",
+    "MLSTM",
     "PRESETS",
+    "SLSTM",
     "AttentionConfig",
     "BlockConfig",
     "Completion",
     "Engine",
     "Event",
     "LMConfig",
+    "LSTMCell",
     "LSTMConfig",
     "MLPConfig",
+    "MLSTMCell",
     "MLSTMConfig",
     "MLSTMLargeConfig",
     "PrefixCache",
     "Request",
+    "SLSTMCell",
     "SLSTMConfig",
     "SamplingConfig",
     "Snapshot",
@@ -58,9 +65,11 @@ __all__ = [
     "ops",
     "preset",
     "quantize",
+    "replace_lstm",
     "rows",
     "save",
     "save_state",
     "stream",
+    "warm_up",
     "xlstm_pattern",
 ]
