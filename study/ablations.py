@@ -21,7 +21,8 @@ from functools import partial
 from itertools import pairwise
 
 from exlstm.mixers.lstm import LSTMConfig
-from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LMConfig
 from exlstm.models.pattern import xlstm_pattern
 from exlstm.study import Claim, Picture, ReportTable, body_parameters, figures, with_parameters
 from exlstm.study.language import RATES, SHAPE, language_models, lesson, trainings

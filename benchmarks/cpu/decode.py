@@ -22,7 +22,8 @@ from benchmarks.harness import Run, Timing, rounded
 from exlstm.infer.quantize import quantize
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.nn.linear import QuantizedLinear
 from exlstm.ops.linear.formats import dequantised
 from peers import from_large

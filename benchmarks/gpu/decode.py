@@ -18,7 +18,8 @@ from benchmarks.gpu.calls import MIDDLE
 from benchmarks.gpu.work import Cost, Setup, Variant, Work
 from benchmarks.harness import Run, Timing, rounded
 from exlstm.infer.token_loop import TokenLoop
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.presets import preset
 
 NAME, CONTEXTS, READ, TOKENS = "xlstm-7b", (0, 1024, 65_536), 2048, 32

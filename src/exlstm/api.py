@@ -15,10 +15,11 @@ from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import detach, rows
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.saving import convert, save
 from exlstm.models.explain import explain
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
 from exlstm.models.states.file import load_state, save_state

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from exlstm.mixers.hyena import HyenaConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.ops.long_conv import LONG
 
 WIDTH, T = 8, 67

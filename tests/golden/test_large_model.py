@@ -7,7 +7,8 @@ from transformers import xLSTMConfig, xLSTMForCausalLM
 from xlstm.xlstm_large.model import xLSTMLarge, xLSTMLargeConfig
 
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from peers import from_large
 
 WIDTH, HEADS, BLOCKS, VOCAB, FFN = 128, 4, 2, 50, 384

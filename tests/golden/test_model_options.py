@@ -24,7 +24,8 @@ from xlstm.xlstm_large.model import xLSTMLarge, xLSTMLargeConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.ops.mlstm import mlstm
 from peers import by_block, from_large, from_paper
 

@@ -19,7 +19,8 @@ from transformers import (
 
 from exlstm import convert, load, save
 from exlstm.mixers import MIXERS
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 
 VOCAB, T = 50, 20

@@ -11,7 +11,8 @@ from exlstm.mixers.bigs import BiGSConfig
 from exlstm.mixers.gss import GSSConfig
 from exlstm.mixers.h3 import H3Config
 from exlstm.mixers.s4d import S4DConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 
 WIDTH, T = 8, 67
 STATES = 6

@@ -21,8 +21,9 @@ from exlstm import convert, save
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.mlstm import MLSTMConfig
 from exlstm.mixers.state import leaves
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.saving import layout_for
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 
 VOCAB, T = 50, 20
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

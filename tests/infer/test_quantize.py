@@ -14,7 +14,8 @@ import exlstm
 from exlstm.infer.quantize import with_weights
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.nn.linear import Int4Linear, Int8Linear
 
 LAYERS = {"int8": Int8Linear, "int4": Int4Linear}

@@ -28,7 +28,8 @@ from exlstm.mixers.rwkv_channel import RWKVChannelConfig
 from exlstm.mixers.s5 import S5Config
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import leaves, map_state
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.runtime.availability import has_bfloat16
 
 VOCABULARY = 40

@@ -10,7 +10,7 @@ from checkpoint_cases import NAMES, build, change, same
 from safetensors.torch import load_file
 
 from exlstm import convert, load, save
-from exlstm.models.lm import MLPConfig
+from exlstm.models.block import MLPConfig
 
 INEXPRESSIBLE = {
     ("huggingface", "Mm"): r"block 1 is MLSTMConfig without an MLP; this layout has xLSTM-7B's mLSTM with an MLP only",

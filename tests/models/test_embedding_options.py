@@ -10,7 +10,8 @@ from exlstm.hf import ExlstmConfig, from_lm
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.state import leaves, rows
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.summary import flops_per_token, parameters
 from exlstm.ops.position_table import PositionState, add_positions

@@ -5,7 +5,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from exlstm.mixers.state import detach, leaves, map_state, rows, state_nbytes
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 
 VOCAB = 19

@@ -7,7 +7,8 @@ import torch
 
 from exlstm.mixers import MIXERS
 from exlstm.mixers.state import leaves
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import configured
 from exlstm.runtime.backend import recorded
 

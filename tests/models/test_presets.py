@@ -14,7 +14,8 @@ from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.rwkv4 import RWKV4Config
 from exlstm.mixers.rwkv_channel import RWKVChannelConfig
 from exlstm.mixers.slstm import SLSTMConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern, styled_blocks, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
 

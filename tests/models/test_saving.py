@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from exlstm.mixers import MIXERS
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
+from exlstm.models.block import BlockConfig
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.own import config_from_json, config_to_json
 from exlstm.models.checkpoints.saving import convert, save
-from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import PRESETS, preset
 

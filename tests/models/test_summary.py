@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from exlstm.infer.quantize import quantize
 from exlstm.mixers.lstm import LSTMConfig
 from exlstm.mixers.slstm import SLSTMConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.block import BlockConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.models.presets import preset
 from exlstm.models.summary import flops_per_token, readable

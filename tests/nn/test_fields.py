@@ -11,8 +11,9 @@ import exlstm
 from exlstm.hf import ExlstmConfig
 from exlstm.infer.sampling import SamplingConfig
 from exlstm.mixers import MIXERS
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.own import config_from_json, config_to_json
-from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LMConfig
 from exlstm.nn.fields import Range, annotations, check_fields
 
 BLOCK = BlockConfig(mixer=MIXERS["mlstm"](), mlp=MLPConfig(hidden=8))

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from exlstm.mixers.slstm import SLSTMConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.block import BlockConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import LETTERS, lm_from_pattern
 from exlstm.train.config import TrainConfig
 from exlstm.train.optimizer import adamw, decay_groups, decays

@@ -3,7 +3,8 @@
 import pytest
 
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LMConfig
 from exlstm.train.evaluate import evaluate
 from exlstm.train.run import train
 

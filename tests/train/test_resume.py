@@ -11,7 +11,8 @@ import torch
 from tiny_runs import Settings, ctrl_c_at, numbers, optimizer, trainer_json, weights
 
 from exlstm.mixers.slstm import SLSTMConfig
-from exlstm.models.lm import BlockConfig, LMConfig
+from exlstm.models.block import BlockConfig
+from exlstm.models.lm import LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train.config import More, TrainConfig
 from exlstm.train.run import train

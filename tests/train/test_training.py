@@ -15,7 +15,8 @@ from tiny_runs import Settings, ctrl_c_at, numbers, weights
 
 from exlstm.data.baselines import Baselines, baselines
 from exlstm.data.text import documents, split_documents
-from exlstm.models.lm import Block, LMConfig
+from exlstm.models.block import Block
+from exlstm.models.lm import LMConfig
 from exlstm.models.pattern import lm_from_pattern
 from exlstm.train import display, loop
 from exlstm.train.config import TrainConfig

@@ -7,55 +7,28 @@ Between the embedding and the first block some models scale it, add learned posi
 B batch  T time  D model width  C classes (vocabulary)
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from exlstm.mixers.contract import Mixer, MixerConfig, mask_tail
-from exlstm.mixers.state import LMState, State, check_state
+from exlstm.mixers.contract import mask_tail
+from exlstm.mixers.state import LMState
+from exlstm.models.block import Block, BlockConfig, BlockStack, StatefulPart, draws, width_norm
 from exlstm.models.states.snapshot import Snapshot, Tokens, read
 from exlstm.models.summary import summary
 from exlstm.nn import init
+from exlstm.nn.borders import Borders
 from exlstm.nn.fields import Positive, Share, Size, check_fields
-from exlstm.nn.layers import MLP, Activation, WidthNorm, soft_cap
+from exlstm.nn.layers import soft_cap
 from exlstm.nn.linear import Linear
 from exlstm.nn.positions import PositionTable
 from exlstm.ops.arguments import checked_rows
 from exlstm.ops.norm import Norm
 from exlstm.runtime.tracing import tracer
-
-
-@dataclass(frozen=True, kw_only=True)
-class MLPConfig:
-    """A gated MLP, down(act(gate(x)) * up(x)), with `hidden` channels inside; without `gated` down(act(up(x))).
-
-    activation: "gelu" is the exact one, "relu2" the square of relu. bias: of both projections.
-    """
-
-    hidden: Size
-    activation: Activation = "gelu"
-    bias: bool = False
-    gated: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """norm -> mixer -> residual, and where there is an MLP: norm -> MLP -> residual."""
-
-    mixer: MixerConfig
-    mlp: MLPConfig | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,51 +65,8 @@ class LMConfig:
 
     @property
     def draws(self) -> bool:
-        """True if training draws random numbers: for dropout, or for the learned graph of an sLSTM."""
-        return self.dropout > 0 or any(getattr(block.mixer, "recurrence", None) == "learned" for block in self.blocks)
-
-
-def width_norm(config: LMConfig) -> WidthNorm:
-    """A norm over the width, as this architecture has them."""
-    return WidthNorm(config.width, config.norm, config.norm_eps, config.norm_bias)
-
-
-class Block(nn.Module):
-    """Residual block: norm, mixer, and perhaps norm and MLP. Without `residual` only mixer and MLP."""
-
-    def __init__(self, config: LMConfig, index: int) -> None:
-        super().__init__()
-        block, depth = config.blocks[index], len(config.blocks)
-        self.dropout, self.residual = config.dropout, config.residual
-        self.mixer_norm = width_norm(config) if config.residual else None
-        self.mixer = block.mixer.build(config.width, depth=depth, index=index)
-        self.mlp_norm, self.mlp = None, None
-        if block.mlp is not None:
-            self.mlp_norm = width_norm(config) if config.residual else None
-            self.mlp = MLP(config.width, **asdict(block.mlp))
-            biases = dict.fromkeys(("up.bias", "down.bias") if block.mlp.bias else (), init.zeros)
-            weights = {"up.weight": init.small(config.width), "down.weight": init.wang(config.width, depth)}
-            init.fill(self.mlp, weights | biases)
-
-    def forward(
-        self, x_BTD: Tensor, state: State = None, *, reset_BT: Tensor | None = None, lengths_B: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """[B, T, D] -> [B, T, D] and the mixer's state after the last step."""
-        into_BTD = x_BTD if self.mixer_norm is None else self.mixer_norm(x_BTD)
-        y_BTD, state = self.mixer(into_BTD, state, reset_BT=reset_BT, lengths_B=lengths_B)
-        x_BTD = self.added(x_BTD, y_BTD)
-        if self.mlp is not None:
-            into_BTD = x_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD)
-            x_BTD = self.added(x_BTD, self.mlp(into_BTD))
-        return x_BTD, state
-
-    def added(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-        """The output of a mixer or an MLP, beside its input."""
-        return x_BTD + self.drop(y_BTD) if self.residual else self.drop(y_BTD)
-
-    def drop(self, y_BTD: Tensor) -> Tensor:
-        """Dropout, in training."""
-        return functional.dropout(y_BTD, self.dropout) if self.dropout and self.training else y_BTD
+        """True if training draws random numbers."""
+        return draws(self)
 
 
 class Embedding(nn.Embedding):
@@ -148,7 +78,7 @@ class Embedding(nn.Embedding):
             super().reset_parameters()
 
 
-class LM(nn.Module):
+class LM(BlockStack):
     """Language model of an `LMConfig`.
 
         logits_BTC, state = model(tokens_BT)                  # train, prefill
@@ -159,11 +89,10 @@ class LM(nn.Module):
     gradient_checkpointing: set to True, the backward recomputes the activations inside of every block.
     """
 
+    config: LMConfig
+
     def __init__(self, config: LMConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.shapes_cache: tuple[tuple[int, torch.dtype], LMState] | None = None
-        self.gradient_checkpointing = False
+        super().__init__(config)
         self.embed = Embedding(config.vocab_size, config.width)
         self.positions = None if config.positions is None else PositionTable(config.positions, config.width)
         self.embed_norm = width_norm(config) if config.embed_norm else None
@@ -215,12 +144,7 @@ class LM(nn.Module):
     ) -> tuple[Tensor, LMState]:  # fmt: skip
         """`hidden` of checked input."""
         x_BTD, position = self.enter(self.embed(tokens_BT), state, reset_BT=reset_BT, lengths_B=lengths_B)
-        after = []
-        for index, block in enumerate(self.blocks):
-            before = None if state is None else state[index]
-            run = self.checkpointed(block) if self.gradient_checkpointing and torch.is_grad_enabled() else block
-            x_BTD, block_state = run(x_BTD, before, reset_BT=reset_BT, lengths_B=lengths_B)
-            after.append(block_state)
+        x_BTD, after = self.run_blocks(x_BTD, state, Borders(reset_BT, lengths_B))
         return x_BTD if self.norm is None else self.norm(x_BTD), (*after, *position)
 
     def enter(
@@ -242,10 +166,6 @@ class LM(nn.Module):
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
         return functional.dropout(mask_tail(x_BTD, lengths_B), self.config.dropout, self.training), after
-
-    def checkpointed(self, block: nn.Module) -> Callable[..., tuple[Tensor, State]]:
-        """The block with activations that the backward recomputes, with the same random numbers."""
-        return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=self.config.draws)
 
     def read_out(self, x: Tensor) -> Tensor:
         """Logits [..., C] of hidden states [..., D]."""
@@ -275,46 +195,24 @@ class LM(nn.Module):
                     f"lengths_B holds {bad[0]}; it must lie between 0 and the {steps} steps of these tokens."
                 )
         if state is not None:
-            names = [f"block {index}" for index in range(len(self.blocks))]
-            names += [] if self.positions is None else ["the positions"]
-            if not isinstance(state, tuple) or len(state) != len(names):
-                raise ValueError(
-                    f"the state has {len(state) if isinstance(state, tuple) else type(state).__name__} entries for "
-                    f"{len(self.blocks)} blocks{' and positions' if self.positions is not None else ''}; "
-                    "pass the state that this model returned, or None."
-                )
-            for name, given, expected in zip(names, state, self.shapes(batch), strict=True):
-                check_state(given, expected, name)
+            self.check_state(state, batch)
         if self.positions is not None:
             self.positions.check(tokens, None if state is None else state[-1], reset, lengths)
 
-    def shapes(self, batch: int) -> LMState:
-        """The expected state on the meta device: structure, shapes and dtypes. The last one is cached, for decoding."""
-        key = batch, self.embed.weight.dtype
-        if self.shapes_cache is not None and self.shapes_cache[0] == key:
-            return self.shapes_cache[1]
-        shapes = tuple(part.zero_state(batch, torch.device("meta")) for part in self.stateful)
-        if tracer() is None:
-            self.shapes_cache = key, shapes
-        return shapes
+    @property
+    def any_weight(self) -> Tensor:
+        """That of the embedding."""
+        return self.embed.weight
 
     @property
-    def mixers(self) -> list[Mixer]:
-        """The mixer of every block, in order."""
-        return [cast("Mixer", block.mixer) for block in self.blocks]
-
-    @property
-    def stateful(self) -> "list[Mixer | PositionTable]":
+    def stateful(self) -> Sequence[StatefulPart]:
         """The modules with a state, in the order of the model's state: mixers, and positions if there are any."""
         return [*self.mixers, *([] if self.positions is None else [self.positions])]
 
-    def zero_state(self, batch: int) -> LMState:
-        """State before the first token for `batch` rows, the same as state=None."""
-        return tuple(part.zero_state(batch) for part in self.stateful)
-
-    def state_bytes(self, length: int = 0) -> int:
-        """Bytes of one sequence's state after `length` tokens. Only attention makes it depend on the length."""
-        return sum(part.state_bytes(length) for part in self.stateful)
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The positions, if there are any."""
+        return () if self.positions is None else ("positions",)
 
     def read(
         self, prompts: "Tokens | Sequence[Tokens]", after: "Snapshot | None" = None, *, chunk_len: int = 512

@@ -19,7 +19,8 @@ from typing import Any
 
 from exlstm.mixers import MIXERS
 from exlstm.mixers.contract import BlockStyle, MixerConfig
-from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LMConfig
 from exlstm.nn.layers import round_up
 from exlstm.ops.norm import Norm
 

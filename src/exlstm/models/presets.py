@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 
 from exlstm.mixers.mlstm_large import MLSTMLargeConfig
-from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LMConfig
 from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
 from exlstm.models.rivals import GPT2_VOCABULARY, OF_TABLE_1, PUBLISHED
 

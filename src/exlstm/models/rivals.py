@@ -13,7 +13,8 @@ from typing import Any
 
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.rglru import RGLRUConfig
-from exlstm.models.lm import BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LMConfig
 from exlstm.models.pattern import configured, styled_blocks
 
 GPT2_VOCABULARY = 50_304  # GPT-2's 50,257 tokens, rounded up to a multiple of 64; also what xLSTM-7B uses

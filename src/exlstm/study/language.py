@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from exlstm.mixers.attention import AttentionConfig
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.block import BlockConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.rivals import rival
 from exlstm.study.aggregate import Cell
 from exlstm.study.models import body_parameters, narrow_rivals, with_parameters, xlstm

@@ -24,6 +24,7 @@ from torch import Tensor
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.mlstm import MLSTM, MLSTMConfig
 from exlstm.mixers.slstm import SLSTM, SLSTMConfig
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.layout import (
     Layout,
     SavedSettings,
@@ -38,7 +39,7 @@ from exlstm.models.checkpoints.layout import (
     tied,
 )
 from exlstm.models.checkpoints.rules import Rule, absent, conv, gain, one, repeated, same
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.nn.layers import Activation
 
 STACK = "xlstm_block_stack."

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from exlstm.mixers.mlstm_large import MLSTMLarge, MLSTMLargeConfig
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.layout import (
     Layout,
     SavedSettings,
@@ -31,7 +32,7 @@ from exlstm.models.checkpoints.layout import (
     tied,
 )
 from exlstm.models.checkpoints.rules import Rule, absent, concatenated, repeated, same, split
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 
 BLOCKS = "backbone.blocks."
 HEAD, LAST_NORM = "lm_head.weight", "backbone.out_norm"

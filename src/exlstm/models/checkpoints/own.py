@@ -7,10 +7,11 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from exlstm.mixers import MIXERS
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.large import HUGGINGFACE
 from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes
 from exlstm.models.checkpoints.rules import Rule, same
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import stored_once
 
 FORMAT = 1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exlstm.mixers.attention import AttentionConfig
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.layout import SavedSettings, Shapes, depth, require, shape
 from exlstm.models.checkpoints.rules import Rule, one, same, split, split_rows
 from exlstm.models.checkpoints.transformers.parts import (
@@ -26,7 +27,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     root,
     transformers_layout,
 )
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 
 LAYERS = {"mixer.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
 

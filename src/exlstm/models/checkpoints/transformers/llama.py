@@ -11,6 +11,7 @@ model.layers.b.input_layernorm                          mixer_norm
 from typing import Any
 
 from exlstm.mixers.attention import Attention, AttentionConfig
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.layout import SavedSettings, Shapes, depth, require, shape
 from exlstm.models.checkpoints.rules import Rule, concatenated, same
 from exlstm.models.checkpoints.transformers.parts import (
@@ -25,7 +26,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     rope_base,
     transformers_layout,
 )
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 
 LENGTH = 2048  # written as max_position_embeddings; ours does not bound the length of a sequence
 

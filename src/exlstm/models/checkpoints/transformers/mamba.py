@@ -11,6 +11,7 @@ backbone.layers.b.norm                      mixer_norm
 from typing import Any
 
 from exlstm.mixers.mamba import MambaConfig
+from exlstm.models.block import BlockConfig
 from exlstm.models.checkpoints.layout import SavedSettings, Shapes, ceil_to, depth, factor, require, shape
 from exlstm.models.checkpoints.rules import Rule, conv, same
 from exlstm.models.checkpoints.transformers.parts import (
@@ -20,7 +21,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     plain_model,
     transformers_layout,
 )
-from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.nn.layers import round_up
 
 LAYERS = "backbone.layers."

@@ -10,6 +10,7 @@ backbone.layers.b.norm                      mixer_norm
 from typing import Any
 
 from exlstm.mixers.mamba2 import Mamba2Config
+from exlstm.models.block import BlockConfig
 from exlstm.models.checkpoints.layout import (
     SavedSettings,
     Shapes,
@@ -29,7 +30,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     plain_model,
     transformers_layout,
 )
-from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.nn.layers import round_up
 
 UNLIMITED = (float("inf"), None, {"__float__": "Infinity"})  # upper limits of a step, as saved by several versions

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from exlstm.models.block import BlockConfig
 from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes, plain_stack
 from exlstm.models.checkpoints.rules import Rule, repeated, same
-from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.nn.layers import Activation
 from exlstm.ops.norm import Norm
 

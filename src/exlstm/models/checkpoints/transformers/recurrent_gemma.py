@@ -22,6 +22,7 @@ from torch import Tensor
 from exlstm.mixers.attention import AttentionConfig
 from exlstm.mixers.contract import MixerConfig
 from exlstm.mixers.rglru import RGLRU, RGLRUConfig
+from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.layout import (
     SavedSettings,
     Shapes,
@@ -42,7 +43,7 @@ from exlstm.models.checkpoints.transformers.parts import (
     rope_base,
     transformers_layout,
 )
-from exlstm.models.lm import LM, BlockConfig, LMConfig, MLPConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.nn.layers import round_up
 
 LINEARS = {"y": "linear_y", "x": "linear_x", "out": "linear_out"}

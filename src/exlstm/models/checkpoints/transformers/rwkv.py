@@ -16,6 +16,7 @@ from typing import Any
 
 from exlstm.mixers.rwkv4 import RWKV4Config
 from exlstm.mixers.rwkv_channel import RWKVChannelConfig
+from exlstm.models.block import BlockConfig
 from exlstm.models.checkpoints.layout import (
     SavedSettings,
     Shapes,
@@ -28,7 +29,7 @@ from exlstm.models.checkpoints.layout import (
 )
 from exlstm.models.checkpoints.rules import Rule, one, same
 from exlstm.models.checkpoints.transformers.parts import ends, is_tied, plain_model, transformers_layout
-from exlstm.models.lm import LM, BlockConfig, LMConfig
+from exlstm.models.lm import LM, LMConfig
 from exlstm.nn.layers import round_up
 
 BLOCKS, HEAD, EMBED = "rwkv.blocks.", "head.weight", "rwkv.embeddings.weight"
