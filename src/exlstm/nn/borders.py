@@ -46,8 +46,8 @@ class Reversal(NamedTuple):
         after_BT = torch.cat([reset_BT[:, 1:], torch.zeros_like(reset_BT[:, :1])], dim=1)
         turned_BT = self(after_BT)
         # what follows a row's last step is padding, or nothing
-        first_BT = torch.zeros_like(turned_BT[:, :1])
-        return borders._replace(reset_BT=torch.cat([first_BT, turned_BT[:, 1:]], dim=1))
+        first_B1 = torch.zeros_like(turned_BT[:, :1])
+        return borders._replace(reset_BT=torch.cat([first_B1, turned_BT[:, 1:]], dim=1))
 
 
 def last_steps(y_BTD: Tensor, lengths_B: Tensor | None, given_BD: Tensor) -> Tensor:
