@@ -33,6 +33,24 @@ SURFACE = {
     "preset": "(name: str, *, vocab_size: int | None = None) -> LMConfig",
     "xlstm_pattern": "(ratio: str, depth: int, *, slstm_at: tuple[int, ...] | None = None) -> str",
     "lm_from_pattern": "(pattern: str, *, vocab_size: int, width: int, heads: int = 4) -> LMConfig",
+    # encoders
+    "XLSTM": (
+        "(input_size: int, hidden_size: int, num_layers: int | None = None, *, pattern: str = 'ms', num_heads: int = "
+        "4, dropout: float = 0.0, bidirectional: bool = False, config: EncoderConfig | None = None, device: device | "
+        "str | None = None, dtype: dtype | None = None) -> None"
+    ),
+    "XLSTM.forward": (
+        "(self, x_BTI: Tensor, state: tuple[Any, ...] | None = None, *, lengths: Any = None, reset: Tensor | None = "
+        "None) -> tuple[Tensor, tuple[Any, ...]]"
+    ),
+    "XLSTM.zero_state": "(self, batch: int) -> tuple[Any, ...]",
+    "XLSTM.state_bytes": "(self, length: int = 0) -> int",
+    "EncoderConfig": (
+        "(*, input_size: int, width: int, blocks: tuple[BlockConfig, ...], norm: Literal['layer', 'rms'] = 'layer', "
+        "norm_eps: float = 1e-05, norm_bias: bool = False, dropout: float = 0.0, out_norm: bool = True, residual: "
+        "bool = True, bidirectional: bool = False) -> None"
+    ),
+    "lengths_of": "(src_key_padding_mask: Tensor) -> Tensor",
     # checkpoints
     "load": (
         "(path: str | PathLike[str], *, dtype: dtype | None = None, device: str | device = 'cpu', weights: "

@@ -18,6 +18,7 @@ from exlstm.mixers.state import detach, rows
 from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.loading import load
 from exlstm.models.checkpoints.saving import convert, save
+from exlstm.models.encoder import XLSTM, EncoderConfig, lengths_of
 from exlstm.models.explain import explain
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
@@ -34,9 +35,11 @@ __all__ = [
     "MLSTM",
     "PRESETS",
     "SLSTM",
+    "XLSTM",
     "AttentionConfig",
     "BlockConfig",
     "Completion",
+    "EncoderConfig",
     "Engine",
     "Event",
     "LMConfig",
@@ -59,6 +62,7 @@ __all__ = [
     "explain",
     "generate",
     "keep_freed_memory",
+    "lengths_of",
     "lm_from_pattern",
     "load",
     "load_state",

@@ -13,8 +13,9 @@ A mixer by its name has the MLP of its published models (`BlockStyle`).
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import cycle, islice
 from typing import Any
 
 from exlstm.mixers import MIXERS
@@ -82,21 +83,34 @@ def names_of(pattern: str) -> list[str]:
     return names
 
 
-def blocks_from_pattern(pattern: str, *, width: int, heads: int = 4) -> tuple[BlockConfig, ...]:
-    """The blocks of a pattern such as "mmms" or "mamba*4". ValueError for one that describes no blocks."""
-    options = {"heads": heads}
+def blocks_from_pattern(
+    pattern: str, *, width: int, heads: int = 4, num_layers: int | None = None
+) -> tuple[BlockConfig, ...]:
+    """The blocks of a pattern such as "mmms" or "mamba*4". ValueError for one that describes no blocks.
+
+    num_layers: so many letters or names of the pattern, which is repeated; None: the pattern once.
+    """
+    options, names = {"heads": heads}, names_of(pattern)
+    if num_layers is not None:
+        if isinstance(num_layers, bool) or not isinstance(num_layers, int) or not 0 < num_layers <= MOST:
+            raise ValueError(f"num_layers is {num_layers!r}; it must be a whole number from 1 to {MOST:,}.")
+        names = list(islice(cycle(names), num_layers))
     # the LSTM of these models is dense
-    mixers = [configured(name, {} if name == "lstm" else options) for name in names_of(pattern)]
+    mixers = [configured(name, {} if name == "lstm" else options) for name in names]
     return tuple(block for mixer in mixers for block in styled_blocks(mixer, width, options))
 
 
 def lm_from_pattern(pattern: str, *, vocab_size: int, width: int, heads: int = 4) -> LMConfig:
     """A language model of these blocks, with RMS norms where every block is published with them, else layer norms."""
     blocks = blocks_from_pattern(pattern, width=width, heads=heads)
+    kind, eps = norm_of(blocks)
+    return LMConfig(vocab_size=vocab_size, width=width, blocks=blocks, norm=kind, norm_eps=eps)
+
+
+def norm_of(blocks: Sequence[BlockConfig]) -> tuple[Norm, float]:
+    """The norm over the width of a model of these blocks, and its eps: RMS if every block is published with it."""
     rms = all(block.mixer.style.norm == "rms" for block in blocks)
-    kind: Norm = "rms" if rms else "layer"
-    norm_eps = 1e-6 if rms else 1e-5
-    return LMConfig(vocab_size=vocab_size, width=width, blocks=blocks, norm=kind, norm_eps=norm_eps)
+    return ("rms", 1e-6) if rms else ("layer", 1e-5)
 
 
 def xlstm_pattern(ratio: str, depth: int, *, slstm_at: tuple[int, ...] | None = None) -> str:

@@ -4,17 +4,20 @@ A tied head is stored once. Quantized layers are stored as they are, and config.
 """
 
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from exlstm.mixers import MIXERS
 from exlstm.models.block import BlockConfig, MLPConfig
 from exlstm.models.checkpoints.large import HUGGINGFACE
 from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes
 from exlstm.models.checkpoints.rules import Rule, same
+from exlstm.models.encoder import EncoderConfig
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import stored_once
 
 FORMAT = 1
+MODEL_TYPES: dict[type, str] = {LMConfig: "exlstm", EncoderConfig: "exlstm_encoder"}
+Architecture = TypeVar("Architecture", LMConfig, EncoderConfig)
 # fields that transformers adds to a config that it saves; none changes a number here
 TRANSFORMERS_FIELDS = frozenset({
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
@@ -24,7 +27,7 @@ TRANSFORMERS_FIELDS = frozenset({
 })  # fmt: skip
 
 
-def config_to_json(config: LMConfig) -> dict[str, Any]:
+def config_to_json(config: LMConfig | EncoderConfig) -> dict[str, Any]:
     """Plain data for `json`: every field by name, each mixer with its name in MIXERS as `kind`."""
     kinds = {cls: name for name, cls in MIXERS.items()}
     blocks = [
@@ -35,15 +38,26 @@ def config_to_json(config: LMConfig) -> dict[str, Any]:
         for block in config.blocks
     ]
     top = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "blocks"}
-    return {"format": FORMAT, "model_type": "exlstm", **top, "blocks": blocks}
+    return {"format": FORMAT, "model_type": MODEL_TYPES[type(config)], **top, "blocks": blocks}
 
 
 def config_from_json(data: dict[str, Any]) -> LMConfig:
-    """The config that `config_to_json` wrote. ValueError for another format, kind or field."""
-    if data.get("model_type") != "exlstm" or data.get("format") != FORMAT:
+    """The config of a language model that `config_to_json` wrote. ValueError for another format, kind or field."""
+    return parsed(data, LMConfig)
+
+
+def encoder_config_from_json(data: dict[str, Any]) -> EncoderConfig:
+    """The config of an encoder that `config_to_json` wrote. ValueError for another format, kind or field."""
+    return parsed(data, EncoderConfig)
+
+
+def parsed(data: dict[str, Any], cls: type[Architecture]) -> Architecture:
+    """A config of this class. ValueError for another format, kind or field."""
+    model_type = MODEL_TYPES[cls]
+    if data.get("model_type") != model_type or data.get("format") != FORMAT:
         raise ValueError(
             f"the config is of type {data.get('model_type')!r}, format {data.get('format')!r}; "
-            f"this version reads 'exlstm' of format {FORMAT}."
+            f"this version reads {model_type!r} of format {FORMAT}."
         )
     try:
         blocks = []
@@ -56,7 +70,7 @@ def config_from_json(data: dict[str, Any]) -> LMConfig:
             blocks.append(BlockConfig(mixer=MIXERS[kind](**mixer), mlp=mlp))
         skipped = {"format", "model_type", "blocks"} | TRANSFORMERS_FIELDS
         top = {name: value for name, value in data.items() if name not in skipped}
-        return LMConfig(blocks=tuple(blocks), **top)
+        return cls(blocks=tuple(blocks), **top)
     except (KeyError, TypeError) as error:
         raise ValueError(f"the config does not fit format {FORMAT} ({error}); write it with exlstm.save.") from error
 
