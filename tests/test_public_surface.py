@@ -171,6 +171,8 @@ SURFACE = {
     ),
     "replace_lstm": "(model: Module, kind: Literal['slstm', 'mlstm', 'lstm'] = 'slstm', **options: Any) -> Module",
     "warm_up": "(*models: Module) -> None",
+    "flat_state": "(model: FixedSizeModel, state: tuple[Any, ...]) -> Tensor",
+    "unflat_state": "(model: FixedSizeModel, flat_BW: Tensor) -> tuple[Any, ...]",
     # mixers
     "MLSTMConfig": (
         "(*, heads: int = 4, up_factor: float = 2.0, conv_width: int = 4, qkv_block: int = 4, input_gate: "

@@ -24,6 +24,7 @@ from exlstm.models.lm import LM, LMConfig
 from exlstm.models.pattern import lm_from_pattern, xlstm_pattern
 from exlstm.models.presets import PRESETS, preset
 from exlstm.models.states.file import load_state, save_state
+from exlstm.models.states.flat import flat_state, unflat_state
 from exlstm.models.states.snapshot import Snapshot
 from exlstm.rnn import LSTM, MLSTM, SLSTM, LSTMCell, MLSTMCell, SLSTMCell, replace_lstm, warm_up
 from exlstm.runtime.allocator import keep_freed_memory
@@ -60,6 +61,7 @@ __all__ = [
     "convert",
     "detach",
     "explain",
+    "flat_state",
     "generate",
     "keep_freed_memory",
     "lengths_of",
@@ -76,5 +78,6 @@ __all__ = [
     "save_state",
     "stream",
     "warm_up",
+    "unflat_state",
     "xlstm_pattern",
 ]

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from exlstm.mixers.contract import Mixer, MixerConfig
 from exlstm.mixers.state import LMState, State, check_state
+from exlstm.models.states.flat import flat_size
 from exlstm.nn import init
 from exlstm.nn.borders import Borders
 from exlstm.nn.fields import Size, check_fields
@@ -218,6 +219,11 @@ class BlockStack(nn.Module):
         if tracer() is None:
             self.shapes_cache = key, shapes
         return shapes
+
+    @property
+    def state_size(self) -> int:
+        """Numbers of a row in `flat_state`. ValueError for a state that grows."""
+        return flat_size(self)
 
     def zero_state(self, batch: int) -> LMState:
         """State before the first step for `batch` rows, the same as state=None."""
