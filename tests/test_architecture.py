@@ -46,10 +46,11 @@ OUTSIDE = {
     "yaml": {"models"},
     "ray": {"study"},
     "sklearn": {"data"},
+    "pyarrow": {"data"},
 }
 # what `import exlstm` may not cost: imported inside the function that needs it
 HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}
-HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn"}
+HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn", "pyarrow"}
 AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}, "transformers": {"hf"}, "lm_eval": {"harness"}}
 MAX_FILE, MAX_FUNCTION = 400, 60
 

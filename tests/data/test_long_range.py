@@ -161,7 +161,7 @@ def test_a_picture_is_a_square():
 
 
 def test_images_and_files_are_in_one_split_each():
-    parts = [{row.tobytes() for row in pixels} for pixels, _ in images._digits().values()]
+    parts = [{row.tobytes() for row in pixels} for pixels, _ in images.digit_images().values()]
     assert [len(part) > 200 for part in parts] == [True] * 3
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
     names = [{document.name for document in files} for files in stdlib._files().values()]

@@ -22,7 +22,8 @@ _VALIDATION = 5000  # images of CIFAR's training part, as in LRA
 
 
 @lru_cache(maxsize=1)
-def _digits() -> dict[SplitName, Images]:
+def digit_images() -> dict[SplitName, Images]:
+    """The digits of scikit-learn by part: tokens of 1 (paper) to 17 (ink), and classes."""
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
@@ -68,7 +69,7 @@ DIGITS = ClassTask(
     about="handwritten digits of 8 by 8 pixels; in the place of LRA's Image",
     vocab_size=18,
     classes=10,
-    sample=lambda split, random, low, high: _drawn(_digits()[split], random, low, high),
+    sample=lambda split, random, low, high: _drawn(digit_images()[split], random, low, high),
 )
 CIFAR_GREY = ClassTask(
     name="cifar",
