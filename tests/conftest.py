@@ -84,7 +84,7 @@ def watches(item: pytest.Item) -> bool:
     if item.path.stem.endswith(("_triton", "_tracing")):
         # calls inside of Triton's interpreter and torch's compiler would be checked too: one test is enough
         return item.name == "test_names"
-    return item.path.parent.name in {"ops", "nn", "mixers", "models", "train", "infer"}
+    return item.path.parent.name in {"ops", "nn", "mixers", "models", "rnn", "train", "infer", "forecast"}
 
 
 def watched_once(inner_test: Callable[..., None]) -> Callable[..., None]:

@@ -26,18 +26,19 @@ FLOORS = {
 }
 FLOORS |= {"hf": 6.0, "harness": 6.1}  # each needs an extra; only cli imports them
 FLOORS |= {"study": 6.2}
+FLOORS |= {"forecast": 5.3}
 # both read tokens; neither needs the other
 APART = {("infer", "train")}
 # who may import which third party; what is not listed and not the standard library may be imported by nobody
 OUTSIDE = {
     "torch": set(FLOORS),
-    "numpy": {"runtime", "ops", "data", "train", "study"},
+    "numpy": {"runtime", "ops", "data", "train", "study", "forecast"},
     "safetensors": {"models", "train"},
     "triton": {"runtime", "ops"},
     "numba": {"runtime", "ops"},
     "llvmlite": {"runtime", "ops"},
     "tokenizers": {"data"},
-    "matplotlib": {"train", "cli", "study"},
+    "matplotlib": {"train", "cli", "study", "forecast"},
     "rich": {"train", "cli", "study"},
     "tyro": {"cli"},
     "transformers": {"hf"},
@@ -47,10 +48,11 @@ OUTSIDE = {
     "ray": {"study"},
     "sklearn": {"data"},
     "pyarrow": {"data"},
+    "statsforecast": {"forecast"},
 }
 # what `import exlstm` may not cost: imported inside the function that needs it
 HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}
-HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn", "pyarrow"}
+HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn", "pyarrow", "statsforecast"}
 AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}, "transformers": {"hf"}, "lm_eval": {"harness"}}
 MAX_FILE, MAX_FUNCTION = 400, 60
 

@@ -77,7 +77,7 @@ __all__ = [
     "save",
     "save_state",
     "stream",
-    "warm_up",
     "unflat_state",
+    "warm_up",
     "xlstm_pattern",
 ]

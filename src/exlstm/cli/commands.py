@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from exlstm.cli.convert import Convert, convert
+from exlstm.cli.forecast import Forecast, forecast
 from exlstm.cli.generate import Generate, ModelPath, generate
 from exlstm.cli.parse import check_at_least, checkpoint_of, similar
 from exlstm.cli.presets import Presets, presets, without_weights
@@ -267,6 +268,15 @@ COMMANDS: dict[str, Command] = {
         "package, and writes each of them. Weights go through memory a shard at a time.",
         options=Convert,
         run=convert,
+    ),
+    "forecast": Command(
+        help="forecast a series of numbers from a CSV file, with quantiles and a backtest",
+        more="Methods are fitted to the beginning of the series and compared on the same windows at its end: xLSTM, "
+        "torch's LSTM of equal size, a linear map, the season before and the drift; and AutoETS and AutoARIMA where "
+        "statsforecast is installed. MASE is the absolute error in units of the season before, CRPS that of all "
+        "quantiles in units of the series; both are better lower.",
+        options=Forecast,
+        run=forecast,
     ),
     "demo": Command(
         help="five minutes: train on Python's own source, compare, generate",

@@ -1,0 +1,1 @@
+"""Forecasts of one series: its history is checked, methods are fitted, and compared on the same windows."""

@@ -1,0 +1,123 @@
+"""Forecasters that learn from windows of the history: xLSTM blocks, and torch's LSTM with as many parameters.
+
+B windows  T points  E points of a window  N patches of a context, or pasts  D width  Q quantiles
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exlstm.forecast.contract import Fitted, Floats, ForecastTask
+from exlstm.models.forecaster import Forecaster, ForecasterConfig, forecaster_from_pattern
+from exlstm.models.summary import parameters
+
+PATTERN, WIDTH, HEADS = "ms", 32, 2
+_LR, _BATCH, _WARMUP, _CLIP, _DECAY = 5e-3, 32, 0.1, 1.0, 0.01
+_CHECKS = 10  # of the windows that are kept from training
+
+
+class TorchLSTM(nn.Module):
+    """torch's LSTM of two layers in the place of the blocks, with about as many parameters as are asked for."""
+
+    def __init__(self, width: int, target: int) -> None:
+        super().__init__()
+        sizes = range(4, 16 * width)
+        hidden = min(sizes, key=lambda size: abs(_lstm_parameters(width, size) - target))
+        self.lstm = nn.LSTM(width, hidden, num_layers=2, batch_first=True)
+        self.out = nn.Linear(hidden, width)
+
+    def forward(self, x_BND: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """[B, N, D] -> [B, N, D], and the state behind the last patch."""
+        y, state = self.lstm(x_BND, state)
+        y_BND: Tensor = x_BND + self.out(y)
+        return y_BND, state
+
+
+def _lstm_parameters(width: int, hidden: int) -> int:
+    return 4 * hidden * (width + hidden + 2) + 4 * hidden * (2 * hidden + 2) + (hidden + 1) * width
+
+
+def xlstm(history_T: Floats, task: ForecastTask) -> Fitted:
+    """An mLSTM and an sLSTM block over patches."""
+    return _fitted(history_T, task, Forecaster)
+
+
+def torch_lstm(history_T: Floats, task: ForecastTask) -> Fitted:
+    """The same forecaster with torch's LSTM of equal size."""
+
+    def build(config: ForecasterConfig) -> Forecaster:
+        target = parameters(Forecaster(config).stack)
+        return Forecaster(config, TorchLSTM(config.width, target))
+
+    return _fitted(history_T, task, build)
+
+
+def network_config(task: ForecastTask) -> ForecasterConfig:
+    """The architecture for a task: about four patches to a season, or to the horizon, of 4 to 16 points."""
+    patch = min(16, max(4, max(task.season, task.horizon) // 4))
+    return forecaster_from_pattern(PATTERN, width=WIDTH, heads=HEADS, patch=patch, season=task.season)
+
+
+def _fitted(history_T: Floats, task: ForecastTask, build: Callable[[ForecasterConfig], Forecaster]) -> Fitted:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        model = build(network_config(task))
+        _train(model, history_T, task)
+    model.eval()
+
+    def predict(pasts: Sequence[Floats]) -> Floats:
+        contexts = np.stack([_last(past_T, task.context) for past_T in pasts])
+        with torch.no_grad():
+            quantiles_NPQ: Floats = model(torch.from_numpy(contexts), task.horizon).numpy()
+        return quantiles_NPQ
+
+    return predict
+
+
+def _last(past_T: Floats, count: int) -> Floats:
+    """The last points of a past, with missing ones before its beginning."""
+    return np.pad(past_T[-count:], (max(0, count - len(past_T)), 0), constant_values=np.nan)
+
+
+def _train(model: Forecaster, history_T: Floats, task: ForecastTask) -> None:
+    """AdamW with warm-up and a cosine. Of ten states on the way the best on the last tenth of the windows is kept."""
+    train_BT, check_BT = _windows(history_T, task)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=_DECAY)
+    best, kept = math.inf, copy.deepcopy(model.state_dict())
+    for step in range(task.steps):
+        done = step / task.steps
+        optimizer.param_groups[0]["lr"] = _LR * min(1.0, (done + 0.01) / _WARMUP) * (1 + math.cos(math.pi * done)) / 2
+        chosen_B = torch.randint(len(train_BT), (min(_BATCH, len(train_BT)),))
+        model.loss(train_BT[chosen_B], task.context).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) * _CHECKS // task.steps > step * _CHECKS // task.steps and len(check_BT):
+            with torch.no_grad():
+                error = float(model.loss(check_BT, task.context))
+            if error < best:
+                best, kept = error, copy.deepcopy(model.state_dict())
+    if len(check_BT):
+        model.load_state_dict(kept)
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise ValueError(f"training has diverged in {task.steps} steps; use another --seed.")
+
+
+def _windows(history_T: Floats, task: ForecastTask) -> tuple[Tensor, Tensor]:
+    """Windows for training and for checks in between, whose horizons do not overlap where there are many."""
+    padded_T = _last(history_T, max(len(history_T), task.context + task.horizon))
+    windows_BE = torch.from_numpy(padded_T).unfold(0, task.context + task.horizon, 1)
+    known_BE = ~windows_BE.isnan()
+    windows_BE = windows_BE[known_BE[:, : task.context].any(1) & known_BE[:, task.context :].any(1)]
+    if not len(windows_BE):
+        raise ValueError("no window of the series has values; use a shorter horizon, or fill in missing values.")
+    checks = len(windows_BE) // 10
+    if checks == 0:
+        return windows_BE, windows_BE[:0]
+    gap = min(task.horizon - 1, len(windows_BE) - checks - 1)
+    return windows_BE[: len(windows_BE) - checks - gap], windows_BE[-checks:]
