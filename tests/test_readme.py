@@ -8,6 +8,7 @@ import io
 import re
 import shutil
 import sys
+from datetime import date, timedelta
 
 import exlstm
 from document_commands import ROOT, commands_of, runs
@@ -20,6 +21,7 @@ SHORTER = {
     "eval": ["--tokens", "1000", "--minutes", "0.02"],
     "generate": ["--max-tokens", "5"],
     "convert": ["--tokens", "300"],
+    "forecast": ["--steps", "3", "--windows", "2"],
     "study run": ["--size", "quick", "--only", "task=parity,model=lstm"],
 }
 
@@ -43,6 +45,9 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     config = exlstm.lm_from_pattern("MM", vocab_size=257, width=64)
     exlstm.save(exlstm.LM(config), "some-checkpoint", layout="xlstm-large")
     (tmp_path / "some-checkpoint/tokenizer.json").write_text('{"kind": "bytes"}')
+    days = [date(2024, 1, 1) + timedelta(days=day) for day in range(200)]
+    rows = [f"{day},{day.weekday() * 10 + number % 7}" for number, day in enumerate(days)]
+    (tmp_path / "sales.csv").write_text("\n".join(["day,sold", *rows]))
     for words in COMMANDS:
         kind = "resume" if "--resume" in words else " ".join(words[: 1 + (words[0] == "study")])
         monkeypatch.setattr(sys, "stdin", io.StringIO("how many\n"))
