@@ -15,8 +15,9 @@ import exlstm
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# ourselves; torch on Linux with a GPU; numba; an extra; lm-eval, and an error says how to get it
-COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray", "sklearn"}
+# ourselves; torch on Linux with a GPU; numba; an extra; lm-eval, and an error says how to get it;
+# statsforecast and pyarrow where they are installed: a table or an error says if not
+COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray", "sklearn", "statsforecast", "pyarrow"}
 EXTRAS = PROJECT["optional-dependencies"]
 
 
