@@ -83,11 +83,15 @@ class Task:
 
 def numbers_for(name: str, *, seed: int, split: SplitName, first: int, size: int) -> Numbers:
     """Random numbers of rows first, first + 1, ... of a split. Raises ValueError for an unknown split or no rows."""
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"split={split!r} is unknown; use 'train', 'validation' or 'test'.")
     if first < 0 or size < 1:
         raise ValueError(f"first={first} and size={size} name no rows; use first >= 0 and size >= 1.")
-    index_B = np.arange(first, first + size, dtype=np.uint64)
+    return numbers_at(name, np.arange(first, first + size, dtype=np.uint64), seed=seed, split=split)
+
+
+def numbers_at(name: str, index_B: NDArray[np.uint64], *, seed: int, split: SplitName) -> Numbers:
+    """Random numbers of the rows of these indices. Raises ValueError for an unknown split."""
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split={split!r} is unknown; use 'train', 'validation' or 'test'.")
     return Numbers(_mix(np.array([_key(f"{name}:{seed}:{split}")], dtype=np.uint64) + _GOLDEN * index_B))
 
 
