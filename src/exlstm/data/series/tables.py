@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exlstm.data.series.lines import error_at
+from exlstm.data.series.lines import error_at, number_of
 
 Floats = NDArray[np.float64]
 MISSING = ("", "?", "nan", "na", "null", "none")
@@ -90,7 +90,7 @@ def _table(place: str, names: list[str], columns: list[list[str]], lines: list[i
     kept: dict[str, Floats] = {}
     skipped = []
     for name, column in zip(names, columns, strict=True):
-        numbers = [_number(word) for word in column]
+        numbers = [number_of(word, MISSING) for word in column]
         wrong = [index for index, number in enumerate(numbers) if number is None]
         if not wrong:
             kept[name] = np.array(numbers, dtype=np.float64)
@@ -108,17 +108,6 @@ def _table(place: str, names: list[str], columns: list[list[str]], lines: list[i
         raise ValueError(f"{place} has no column of numbers; give one.")
     values_TC = np.stack(list(kept.values()), axis=1)
     return SeriesTable(names=tuple(kept), values_TC=values_TC, times=times, time_name=time_name, skipped=tuple(skipped))
-
-
-def _number(word: str) -> float | None:
-    """The number of a word, NaN for a missing one; None for what is neither."""
-    if word.lower() in MISSING:
-        return float("nan")
-    try:
-        found = float(word)
-    except ValueError:
-        return None
-    return found if np.isfinite(found) else None
 
 
 def _times(column: list[str]) -> tuple[datetime, ...] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exlstm.data.series.lines import error_at
+from exlstm.data.series.lines import error_at, number_of
 
 Series = NDArray[np.float32]  # [T, C]: time, channels; missing values are NaN
 _KNOWN = {
@@ -198,30 +198,19 @@ def _fields(line: str, header: _Header, place: str, number: int) -> tuple[list[l
     last = last.strip()
     if header.classes and last not in header.classes:
         raise error_at(place, number, f"ends in the class {last[:20]!r}", f"use one of {', '.join(header.classes[:9])}")
-    if header.has_target and _number(last) is None:
+    if header.has_target and number_of(last, _MISSING) is None:
         raise error_at(place, number, f"ends in the target {last[:20]!r}", "write a number")
     if not channels:
         raise error_at(place, number, "has no channels", 'write values, ":" and the class')
     values = []
     for channel in channels:
         words = [word.strip() for word in channel.split(",")]
-        numbers = [_number(word) for word in words]
+        numbers = [number_of(word, _MISSING) for word in words]
         if None in numbers:
             wrong = words[numbers.index(None)]
             raise error_at(place, number, f"has the value {wrong[:20]!r}", "write a number, or ? where it is missing")
         values.append([x for x in numbers if x is not None])
     return values, last
-
-
-def _number(word: str) -> float | None:
-    """The number that a word means, NaN for a missing one; None for what is no finite number."""
-    if word.lower() in _MISSING:
-        return float("nan")
-    try:
-        found = float(word)
-    except ValueError:
-        return None
-    return found if np.isfinite(found) else None
 
 
 def _checked(channels: list[list[float]], before: list[Series], header: _Header, place: str, number: int) -> Series:
