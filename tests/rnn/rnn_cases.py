@@ -5,10 +5,11 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from exlstm.rnn import LSTM, MLSTM, SLSTM
+from exlstm.rnn import LSTM, MLSTM, SLSTM, LSTMCell, MLSTMCell, SLSTMCell
 from exlstm.rnn.parameters import RecurrentWeights
 
 NETS = {"slstm": SLSTM, "mlstm": MLSTM, "lstm": LSTM}
+CELLS = {"slstm": SLSTMCell, "mlstm": MLSTMCell, "lstm": LSTMCell}
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-12) -> None:

@@ -9,15 +9,12 @@ import io
 
 import pytest
 import torch
-from rnn_cases import NETS, close
+from rnn_cases import CELLS, NETS, close
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from exlstm.rnn import LSTMCell, MLSTMCell, SLSTMCell
-
 pytestmark = pytest.mark.slow
 kinds = pytest.mark.parametrize("kind", NETS)
-CELLS = {"slstm": SLSTMCell, "mlstm": MLSTMCell, "lstm": LSTMCell}
 SAMPLES, ERRORS = range(32), range(15)
 
 
