@@ -1,6 +1,7 @@
 """Ways of torch to run a module: compiled, exported, transformed, in narrow precision, on several processes."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -101,6 +102,14 @@ def test_gradient_checkpointing(kind):
         close(mine, other, 1e-6 * max(1, other.abs().max().item()))
 
 
+def gradients_on_processes(net, x):
+    """Gradients of a copy of the net inside DistributedDataParallel."""
+    wrapped = DistributedDataParallel(copy.deepcopy(net))
+    wrapped.zero_grad()
+    loss_of(wrapped(x)).backward()
+    return [p.grad.clone() for p in wrapped.module.parameters()]
+
+
 @kinds
 def test_distributed_data_parallel(kind, tmp_path):
     net = NETS[kind](3, 32)
@@ -108,10 +117,10 @@ def test_distributed_data_parallel(kind, tmp_path):
     loss_of(net(x)).backward()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        wrapped = DistributedDataParallel(copy.deepcopy(net))
-        wrapped.zero_grad()
-        loss_of(wrapped(x)).backward()
-        for mine, other in zip(wrapped.module.parameters(), net.parameters(), strict=True):
-            close(mine.grad, other.grad, 1e-5 * max(1, other.grad.abs().max().item()))
+        found = gradients_on_processes(net, x)
     finally:
+        # the wrapper ends first: ending the group from within it waits, with Python's lock, for threads that want it
+        gc.collect()
         torch.distributed.destroy_process_group()
+    for mine, other in zip(found, net.parameters(), strict=True):
+        close(mine, other.grad, 1e-5 * max(1, other.grad.abs().max().item()))
