@@ -4,6 +4,8 @@ import gc
 import os
 import random
 import signal
+import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -65,8 +67,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests of Triton kernels with `gpu` where there is a GPU; elsewhere they run through the interpreter."""
+    mark_breadth(items)
     for item in items:
         if torch.cuda.is_available() and item.path.stem.endswith("_triton"):
             item.add_marker(pytest.mark.gpu)
@@ -79,8 +83,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gc.enable()
 
 
+def mark_breadth(items: list[pytest.Item]) -> None:
+    """Marks cases of a test with `breadth(n)` as slow, but for the first n."""
+    seen: Counter[tuple[object, str]] = Counter()
+    for item in items:
+        if (breadth := item.get_closest_marker("breadth")) is not None:
+            test = item.path, getattr(item, "originalname", item.name)
+            seen[test] += 1
+            if seen[test] > breadth.args[0]:
+                item.add_marker(pytest.mark.slow)
+
+
 def watches(item: pytest.Item) -> bool:
-    """Whether shape names are checked in a test: only where tensors carry suffixes, since it slows every call."""
+    """Whether shape names are checked in a test: only where tensors carry suffixes, since it slows every call by half.
+
+    Of a test's cases one in four is, chosen by its name: they call the same functions, and other tests do, too.
+    """
+    cases = getattr(item, "callspec", None) is not None
+    if cases and zlib.crc32(item.nodeid.encode()) % 4:
+        return False
     if item.path.stem.endswith(("_triton", "_tracing")):
         # calls inside of Triton's interpreter and torch's compiler would be checked too: one test is enough
         return item.name == "test_names"

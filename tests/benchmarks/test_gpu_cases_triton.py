@@ -46,6 +46,7 @@ def peers(monkeypatch):
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mlstm(tmp_path, peers):
     red, found = done(tmp_path, mlstm_op, "tiny_forward")
     record = found["tiny_forward"]

@@ -175,6 +175,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say how much memory was used")
 def test_explain_needs_no_memory_for_weights():
     """xlstm-7b has 27 GB of them, the largest 0.8 GB."""

@@ -76,6 +76,7 @@ def test_every_piece_is_shown_at_once(here, monkeypatch):
     assert screen.getvalue() == "zeroonetwothree\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_ends_the_text_and_not_the_program(trained, tmp_path):
     """The state of what was said is kept, and goes on."""
@@ -370,6 +371,7 @@ def test_a_conversation_keeps_its_state(here, tmp_path):
     assert later.stdout.split("> ")[2].partition("\n")[0] == replies[2]
 
 
+@pytest.mark.slow
 def test_the_words_of_a_conversation(here, tmp_path):
     done = chat(here, "/help", "/undo", "/save", "/sing", "/load nowhere", "", "hello", "/again", "/reset", "/save x")
     assert done.returncode == 0, done.stderr

@@ -65,6 +65,7 @@ CASES = [(pattern, torch.float64) for pattern in ("ms", "M", "l", "a", "mas", "h
 ]
 
 
+@pytest.mark.breadth(2)
 @pytest.mark.parametrize(("pattern", "dtype"), CASES, ids=lambda x: str(x).removeprefix("torch."))
 def test_company_changes_nothing(pattern, dtype):
     """Slots, order, moment of coming, chunks, cache."""

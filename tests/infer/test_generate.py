@@ -75,6 +75,7 @@ def test_a_seed_decides_the_text():
 SETTINGS = [LIVELY, GREEDY, SamplingConfig(temperature=0.7, repetition_penalty=1.3), LIVELY, SamplingConfig(min_p=0.1)]
 
 
+@pytest.mark.breadth(2)
 @pytest.mark.parametrize("slots", [2, 16])
 def test_a_ragged_batch_gives_each_prompt_what_it_gets_alone(model, slots):
     """Each with its own seed and settings."""

@@ -70,6 +70,7 @@ def test_a_tied_head_leaves_the_embedding_alone(weights):
     assert isinstance(found.head, LAYERS[weights])
 
 
+@pytest.mark.breadth(1)
 @bits
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()

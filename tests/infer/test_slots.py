@@ -93,6 +93,7 @@ def exercise(model, slots, atol):
     assert all(map(torch.equal, leaves(kept), leaves(before))), "what was read is a value"
 
 
+@pytest.mark.breadth(2)
 @pytest.mark.parametrize("pattern", ["ms", "M", "l", "a", "mas", "hyena,m"])
 def test_rows_do_not_notice_each_other(pattern):
     model = build(pattern, torch.float64)

@@ -89,6 +89,7 @@ def accuracy_cases():
         yield pytest.param(*case, marks=() if case in default else pytest.mark.slow)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize(("config", "dtype", "B"), list(accuracy_cases()))
 def test_replayed_steps_are_as_accurate_as_called_ones(config, dtype, B, two_threads):
     """In the root mean square over several models: in one of them, one rounding of a gate moves the whole state."""

@@ -80,6 +80,7 @@ def test_a_conversion_onto_itself_is_refused(tmp_path):
     load(tmp_path)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 def test_quantised_while_loading(tmp_path, bits, tied):

@@ -138,6 +138,7 @@ def both_ways(model, B, steps=8):
 REPLAYED = set(ACTIVATIONS) - {"selu"}
 
 
+@pytest.mark.breadth(8)
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)

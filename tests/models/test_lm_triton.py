@@ -33,6 +33,7 @@ def curve(device, backend, precision=torch.float32):
     return torch.tensor(losses)
 
 
+@pytest.mark.slow
 def test_the_loss_curve_is_the_definitions():
     got, want = curve(DEVICE, "triton"), curve("cpu", "recurrent")
     assert want[-1] < want[0]

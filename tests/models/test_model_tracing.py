@@ -72,6 +72,7 @@ def forget_graphs():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", EVERY)
 def test_compiled_without_gradients(names):
     model = build(names)

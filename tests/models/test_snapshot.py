@@ -59,6 +59,7 @@ def assert_equal(got, want):
         assert torch.equal(x, y)
 
 
+@pytest.mark.breadth(4)
 @pytest.mark.parametrize("chunk_len", [1, 3, 7, 50])
 def test_ragged_prompts_in_chunks_then_more_of_each(model, chunk_len):
     snapshot = model.read(PROMPTS, chunk_len=chunk_len)

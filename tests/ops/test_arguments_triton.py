@@ -43,6 +43,7 @@ def test_states_are_widened_or_refused(name):
         TRITON[name].run(inputs, wrong)
 
 
+@pytest.mark.slow
 @quick_ops
 def test_padding_may_be_anything(name):
     """Neither outputs, nor states, nor any gradient see it."""

@@ -55,6 +55,7 @@ def test_resets(name):
     check(name, (2, 50), reset_BT=resets(2, 50))
 
 
+@pytest.mark.slow
 def test_ragged_rows():
     rows = {"lengths_B": torch.tensor([50, 33, 0]), "reset_BT": resets(3, 50)}
     check("delta_rule with a decay", (3, 50), **rows)
@@ -109,6 +110,7 @@ def test_a_step(name):
         torch.testing.assert_close(state.s_BHKV.double(), after.s_BHKV, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bfloat16_as_on_a_gpu")
 def test_bfloat16():
     """Products of bfloat16 matrices: within 2 % in the mean square, of every output, state and gradient."""

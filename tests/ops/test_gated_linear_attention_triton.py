@@ -66,6 +66,7 @@ def test_resets(form, share):
     check(form, 1, 75, 1, 6, 5, reset_BT=resets(1, 75, share))
 
 
+@pytest.mark.slow
 @with_slow_breadth
 def test_ragged_rows(form):
     lengths_B = torch.tensor([20, 17, 0])
@@ -130,6 +131,7 @@ def test_the_step(form, dtype, H, K, V):
     compare(found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bfloat16_as_on_a_gpu")
 @with_slow_breadth
 def test_bfloat16(form):

@@ -99,6 +99,7 @@ def test_any_shape_is_the_definition(B, T, H, V, seed, variant, eps):
     comparison.assert_same(everything(numba, x, **options), want, tolerance=2e-5 if V > 4 else 1e-3)
 
 
+@pytest.mark.breadth(8)
 @every_pair(variant=VARIANTS, size=[(1, 4, 128), (512, 4, 128), (70, 3, 33), (50, 1, 1000), (40, 30, 4)])
 def test_accuracy(variant, size):
     others, skip = variant

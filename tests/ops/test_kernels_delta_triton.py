@@ -12,6 +12,7 @@ def check(capability, kind, K, V):
     assert {name: shared for name, shared in found.items() if int(shared) > ROOM[capability]} == {}
 
 
+@pytest.mark.slow
 def test_kernels_for_an_h100():
     check(90, "bf16", 64, 64)
 

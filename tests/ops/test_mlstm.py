@@ -77,6 +77,7 @@ def test_spans_cover_every_step_once(T, chunk_len):
     assert all(length == chunk_len for _, _, length in parts[:-1])
 
 
+@pytest.mark.breadth(3)
 @every_pair(
     backend=["numba", "chunkwise"],
     dtype=[torch.float32, torch.bfloat16],
@@ -90,6 +91,7 @@ def test_accuracy(backend, dtype, gate, sizes):
     assert_as_accurate(fast, partial(call, backend="recurrent"), draws, names=NAMES)
 
 
+@pytest.mark.breadth(1)
 @every_pair(
     backend=["numba", "chunkwise"],
     dtype=[torch.float32, torch.bfloat16],
@@ -105,6 +107,7 @@ def test_accuracy_of_the_variants(backend, dtype, options):
     assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
+@pytest.mark.breadth(1)
 @every_pair(backend=["numba", "chunkwise"], dtype=[torch.float32, torch.bfloat16], gate=[1.0, 10.0, 40.0])
 def test_accuracy_with_resets_and_lengths(backend, dtype, gate):
     options = {"reset_BT": resets(3, 130, share=0.05), "lengths_B": torch.tensor([130, 77, 0])}
@@ -116,6 +119,7 @@ def test_accuracy_with_resets_and_lengths(backend, dtype, gate):
     assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
+@pytest.mark.breadth(1)
 @every_pair(backend=["numba", "chunkwise"], gate=[1.0, 10.0, 40.0])
 def test_accuracy_where_the_mass_cancels(backend, gate):
     """Some n.q is almost zero, and dividing by it magnifies its rounding."""

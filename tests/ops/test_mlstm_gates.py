@@ -63,6 +63,7 @@ def test_the_gates_are_what_they_are_called(backend, gates, normalize):
     assert_same(with_gradients(run, x), with_gradients(partial(in_numbers, **options), x), tolerance=1e-9)
 
 
+@pytest.mark.breadth(3)
 @every_pair(backend=["numba", "chunkwise"], gates=COMBINATIONS, normalize=[True, False])
 def test_accuracy(backend, gates, normalize):
     input_gate, forget_gate = gates

@@ -25,6 +25,7 @@ def test_packed_sequences_are_the_sequences():
     check(BORDERS, 16, H=2)
 
 
+@pytest.mark.slow
 def test_resets():
     check(BORDERS, 16, reset_BT=resets(1, BORDERS[-1]))
 

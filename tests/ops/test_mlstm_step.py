@@ -48,6 +48,7 @@ def test_the_step_is_the_definition(B, H, K, V, seed, gate, variant, data):
         torch.testing.assert_close(got[name].double(), value, rtol=2e-4, atol=2e-4 * float(value.abs().max()))
 
 
+@pytest.mark.breadth(3)
 @every_pair(
     dtype=[torch.float32, torch.bfloat16, torch.float16], variant=VARIANTS, sizes=[(16, 8), (33, 17), (256, 512)]
 )
@@ -67,6 +68,7 @@ def test_accuracy_where_the_memory_outweighs_the_new(variant):
     assert_accurate(draws, variant)
 
 
+@pytest.mark.slow
 def test_hundreds_of_steps_drift_no_further_than_the_definition():
     def stepwise(*x, backend):
         h, state = [], MLSTMState(*x[5:])

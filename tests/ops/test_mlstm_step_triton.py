@@ -63,6 +63,7 @@ def test_the_step_is_the_definition(B, H, K, V, seed, gate, variant, data):
         torch.testing.assert_close(got[name].double(), value, rtol=2e-4, atol=2e-4 * float(value.abs().max()))
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_accuracy(dtype, variant):
@@ -71,6 +72,7 @@ def test_accuracy(dtype, variant):
         assert_accurate([make(2, 1, 2, 33, 15, seed=seed, gate=gate, dtype=dtype) for seed in DRAWS], variant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_accuracy_of_wide_heads(dtype):
     """300 keys are walked over in two blocks, 130 values are shared out to several programs."""
@@ -83,6 +85,7 @@ def test_a_negative_mass_divides_by_its_size():
     assert torch.equal(found(step, [-x[0], *x[1:]], {})["output"], -want)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize("variant", VARIANTS[:2], ids=str)
 def test_accuracy_where_the_memory_outweighs_the_new(variant):
     """Then m is a sum that has to be rounded, and C is measured by the m that is stored."""
@@ -92,6 +95,7 @@ def test_accuracy_where_the_memory_outweighs_the_new(variant):
     assert_accurate(draws, variant)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize("i", [-30.0, -10.0, 5.0])
 def test_accuracy_of_the_first_step(i):
     """The state is empty: what is written, however little, is all there is."""
@@ -106,6 +110,7 @@ def test_accuracy_of_the_first_step(i):
     assert torch.equal(got_BTHV, want["output"])
 
 
+@pytest.mark.slow
 def test_thirty_steps_drift_no_further_than_the_definition():
     reset_BT = torch.rand(2, 30) < 0.1
 
@@ -140,6 +145,7 @@ def test_a_reset_forgets_even_what_is_no_number(nothing):
 EXTREMES = [(-torch.inf, 1.0), (0.5, -torch.inf), (1.0, torch.inf), (0.0, -1e4), (1e4, -1e4), (-1e4, 1e4), (-200, 9.0)]
 
 
+@pytest.mark.breadth(2)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_extreme_gates(variant):
     """The definition's numbers exactly where it has any; where it divides by zero, it is not a number here either."""
@@ -178,6 +184,7 @@ def test_inputs_are_left_as_they_were_and_nothing_is_shared():
     assert all(torch.equal(value, before_second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(data=st.data())
 def test_strides_do_not_matter(data):

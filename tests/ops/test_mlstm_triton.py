@@ -35,11 +35,13 @@ def test_names():
     everything(here(make(1, 5, 2, 8, 6, dtype=torch.float32)), partial(fast, chunk_len=16))
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize(("B", "T", "H"), [(1, 1, 1), (1, 16, 1), (2, 20, 2)])
 def test_lengths(B, T, H):
     check((B, T, H, 8, 6), 16)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize(("T", "chunk_len"), [(140, 64), (400, 256)])
 def test_several_tiles_in_several_chunks(T, chunk_len):
     """Pairs of tiles, tiles between them, the state from chunk to chunk; resets fall in, on and between tiles."""
@@ -47,6 +49,7 @@ def test_several_tiles_in_several_chunks(T, chunk_len):
     check((1, T, 1, 16, 16), chunk_len, reset_BT=resets(1, T, share=0.01))
 
 
+@pytest.mark.slow
 def test_a_scan_over_tiles_in_several_blocks(monkeypatch):
     """What was large at first still is after all blocks."""
     monkeypatch.setattr(triton, "SCAN_TILES", 2)
@@ -56,6 +59,7 @@ def test_a_scan_over_tiles_in_several_blocks(monkeypatch):
     assert_same(got, everything(x, definition), tolerance=2e-5)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize(("K", "V"), [(24, 136), (130, 66)])
 def test_widths_of_several_blocks_and_of_no_power_of_two(K, V):
     check((1, 20, 1, K, V), 32)
@@ -71,16 +75,19 @@ def test_accuracy(gate, T, chunk_len):
     assert_as_accurate(partial(fast, chunk_len=chunk_len), definition, draws, names=NAMES)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_variants(input_gate, normalize):
     check((1, 100, 1, 8, 8), 128, input_gate=input_gate, normalize=normalize, reset_BT=resets(1, 100, share=0.02))
 
 
+@pytest.mark.slow
 def test_ragged_rows():
     check((3, 50, 1, 8, 8), 32, lengths_B=torch.tensor([50, 33, 0]), reset_BT=resets(3, 50, share=0.05))
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(data=st.data())
 def test_any_shape_is_the_definition(data):
@@ -97,6 +104,7 @@ def test_a_unit_that_is_large():
     assert_same(output_and_gradients(partial(fast, chunk_len=16), x), want, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_cutting_time_changes_nothing():
     x = here(make(1, 60, 1, 8, 8, dtype=torch.float32, gate=3.0, positive=True))
 
@@ -117,6 +125,7 @@ def test_a_forget_gate_that_closes_for_good(f):
     assert_same({name: t.cpu() for name, t in got.items()}, want, tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_inputs_in_any_order_of_memory():
     """As they come out of one projection, or transposed."""
     x = here(make(2, 20, 2, 8, 6, dtype=torch.float32, positive=True))

@@ -37,6 +37,7 @@ def test_names(name):
     check(name, 2, 3, RECURRENCES[name].small)
 
 
+@pytest.mark.breadth(2)
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("scan", {"E": 1}), ("scan", {"E": 130}), ("scan", {"E": 33}), ("selective_scan", {"E": 1, "Z": 1}),
@@ -47,6 +48,7 @@ def test_programs(name, sizes):
     check(name, 2, 4, sizes)
 
 
+@pytest.mark.breadth(2)
 @every
 @pytest.mark.parametrize("T", [1, 15, 16, 17, 33])
 def test_chunks(name, T):
@@ -54,6 +56,7 @@ def test_chunks(name, T):
     check(name, 1, T, RECURRENCES[name].small)
 
 
+@pytest.mark.breadth(1)
 @every
 def test_resets_and_lengths(name):
     """Resets on the first step, on a chunk's first and last, and beyond a row's length; rows of no steps, some, all."""
@@ -62,6 +65,7 @@ def test_resets_and_lengths(name):
     check(name, 4, 34, RECURRENCES[name].small, reset_BT=reset_BT, lengths_B=torch.tensor([0, 3, 34, 16]))
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(data=st.data())
 def test_any_shape_is_the_definition(data):
@@ -105,6 +109,7 @@ def test_a_reset_ends_infinity(name):
     torch.testing.assert_close(state[0], after[0])
 
 
+@pytest.mark.breadth(1)
 @every
 def test_padding_may_be_anything(name):
     case, found = RECURRENCES[name], []
@@ -132,6 +137,7 @@ def test_step_by_step(name):
     torch.testing.assert_close(state, after[0])
 
 
+@pytest.mark.breadth(1)
 @every
 def test_tensors_that_are_not_contiguous(name):
     """Time first, every other number, and an expanded gradient."""
@@ -161,6 +167,7 @@ def test_factors_that_are_expanded():
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.breadth(1)
 @every
 def test_sixteen_bits(name, bfloat16_as_on_a_gpu):
     """Inputs are read as they are, outputs have their dtype, and numbers are those of the rounded inputs."""
@@ -215,6 +222,7 @@ def test_operators():
         keeps_its_word(run_backward, a, h, *rows, y, y, after)
 
 
+@pytest.mark.slow
 def test_operators_of_the_selective_scan():
     from exlstm.ops.selective_scan.triton.op import run_backward, run_forward
 

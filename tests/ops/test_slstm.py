@@ -17,6 +17,7 @@ BACKENDS = ["numba", "recurrent"]
 ROUNDING = 1e-12
 
 
+@pytest.mark.breadth(4)
 @pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 @pytest.mark.parametrize("cell_activation", ["tanh", "identity", "silu", "gelu", "sin", "softsign"])
 def test_gradients_are_those_of_the_function(forget_gate, cell_activation):

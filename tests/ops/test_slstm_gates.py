@@ -80,6 +80,7 @@ def test_the_gates_are_what_they_are_called(form, variant, forget_gate):
     assert_same(got, want, tolerance=tolerance)
 
 
+@pytest.mark.breadth(4)
 @every_pair(variant=VARIANTS, forget_gate=["sigmoid", "exp"], mixing=[True, False])
 def test_accuracy(variant, forget_gate, mixing):
     """Some elements fresh, resets, a row that ends early and one that never begins; more than 16 units, and not 32."""

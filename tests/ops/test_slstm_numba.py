@@ -60,6 +60,7 @@ def test_scan_is_the_definition_at_length(problem):
     check_scan(problem)
 
 
+@pytest.mark.breadth(1)
 @every_pair(dtype=[torch.float32, torch.bfloat16], gate=[1.0, 10.0, 40.0], heads=[(2, 16), (1, 20)])
 def test_accuracy(dtype, gate, heads):
     definition, fast = partial(call, backend="recurrent"), partial(call, backend="numba")
@@ -75,6 +76,7 @@ def test_accuracy_with_the_exponential_forget_gate(gate):
     assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize("activation", [name for name in CELL_ACTIVATIONS if name != "tanh"])
 def test_accuracy_of_other_cell_inputs(activation):
     definition, fast = (partial(call, backend=name, cell_activation=activation) for name in ("recurrent", "numba"))
@@ -82,6 +84,7 @@ def test_accuracy_of_other_cell_inputs(activation):
     assert_as_accurate(fast, definition, draws, names=NAMES)
 
 
+@pytest.mark.breadth(1)
 @NARROW
 @pytest.mark.parametrize("mixing", [True, False])
 def test_accuracy_with_resets_and_lengths(dtype, mixing):

@@ -32,6 +32,7 @@ def test_names():
         everything(here(make(1, 2, 1, 3, dtype=torch.float32)), partial(call, backend=way))
 
 
+@pytest.mark.breadth(2)
 @pytest.mark.parametrize(
     ("way", "B", "H", "V"),
     [("triton", 1, 1, 1), ("triton", 3, 2, 16), ("triton", 9, 1, 33), ("triton_steps", 17, 1, 1),
@@ -49,6 +50,7 @@ def test_many_rows(monkeypatch):
     check("triton", (1, 2, 1, 70), mixing=False)
 
 
+@pytest.mark.breadth(1)
 @both_ways
 @pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 def test_resets_and_lengths(way, forget_gate):
@@ -59,6 +61,7 @@ def test_resets_and_lengths(way, forget_gate):
     check(way, (4, 6, 1, 5), reset_BT=reset_BT, lengths_B=lengths_B, forget_gate=forget_gate)
 
 
+@pytest.mark.breadth(1)
 @both_ways
 @pytest.mark.parametrize("gate", [1.0, 10.0, 40.0])
 def test_accuracy(way, gate):
@@ -66,6 +69,7 @@ def test_accuracy(way, gate):
     assert_as_accurate(partial(call, backend=way), definition, draws, names=NAMES)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(data=st.data())
 def test_any_shape_is_the_definition(data):
@@ -131,6 +135,7 @@ def test_16_bits(way):
     assert_same({name: t.double() for name, t in got.items()}, want, tolerance=0.004)
 
 
+@pytest.mark.breadth(1)
 @both_ways
 @pytest.mark.usefixtures("bfloat16_as_on_a_gpu")
 def test_bfloat16(way):

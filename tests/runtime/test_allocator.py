@@ -56,6 +56,7 @@ def measured(context: str, *, threads: bool = False, nested: bool = False) -> tu
     return fresh, returned
 
 
+@pytest.mark.slow
 def test_a_step_takes_no_new_memory() -> None:
     """A thread has heaps of its own, of which glibc returns whole ones: without the padding it takes 100 MB."""
     fresh, _ = measured("keep_freed_memory()", threads=True)

@@ -238,6 +238,7 @@ lm(tokens)
 """
 
 
+@pytest.mark.slow
 def test_without_its_compiler_numba_is_not_used():
     """Numba's switch for debugging: kernels made of LLVM's instructions are no Python."""
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}

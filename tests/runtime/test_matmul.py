@@ -56,6 +56,7 @@ def transposed_slice(rows, columns):
     return numbers(columns, 2, rows)[:, 1].T
 
 
+@pytest.mark.breadth(8)
 @every_pair(
     a=[as_it_is, transposed, every_third_row, transposed_slice],
     b=[as_it_is, every_third_row],

@@ -231,6 +231,7 @@ def test_what_there_is_not(make, says):
 LEARNS = PPOConfig(rows=32, steps=32)
 
 
+@pytest.mark.slow
 def test_slstm_learns_to_keep_a_bit_and_a_net_without_memory_does_not():
     run = run_of("slstm", size=MemorySize(width=32), lr=1e-2, frames=30_000, ppo=LEARNS, embedding=32, episodes=128)
     assert run.execute(Quiet())["metrics"]["tests"][0]["score"] > 0.9

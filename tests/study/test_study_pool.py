@@ -126,6 +126,7 @@ def test_progress_reaches_the_caller_and_is_no_flood(day):
     assert events[-1] == Finished("chatter", {"times": 20_000})
 
 
+@pytest.mark.slow
 def test_two_at_a_time_with_a_device_each(day, tmp_path, monkeypatch):
     """After an error away from the CPU, where errors may stay in a process, there is a new one. Rows are the same."""
 
@@ -210,6 +211,7 @@ def parent(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path, parent):
     wait_until(lambda: pids(tmp_path))
     parent.kill()

@@ -225,6 +225,7 @@ def test_facets_have_what_is_varied():
     assert training(varied=(("R", "none"),)).facets() == {"model": "lstm", "task": "parity", "R": "none"}
 
 
+@pytest.mark.slow
 def test_parity_takes_memory_mixing():
     """The claim that all studies stand on, at its smallest: an sLSTM learns parity in a moment, an mLSTM does not."""
     lesson = Lesson(task="parity", train=(3, 40), test=((40, 100),), dense=True)

@@ -24,6 +24,7 @@ GPT = LMConfig(
 )
 
 
+@pytest.mark.slow
 def test_a_run_and_its_scores(settings, text, tmp_path):
     train(settings(tokenizer="bytes", length=COUNT, run=str(tmp_path / "run")), model=GPT)
     run = str(tmp_path / "run")

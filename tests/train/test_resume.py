@@ -55,6 +55,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     same(str(tmp_path / "whole"), resumed.run)
 
 
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize("carry_state", [False, True])
 def test_a_run_on_several_sources_resumes(
     carry_state: bool, settings: Settings, tiny: LMConfig, text: Path, tmp_path: Path
@@ -107,6 +108,7 @@ def test_what_was_left_out_is_said(
     assert open_run(tmp_path / "run").config()["data"]["documents"] == 2
 
 
+@pytest.mark.slow
 def test_workers_share_a_batch_and_stay_in_step(settings: Settings, tiny: LMConfig, tmp_path: Path) -> None:
     """Unequal parts, a carried state: bit for bit when resumed, and the numbers of one worker but for rounding."""
     config = settings(workers=2, batch=3, carry_state=True, accumulate=2, samples=8)
@@ -133,6 +135,7 @@ def with_learned_graph(config: LMConfig) -> LMConfig:
     return replace(config, blocks=(*config.blocks, BlockConfig(mixer=mixer)))
 
 
+@pytest.mark.slow
 def test_a_learned_graph_resumes(
     settings: Settings, tiny: LMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +150,7 @@ def test_a_learned_graph_resumes(
     same(str(tmp_path / "whole"), resumed.run, step=4)
 
 
+@pytest.mark.slow
 def test_all_mixers_resume(settings: Settings, tmp_path: Path) -> None:
     """With a state of every kind in the checkpoint (attention's grows, so it cannot be carried)."""
     model = lm_from_pattern("msMl", vocab_size=257, width=16, heads=2)

@@ -58,6 +58,7 @@ def test_the_run_and_its_report_name_what_it_started_from(settings: Settings, fi
     assert train(TrainConfig(run=done.run, resume=True, steps=2)).step == 2
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint_it_starts_there_again(
     settings: Settings, first: str, tmp_path: Path
 ) -> None:

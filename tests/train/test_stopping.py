@@ -218,6 +218,7 @@ class Ending(io.StringIO):
         return super().write(text)
 
 
+@pytest.mark.breadth(1)
 @every_pair(
     words=["reading the text", "step 4: "],
     error=[BrokenPipeError(), OSError(errno.EIO, "Input/output error")],
@@ -257,6 +258,7 @@ def full_disk_in_safetensors(*arguments: Any, **options: Any) -> None:
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
+@pytest.mark.breadth(2)
 @pytest.mark.parametrize(
     ("place", "failure"),
     [
