@@ -244,7 +244,7 @@ def test_every_op_has_the_same_faces():
 
 
 def test_the_kernels_of_an_op_are_its_own():
-    """They may inline those of the norms and the LSTM's; `runtime.cpu.jit.sources` hashes no others."""
+    """They may inline those of linear maps, norms and the LSTM's; `runtime.cpu.jit.sources` hashes no others."""
     for name, tree in TREES.items():
         if is_kernel_page(name):
             own = f"exlstm.ops.{Path(name).parts[1]}."

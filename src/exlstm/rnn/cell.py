@@ -6,12 +6,10 @@ B batch  D input width  V width of h  S width of c
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from exlstm.nn.borders import Borders
 from exlstm.rnn.arguments import Hidden, ShapeError, check_hidden, check_input, checked_hidden
-from exlstm.rnn.memory import Memory
 from exlstm.rnn.parameters import RecurrentWeights
 
 
@@ -34,11 +32,6 @@ class RecurrentCell(RecurrentWeights):
         """The one layer."""
         yield "", self.input_size, 0
 
-    def register(self, memory: Memory, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        """Makes the weights, and fills them."""
-        super().register(memory, device, dtype)
-        self.names = self.names_by_layer()[0][0]
-
     def zero_state(self, batch: int) -> Hidden:
         """The empty state of `batch` rows, the same as None."""
         return self.zeros(batch)
@@ -47,7 +40,7 @@ class RecurrentCell(RecurrentWeights):
         """See the class."""
         if input.dim() not in (1, 2):
             raise ShapeError(f"{self.mode}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        weights = self.weights(self.names)
+        weights = self.weights(self.names[0][0])
         check_input(input, self.input_size, next(iter(weights.values())))
         batched = input.dim() == 2
         x_BD = input if batched else input[None]

@@ -27,7 +27,6 @@ from exlstm.rnn.arguments import (
     checked_lengths,
     checked_reset,
 )
-from exlstm.rnn.memory import Memory
 from exlstm.rnn.parameters import RecurrentWeights
 from exlstm.runtime.tracing import tracer
 
@@ -86,11 +85,6 @@ class RecurrentNet(RecurrentWeights):
             inputs = self.input_size if layer == 0 else self.output_size * self.directions
             for ending in ("", "_reverse")[: self.directions]:
                 yield f"_l{layer}{ending}", inputs, layer
-
-    def register(self, memory: Memory, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        """Makes the weights, and fills them."""
-        super().register(memory, device, dtype)
-        self.names = self.names_by_layer()
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
@@ -174,21 +168,19 @@ class RecurrentNet(RecurrentWeights):
         if hx is None:
             return None
         h_NBV, c_NBS = checked_hidden(hx, batched)
-        N, B = len(self.names), len(x_BTD)
+        N, B, wide = len(self.names), len(x_BTD), wide_dtype(x_BTD.dtype)
         # torch's c is as wide as hidden_size, and many programs make their first one by hand
         foreign = c_NBS.shape[2] == self.hidden_size != self.state_size
         if foreign and tracer((c_NBS,)) is None and not bool(c_NBS.any()):
             c_NBS = c_NBS.new_zeros(*c_NBS.shape[:2], self.state_size)
         check_hidden(h_NBV, c_NBS, [(N, B, self.output_size), (N, B, self.state_size)], x_BTD)
-        wide = wide_dtype(x_BTD.dtype)
         return h_NBV.to(wide), c_NBS.to(wide)
 
     def run(self, x_BTD: Tensor, borders: Borders, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """All layers over rows: outputs, and the state after each row's last step."""
         backwards = Reversal.of(borders.lengths_B, x_BTD.shape[1]) if self.bidirectional else None
         turned = borders if backwards is None else backwards.borders(borders)
-        before = zip(*(self.zero_state(len(x_BTD)) if hidden is None else hidden), strict=True)
-        places = iter(self.names)
+        h_NBV, c_NBS = self.zero_state(len(x_BTD)) if hidden is None else hidden
         y = x_BTD  # [B, T, D], then the outputs of a layer, one direction beside the other
         h: list[Tensor] = []
         c: list[Tensor] = []
@@ -197,15 +189,18 @@ class RecurrentNet(RecurrentWeights):
                 y = functional.dropout(y, self.dropout)
             outputs = []
             for reverse in (None, backwards)[: self.directions]:
-                weights = self.weights(next(places)[0])
+                place = len(h)
+                weights = self.weights(self.names[place][0])
                 x = y if reverse is None else reverse(y)
+                rows = borders if reverse is None else turned
                 out_BTV, h_BV, c_BS = self.memory.run(
-                    weights, x, *next(before), borders if reverse is None else turned, self.backend
+                    weights, x, h_NBV.select(0, place), c_NBS.select(0, place), rows, self.backend
                 )
                 outputs.append(out_BTV if reverse is None else reverse(out_BTV))
                 h.append(h_BV)
                 c.append(c_BS)
             y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        # copies: of one step, y and the state would be the same memory
         return y, (torch.stack(h), torch.stack(c))
 
     def extra_repr(self) -> str:

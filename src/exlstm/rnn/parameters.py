@@ -51,6 +51,7 @@ class RecurrentWeights(nn.Module):
             for stem, shape in memory.shapes(inputs, self.bias).items():
                 # a plain attribute, so that a parameter can be tied, replaced and reparametrized as torch's
                 setattr(self, stem + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.names = self.names_by_layer()
         self.reset_parameters()
 
     def names_by_layer(self) -> list[tuple[dict[str, str], int]]:
@@ -67,7 +68,7 @@ class RecurrentWeights(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws all weights anew."""
-        for names, index in self.names_by_layer():
+        for names, index in self.names:
             fills = self.memory.fills(index, self.depth)
             for stem, name in names.items():
                 fills[stem](getattr(self, name))
@@ -75,7 +76,9 @@ class RecurrentWeights(nn.Module):
     @property
     def weight(self) -> Tensor:
         """A weight, for the dtype and the device of all."""
-        return next(self.parameters())
+        # of all parameters the first one, which `parameters()` takes longer to find than a small step takes
+        first: Tensor = getattr(self, next(iter(self.names[0][0].values())))
+        return first
 
     @property
     def state_size(self) -> int:

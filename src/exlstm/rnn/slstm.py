@@ -1,7 +1,7 @@
 """The sLSTM (Beck et al. 2024, arXiv:2405.04517, eqs 8-17) with the interface of torch.nn.LSTM.
 
 B batch  T time  D input width  E input width with a projected h  H heads  U width of a head  M of all heads
-K width of the h that recurs in a head  V width of h  S width of c  G gates: i, f, z, o  J rows of all gates
+K width of the h that recurs in a head  V width of h  S width of c  J rows of all gates
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from exlstm.nn import init
 from exlstm.nn.borders import Borders
-from exlstm.ops.slstm import Projection, SLSTMState, projected_slstm
+from exlstm.ops.slstm import Layer, slstm_layer
 from exlstm.rnn.cell import RecurrentCell
 from exlstm.rnn.heads import heads_of
 from exlstm.rnn.interface import RecurrentNet
-from exlstm.rnn.memory import Result, Weights, projected, summed_bias, with_projection
+from exlstm.rnn.memory import Result, Weights, projected, with_projection
 
 ForgetBias = Literal["power_law", "linspace", "zeros"]
 RecurrentInit = Literal["uniform", "zeros"]
@@ -76,23 +76,20 @@ class SLSTMMemory:
         self, weights: Weights, x_BTD: Tensor, h_BV: Tensor, c_BS: Tensor, borders: Borders, backend: str
     ) -> Result:
         """See `Memory.run`."""
-        H, before_BM = self.num_heads, h_BV
-        x_BTE, w_JE, r_JK = x_BTD, weights["weight_ih"], weights["weight_hh"]
-        b_J = summed_bias(weights)
+        x_BTE, before_BM = x_BTD, h_BV
+        layer = Layer(weights["weight_ih"], weights["weight_hh"], weights.get("bias_ih"), weights.get("bias_hh"))
         if self.proj_size:
-            x_BTE, w_JE, r_JK = with_projection(x_BTD, w_JE, r_JK, weights["weight_hr"], h_BV, borders.reset_BT)
+            x_BTE, w_JE, r_JK = with_projection(
+                x_BTD, layer.w_JD, layer.r_JK, weights["weight_hr"], h_BV, borders.reset_BT
+            )
+            layer = layer._replace(w_JD=w_JE, r_JK=r_JK)
             before_BM = h_BV.new_zeros(len(h_BV), self.hidden_size)
-        state = SLSTMState(*(torch.unflatten(x, 1, (H, -1)) for x in (before_BM, *c_BS.chunk(3, dim=1))))
-        w_HGUE = torch.unflatten(w_JE, 0, (4, H, -1)).transpose(0, 1)
-        r_HKGU = torch.unflatten(r_JK, 0, (4, H, -1)).permute(1, 3, 0, 2)
-        b_HGU = None if b_J is None else torch.unflatten(b_J, 0, (4, H, -1)).transpose(0, 1)
-        h_BTHU, after = projected_slstm(
-            Projection(x_BTE, None, w_HGUE, b_HGU), r_HKGU, state, **borders._asdict(), backend=backend
+        y_BTV, last_BV, c_BS = slstm_layer(
+            x_BTE, layer, before_BM, c_BS, reset_BT=borders.reset_BT, lengths_B=borders.lengths_B, backend=backend
         )
-        y_BTV, last_BV = h_BTHU.flatten(2), after.h_BHV.flatten(1)
         if self.proj_size:
             y_BTV, last_BV = projected(y_BTV, weights["weight_hr"], h_BV, borders)
-        return y_BTV.to(x_BTD.dtype), last_BV, torch.cat([x.flatten(1) for x in after[1:]], dim=1)
+        return y_BTV.to(x_BTD.dtype), last_BV, c_BS
 
     def unpack(self, h: Tensor, c: Tensor) -> SLSTMParts:
         """See `Memory.unpack`."""
@@ -168,7 +165,7 @@ class SLSTM(RecurrentNet):
     def reset_forget_bias(self) -> None:
         """Sets the biases of the forget gates as at the start, for code that set all biases to 0."""
         H = self.hidden_size
-        for names, index in self.names_by_layer():
+        for names, index in self.names:
             if "bias_ih" in names:
                 with torch.no_grad():
                     bias = getattr(self, names["bias_ih"])

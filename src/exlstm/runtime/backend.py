@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from exlstm.runtime.internals import is_compiling
 from exlstm.runtime.tracing import tracer, tracing_obstacle
 
 
@@ -51,19 +51,24 @@ def choose(
         raise ValueError(f"backend {backend!r} of {op} cannot run: {obstacles[backend]}; use backend='auto'.")
     else:
         picked, why = backend, "asked for by name"
-    # torch.compile cannot look into the variable, and a compiled graph is not explained
-    record = None if torch.compiler.is_compiling() else _record.get()
-    if record is not None:
-        record.append(Choice(op, picked, why))
+    record(op, picked, why)
     return picked
+
+
+def record(op: str, backend: str, why: str = FASTEST) -> None:
+    """Records a decision, for `recorded`."""
+    # torch.compile cannot look into the variable, and a compiled graph is not explained
+    choices = None if is_compiling() else _record.get()
+    if choices is not None:
+        choices.append(Choice(op, backend, why))
 
 
 @contextmanager
 def recorded() -> Iterator[list[Choice]]:
     """Collects every choice made inside the `with` block."""
-    record: list[Choice] = []
-    token = _record.set(record)
+    choices: list[Choice] = []
+    token = _record.set(choices)
     try:
-        yield record
+        yield choices
     finally:
         _record.reset(token)

@@ -10,6 +10,7 @@ from torch import Tensor
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates
+from exlstm.ops.slstm.layer import Layer, as_heads, contiguous, in_own_kernels
 from exlstm.ops.slstm.projection import Projection, check_projection, is_in_scan, project_gates
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
@@ -20,18 +21,20 @@ from exlstm.ops.slstm.reference import (
     zero_state,
 )
 from exlstm.runtime.availability import cpu_kernel_obstacle
-from exlstm.runtime.backend import choose
+from exlstm.runtime.backend import choose, record
 from exlstm.runtime.gpu.limits import gpu_candidate, gpu_limits
 
 __all__ = [
     "CellActivation",
     "ForgetGate",
     "InputGate",
+    "Layer",
     "Projection",
     "SLSTMState",
     "project_gates",
     "projected_slstm",
     "slstm",
+    "slstm_layer",
     "slstm_recurrent",
     "slstm_step",
     "zero_state",
@@ -198,8 +201,37 @@ def projected_slstm(
     check_cell(x.if_BTD, r_HKGV, H, V, input_gate, forget_gate, cell_activation)
     reset_BT, lengths_B = checked_rows(x.if_BTD, reset_BT, lengths_B)
     state = checked_state(state, SLSTMState, 4 * [(B, H, V)], x.if_BTD)
-    choose("slstm", backend, [("numba", None)])
+    record("slstm", "numba")
     from exlstm.ops.slstm.numba.projected import projected_slstm_numba
 
     rows = {"reset_BT": reset_BT, "lengths_B": lengths_B}
     return projected_slstm_numba(x, r_HKGV, state, **rows, exp_forget=forget_gate == "exp", **options)
+
+
+def slstm_layer(
+    x_BTD: Tensor,
+    layer: Layer,
+    h_BM: Tensor,
+    c_BS: Tensor,
+    /,
+    *,
+    reset_BT: Tensor | None = None,
+    lengths_B: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sequence through a layer: h of every step [B, T, M], and h and c after the last.
+
+    c: c, n and m of all heads side by side; zeros are an empty memory. The rest is as in `projected_slstm`.
+    """
+    if reset_BT is not None or lengths_B is not None or not x_BTD.shape[1]:
+        reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
+    if in_own_kernels(x_BTD, layer, backend):
+        record("slstm", "numba")
+        from exlstm.ops.slstm.numba.layer import slstm_layer_numba
+
+        return slstm_layer_numba(x_BTD, layer, h_BM, c_BS, reset_BT, lengths_B)
+    H, K = layer.heads, layer.r_JK.shape[1]
+    x, r_HKGV = as_heads(x_BTD, contiguous(layer))
+    state = SLSTMState(*(torch.unflatten(part, 1, (H, K)) for part in (h_BM, *c_BS.chunk(3, dim=1))))
+    h_BTHV, after = projected_slstm(x, r_HKGV, state, reset_BT=reset_BT, lengths_B=lengths_B, backend=backend)
+    return h_BTHV.flatten(2), after.h_BHV.flatten(1), torch.cat([part.flatten(1) for part in after[1:]], dim=1)

@@ -17,7 +17,7 @@ from numpy import float32
 
 from exlstm.runtime.cpu.blocks import add16, width
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.kernel import F32, I64, kernel
+from exlstm.runtime.cpu.kernel import F32, I64, F32Rows, kernel
 from exlstm.runtime.cpu.matmul import product, transpose
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, rows_at, tensor_at
 from exlstm.runtime.cpu.tile import PANEL, PARTIAL_SUM_STEPS
@@ -49,10 +49,18 @@ class Inputs(NamedTuple):
 NOTHING = Inputs(0, 0, 0, 0, 0, 0, None, None, None, None)
 
 
+class Places(NamedTuple):
+    """Where rows of W and biases are: rows from a head to the next, and from a gate to the next."""
+
+    head: int
+    gate: int
+
+
 @kernel(G=4)
 def pack_inputs(
-    first: int, last: int, H: int, V: int, N: int, Q: int, w_HGVN: F32, b_HGV: F32, panels_QN: F32, bias_Q: F32
-) -> None:
+    first: int, last: int, H: int, V: int, N: int, Q: int, places: Places, w_HGVN: F32Rows, b_HGV: F32Rows,
+    panels_QN: F32, bias_Q: F32,
+) -> None:  # fmt: skip
     """Panels [N, 64] of W and b, an item for 16 units of a head. Columns beyond V are zeros."""
     units = -(-V // PANEL)
     for item in range(first, last):
@@ -62,7 +70,7 @@ def pack_inputs(
             clear(panel, COLUMNS * N)
         clear(bias, COLUMNS)
         for g in range(4):
-            row, column = (head * 4 + g) * V + u * PANEL, SIZE * g * PANEL
+            row, column = head * places.head + g * places.gate + u * PANEL, SIZE * g * PANEL
             transpose(rows_at(panel + column, N, count, COLUMNS), rows_at(w_HGVN + SIZE * row * N, count, N, N))
             if b_HGV != 0:
                 copy(bias + column, b_HGV + SIZE * row, count)
@@ -107,10 +115,17 @@ class InputSizes(NamedTuple):
     shared: bool
 
 
+@helper()
+def row_of(places: Places, half: int, j: int, V: int) -> int:
+    """The row of W of column j of the two gates i, f or z, o of a head; half: 2 head, or 2 head + 1 for z, o."""
+    return half // 2 * places.head + (half % 2 * 2 + j // V) * places.gate + j % V
+
+
 @kernel(G=4)
 def input_gradients(
-    first: int, last: int, sizes: InputSizes, draw_BTHGV: F32, w_HGVN: F32, dif_BTD: F32, dzo_BTD: F32
-) -> None:
+    first: int, last: int, sizes: InputSizes, places: Places, draw_BTHGV: F32, w_HGVN: F32Rows, dif_BTD: F32,
+    dzo_BTD: F32,
+) -> None:  # fmt: skip
     """Gradients of both inputs, an item for some rows and steps; dzo is not written if the input is shared."""
     B, T, D, H, V, N, apart, shared = sizes
     work = np.empty(PARTIAL_SUM_STEPS * COLUMNS, float32)
@@ -128,7 +143,8 @@ def input_gradients(
                 for n in range(0, N, COLUMNS):
                     columns = min(COLUMNS, N - n)
                     for i in range(some):
-                        copy(weights + SIZE * i * COLUMNS, w_HGVN + SIZE * ((half * 2 * V + k + i) * N + n), columns)
+                        row = row_of(places, half, k + i, V)
+                        copy(weights + SIZE * i * COLUMNS, w_HGVN + SIZE * (row * N + n), columns)
                     product(
                         rows_at(dx + SIZE * n, rows, columns, D),
                         draw,
@@ -155,12 +171,13 @@ def weight_gradients(
     first: int,
     last: int,
     sizes: InputSizes,
+    places: Places,
     lengths_B: I64,
     draw_BTHGV: F32,
     if_BTD: F32,
     zo_BTD: F32,
-    dw_HGVN: F32,
-    db_HGV: F32,
+    dw_HGVN: F32Rows,
+    db_HGV: F32Rows,
 ) -> None:
     """Gradients of W and b, an item for up to 64 columns of two gates of a head. Padding is not read."""
     B, T, D, H, V, N, apart, _ = sizes
@@ -171,16 +188,19 @@ def weight_gradients(
     total = inputs + SIZE * ROWS * COLUMNS
     for item in range(first, last):
         half, j = item // blocks, item % blocks * COLUMNS
-        count, row = min(COLUMNS, 2 * V - j), half * 2 * V + j
+        count = min(COLUMNS, 2 * V - j)
+        split = min(count, V - j) if j < V else count  # where the second gate begins
         x = (zo_BTD if half % 2 else if_BTD) + SIZE * (half // 2 * apart)
-        clear(db_HGV + SIZE * row, count)
+        for begin, end in ((0, split), (split, count)):
+            clear(db_HGV + SIZE * row_of(places, half, j + begin, V), end - begin)
         for m in range(0, B * T, ROWS):
             rows = min(ROWS, B * T - m)
-            draw = draw_BTHGV + SIZE * (m * 4 * H * V + row)
+            draw = draw_BTHGV + SIZE * ((m * 2 * H + half) * 2 * V + j)
             transpose(rows_at(turned, count, rows, ROWS), rows_at(draw, rows, count, 4 * H * V))
             clear(total, count)
             add_rows(total, draw, count, 4 * H * V, rows)
-            add_rows(db_HGV + SIZE * row, total, count, 0, 1)
+            for begin, end in ((0, split), (split, count)):
+                add_rows(db_HGV + SIZE * row_of(places, half, j + begin, V), total + SIZE * begin, end - begin, 0, 1)
             for n in range(0, N, COLUMNS):
                 columns = min(COLUMNS, N - n)
                 for i in range(rows):
@@ -189,10 +209,11 @@ def weight_gradients(
                         copy(here, x + SIZE * (step * D + n), columns)
                     else:
                         clear(here, columns)
-                product(
-                    rows_at(dw_HGVN + SIZE * (row * N + n), count, columns, N),
-                    rows_at(turned, count, rows, ROWS),
-                    rows_at(inputs, rows, columns, COLUMNS),
-                    0.0 if m == 0 else 1.0,
-                )
+                for begin, end in ((0, split), (split, count)):
+                    product(
+                        rows_at(dw_HGVN + SIZE * (row_of(places, half, j + begin, V) * N + n), end - begin, columns, N),
+                        rows_at(turned + SIZE * begin * ROWS, end - begin, rows, ROWS),
+                        rows_at(inputs, rows, columns, COLUMNS),
+                        0.0 if m == 0 else 1.0,
+                    )
     hold(work)

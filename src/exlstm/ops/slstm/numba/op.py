@@ -19,6 +19,7 @@ from exlstm.ops.common import detached_contiguous, rows_for_kernels, upcast, wit
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import InputGate
 from exlstm.ops.slstm.numba.inputs import NOTHING, Inputs
+from exlstm.ops.slstm.numba.recurrent import Recurrent
 from exlstm.ops.slstm.numba.scan import Sizes, State, StateGradients, backward_scan, forward_scan
 from exlstm.ops.slstm.numba.variants import saved_size, variant_of
 from exlstm.ops.slstm.reference import CellActivation, SLSTMState
@@ -115,22 +116,36 @@ def scan_gradients(
 
     saved: R, the past and the residuals, resets and lengths.
     """
-    r_HKGV, past_HBTV, saved_E, reset_BT, lengths_B = saved
-    B, T, H, V = dh_BTHV.shape
-    dx_BTHGV = aligned_empty(B, T, H, 4, V)
+    B, _, H, V = dh_BTHV.shape
     dfirst = [aligned_empty(B, H, V) for _ in range(3)]
-    dh_BTHV, r_HKGV, *dstate = detached_contiguous(dh_BTHV, r_HKGV, *dlast[:3])
+    last, first = (StateGradients(h, c, n, H * V) for h, c, n in (detached_contiguous(*dlast[:3]), dfirst))
+    dx_BTHGV = run_backward(saved, variant, dh_BTHV, last, first)
+    return dx_BTHGV, r_gradient(saved[0], saved[1], dx_BTHGV) if needs_r else None, dfirst
+
+
+def run_backward(
+    saved: Sequence[Tensor], variant: int, dh_BTHV: Tensor, dlast: StateGradients, dfirst: StateGradients
+) -> Tensor:
+    """Gradients of the pre-activations; fills those of the first state. saved: as in `scan_gradients`."""
+    r_HKGV, _, saved_E, reset_BT, lengths_B = saved
+    B, T, H, V = dh_BTHV.shape
+    (dh_BTHV,), dx_BTHGV = detached_contiguous(dh_BTHV), aligned_empty(B, T, H, 4, V)
     items, rows, cost, _ = plan(B, T, H, V, r_HKGV.nbytes)
     launch(
-        backward_scan, items, sizes_of(rows, dh_BTHV, r_HKGV, variant), dh_BTHV, r_HKGV, reset_BT, lengths_B,
-        StateGradients(*dstate), dx_BTHGV, StateGradients(*dfirst), saved_E, variant, cost=cost,
+        backward_scan, items, sizes_of(rows, dh_BTHV, r_HKGV, variant), dh_BTHV, strided(r_HKGV), reset_BT, lengths_B,
+        dlast, dx_BTHGV, dfirst, saved_E, variant, cost=cost,
     )  # fmt: skip
-    dr_HKGV = None
-    if needs_r:
-        past_HMV, dx_HMJ = past_HBTV.flatten(1, 2), dx_BTHGV.view(B * T, H, 4 * V).transpose(0, 1)
-        with without_autocast(dx_BTHGV):
-            dr_HKGV = (past_HMV.mT @ dx_HMJ).view_as(r_HKGV) if r_HKGV.shape[1] else torch.zeros_like(r_HKGV)
-    return dx_BTHGV, dr_HKGV, dfirst
+    return dx_BTHGV
+
+
+def r_gradient(r_HKGV: Tensor, past_HBTV: Tensor, dx_BTHGV: Tensor) -> Tensor:
+    """The gradient of R, from h before every step and the gradients of the pre-activations."""
+    H, K, _, V = r_HKGV.shape
+    if K == 0:
+        return torch.zeros_like(r_HKGV)
+    past_HMV, dx_HMJ = past_HBTV.flatten(1, 2), dx_BTHGV.view(-1, H, 4 * V).transpose(0, 1)
+    with without_autocast(dx_BTHGV):
+        return (past_HMV.mT @ dx_HMJ).view_as(r_HKGV)
 
 
 def aligned_empty(*shape: int) -> Tensor:
@@ -160,6 +175,11 @@ def numbers_saved(B: int, T: int, H: int, V: int, variant: int) -> int:
     return B * T * H * -(-V // PANEL) * saved_size(variant)
 
 
+def strided(r_HKGV: Tensor) -> Recurrent:
+    """R as kernels read it."""
+    return Recurrent(r_HKGV.detach(), *r_HKGV.stride())
+
+
 def run(
     x_BTHGV: Tensor | None,
     r_HKGV: Tensor,
@@ -172,16 +192,34 @@ def run(
 ) -> tuple[Tensor, ...]:
     """The forward scan; R may be bfloat16. x is None where pre-activations are projected from inputs."""
     B, H, V = state.h_BHV.shape
-    h_BTHV = aligned_empty(B, T, H, V)
     last = [aligned_empty(B, H, V) for _ in range(4)]
     x_BTHGV = None if x_BTHGV is None else detached_contiguous(x_BTHGV)[0]
     r_HKGV, *first = detached_contiguous(r_HKGV, *state)
+    before, after = (State(h, c, n, m, H * V) for h, c, n, m in (first, last))
+    return run_forward(x_BTHGV, r_HKGV, before, after, call, T=T, kept=kept, inputs=inputs), *last
+
+
+def run_forward(
+    x_BTHGV: Tensor | None,
+    r_HKGV: Tensor,
+    first: State,
+    last: State,
+    call: Call,
+    *,
+    T: int,
+    kept: Kept = NOT_KEPT,
+    inputs: Inputs = NOTHING,
+) -> Tensor:
+    """h of every step of the forward scan; fills the last state."""
+    B, H, V = first.h_BHV.shape
+    h_BTHV = aligned_empty(B, T, H, V)
     items, rows, cost, packed = plan(B, T, H, V, r_HKGV.nbytes, inputs.N)
+    packed = packed or not r_HKGV.is_contiguous()  # in place only rows of all gates are read
     launch(
-        forward_scan, items, sizes_of(rows, h_BTHV, r_HKGV, call.variant), packed, x_BTHGV, inputs, r_HKGV, *call,
-        State(*first), h_BTHV, State(*last), *kept, r_HKGV.dtype is torch.bfloat16, cost=cost,
+        forward_scan, items, sizes_of(rows, h_BTHV, r_HKGV, call.variant), packed, x_BTHGV, inputs, strided(r_HKGV),
+        *call, first, h_BTHV, last, *kept, r_HKGV.dtype is torch.bfloat16, cost=cost,
     )  # fmt: skip
-    return h_BTHV, *last
+    return h_BTHV
 
 
 def readable(r_HKGV: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from exlstm.ops.slstm.numba.inputs import (
     ROWS,
     Inputs,
     InputSizes,
+    Places,
     input_gradients,
     pack_inputs,
     weight_gradients,
@@ -72,6 +73,18 @@ def apart(D: int, H: int, N: int) -> int:
     return N if H > 1 and N * H == D else 0
 
 
+def placed(x: Projection) -> tuple[Tensor, Places, Tensor | None]:
+    """W and b without a graph, and where their rows are. Heads and gates may be in any order, rows are contiguous."""
+    w_HGVN, b_HGV = x.w_HGVN.detach(), None if x.b_HGV is None else x.b_HGV.detach()
+    N = w_HGVN.shape[3]
+    head, gate, row, number = w_HGVN.stride()
+    places = Places(head // N, gate // N)
+    if (row, number) == (N, 1) and (b_HGV is None or b_HGV.stride() == (*places, 1)):
+        return w_HGVN, places, b_HGV
+    w_HGVN, b_HGV = w_HGVN.contiguous(), None if b_HGV is None else b_HGV.contiguous()
+    return w_HGVN, Places(4 * w_HGVN.shape[2], w_HGVN.shape[2]), b_HGV
+
+
 def sizes_of(x: Projection) -> InputSizes:
     """Sizes of a projection's gradients."""
     (B, T, D), (H, _, V, N) = x.if_BTD.shape, x.w_HGVN.shape
@@ -80,11 +93,11 @@ def sizes_of(x: Projection) -> InputSizes:
 
 def gradients_of_inputs(x: Projection, draw_BTHGV: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients of both inputs, from those of the pre-activations."""
-    sizes, (w_HGVN,) = sizes_of(x), detached_contiguous(x.w_HGVN)
+    sizes, w_HGVN, places, _ = sizes_of(x), *placed(x)
     dif_BTD = aligned_empty(*x.if_BTD.shape)
     dzo_BTD = None if sizes.shared else aligned_empty(*x.if_BTD.shape)
     items, cost = -(-sizes.B * sizes.T // ROWS), microseconds(bytes=draw_BTHGV.nbytes * (1 + sizes.N // 32))
-    launch(input_gradients, items, sizes, draw_BTHGV, w_HGVN, dif_BTD, dzo_BTD, cost=cost)
+    launch(input_gradients, items, sizes, places, draw_BTHGV, w_HGVN, dif_BTD, dzo_BTD, cost=cost)
     return dif_BTD, dzo_BTD
 
 
@@ -92,24 +105,26 @@ def gradients_of_weights(x: Projection, draw_BTHGV: Tensor, lengths_B: Tensor) -
     """Gradients of W and b, from those of the pre-activations."""
     sizes = sizes_of(x)
     if_BTD, zo_BTD = detached_contiguous(x.if_BTD, x.if_BTD if x.zo_BTD is None else x.zo_BTD)
-    dw_HGVN = torch.empty(x.w_HGVN.shape)
-    db_HGV = torch.empty(x.w_HGVN.shape[:3])
+    w_HGVN, places, _ = placed(x)
+    dw_HGVN = torch.empty_like(w_HGVN)  # in the same order
+    db_HGV = torch.empty_strided(w_HGVN.shape[:3], (*places, 1))
+    if not len(if_BTD):  # the kernel writes at the first row
+        return dw_HGVN.zero_(), db_HGV.zero_()
     items, cost = 2 * sizes.H * -(-2 * sizes.V // COLUMNS), microseconds(bytes=draw_BTHGV.nbytes * (1 + sizes.N // 32))
-    launch(weight_gradients, items, sizes, lengths_B, draw_BTHGV, if_BTD, zo_BTD, dw_HGVN, db_HGV, cost=cost)
+    launch(weight_gradients, items, sizes, places, lengths_B, draw_BTHGV, if_BTD, zo_BTD, dw_HGVN, db_HGV, cost=cost)
     return dw_HGVN, db_HGV
 
 
 def packed(x: Projection, rows: int) -> Inputs:
     """Inputs of a scan, with W packed. rows: of the batch, in an item."""
-    if_BTD, w_HGVN = detached_contiguous(x.if_BTD, x.w_HGVN)
+    (if_BTD,), (w_HGVN, places, b_HGV) = detached_contiguous(x.if_BTD), placed(x)
     zo_BTD = if_BTD if x.zo_BTD is None else detached_contiguous(x.zo_BTD)[0]
-    b_HGV = None if x.b_HGV is None else detached_contiguous(x.b_HGV)[0]
     (H, _, V, N), D, units = w_HGVN.shape, if_BTD.shape[2], -(-x.w_HGVN.shape[2] // PANEL)
     Q = H * units * COLUMNS
     panels_P, bias_Q = aligned_empty(Q * N), torch.empty(Q)
     cost = microseconds(bytes=2 * panels_P.nbytes)
-    launch(pack_inputs, H * units, H, V, N, Q, w_HGVN, b_HGV, panels_P, bias_Q, cost=cost)
-    steps = max(4, min(MOST_STEPS, SCRATCH // (rows * units * COLUMNS) // 4 * 4))
+    launch(pack_inputs, H * units, H, V, N, Q, places, w_HGVN, b_HGV, panels_P, bias_Q, cost=cost)
+    steps = max(4, min(MOST_STEPS, SCRATCH // (max(1, rows) * units * COLUMNS) // 4 * 4))
     return Inputs(D, N, apart(D, H, N), steps, Q * N, Q, if_BTD, zo_BTD, panels_P, bias_Q)
 
 

@@ -3,35 +3,49 @@
 Tensors are addresses; *_at count numbers. V head width  K, J rows and columns of R: V, and 4 V for all gates
 """
 
+from typing import NamedTuple
+
 from exlstm.ops.slstm.numba.gates import BLOCK, eight_rows, eight_rows_bf16, one_row, one_row_bf16
 from exlstm.runtime.cpu.bfloat16 import read_number
 from exlstm.runtime.cpu.blocks import width
 from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.kernel import Strided
 from exlstm.runtime.cpu.memory import SIZE, at, clear, copy, put
 from exlstm.runtime.cpu.tile import PANEL
 
 
+class Recurrent(NamedTuple):
+    """R, and numbers from a head to the next, from a row (an input), from a gate and from a column (a unit)."""
+
+    r_HKGV: Strided
+    head: int
+    row: int
+    gate: int
+    unit: int
+
+
 @helper()
-def pack(r_KJ: int, bf16: bool, V: int, units: int, panels: int) -> None:
+def pack(r: Recurrent, head: int, bf16: bool, V: int, units: int, panels: int) -> None:
     """R of a head in panels [U, G, V, 16], for h R: the four gates of 16 units are neighbours. Beyond V are zeros."""
     size = 2 if bf16 else SIZE
+    r_KJ = r.r_HKGV + size * head * r.head
     clear(panels, units * 4 * V * PANEL)
     for k in range(V):
         for g in range(4):
             for v in range(V):
-                put(panels, ((v // PANEL * 4 + g) * V + k) * PANEL + v % PANEL,
-                    read_number(r_KJ + size * ((k * 4 + g) * V + v), bf16))  # fmt: skip
+                number = read_number(r_KJ + size * (k * r.row + g * r.gate + v * r.unit), bf16)
+                put(panels, ((v // PANEL * 4 + g) * V + k) * PANEL + v % PANEL, number)
 
 
 @helper()
-def pack_transposed(r_HKGV: int, head: int, V: int, units: int, panels: int) -> None:
+def pack_transposed(r: Recurrent, head: int, V: int, units: int, panels: int) -> None:
     """R^T of a head in panels [U, U, G, 16, 16], its rows in the order of the blocks, for d(gates) R^T."""
     clear(panels, units * units * 4 * PANEL * PANEL)
     for k in range(V):
         for g in range(4):
             for v in range(V):
                 row = ((k // PANEL * units + v // PANEL) * 4 + g) * PANEL + v % PANEL
-                put(panels, row * PANEL + k % PANEL, at(r_HKGV, ((head * V + k) * 4 + g) * V + v))
+                put(panels, row * PANEL + k % PANEL, at(r.r_HKGV, head * r.head + k * r.row + g * r.gate + v * r.unit))
 
 
 @helper()

@@ -14,11 +14,11 @@ from numpy import float32
 
 from exlstm.ops.slstm.numba.gates import BLOCK, CARRY, DRAW
 from exlstm.ops.slstm.numba.inputs import COLUMNS, Inputs, project
-from exlstm.ops.slstm.numba.recurrent import pack, pack_transposed, read_product
+from exlstm.ops.slstm.numba.recurrent import Recurrent, pack, pack_transposed, read_product
 from exlstm.ops.slstm.numba.variants import any_backward, any_step, saved_size_in_kernels
 from exlstm.runtime.cpu.blocks import add_parts, load, reset_rows, store, store_parts, width
 from exlstm.runtime.cpu.jit import helper
-from exlstm.runtime.cpu.kernel import F32, I64, Bools, Floats, kernel
+from exlstm.runtime.cpu.kernel import F32, I64, Bools, F32Rows, kernel
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, prefetch, put, tensor_at
 from exlstm.runtime.cpu.tile import PANEL, product, rows_by_four
 
@@ -60,28 +60,29 @@ class Sizes(NamedTuple):
 
 
 class State(NamedTuple):
-    """Addresses of the state before the first step or after the last."""
+    """Addresses of the state before the first step or after the last. apart: from a row of c, n and m to the next."""
 
     h_BHV: F32
-    c_BHV: F32
-    n_BHV: F32
-    m_BHV: F32
+    c_BHV: F32Rows
+    n_BHV: F32Rows
+    m_BHV: F32Rows
+    apart: int
 
 
 @helper()
-def load_state(block: int, h: int, before: State, n: int, V: int) -> None:
-    """Fills the blocks and h of a row from a state. n: its place among the rows and heads."""
-    load(h, PANEL, 0, before[0] + SIZE * n * V, V)
-    for part in range(1, 4):
-        load(block, BLOCK, 3 + part, before[part] + SIZE * n * V, V)
+def load_state(block: int, h: int, before: State, b: int, head: int, H: int, V: int) -> None:
+    """Fills the blocks and h of a row from a state."""
+    load(h, PANEL, 0, before.h_BHV + SIZE * (b * H + head) * V, V)
+    for n, part in enumerate((before.c_BHV, before.n_BHV, before.m_BHV)):
+        load(block, BLOCK, 4 + n, part + SIZE * (b * before.apart + head * V), V)
 
 
 @helper()
-def store_state(block: int, h: int, after: State, n: int, V: int) -> None:
+def store_state(block: int, h: int, after: State, b: int, head: int, H: int, V: int) -> None:
     """The inverse of `load_state`."""
-    store(h, PANEL, 0, after[0] + SIZE * n * V, V)
-    for part in range(1, 4):
-        store(block, BLOCK, 3 + part, after[part] + SIZE * n * V, V)
+    store(h, PANEL, 0, after.h_BHV + SIZE * (b * H + head) * V, V)
+    for n, part in enumerate((after.c_BHV, after.n_BHV, after.m_BHV)):
+        store(block, BLOCK, 4 + n, part + SIZE * (b * after.apart + head * V), V)
 
 
 @helper()
@@ -92,7 +93,7 @@ def clear_steps(x: int, apart: int, count: int, first: int, end: int) -> None:
 
 
 @kernel(G=4)
-def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32, inputs: Inputs, r_HKGV: Floats,
+def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32, inputs: Inputs, r: Recurrent,
                  reset_BT: Bools, lengths_B: I64, variant: int, before: State, h_BTHV: F32, after: State,
                  past_HBTV: F32, saved_E: F32, bf16: bool) -> None:  # fmt: skip
     """Items of h, and the state after the last step, from x or from what it projects. bf16: whether R is bfloat16.
@@ -116,11 +117,10 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
         head, row0 = item // tiles, item % tiles * rows
         count, steps = rows if B - row0 > rows else B - row0, 0
         clear(block, room * (tall + wide))
-        r_KJ = r_HKGV + (2 if bf16 else SIZE) * head * V * 4 * V
         if mixing and packed:
-            pack(r_KJ, bf16, V, units, panels)
+            pack(r, head, bf16, V, units, panels)
         for row in range(count):
-            load_state(block + SIZE * row * tall, h + SIZE * row * wide, before, (row0 + row) * H + head, V)
+            load_state(block + SIZE * row * tall, h + SIZE * row * wide, before, row0 + row, head, H, V)
             steps = max(steps, lengths[row0 + row])
         for t in range(steps):
             if inputs.steps > 0 and t % inputs.steps == 0:
@@ -136,7 +136,7 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
                 block_r, h_r, step = block + SIZE * row * tall, h + SIZE * row * wide, (head * B + b) * T + t
                 place, saved = (b * T + t) * H + head, spare
                 if mixing and not packed:
-                    read_product(block_r, units, h_r, r_KJ, bf16, V, raw)
+                    read_product(block_r, units, h_r, r.r_HKGV + (2 if bf16 else SIZE) * head * r.head, bf16, V, raw)
                 if saved_E != 0:
                     copy(past_HBTV + SIZE * step * V, h_r, V)
                     saved = saved_E + SIZE * step * units * size
@@ -147,7 +147,7 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
                 copy(h_BTHV + SIZE * place * V, h_r, V)
         for row in range(count):
             b, length = row0 + row, lengths[row0 + row]
-            store_state(block + SIZE * row * tall, h + SIZE * row * wide, after, b * H + head, V)
+            store_state(block + SIZE * row * tall, h + SIZE * row * wide, after, b, head, H, V)
             clear_steps(h_BTHV + SIZE * (b * T * H + head) * V, H * V, V, length, T)
             if saved_E != 0:
                 clear(past_HBTV + SIZE * ((head * B + b) * T + length) * V, (T - length) * V)
@@ -155,15 +155,16 @@ def forward_scan(first: int, last: int, sizes: Sizes, packed: bool, x_BTHGV: F32
 
 
 class StateGradients(NamedTuple):
-    """Of the parts of the state that have gradients."""
+    """Of the parts of the state that have gradients. apart: as in `State`."""
 
     h_BHV: F32
-    c_BHV: F32
-    n_BHV: F32
+    c_BHV: F32Rows
+    n_BHV: F32Rows
+    apart: int
 
 
 @kernel(G=4)
-def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r_HKGV: F32, reset_BT: Bools, lengths_B: I64,
+def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r: Recurrent, reset_BT: Bools, lengths_B: I64,
                   dafter: StateGradients, draw_BTHGV: F32, dbefore: StateGradients, saved_E: F32, variant: int
                   ) -> None:  # fmt: skip
     """Items as in `forward_scan`. Fills the gradients of x and of the first h, c, n from those of the last."""
@@ -181,11 +182,11 @@ def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r_HKGV: F32
         count, steps = rows if B - row0 > rows else B - row0, 0
         clear(draw, 7 * room * wide)
         if mixing:
-            pack_transposed(r_HKGV, head, V, units, panels)
+            pack_transposed(r, head, V, units, panels)
         for row in range(count):
-            state = SIZE * ((row0 + row) * H + head) * V
-            for part in range(2):
-                load(carry + SIZE * row * 2 * wide, CARRY, part, dafter[1 + part] + state, V)
+            state = SIZE * ((row0 + row) * dafter.apart + head * V)
+            for part, given in enumerate((dafter.c_BHV, dafter.n_BHV)):
+                load(carry + SIZE * row * 2 * wide, CARRY, part, given + state, V)
             steps = max(steps, lengths[row0 + row])
         for t in range(steps - 1, -1, -1):
             for row in range(count):
@@ -193,7 +194,7 @@ def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r_HKGV: F32
                 if t >= lengths[b]:
                     continue
                 if t == lengths[b] - 1:
-                    load(dh_r, PANEL, 0, dafter[0] + SIZE * (b * H + head) * V, V)
+                    load(dh_r, PANEL, 0, dafter.h_BHV + SIZE * (b * H + head) * V, V)
                 place, step = ((b * T + t) * H + head) * V, (head * B + b) * T + t
                 for v in range(V):
                     put(dh_r, v, at(dh_r, v) + at(dh_BTHV, place + v))
@@ -215,9 +216,10 @@ def backward_scan(first: int, last: int, sizes: Sizes, dh_BTHV: F32, r_HKGV: F32
             b, length = row0 + row, lengths[row0 + row]
             state, dh_r = SIZE * (b * H + head) * V, dh + SIZE * row * wide
             if length == 0:
-                load(dh_r, PANEL, 0, dafter[0] + state, V)
-            store(dh_r, PANEL, 0, dbefore[0] + state, V)
-            for part in range(2):
-                store(carry + SIZE * row * 2 * wide, CARRY, part, dbefore[1 + part] + state, V)
+                load(dh_r, PANEL, 0, dafter.h_BHV + state, V)
+            store(dh_r, PANEL, 0, dbefore.h_BHV + state, V)
+            first_state = SIZE * (b * dbefore.apart + head * V)
+            for part, out in enumerate((dbefore.c_BHV, dbefore.n_BHV)):
+                store(carry + SIZE * row * 2 * wide, CARRY, part, out + first_state, V)
             clear_steps(draw_BTHGV + SIZE * (b * T * H + head) * 4 * V, 4 * H * V, 4 * V, length, T)
     hold(work)

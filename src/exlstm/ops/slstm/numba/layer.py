@@ -1,0 +1,199 @@
+"""An sLSTM layer on a CPU from weights in the order of torch, with a gradient for each: one autograd Function a call.
+
+Rows of W, R and b are in the order (gate, head, unit). c of a row is c, n and m side by side.
+
+B batch  T time  D width of the input  H heads  K width of a head  M of all heads  J gates of all heads (4 M)
+G gates: i, f, z, o  V head width  S width of c (3 M)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exlstm.ops.common import detached_contiguous, rows_for_kernels
+from exlstm.ops.derivatives import once_differentiable
+from exlstm.ops.slstm.layer import Layer, as_heads, contiguous
+from exlstm.ops.slstm.numba.gates import SAVED
+from exlstm.ops.slstm.numba.one_step import StepSizes, step_backward, step_forward
+from exlstm.ops.slstm.numba.op import (
+    NOT_KEPT,
+    Call,
+    Kept,
+    plan,
+    r_gradient,
+    room_for,
+    run_backward,
+    run_forward,
+)
+from exlstm.ops.slstm.numba.projected import gradients_of_inputs, gradients_of_weights, packed
+from exlstm.ops.slstm.numba.scan import State, StateGradients
+from exlstm.ops.slstm.numba.variants import variant_of
+from exlstm.runtime.cpu.launch import launch, microseconds
+from exlstm.runtime.cpu.tile import PANEL
+from exlstm.runtime.tracing import has_gradients
+
+USUAL = variant_of("exp", False, True, "tanh")
+Pair = tuple[Tensor, Tensor]
+
+
+class Step(torch.autograd.Function):
+    """(x [B, D], the tensors of `Layer`, h [B, M], c [B, S], reset [B] or None) -> h and c after the step."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Pair:
+        x_BD, layer, h_BM, c_BS, reset_B = arguments[0], Layer(*arguments[1:5]), *arguments[5:]
+        units = layer.heads * -(-layer.r_JK.shape[1] // PANEL)
+        saved_E = torch.empty(len(h_BM) * units * SAVED)
+        ctx.save_for_backward(x_BD, *layer, h_BM, reset_B, saved_E)
+        return run_step(x_BD, layer, h_BM, c_BS, reset_B, saved_E)
+
+    @staticmethod
+    @once_differentiable("slstm", "numba")
+    def backward(ctx: Any, dh_BM: Tensor, dc_BS: Tensor) -> tuple[Tensor | None, ...]:
+        x_BD, w_JD, r_JK, b_J, more_b_J, h_BM, reset_B, saved_E = ctx.saved_tensors
+        needs_x, needs_w, needs_r, needs_b, needs_more, needs_h, *_ = ctx.needs_input_grad
+        layer = Layer(w_JD, r_JK, b_J, more_b_J)
+        dh_BM, dc_BS = detached_contiguous(dh_BM, dc_BS)
+        sizes, items, cost = sizes_of(x_BD, layer, saved_E)
+        draw_BJ, dfirst_c_BS = x_BD.new_empty(sizes.B, sizes.J), torch.empty_like(dc_BS)
+        launch(step_backward, items, sizes, reset_B, saved_E, dh_BM, dc_BS, draw_BJ, dfirst_c_BS, cost=cost)
+        if reset_B is not None:
+            h_BM = h_BM.masked_fill(reset_B[:, None], 0)
+        db_J = draw_BJ.sum(0) if needs_b or needs_more else None
+        dh_first_BM = through_r(draw_BJ, r_JK) if needs_h else None
+        if dh_first_BM is not None and reset_B is not None:
+            dh_first_BM = dh_first_BM.masked_fill(reset_B[:, None], 0)
+        return (
+            draw_BJ @ w_JD if needs_x else None,
+            draw_BJ.mT @ x_BD if needs_w else None,
+            step_r_gradient(draw_BJ, h_BM, r_JK) if needs_r else None,
+            db_J if needs_b else None,
+            db_J if needs_more else None,
+            dh_first_BM,
+            dfirst_c_BS,
+            None,
+        )
+
+
+def sizes_of(x_BD: Tensor, layer: Layer, saved_E: Tensor | None) -> tuple[StepSizes, int, float]:
+    """Sizes of a step, its items and its cost."""
+    (B, D), (J, K) = x_BD.shape, layer.r_JK.shape
+    M, read = J // 4, J * (D + K)
+    sizes = StepSizes(B, D, K, M, J, 3 * M, 0 if saved_E is None else saved_E.numel())
+    return sizes, M // K * -(-K // PANEL), microseconds(bytes=4 * read, flops=B * (2 * read + 30 * J))
+
+
+def run_step(
+    x_BD: Tensor, layer: Layer, h_BM: Tensor, c_BS: Tensor, reset_B: Tensor | None, saved_E: Tensor | None = None
+) -> Pair:
+    """h and c after the step."""
+    sizes, items, cost = sizes_of(x_BD, layer, saved_E)
+    next_h_BM, next_c_BS = x_BD.new_empty(sizes.B, sizes.M), x_BD.new_empty(sizes.B, sizes.S)
+    launch(step_forward, items, sizes, x_BD, *layer, reset_B, h_BM, c_BS, next_h_BM, next_c_BS, saved_E, cost=cost)
+    return next_h_BM, next_c_BS
+
+
+def through_r(draw_BJ: Tensor, r_JK: Tensor) -> Tensor:
+    """Gradient of h [B, M] from that of the gates."""
+    (J, K), B = r_JK.shape, len(draw_BJ)
+    if J == 4 * K:
+        return draw_BJ @ r_JK
+    blocks = J // K  # of all gates, gate by gate
+    dh = draw_BJ.view(B, blocks, K).transpose(0, 1) @ r_JK.view(blocks, K, K)
+    return dh.view(4, blocks // 4, B, K).sum(0).transpose(0, 1).reshape(B, J // 4)
+
+
+def step_r_gradient(draw_BJ: Tensor, h_BM: Tensor, r_JK: Tensor) -> Tensor:
+    """Gradient of R from that of the gates and from h before the step."""
+    (J, K), B = r_JK.shape, len(draw_BJ)
+    if J == 4 * K:
+        return draw_BJ.mT @ h_BM
+    heads_HBK = h_BM.view(B, J // (4 * K), K).transpose(0, 1)
+    blocks = torch.cat(4 * [heads_HBK])  # of h for all gates, gate by gate
+    return (draw_BJ.view(B, J // K, K).permute(1, 2, 0) @ blocks).view_as(r_JK)
+
+
+class LayerScan(torch.autograd.Function):
+    """(x [B, T, D], the tensors of `Layer`, h [B, M], c [B, S], call) -> h of every step, and the last h and c."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        x_BTD, layer, h_BM, c_BS, call = arguments[0], Layer(*arguments[1:5]), *arguments[5:]
+        kept = room_for(x_BTD.shape[1], by_heads(h_BM, c_BS, layer.r_JK.shape[1]).h_BHV, call.variant)
+        ctx.save_for_backward(*layer[:2], *kept, call.reset_BT, call.lengths_B, x_BTD)
+        return run_scan(x_BTD, layer, h_BM, c_BS, call, kept)
+
+    @staticmethod
+    @once_differentiable("slstm", "numba")
+    def backward(ctx: Any, dy_BTM: Tensor, dh_BM: Tensor, dc_BS: Tensor) -> tuple[Tensor | None, ...]:
+        w_JD, r_JK, *kept, x_BTD = ctx.saved_tensors
+        needs_x, needs_w, needs_r, needs_b, needs_more, *_ = ctx.needs_input_grad
+        (B, T, _), (J, K) = dy_BTM.shape, r_JK.shape
+        x, r_HKGV = as_heads(x_BTD, Layer(w_JD, r_JK, None, None))
+        dh_BM, dc_BS = detached_contiguous(dh_BM, dc_BS)
+        dfirst_BM, dfirst_c_BS = torch.empty_like(dh_BM), torch.zeros_like(dc_BS)
+        last, first = (
+            StateGradients(each.h_BHV, each.c_BHV, each.n_BHV, each.apart)
+            for each in (by_heads(dh_BM, dc_BS, K), by_heads(dfirst_BM, dfirst_c_BS, K))
+        )
+        draw_BTHGV = run_backward([r_HKGV, *kept], USUAL, dy_BTM.reshape(B, T, J // (4 * K), K), last, first)
+        dx_BTD = gradients_of_inputs(x, draw_BTHGV)[0] if needs_x else None
+        dw_JD = db_J = dr_JK = None
+        if needs_w or needs_b or needs_more:
+            dw_HGVD, db_HGV = gradients_of_weights(x, draw_BTHGV, kept[3])
+            dw_JD, db_J = dw_HGVD.transpose(0, 1).view(J, -1), db_HGV.transpose(0, 1).view(J)
+        if needs_r:
+            dr_JK = r_gradient(r_HKGV, kept[0], draw_BTHGV).permute(2, 0, 3, 1).reshape(J, K)
+        return (
+            dx_BTD,
+            dw_JD,
+            dr_JK,
+            db_J if needs_b else None,
+            db_J if needs_more else None,
+            dfirst_BM,
+            dfirst_c_BS,
+            None,
+        )
+
+
+def by_heads(h_BM: Tensor, c_BS: Tensor, K: int) -> State:
+    """Views of h and of c, n and m by heads of K units."""
+    B, M = h_BM.shape
+    c_BHV, n_BHV, m_BHV = c_BS.view(B, 3, M // K, K).unbind(1)
+    return State(h_BM.view(B, M // K, K), c_BHV, n_BHV, m_BHV, 3 * M)
+
+
+def run_scan(
+    x_BTD: Tensor, layer: Layer, h_BM: Tensor, c_BS: Tensor, call: Call, kept: Kept = NOT_KEPT
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, and h and c after the last step."""
+    (B, T, _), M, (_, K) = x_BTD.shape, h_BM.shape[1], layer.r_JK.shape
+    x, r_HKGV = as_heads(x_BTD, layer)
+    rows = min(B, plan(B, T, M // K, K, r_HKGV.nbytes, x.w_HGVN.shape[3]).rows)
+    last_BM, last_c_BS = torch.empty_like(h_BM), torch.empty_like(c_BS)
+    first, last = by_heads(h_BM, c_BS, K), by_heads(last_BM, last_c_BS, K)
+    y_BTHV = run_forward(None, r_HKGV, first, last, call, T=T, kept=kept, inputs=packed(x, rows))
+    return y_BTHV.view(B, T, M), last_BM, last_c_BS
+
+
+def slstm_layer_numba(
+    x_BTD: Tensor, layer: Layer, h_BM: Tensor, c_BS: Tensor, reset_BT: Tensor | None, lengths_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sequence through a layer with the usual cell: outputs, and h and c after the last step."""
+    graph = has_gradients((x_BTD, *layer, h_BM, c_BS))
+    x_BTD, h_BM, c_BS = x_BTD.contiguous(), h_BM.contiguous(), c_BS.contiguous()
+    layer = contiguous(layer)
+    B, T, D = x_BTD.shape
+    if T == 1 and lengths_B is None:
+        reset_B = None if reset_BT is None else reset_BT.reshape(B).contiguous()
+        if graph:
+            h_BM, c_BS = Step.apply(x_BTD.view(B, D), *layer, h_BM, c_BS, reset_B)  # type: ignore[no-untyped-call]
+        else:
+            h_BM, c_BS = run_step(x_BTD.view(B, D), layer, h_BM, c_BS, reset_B)
+        return h_BM.unsqueeze(1), h_BM, c_BS
+    call = Call(*rows_for_kernels(x_BTD, reset_BT, lengths_B), USUAL)
+    if graph:
+        y_BTM, h_BM, c_BS = LayerScan.apply(x_BTD, *layer, h_BM, c_BS, call)  # type: ignore[no-untyped-call]
+        return y_BTM, h_BM, c_BS
+    return run_scan(x_BTD, layer, h_BM, c_BS, call)

@@ -1,0 +1,150 @@
+"""The sLSTM layer with weights in the order of torch: its kernels against the definition, step by step."""
+
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from comparison import assert_same
+from slstm_cases import resets
+from torch import Tensor
+
+from accuracy import DRAWS, assert_as_accurate
+from exlstm.ops.slstm import Layer, SLSTMState, slstm_layer, slstm_step
+from exlstm.ops.slstm.numba import layer as kernels
+from exlstm.runtime.backend import recorded
+from pairwise import every_pair
+
+NAMES = ("x", "w", "r", "b", "more_b", "h", "c")
+
+
+class Memory(NamedTuple):
+    """The state of a layer."""
+
+    h: Tensor
+    c: Tensor
+
+
+def make(B, T, H, K, *, D=5, seed=0, dtype=torch.float32, fresh=0.3):
+    """The seven tensors in the op's order; a share of `fresh` of the state's elements has seen nothing yet."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    M = H * K
+    seen = (torch.rand(B, M, generator=generator) >= fresh).to(dtype)
+    h, c, n, m = (part * seen for part in (normal(B, M), normal(B, M), normal(B, M).abs() + 0.5, normal(B, M)))
+    weights = normal(4 * M, D) / D**0.5, normal(4 * M, K) / K**0.5 / 2, normal(4 * M), normal(4 * M)
+    return [normal(B, T, D), *weights, h, torch.cat([c, n, m], dim=1)]
+
+
+def call(x, w, r, b, more_b, h, c, *, bias=True, **options):
+    y, *after = slstm_layer(x, Layer(w, r, *((b, more_b) if bias else (None, None))), h, c, **options)
+    return y, Memory(*after)
+
+
+def define(x, w, r, b, more_b, h, c, *, bias=True, reset_BT=None, lengths_B=None):
+    """A loop over steps; rows of W, R and b are in the order (gate, head, unit)."""
+    (B, T, D), K = x.shape, r.shape[1]
+    H = len(r) // (4 * K)
+    w, r = w.view(4, H, K, D), r.view(4, H, K, K)
+    b = (b + more_b if bias else torch.zeros_like(b)).view(4, H, K)
+    state = SLSTMState(*(part.reshape(B, H, K) for part in (h, *c.chunk(3, dim=1))))
+    outputs = []
+    for t in range(T):
+        runs = torch.ones(B, 1, 1, dtype=torch.bool) if lengths_B is None else (t < lengths_B)[:, None, None]
+        if reset_BT is not None:
+            clears = reset_BT[:, t, None, None] & runs
+            state = SLSTMState(*(torch.where(clears, 0, part) for part in state))
+        raw = torch.einsum("bd,ghkd->bhgk", x[:, t], w) + b.transpose(0, 1)
+        h, after = slstm_step(raw, r.permute(1, 3, 0, 2), state)
+        state = SLSTMState(*(torch.where(runs, new, old) for new, old in zip(after, state, strict=True)))
+        outputs.append(torch.where(runs, h, 0).flatten(1))
+    h, *rest = (part.flatten(1) for part in state)
+    return torch.stack(outputs, dim=1), Memory(h, torch.cat(rest, dim=1))
+
+
+def everything(x, run):
+    """{name: tensor} of output, state and all gradients; zeros where there is no path. m has no gradient."""
+    x = [t.detach().clone().requires_grad_() for t in x]
+    y, (h, c) = run(*x)
+    M, generator = h.shape[1], torch.Generator().manual_seed(9)
+    found = {"output": y, "state.h": h, "state.c": c}
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in found.values()]
+    weights[2][:, 2 * M :] = 0
+    sum((t * w).sum() for t, w in zip(found.values(), weights, strict=True)).backward()
+    for name, t in zip(NAMES, x, strict=True):
+        found[f"gradient of {name}"] = torch.zeros_like(t) if t.grad is None else t.grad
+    found["gradient of c"][:, 2 * M :] = 0
+    return {name: t.detach() for name, t in found.items()}
+
+
+def against_the_definition(x, **options):
+    want = everything([t.double() for t in x], partial(define, **options))
+    with recorded() as choices:
+        got = everything(x, partial(call, backend="numba", **options))
+    assert [choice.backend for choice in choices] == ["numba"]
+    assert_same(got, want, tolerance=2e-5)
+    with torch.no_grad():
+        y, state = call(*x, backend="numba", **options)
+    for t, name in zip((y, *state), ("output", "state.h", "state.c"), strict=True):
+        assert torch.equal(t, got[name]), f"{name} is another one without gradients"
+
+
+@every_pair(
+    B=[0, 1, 2, 3, 9], T=[1, 2, 24], H=[1, 3], K=[1, 16, 20], D=[1, 16, 21], bias=[False, True], reset=[False, True]
+)
+def test_every_form(B, T, H, K, D, bias, reset):
+    """Rows by four, two and one, groups of units that are not whole, lines of W that are not."""
+    options = {"bias": bias, "reset_BT": resets(B, T, share=0.4) if reset else None}
+    against_the_definition(make(B, T, H, K, D=D, seed=B), **options)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_lengths(T):
+    """A row without steps keeps its state."""
+    against_the_definition(make(4, T, 2, 5), lengths_B=torch.tensor([0, 1, T // 2, T]), reset_BT=resets(4, T))
+
+
+@pytest.mark.parametrize("T", [1, 30])
+def test_accuracy(T):
+    draws = (make(3, T, 2, 16, D=200, seed=seed, fresh=0.0) for seed in DRAWS)
+    assert_as_accurate(partial(call, backend="numba"), define, draws, names=NAMES)
+
+
+@pytest.mark.parametrize("T", [1, 6])
+def test_weights_need_not_be_contiguous(T):
+    x = make(2, T, 2, 5)
+    want = everything(x, call)
+    turned = [t if t.dim() == 1 else t.mT.contiguous().mT for t in x]
+    assert_same(everything(turned, call), want, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_threads_change_nothing(threads, T, monkeypatch):
+    """One step is worth several threads only of a wide layer."""
+    monkeypatch.setattr(kernels, "microseconds", lambda **_: 1e6)
+    x = make(5, T, 2, 40)
+    threads(1)
+    want = everything(x, call)
+    threads(2)
+    assert_same(everything(x, call), want, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_only_needed_gradients_are_computed(T, monkeypatch):
+    x = make(2, T, 2, 5)
+    for name in ("r_gradient", "through_r", "gradients_of_inputs"):
+        monkeypatch.setattr(kernels, name, lambda *_: pytest.fail("it was not asked for"))
+    x[1].requires_grad_()
+    call(*x)[0].sum().backward()
+    assert x[1].grad is not None
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_second_derivatives_are_refused(T):
+    x = [t.requires_grad_() for t in make(2, T, 2, 5)]
+    y, _ = call(*x)
+    with pytest.raises(ValueError, match="second derivatives"):
+        torch.autograd.grad(y.sum(), x[0], create_graph=True)
