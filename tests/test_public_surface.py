@@ -54,9 +54,12 @@ SURFACE = {
     # checkpoints
     "load": (
         "(path: str | PathLike[str], *, dtype: dtype | None = None, device: str | device = 'cpu', weights: "
-        "Optional[Literal['int8', 'int4']] = None) -> LM"
+        "Optional[Literal['int8', 'int4']] = None) -> Any"
     ),
-    "save": "(model: LM, folder: str | PathLike[str], *, layout: str = 'exlstm', overwrite: bool = False) -> None",
+    "save": (
+        "(model: LM | XLSTM | Forecaster, folder: str | PathLike[str], *, layout: str = 'exlstm', overwrite: bool = "
+        "False) -> None"
+    ),
     "convert": (
         "(source: str | PathLike[str], folder: str | PathLike[str], *, layout: str = 'exlstm', dtype: dtype | None = "
         "None, weights: Optional[Literal['int8', 'int4']] = None, shard_bytes: int = 2147483648, overwrite: bool = "

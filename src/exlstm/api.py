@@ -16,8 +16,8 @@ from exlstm.mixers.mlstm_large import MLSTMLargeConfig
 from exlstm.mixers.slstm import SLSTMConfig
 from exlstm.mixers.state import detach, rows
 from exlstm.models.block import BlockConfig, MLPConfig
-from exlstm.models.checkpoints.loading import load
-from exlstm.models.checkpoints.saving import convert, save
+from exlstm.models.checkpoints.any_model import load, save
+from exlstm.models.checkpoints.saving import convert
 from exlstm.models.encoder import XLSTM, EncoderConfig, lengths_of
 from exlstm.models.explain import explain
 from exlstm.models.lm import LM, LMConfig

@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
+import exlstm
 from exlstm.forecast import backtest
 from exlstm.forecast.backtest import METHODS
+from exlstm.models.forecaster import Forecaster, forecaster_from_pattern
 
 
 @pytest.fixture
@@ -52,6 +54,60 @@ def test_a_method_can_be_chosen(data, run):
     assert "The forecast of drift" in out
     rows = list(csv.reader((data / "load_forecast.csv").read_text().splitlines()))
     np.testing.assert_allclose([float(row[1]) for row in rows[1:]], [240, 241, 242])
+
+
+def forecasts(path):
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+def test_a_saved_network_forecasts_the_same_without_training(data, run, monkeypatch):
+    """Whatever wins the backtest, the network is saved; alone it repeats its forecast to the last digit."""
+    monkeypatch.setattr(backtest, "METHODS", {**backtest.METHODS, "xlstm": METHODS["xlstm"]})
+    words = ["load.csv", "--horizon", "6", "--column", "load"]
+    out = run("forecast", *words, "--method", "xlstm", "--steps", "2", "--windows", "2", "--save", "net")
+    assert "xlstm, fitted to all 240 points: net" in out
+    first = forecasts(data / "load_forecast.csv")
+    out = run("forecast", *words, "--model", "net", "--output", "again.csv", "--plot", "again.png")
+    assert "load: 240 points in steps of 1:00:00, season 24, context 72" in out
+    assert "Backtest" not in out
+    assert "The forecast of xlstm, as it was saved in net: again.csv and again.png" in out
+    assert forecasts(data / "again.csv") == first
+    assert (data / "again.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(backtest, "METHODS", {"drift": METHODS["drift"]})
+    out = run("forecast", *words, "--steps", "2", "--windows", "2", "--save", "net", "--overwrite")
+    assert "The forecast of drift" in out
+    assert forecasts(data / "load_forecast.csv") != first
+    run("forecast", *words, "--model", "net", "--output", "again.csv", "--overwrite")
+    assert forecasts(data / "again.csv") == first
+
+
+@pytest.fixture
+def folders(data):
+    """Folders that --model and --save refuse: a language model, an empty one, and one with other files."""
+    config = exlstm.lm_from_pattern("m", vocab_size=3, width=16)
+    exlstm.save(exlstm.LM(config), data / "lm")
+    exlstm.save(Forecaster(forecaster_from_pattern("s", width=16, heads=2, season=24)), data / "net")
+    (data / "empty").mkdir()
+    (data / "mine").mkdir()
+    (data / "mine" / "thesis.tex").touch()
+    return data
+
+
+@pytest.mark.parametrize(("words", "fragments"), [
+    (["--model", "nowhere"], ["there is no nowhere", "name a folder with a model"]),
+    (["--model", "empty"], ["empty has no weights"]),
+    (["--model", "lm"], ["lm holds a model of kind LM", "exlstm forecast DATA --save FOLDER"]),
+    (["--model", "net", "--season", "7"], ["the season is 7, and the saved forecaster was made for 24"]),
+    (["--model", "net", "--method", "ridge"], ["--model is for xlstm, and --method is ridge"]),
+    (["--model", "net", "--save", "new"], ["--model net is saved already; leave --save out"]),
+    (["--save", "net"], ["net holds 'config.json' of a model", "--overwrite"]),
+    (["--save", "mine", "--overwrite"], ["mine holds 'thesis.tex', which belongs to no saved model"]),
+    (["--save", "new", "--method", "drift"], ["--save is for xlstm, and --method is drift"]),
+])  # fmt: skip
+def test_folders_that_are_refused(words, fragments, folders, refused):
+    error = refused("forecast", "load.csv", "--horizon", "3", "--column", "load", *words)
+    assert all(fragment in error for fragment in fragments), error
+    assert not (folders / "load_forecast.csv").exists()
 
 
 @pytest.mark.parametrize(("words", "fragments"), [

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -10,6 +10,7 @@ from exlstm.cli.parse import check_at_least, similar
 
 if TYPE_CHECKING:
     from exlstm.forecast.backtest import Backtest
+    from exlstm.forecast.contract import Fitted, ForecastTask
     from exlstm.forecast.history import SeriesHistory
 
 DataFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -30,30 +31,46 @@ class Forecast:
     seed: int = 0  # of initial weights and of the order of training
     output: str | None = None  # CSV file of the forecast; left out: the name of DATA with _forecast.csv
     plot: str | None = None  # PNG file of a picture
-    overwrite: bool = False  # replace these files
+    save: str | None = None  # folder for the network xlstm, fitted to the whole series
+    model: str | None = None  # folder of a saved one, which forecasts without training and without a backtest
+    overwrite: bool = False  # replace these files, and the model in the folder
 
     def __post_init__(self) -> None:
         check_at_least(self, horizon=1, season=1, windows=1, context=1, steps=1, seed=0)
 
 
+class Made(NamedTuple):
+    """A forecast: its quantiles, the task, the name of the method, and how it came about, in words."""
+
+    quantiles_TQ: Any
+    task: "ForecastTask"
+    method: str
+    origin: str
+
+
 def forecast(options: Forecast) -> None:
     """`exlstm forecast`."""
     from exlstm.data.series import read_table
-    from exlstm.forecast.backtest import all_methods, backtest, planned_task
     from exlstm.forecast.history import history_of
     from exlstm.forecast.output import forecast_csv, forecast_png
     from exlstm.runtime.files import write_or_explain
 
-    methods = all_methods()
-    if options.method not in {"best", *methods}:
-        raise ValueError(
-            f"--method {options.method!r} is unknown{similar(options.method, methods)}; "
-            f"use best or one of {', '.join(methods)}."
-        )
+    _check_choices(options)
     output = Path(options.output or Path(options.source).with_suffix("").name + "_forecast.csv")
     targets = [output, *([Path(options.plot)] if options.plot else [])]
     _check_targets(targets, options)
     history = history_of(read_table(options.source), options.column)
+    made = _compared(options, history) if options.model is None else _by_saved(options, history)
+    write_or_explain(output, forecast_csv(history, made.quantiles_TQ, made.task))
+    if options.plot:
+        write_or_explain(Path(options.plot), forecast_png(history, made.quantiles_TQ, made.task, made.method))
+    print(f"\nThe forecast of {made.method}, {made.origin}: {' and '.join(map(str, targets))}")
+
+
+def _compared(options: Forecast, history: "SeriesHistory") -> Made:
+    """By a method that is fitted to the whole series, after a backtest of all."""
+    from exlstm.forecast.backtest import all_methods, backtest, planned_task
+
     season = options.season or (history.step.season if history.step is not None else 1)
     points = len(history.values_T)
     if options.season is None and season > (points - options.horizon) // 3:
@@ -65,11 +82,56 @@ def forecast(options: Forecast) -> None:
     found = backtest(history.values_T, task, windows=options.windows)
     _print_scores(found)
     method = found.best if options.method == "best" else options.method
-    (quantiles_TQ,) = methods[method](history.values_T, task)([history.values_T])
-    write_or_explain(output, forecast_csv(history, quantiles_TQ, task))
-    if options.plot:
-        write_or_explain(Path(options.plot), forecast_png(history, quantiles_TQ, task, method))
-    print(f"\nThe forecast of {method}, fitted to all {points:,} points: {' and '.join(map(str, targets))}")
+    if options.save is not None:
+        fitted = _saved(options, history, task)
+    if options.save is None or method != "xlstm":
+        fitted = all_methods()[method](history.values_T, task)
+    (quantiles_TQ,) = fitted([history.values_T])
+    return Made(quantiles_TQ, task, method, f"fitted to all {points:,} points")
+
+
+def _saved(options: Forecast, history: "SeriesHistory", task: "ForecastTask") -> "Fitted":
+    """Trains the network on the whole series, and saves it."""
+    from exlstm.forecast.networks import forecasts_of, trained
+    from exlstm.models.checkpoints.any_model import save
+
+    model = trained(history.values_T, task)
+    save(model, str(options.save), overwrite=options.overwrite)
+    print(f"\nxlstm, fitted to all {len(history.values_T):,} points: {options.save}")
+    return forecasts_of(model, task)
+
+
+def _by_saved(options: Forecast, history: "SeriesHistory") -> Made:
+    """By a forecaster that was saved, as it is."""
+    from exlstm.forecast.networks import forecasts_of
+    from exlstm.forecast.saved import saved_forecaster, saved_task
+
+    model = saved_forecaster(str(options.model))
+    points = len(history.values_T)
+    task = saved_task(model, points, horizon=options.horizon, season=options.season, context=options.context)
+    _print_history(history, task.season, task.context)
+    (quantiles_TQ,) = forecasts_of(model, task)([history.values_T])
+    return Made(quantiles_TQ, task, "xlstm", f"as it was saved in {options.model}")
+
+
+def _check_choices(options: Forecast) -> None:
+    """ValueError for a method that there is not, and for options that exclude each other."""
+    from exlstm.forecast.backtest import all_methods
+    from exlstm.models.checkpoints.target import check_target
+
+    methods = all_methods()
+    if options.method not in {"best", *methods}:
+        raise ValueError(
+            f"--method {options.method!r} is unknown{similar(options.method, methods)}; "
+            f"use best or one of {', '.join(methods)}."
+        )
+    for name, value in (("--model", options.model), ("--save", options.save)):
+        if value is not None and options.method not in {"best", "xlstm"}:
+            raise ValueError(f"{name} is for xlstm, and --method is {options.method}; leave one of them out.")
+    if options.save is not None:
+        if options.model is not None:
+            raise ValueError(f"--model {options.model} is saved already; leave --save out.")
+        check_target(Path(options.save), overwrite=options.overwrite)
 
 
 def _check_targets(targets: list[Path], options: Forecast) -> None:

@@ -77,10 +77,15 @@ def planned_task(points: int, *, horizon: int, season: int, context: int | None,
     if horizon > most:
         raise ValueError(f"a horizon of {horizon} is too long for {points} points; use at most {most}.")
     room = points - 3 * horizon
-    wanted = max(3 * season, 2 * horizon, 48) if context is None else context
+    wanted = usual_context(season, horizon) if context is None else context
     if context is not None and context > room:
         raise ValueError(f"a context of {context} is too long for {points} points; use at most {room}.")
     return ForecastTask(horizon=horizon, season=season, context=min(wanted, room), steps=steps, seed=seed)
+
+
+def usual_context(season: int, horizon: int) -> int:
+    """Points that models look back where nothing else is asked for."""
+    return max(3 * season, 2 * horizon, 48)
 
 
 def origins_of(points: int, task: ForecastTask, windows: int) -> tuple[int, ...]:

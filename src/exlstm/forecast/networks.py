@@ -1,6 +1,7 @@
 """Forecasters that learn from windows of the history: xLSTM blocks, and torch's LSTM with as many parameters.
 
-B windows  T points  E points of a window  N patches of a context, or pasts  D width  Q quantiles
+B rows  R windows of training  C windows of checks  T points  E points of a window  N patches, or pasts  D width
+Q quantiles
 """
 
 import copy
@@ -17,7 +18,8 @@ from exlstm.models.forecaster import Forecaster, ForecasterConfig, forecaster_fr
 from exlstm.models.summary import parameters
 
 PATTERN, WIDTH, HEADS = "ms", 32, 2
-_LR, _BATCH, _WARMUP, _CLIP, _DECAY = 5e-3, 32, 0.1, 1.0, 0.01
+LR = 5e-3
+_BATCH, _WARMUP, _CLIP, _DECAY = 32, 0.1, 1.0, 0.01
 _CHECKS = 10  # of the windows that are kept from training
 
 
@@ -44,7 +46,7 @@ def _lstm_parameters(width: int, hidden: int) -> int:
 
 def xlstm(history_T: Floats, task: ForecastTask) -> Fitted:
     """An mLSTM and an sLSTM block over patches."""
-    return _fitted(history_T, task, Forecaster)
+    return forecasts_of(trained(history_T, task), task)
 
 
 def torch_lstm(history_T: Floats, task: ForecastTask) -> Fitted:
@@ -54,7 +56,7 @@ def torch_lstm(history_T: Floats, task: ForecastTask) -> Fitted:
         target = parameters(Forecaster(config).stack)
         return Forecaster(config, TorchLSTM(config.width, target))
 
-    return _fitted(history_T, task, build)
+    return forecasts_of(trained(history_T, task, build), task)
 
 
 def network_config(task: ForecastTask) -> ForecasterConfig:
@@ -63,15 +65,24 @@ def network_config(task: ForecastTask) -> ForecasterConfig:
     return forecaster_from_pattern(PATTERN, width=WIDTH, heads=HEADS, patch=patch, season=task.season)
 
 
-def _fitted(history_T: Floats, task: ForecastTask, build: Callable[[ForecasterConfig], Forecaster]) -> Fitted:
+def trained(
+    history_T: Floats, task: ForecastTask, build: Callable[[ForecasterConfig], Forecaster] = Forecaster
+) -> Forecaster:
+    """A forecaster that has learned from the windows of a history, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         model = build(network_config(task))
-        _train(model, history_T, task)
-    model.eval()
+        train(model, history_T, task)
+    return model.eval()
+
+
+def forecasts_of(model: Forecaster, task: ForecastTask) -> Fitted:
+    """The method of a forecaster that has learned."""
 
     def predict(pasts: Sequence[Floats]) -> Floats:
         contexts = np.stack([_last(past_T, task.context) for past_T in pasts])
+        if np.isnan(contexts).all(1).any():
+            raise ValueError(f"{task.context} points before a forecast are all missing; use a longer context.")
         with torch.no_grad():
             quantiles_NPQ: Floats = model(torch.from_numpy(contexts), task.horizon).numpy()
         return quantiles_NPQ
@@ -84,28 +95,32 @@ def _last(past_T: Floats, count: int) -> Floats:
     return np.pad(past_T[-count:], (max(0, count - len(past_T)), 0), constant_values=np.nan)
 
 
-def _train(model: Forecaster, history_T: Floats, task: ForecastTask) -> None:
-    """AdamW with warm-up and a cosine. Of ten states on the way the best on the last tenth of the windows is kept."""
-    train_BT, check_BT = _windows(history_T, task)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=_DECAY)
+def train(model: Forecaster, history_T: Floats, task: ForecastTask, *, lr: float = LR) -> float:
+    """AdamW with warm-up and a cosine. Of ten states on the way the best on the last tenth of the windows is kept.
+
+    Returns its loss there; infinity where a tenth of the windows is none. ValueError for weights that are not finite.
+    """
+    learned_RE, check_CE = _windows(history_T, task)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=_DECAY)
     best, kept = math.inf, copy.deepcopy(model.state_dict())
     for step in range(task.steps):
         done = step / task.steps
-        optimizer.param_groups[0]["lr"] = _LR * min(1.0, (done + 0.01) / _WARMUP) * (1 + math.cos(math.pi * done)) / 2
-        chosen_B = torch.randint(len(train_BT), (min(_BATCH, len(train_BT)),))
-        model.loss(train_BT[chosen_B], task.context).backward()  # type: ignore[no-untyped-call]
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (done + 0.01) / _WARMUP) * (1 + math.cos(math.pi * done)) / 2
+        chosen_B = torch.randint(len(learned_RE), (min(_BATCH, len(learned_RE)),))
+        model.loss(learned_RE[chosen_B], task.context).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) * _CHECKS // task.steps > step * _CHECKS // task.steps and len(check_BT):
+        if (step + 1) * _CHECKS // task.steps > step * _CHECKS // task.steps and len(check_CE):
             with torch.no_grad():
-                error = float(model.loss(check_BT, task.context))
+                error = float(model.loss(check_CE, task.context))
             if error < best:
                 best, kept = error, copy.deepcopy(model.state_dict())
-    if len(check_BT):
+    if len(check_CE):
         model.load_state_dict(kept)
     if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
         raise ValueError(f"training has diverged in {task.steps} steps; use another --seed.")
+    return best
 
 
 def _windows(history_T: Floats, task: ForecastTask) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,6 @@ class Forecaster(nn.Module):
         self.embed = ResidualMLP(4 * config.patch, config.hidden, config.width)
         self.stack = PatchBlocks(config) if stack is None else stack
         self.head = ResidualMLP(config.width, config.hidden, outputs)
-        self.register_buffer("levels_Q", torch.tensor(config.levels), persistent=False)
         spread_Q = _SPREAD * torch.special.ndtri(torch.tensor(config.levels, dtype=torch.float64))
         init.fill(
             self.head.down,
@@ -219,7 +218,7 @@ class Forecaster(nn.Module):
         seen_E = torch.arange(x_BE.shape[1], device=x_BE.device) < context + -context % L
         x_BNL, seen_BNL = x_BE.view(B, -1, L), x_BE.where(seen_E, torch.nan).view(B, -1, L)
         quantiles_BNLQ, _, _ = self._quantiles(seen_BNL, x_BE.new_zeros(B, self.config.season), None)
-        return pinball_loss(x_BNL[:, 1:], quantiles_BNLQ[:, :-1], self.get_buffer("levels_Q"))
+        return pinball_loss(x_BNL[:, 1:], quantiles_BNLQ[:, :-1], x_BNL.new_tensor(self.config.levels))
 
     def _advance(self, state: ForecasterState, points_BT: Tensor) -> ForecasterState:
         """The state behind some points in the series' own units."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exlstm.models.checkpoints.classic import CLASSIC
 from exlstm.models.checkpoints.files import Tensors, configs_beside, open_tensors
 from exlstm.models.checkpoints.large import LARGE
 from exlstm.models.checkpoints.layout import Layout, SavedSettings
-from exlstm.models.checkpoints.own import OWN
+from exlstm.models.checkpoints.own import MODEL_TYPES, OWN
 from exlstm.models.checkpoints.rules import Rule
 from exlstm.models.checkpoints.transformers import TRANSFORMERS
 from exlstm.models.lm import LM, LMConfig
@@ -85,6 +85,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
     with open_tensors(place) as files:
         layout = layout_of(files)
         settings = settings_of(place, layout)
+        check_is_language_model(place, layout, settings)
         config = layout.read(files.shapes, settings)
         bits = settings.data.get("weights") if layout is OWN else None
         if bits not in (None, *LAYER_TYPES):
@@ -102,20 +103,7 @@ def load(
     device: str | torch.device = "cpu",
     weights: Bits | None = None,
 ) -> LM:
-    """The model at `path`, a folder or a file with weights, in the layout "exlstm", "huggingface" (transformers' own
-    xlstm, llama, mistral, gpt2, mamba, mamba2, rwkv, recurrent_gemma), "xlstm-large" (single or fused) or "classic"
-    (the paper's package, any cell).
-
-    The layout follows from the names of the tensors, the architecture from their shapes, the rest from the config.json
-    or config.yaml beside them; missing settings take the layout's defaults, which are listed on stderr. Kernels that a
-    config names are ignored. A .pt or .pth file is read as tensors only, so that no code in it can run.
-
-    dtype: of weights and activations; None keeps what was saved (in a foreign layout: that of the embedding). weights:
-    "int8" or "int4" quantises while loading; a model that was saved quantised comes back so, without gradients for what
-    is quantised, and `dtype` rounds no scale. In memory are the weights and one tensor more, whatever is converted.
-    Raises ValueError, in one sentence, for a missing or unreadable file, for tensors that are missing, unknown, or of
-    another shape, and for settings that this version does not compute.
-    """  # fmt: skip
+    """The language model at `path`, in any layout; arguments and errors are those of `exlstm.load`."""
     with open_checkpoint(path) as found:
         if notes := found.notes():
             print(f"exlstm: {notes}", file=sys.stderr)
@@ -193,8 +181,7 @@ def conversion_of(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | 
         raise ValueError(f"weights are {weights!r}; they can be one of {', '.join(LAYER_TYPES)}.")
     if weights is not None and found.bits not in (None, weights):
         raise ValueError(f"{found.files.place} is quantised already ({found.bits}); use the original for {weights}.")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype}; it has to be one of floating numbers, and weights='int8' quantises.")
+    check_dtype(dtype)
     model = meta_model(found.config, found.bits, found.files.shapes)
     exact, saved = exact_tensors(model), found.files.dtypes
     # foreign checkpoints may have norms and gates in another dtype than the rest, for kernels of their own
@@ -210,6 +197,22 @@ def conversion_of(found: Checkpoint, dtype: torch.dtype | None, weights: Bits | 
     if head_is_embedding(model):
         layers["embed.weight"] = layers.pop("head.weight")
     return Conversion(dtypes, layers, frozenset({"embed.weight"}), weights)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """ValueError for a dtype that is not one of floating numbers."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; it has to be one of floating numbers, and weights='int8' quantises.")
+
+
+def check_is_language_model(place: Path, layout: Layout, settings: SavedSettings) -> None:
+    """ValueError for another model of ours."""
+    kind = settings.data.get("model_type")
+    if layout is OWN and kind in MODEL_TYPES.values() and kind != MODEL_TYPES[LMConfig]:
+        raise ValueError(
+            f"{place} holds a model of type {kind!r}, and a language model is needed here; "
+            "exlstm.load reads it in Python."
+        )
 
 
 def to_device(x: Tensor, source: Tensor, device: torch.device) -> Tensor:
@@ -258,15 +261,22 @@ def meta_model(config: LMConfig, bits: Bits | None, tensors: Collection[str]) ->
 
     ValueError for sizes that no tensor can have.
     """
-    with torch.device("meta"):
-        try:
-            model = LM(config)
-        except (RuntimeError, OverflowError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"the config is of a model that cannot be ({reason}); correct its sizes.") from error
+    with without_numbers():
+        model = LM(config)
         if bits is not None:
             make_room(model, bits, tensors)
     return model
+
+
+@contextmanager
+def without_numbers() -> Iterator[None]:
+    """The meta device, for a model that is made here. ValueError for sizes that no tensor can have."""
+    with torch.device("meta"):
+        try:
+            yield
+        except (RuntimeError, OverflowError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"the config is of a model that cannot be ({reason}); correct its sizes.") from error
 
 
 def converted_model(found: Checkpoint, change: Conversion) -> LM:
@@ -276,7 +286,7 @@ def converted_model(found: Checkpoint, change: Conversion) -> LM:
     )
 
 
-def check(files: Tensors, rules: list[Rule], model: LM, layout: Layout) -> None:
+def check(files: Tensors, rules: list[Rule], model: nn.Module, layout: Layout) -> None:
     """ValueError for a tensor that is missing, unknown, or of another shape or dtype than the config needs."""
     ours = model.state_dict()
     expected: dict[str, tuple[int, ...]] = {}

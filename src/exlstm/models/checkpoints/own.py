@@ -12,12 +12,17 @@ from exlstm.models.checkpoints.large import HUGGINGFACE
 from exlstm.models.checkpoints.layout import Layout, SavedSettings, Shapes
 from exlstm.models.checkpoints.rules import Rule, same
 from exlstm.models.encoder import EncoderConfig
+from exlstm.models.forecaster import ForecasterConfig
 from exlstm.models.lm import LM, LMConfig
 from exlstm.models.quantized import stored_once
 
 FORMAT = 1
-MODEL_TYPES: dict[type, str] = {LMConfig: "exlstm", EncoderConfig: "exlstm_encoder"}
-Architecture = TypeVar("Architecture", LMConfig, EncoderConfig)
+MODEL_TYPES: dict[type, str] = {
+    LMConfig: "exlstm",
+    EncoderConfig: "exlstm_encoder",
+    ForecasterConfig: "exlstm_forecaster",
+}
+Architecture = TypeVar("Architecture", LMConfig, EncoderConfig, ForecasterConfig)
 # fields that transformers adds to a config that it saves; none changes a number here
 TRANSFORMERS_FIELDS = frozenset({
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
@@ -27,7 +32,7 @@ TRANSFORMERS_FIELDS = frozenset({
 })  # fmt: skip
 
 
-def config_to_json(config: LMConfig | EncoderConfig) -> dict[str, Any]:
+def config_to_json(config: LMConfig | EncoderConfig | ForecasterConfig) -> dict[str, Any]:
     """Plain data for `json`: every field by name, each mixer with its name in MIXERS as `kind`."""
     kinds = {cls: name for name, cls in MIXERS.items()}
     blocks = [
@@ -69,7 +74,12 @@ def parsed(data: dict[str, Any], cls: type[Architecture]) -> Architecture:
             mlp = None if block["mlp"] is None else MLPConfig(**block["mlp"])
             blocks.append(BlockConfig(mixer=MIXERS[kind](**mixer), mlp=mlp))
         skipped = {"format", "model_type", "blocks"} | TRANSFORMERS_FIELDS
-        top = {name: value for name, value in data.items() if name not in skipped}
+        # JSON has lists where a config has tuples
+        top = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in data.items()
+            if name not in skipped
+        }
         return cls(blocks=tuple(blocks), **top)
     except (KeyError, TypeError) as error:
         raise ValueError(f"the config does not fit format {FORMAT} ({error}); write it with exlstm.save.") from error

@@ -40,17 +40,7 @@ CPU = torch.device("cpu")
 
 
 def save(model: LM, folder: str | os.PathLike[str], *, layout: str = "exlstm", overwrite: bool = False) -> None:
-    """Writes the model into `folder`, its config and weights each whole or not at all.
-
-    layout: "exlstm" (ours), "huggingface" (transformers' own model of this kind, see `load`), "xlstm-large",
-    or "classic" (the paper's package).
-    Weights of more than 2 GiB go into several files. A quantized model is saved as it is, in our own layout only.
-    overwrite: replace a model that is in the folder; a tokenizer beside it stays.
-    Raises ValueError, before anything is written, for a folder that is not empty (with `overwrite`: that is a run, or
-    holds anything else than a model), for a block or a setting that the layout cannot express, and for a model that
-    `load` could not read back: with parts that its config does not have, with quantised layers of two kinds, or in two
-    dtypes. Raises OSError, and leaves a model that was there before as it was, when the disk is full.
-    """  # fmt: skip
+    """Writes a language model into `folder`, in any layout; arguments and errors are those of `exlstm.save`."""
     target, bits = layout_for(layout, model.config), bits_of(model)
     check_target(Path(folder), overwrite=overwrite)
     check_savable(model, bits)
@@ -221,13 +211,8 @@ def replace_model(folder: Path, files: Sequence[Path]) -> None:
 
 def check_savable(model: LM, bits: Bits | None) -> None:
     """ValueError unless config and format of the weights determine the model."""
-    shapes = {name: tuple(x.shape) for name, x in stored_once(model).items()}
-    expected = {name: tuple(x.shape) for name, x in stored_once(meta_model(model.config, bits, shapes)).items()}
-    if wrong := sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)):
-        raise ValueError(
-            f"the model is not what its config says: {wrong[0]} has shape {shapes.get(wrong[0])}, "
-            f"the config needs {expected.get(wrong[0])}; save an LM of that config."
-        )
+    tensors = stored_once(model)
+    check_shapes("an LM", tensors, stored_once(meta_model(model.config, bits, tensors)))
     dtype = model.embed.weight.dtype
     for name, layer in quantized_layers(model).items():
         if layer.like.dtype != dtype:
@@ -235,3 +220,13 @@ def check_savable(model: LM, bits: Bits | None) -> None:
                 f"{name} stands for {layer.like.dtype} and the embedding is {dtype}; "
                 "convert the whole model with model.to(dtype) and save it again."
             )
+
+
+def check_shapes(what: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """ValueError unless a model's tensors have the names and shapes that its config needs. what: its kind, for it."""
+    found, needed = ({name: tuple(x.shape) for name, x in given.items()} for given in (tensors, expected))
+    if wrong := sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name)):
+        raise ValueError(
+            f"the model is not what its config says: {wrong[0]} has shape {found.get(wrong[0])}, "
+            f"the config needs {needed.get(wrong[0])}; save {what} of that config."
+        )
