@@ -112,7 +112,8 @@ def test_tasks_that_do_not_fit_are_refused(change, fragment):
 def test_networks_have_equal_size():
     config = networks.network_config(ForecastTask(horizon=24, season=24))
     blocks = parameters(Forecaster(config).stack)
-    assert abs(parameters(networks.TorchLSTM(config.width, blocks)) / blocks - 1) < 0.03
+    for kind in ("lstm", "gru"):
+        assert abs(parameters(networks.TorchRNN(kind, config.width, blocks)) / blocks - 1) < 0.03
 
 
 @pytest.mark.parametrize("name", ["xlstm", pytest.param("lstm", marks=pytest.mark.slow)])

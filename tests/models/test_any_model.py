@@ -92,7 +92,7 @@ def test_the_format_is_what_it_was():
     assert {name: value for name, value in data.items() if name != "blocks"} == {
         "format": 1, "model_type": "exlstm_forecaster", "width": 16, "patch": 4, "season": 3,
         "levels": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "hidden": 32, "norm": "rms", "norm_eps": 1e-6,
-        "dropout": 0.0,
+        "dropout": 0.0, "instance_norm": True, "relative": True,
     }  # fmt: skip
     assert parsed(json.loads(json.dumps(data)), ForecasterConfig) == forecaster("s").config
 

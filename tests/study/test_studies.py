@@ -16,6 +16,7 @@ from exlstm.study import Claim, Lesson, Picture, ReportTable, Results, Training,
 from exlstm.study.aggregate import chosen, reported
 from exlstm.study.contract import SIZES, find_study, run_id, settings, studies, with_seed
 from exlstm.study.control import ControlRun, ControlTiming, Recitation
+from exlstm.study.forecasting import BaselineRun, NetworkRun
 from exlstm.study.problems import problem_of
 from exlstm.study.report import terminal_text, write_report, write_summary
 from exlstm.study.results import ResultFile, load_results, provenance, report_path, result_path, result_row
@@ -25,7 +26,7 @@ FOLDER = Path(__file__).parents[2] / "study"
 NAMES = list(studies(FOLDER))
 # each takes a second or two; the others take several
 QUICK_ENOUGH = {"recall", "language", "extrapolation", "rare_tokens", "scaling", "speed", "ablations", "memories",
-                "long_range", "state_tracking", "memory_control"}  # fmt: skip
+                "long_range", "state_tracking", "memory_control", "forecasting"}  # fmt: skip
 # a study has results of its own, or those of others and a page alone
 COMMITTED = [
     (name, size)
@@ -55,7 +56,7 @@ def test_models_of_a_comparison_have_equal_parameters(name, size):
             table = (run.architecture.positions or 0) * run.architecture.width
             own = (1 + run.lessons[0].both_ways) * (body_parameters(run.architecture) - table)
             found.setdefault((run.facets()["task"], run.architecture.width), set()).add(own)
-    assert found or name in ("speed", "memory_control")
+    assert found or name in ("speed", "memory_control", "forecasting")  # the last two have tests of their own
     assert all(max(sizes) <= 1.05 * min(sizes) for sizes in found.values()), found
 
 
@@ -211,6 +212,7 @@ LATER = (
     "downstream",
     "state_tracking",
     "memory_control",
+    "forecasting",
 )
 
 
@@ -227,6 +229,10 @@ def finished(run, number):
     test = {"score": 1 - bits / 8, "bits_per_byte": bits, "loss": bits, "accuracy": 0.5, "at_chance": False}
     test["by_domain"] = {"code": bits, "english": bits}
     test["by_count"] = [[10, 100, 5, 5 * bits, 9], [100, 1000, 7, 7 * bits, 9]]
+    if isinstance(run, NetworkRun | BaselineRun):
+        test |= {"score": 1 - bits, "crps": bits, "mase": bits, "wql": bits / 10, "covered": 0.8}
+        last = {name: [bits, bits] for name in ("low", "middle", "high", "past", "truth")}
+        return {**row, "points": 100 + number, "last": last, "metrics": {"validation": number, "tests": [test]}}
     if isinstance(run, ControlTiming):
         return {**row, "metrics": {"acting": 900.0, "learning": 700.0, "tests": [{**test, "score": 400.0}]}}
     if isinstance(run, ControlRun | Recitation):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exlstm.data.series.metrics import crps, mase
+from exlstm.data.series.metrics import crps, mase, weighted_quantile_loss
 from exlstm.forecast.baselines import drift, ridge, seasonal_naive
 from exlstm.forecast.contract import Floats, ForecastTask, Method
 from exlstm.forecast.networks import torch_lstm, xlstm
@@ -30,11 +30,13 @@ _TESTED = 0.3  # of the points, at most
 class MethodScore:
     """What a method did in the backtest: means over windows. missing: why there is none.
 
-    covered: the share of points between the first and the last quantile.
+    wql: the CRPS as a share of the values' mean size. covered: the share of points between the first and the last
+    quantile.
     """
 
     mase: float = float("nan")
     crps: float = float("nan")
+    wql: float = float("nan")
     covered: float = float("nan")
     seconds: float = 0.0
     missing: str | None = None
@@ -129,6 +131,7 @@ def _score(method: Method, values_T: Floats, task: ForecastTask, origins: tuple[
     return MethodScore(
         mase=mase(truth_NP, quantiles_NPQ[..., level_index(task.levels)], history_E, task.season),
         crps=crps(truth_NP, quantiles_NPQ, task.levels),
+        wql=weighted_quantile_loss(truth_NP, quantiles_NPQ, task.levels),
         covered=float(inside[known].mean()) if known.any() else float("nan"),
         seconds=time.perf_counter() - began,
     )

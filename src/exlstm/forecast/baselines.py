@@ -32,13 +32,22 @@ def drift(history_T: Floats, task: ForecastTask) -> Fitted:
     return _with_errors(history_T, task, points)
 
 
-def ridge(history_T: Floats, task: ForecastTask) -> Fitted:
+def ridge(history_T: Floats, task: ForecastTask, *, centered: bool = True, relative: bool = True) -> Fitted:
     """A linear map from the context to all steps of the horizon, relative to the last season.
 
     The penalty is the best of a few on the last fifth of the history.
+    For comparisons: without `centered` the context is as it is, and not relative to its last value; without `relative`
+    the horizon is relative to the last value alone, or as it is.
     """
     values_T = filled(history_T, task.season)
-    inputs, targets = _pairs(values_T, task)
+
+    def base(context_L: Floats) -> Floats:
+        return _repeated(context_L, task) if relative else np.full(task.horizon, context_L[-1] if centered else 0.0)
+
+    windows = sliding_window_view(values_T, task.context + task.horizon)
+    contexts, after = windows[:, : task.context], windows[:, task.context :]
+    inputs = _inputs(contexts, centered)
+    targets = after - np.stack([base(context_L) for context_L in contexts])
     kept = max(1, len(inputs) * 4 // 5)
 
     def error(penalty: float) -> float:
@@ -51,8 +60,8 @@ def ridge(history_T: Floats, task: ForecastTask) -> Fitted:
     def points(past_T: Floats) -> Floats:
         context_L = past_T[-task.context :]
         missing = task.context - len(context_L)
-        row = _inputs(np.pad(context_L, (missing, 0), mode="edge")[None])
-        after_P: Floats = _repeated(past_T, task) + (row @ weights)[0]
+        row = _inputs(np.pad(context_L, (missing, 0), mode="edge")[None], centered)
+        after_P: Floats = base(past_T) + (row @ weights)[0]
         return after_P
 
     return _with_errors(history_T, task, points)
@@ -64,15 +73,10 @@ def _repeated(past_T: Floats, task: ForecastTask) -> Floats:
     return np.resize(last_S, task.horizon)
 
 
-def _inputs(contexts: Floats) -> Floats:
-    """Contexts without their last value, and a column of ones."""
-    return np.concatenate([contexts[:, :-1] - contexts[:, -1:], np.ones((len(contexts), 1))], axis=1)
-
-
-def _pairs(values_T: Floats, task: ForecastTask) -> tuple[Floats, Floats]:
-    windows = sliding_window_view(values_T, task.context + task.horizon)
-    contexts, after = windows[:, : task.context], windows[:, task.context :]
-    return _inputs(contexts), after - np.stack([_repeated(context, task) for context in contexts])
+def _inputs(contexts: Floats, centered: bool) -> Floats:
+    """Contexts relative to their last value and without it, or as they are, and a column of ones."""
+    values = contexts[:, :-1] - contexts[:, -1:] if centered else contexts
+    return np.concatenate([values, np.ones((len(contexts), 1))], axis=1)
 
 
 def _solved(inputs: Floats, targets: Floats, penalty: float) -> Floats:

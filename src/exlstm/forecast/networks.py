@@ -7,7 +7,7 @@ Q quantiles
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,28 +20,28 @@ from exlstm.models.summary import parameters
 PATTERN, WIDTH, HEADS = "ms", 32, 2
 LR = 5e-3
 _BATCH, _WARMUP, _CLIP, _DECAY = 32, 0.1, 1.0, 0.01
-_CHECKS = 10  # of the windows that are kept from training
+CHECKS = 10  # in training, of windows that are kept from it
 
 
-class TorchLSTM(nn.Module):
-    """torch's LSTM of two layers in the place of the blocks, with about as many parameters as are asked for."""
+class TorchRNN(nn.Module):
+    """torch's LSTM or GRU of two layers in the place of the blocks, with about as many parameters as are asked for."""
 
-    def __init__(self, width: int, target: int) -> None:
+    def __init__(self, kind: Literal["lstm", "gru"], width: int, target: int) -> None:
         super().__init__()
-        sizes = range(4, 16 * width)
-        hidden = min(sizes, key=lambda size: abs(_lstm_parameters(width, size) - target))
-        self.lstm = nn.LSTM(width, hidden, num_layers=2, batch_first=True)
+        sizes, gates = range(4, 16 * width), 4 if kind == "lstm" else 3
+        hidden = min(sizes, key=lambda size: abs(_rnn_parameters(gates, width, size) - target))
+        self.rnn = (nn.LSTM if kind == "lstm" else nn.GRU)(width, hidden, num_layers=2, batch_first=True)
         self.out = nn.Linear(hidden, width)
 
     def forward(self, x_BND: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """[B, N, D] -> [B, N, D], and the state behind the last patch."""
-        y, state = self.lstm(x_BND, state)
+        y, state = self.rnn(x_BND, state)
         y_BND: Tensor = x_BND + self.out(y)
         return y_BND, state
 
 
-def _lstm_parameters(width: int, hidden: int) -> int:
-    return 4 * hidden * (width + hidden + 2) + 4 * hidden * (2 * hidden + 2) + (hidden + 1) * width
+def _rnn_parameters(gates: int, width: int, hidden: int) -> int:
+    return gates * hidden * (width + hidden + 2) + gates * hidden * (2 * hidden + 2) + (hidden + 1) * width
 
 
 def xlstm(history_T: Floats, task: ForecastTask) -> Fitted:
@@ -54,7 +54,7 @@ def torch_lstm(history_T: Floats, task: ForecastTask) -> Fitted:
 
     def build(config: ForecasterConfig) -> Forecaster:
         target = parameters(Forecaster(config).stack)
-        return Forecaster(config, TorchLSTM(config.width, target))
+        return Forecaster(config, TorchRNN("lstm", config.width, target))
 
     return forecasts_of(trained(history_T, task, build), task)
 
@@ -96,30 +96,57 @@ def _last(past_T: Floats, count: int) -> Floats:
 
 
 def train(model: Forecaster, history_T: Floats, task: ForecastTask, *, lr: float = LR) -> float:
-    """AdamW with warm-up and a cosine. Of ten states on the way the best on the last tenth of the windows is kept.
+    """Learns from windows of a history. Of ten states on the way the best on the last tenth of the windows is kept.
 
     Returns its loss there; infinity where a tenth of the windows is none. ValueError for weights that are not finite.
     """
     learned_RE, check_CE = _windows(history_T, task)
+
+    def batch() -> Tensor:
+        return learned_RE[torch.randint(len(learned_RE), (min(_BATCH, len(learned_RE)),))]
+
+    def check() -> float:
+        with torch.no_grad():
+            return float(model.loss(check_CE, task.context))
+
+    checked = check if len(check_CE) else None
+    return learn(model, batch, checked, context=task.context, steps=task.steps, lr=lr)
+
+
+def learn(
+    model: Forecaster,
+    batch: Callable[[], Tensor],
+    check: Callable[[], float] | None,
+    *,
+    context: int,
+    steps: int,
+    lr: float,
+) -> float:
+    """AdamW with warm-up and a cosine. Leaves the state with the least error of CHECKS on the way, which is returned.
+
+    batch: rows of the next step. check: the error of the model as it is; None leaves the last state, for infinity.
+    ValueError for weights that are not finite.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=_DECAY)
     best, kept = math.inf, copy.deepcopy(model.state_dict())
-    for step in range(task.steps):
-        done = step / task.steps
+    for step in range(steps):
+        done = step / steps
         optimizer.param_groups[0]["lr"] = lr * min(1.0, (done + 0.01) / _WARMUP) * (1 + math.cos(math.pi * done)) / 2
-        chosen_B = torch.randint(len(learned_RE), (min(_BATCH, len(learned_RE)),))
-        model.loss(learned_RE[chosen_B], task.context).backward()  # type: ignore[no-untyped-call]
+        model.loss(batch(), context).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) * _CHECKS // task.steps > step * _CHECKS // task.steps and len(check_CE):
-            with torch.no_grad():
-                error = float(model.loss(check_CE, task.context))
+        if check is not None and (step + 1) * CHECKS // steps > step * CHECKS // steps:
+            error = check()
             if error < best:
                 best, kept = error, copy.deepcopy(model.state_dict())
-    if len(check_CE):
+    if check is not None:
         model.load_state_dict(kept)
-    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
-        raise ValueError(f"training has diverged in {task.steps} steps; use another --seed.")
+    finite = all(bool(weight.isfinite().all()) for weight in model.parameters())
+    if not finite or (check is not None and best == math.inf):
+        raise ValueError(
+            f"training has diverged in {steps} steps; use another seed, or lower the learning rate {lr:g}."
+        )
     return best
 
 

@@ -42,6 +42,8 @@ class ForecasterConfig:
 
     patch: points of a patch. season: points of a season; forecasts are relative to the value one season before, or with
     1 to the last value. levels: of the quantiles, rising, between 0 and 1. hidden: channels inside of both MLPs.
+    For comparisons: without instance_norm points enter as they are, and not in units of their context; without relative
+    forecasts are what the head gives, and not relative to the season before.
     """
 
     width: Size
@@ -53,6 +55,8 @@ class ForecasterConfig:
     norm: Norm = "rms"
     norm_eps: Positive = 1e-6
     dropout: Share = 0.0
+    instance_norm: bool = True
+    relative: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -168,7 +172,7 @@ class Forecaster(nn.Module):
     def read(self, context_BT: Tensor) -> ForecasterState:
         """The state behind a context. Its beginning is filled up with missing points to whole patches."""
         check_points(context_BT)
-        location_B1, scale_B1 = units(context_BT)
+        location_B1, scale_B1 = self.units(context_BT)
         B, T = context_BT.shape
         weight, S, L, Q = self.head.down.weight, self.config.season, self.config.patch, len(self.config.levels)
         state = ForecasterState(
@@ -212,13 +216,20 @@ class Forecaster(nn.Module):
         """
         B, T = series_BT.shape
         L = self.config.patch
-        location_B1, scale_B1 = units(series_BT[:, :context])
+        location_B1, scale_B1 = self.units(series_BT[:, :context])
         x_BT = ((series_BT - location_B1) / scale_B1).to(self.head.down.weight.dtype)
         x_BE = functional.pad(x_BT, (-context % L, -(T - context) % L), value=torch.nan)
         seen_E = torch.arange(x_BE.shape[1], device=x_BE.device) < context + -context % L
         x_BNL, seen_BNL = x_BE.view(B, -1, L), x_BE.where(seen_E, torch.nan).view(B, -1, L)
         quantiles_BNLQ, _, _ = self._quantiles(seen_BNL, x_BE.new_zeros(B, self.config.season), None)
         return pinball_loss(x_BNL[:, 1:], quantiles_BNLQ[:, :-1], x_BNL.new_tensor(self.config.levels))
+
+    def units(self, context_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The location and the scale of each row, [B, 1], of the function `units`; 0 and 1 without instance_norm."""
+        location_B1, scale_B1 = units(context_BT)
+        if self.config.instance_norm:
+            return location_B1, scale_B1
+        return torch.zeros_like(location_B1), torch.ones_like(scale_B1)
 
     def _advance(self, state: ForecasterState, points_BT: Tensor) -> ForecasterState:
         """The state behind some points in the series' own units."""
@@ -247,7 +258,9 @@ class Forecaster(nn.Module):
         before_BNL = filled_BE[:, L * torch.arange(1, N + 1, device=x_BNL.device)[:, None] + phase_L]
         inputs = [x_BNL.where(known_BNL, 0), change_BNL.where(known_BNL, 0), known_BNL.to(x_BNL.dtype), before_BNL]
         y_BND, stack = self.stack(self.embed(torch.cat(inputs, dim=-1)), stack)
-        quantiles_BNLQ = before_BNL[..., None] + self.head(y_BND).view(B, N, L, -1)
+        quantiles_BNLQ = self.head(y_BND).view(B, N, L, -1)
+        if self.config.relative:
+            quantiles_BNLQ = quantiles_BNLQ + before_BNL[..., None]
         return quantiles_BNLQ, filled_BE[:, -S:], stack
 
 

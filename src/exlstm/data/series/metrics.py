@@ -64,6 +64,12 @@ def crps(truth: ArrayLike, forecast: ArrayLike, levels: Sequence[float]) -> floa
     return float(2 * quantile_losses(truth, forecast, levels).mean())
 
 
+def weighted_quantile_loss(truth: ArrayLike, forecast: ArrayLike, levels: Sequence[float]) -> float:
+    """The `crps` as a share of the mean size of the known truth; NaN for a truth of zeros."""
+    size = _mean(np.abs(np.asarray(truth, dtype=np.float64)))
+    return crps(truth, forecast, levels) / size if size > 0 else math.nan
+
+
 def nse(truth: ArrayLike, forecast: ArrayLike) -> float:
     """Efficiency of Nash & Sutcliffe (1970): 1 is no error, 0 that of the mean. NaN for a truth that is constant."""
     y, f = _pair(truth, forecast)
