@@ -50,6 +50,13 @@ SURFACE = {
         "norm_eps: float = 1e-05, norm_bias: bool = False, dropout: float = 0.0, out_norm: bool = True, residual: "
         "bool = True, bidirectional: bool = False) -> None"
     ),
+    "VisionXLSTM": "(config: VisionConfig) -> None",
+    "VisionXLSTM.forward": "(self, images_BIHW: Tensor) -> Tensor",
+    "VisionConfig": (
+        "(*, height: int, breadth: int, channels: int, classes: int, width: int, blocks: tuple[BlockConfig, ...], "
+        "patch: int = 16, pool: Literal['mean', 'ends'] = 'mean', norm: Literal['layer', 'rms'] = 'layer', norm_eps: "
+        "float = 1e-06, norm_bias: bool = True, dropout: float = 0.0) -> None"
+    ),
     "lengths_of": "(src_key_padding_mask: Tensor) -> Tensor",
     # checkpoints
     "load": (

@@ -26,6 +26,7 @@ from exlstm.models.presets import PRESETS, preset
 from exlstm.models.states.file import load_state, save_state
 from exlstm.models.states.flat import flat_state, unflat_state
 from exlstm.models.states.snapshot import Snapshot
+from exlstm.models.vision import VisionConfig, VisionXLSTM
 from exlstm.rnn import LSTM, MLSTM, SLSTM, LSTMCell, MLSTMCell, SLSTMCell, replace_lstm, warm_up
 from exlstm.runtime.allocator import keep_freed_memory
 
@@ -57,6 +58,8 @@ __all__ = [
     "SamplingConfig",
     "Snapshot",
     "TokenLoop",
+    "VisionConfig",
+    "VisionXLSTM",
     "__version__",
     "convert",
     "detach",
