@@ -48,11 +48,12 @@ OUTSIDE = {
     "ray": {"study"},
     "sklearn": {"data"},
     "pyarrow": {"data"},
+    "mnist1d": {"data"},
     "statsforecast": {"forecast"},
 }
 # what `import exlstm` may not cost: imported inside the function that needs it
 HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}
-HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn", "pyarrow", "statsforecast"}
+HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn", "pyarrow", "statsforecast", "mnist1d"}
 AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}, "transformers": {"hf"}, "lm_eval": {"harness"}}
 MAX_FILE, MAX_FUNCTION = 400, 60
 

@@ -16,8 +16,8 @@ import exlstm
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # ourselves; torch on Linux with a GPU; numba; an extra; lm-eval, and an error says how to get it;
-# statsforecast and pyarrow where they are installed: a table or an error says if not
-COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray", "sklearn", "statsforecast", "pyarrow"}
+# statsforecast, pyarrow and mnist1d where they are installed: a table or an error says if not
+COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray", "sklearn", "statsforecast", "pyarrow", "mnist1d"}
 EXTRAS = PROJECT["optional-dependencies"]
 
 

@@ -81,19 +81,23 @@ def strips(figure: Any, panels: Mapping[str, Mapping[str, Sequence[float]]], *, 
     for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
         if least is not None:
             axes.axvline(least, color=_GREY, linewidth=0.8, linestyle=(0, (4, 4)))
-        for y, name in enumerate(names):
-            seeds = panel.get(name, ())
-            axes.plot(seeds, [y] * len(seeds), "o", color=color(y), alpha=0.55, markersize=5, markeredgewidth=0)
-            if seeds:
-                axes.plot([median(seeds)] * 2, [y - 0.32, y + 0.32], color=color(y), linewidth=2.5)
+        strip(axes, {name: panel.get(name, ()) for name in names})
         axes.set_title(title.replace("_", " "), fontsize=9, loc="left")
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.tick_params(axis="x", labelsize=8)
-        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(-0.15, 1.06)
-        axes.grid(axis="x", color="#e5e7eb")
-        _plain(axes)
     figure.supxlabel(label, fontsize=9)
+
+
+def strip(axes: Any, series: Mapping[str, Sequence[float]]) -> None:
+    """A line per series with a dot per seed and a bar at the median."""
+    for y, seeds in enumerate(series.values()):
+        axes.plot(seeds, [y] * len(seeds), "o", color=color(y), alpha=0.55, markersize=5, markeredgewidth=0)
+        if seeds:
+            axes.plot([median(seeds)] * 2, [y - 0.32, y + 0.32], color=color(y), linewidth=2.5)
+    axes.set_yticks(range(len(series)), list(series), fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_ylim(len(series) - 0.5, -0.5)
+    axes.grid(axis="x", color="#e5e7eb")
+    _plain(axes)
 
 
 def lines(axes: Any, series: Mapping[str, Points], *, x_label: str, y_label: str, log_x: bool = False,
