@@ -6,13 +6,14 @@ from torch.autograd import forward_ad, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from exlstm.ops.block_linear import block_linear
+from exlstm.ops.common import exact_dtype
 from exlstm.ops.conv import ConvState, causal_conv
 from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.lstm import LSTMState, lstm
 from exlstm.ops.mlstm import MLSTMState, mlstm
 from exlstm.ops.slstm import slstm
 from exlstm.runtime.backend import recorded
-from exlstm.runtime.tracing import TRACED, TRANSFORMED, tracer, tracing_obstacle
+from exlstm.runtime.tracing import PORTABLE, TRACED, TRANSFORMED, portable_graph, tracer, tracing_obstacle
 from exlstm.train.loss import cross_entropy, linear_cross_entropy
 
 # torch's own; the first on the first use of forward-mode derivatives
@@ -192,3 +193,17 @@ def test_operators_of_ours_are_seen_by_tracers():
     assert tracing_obstacle("triton", TRANSFORMED) == tracing_obstacle("chunkwise", TRANSFORMED) == TRANSFORMED
     assert tracing_obstacle("numba", TRACED) == TRACED
     assert tracing_obstacle("recurrent", TRANSFORMED) is None
+
+
+def test_graphs_for_other_runtimes():
+    """They have the definition, or a form that the op says is plain, and no float64; other traces stay as they are."""
+    x = torch.zeros(1)
+    assert exact_dtype(x) is torch.float64
+    with portable_graph():
+        assert tracing_obstacle("chunkwise", TRACED) == tracing_obstacle("fused", TRACED) == PORTABLE
+        assert tracing_obstacle("chunkwise", TRACED, ("chunkwise",)) is None
+        assert tracing_obstacle("recurrent", TRACED) is None
+        assert tracing_obstacle("numba", TRACED, ("numba",)) == TRACED
+        assert exact_dtype(x) is torch.float32
+        assert exact_dtype(x.double()) is torch.float64
+    assert tracing_obstacle("fused", TRACED) is None

@@ -112,7 +112,7 @@ class HGRN(FixedStateMixer):
     ) -> tuple[Tensor, HGRNState]:
         """h of every step, both parts of it side by side if it is complex."""
         if state is None:
-            state = self.zero_state(len(write_BTE))
+            state = self.zero_state(write_BTE.shape[0])
         if self.angle_E is None:
             return scan(
                 1 - write_BTE,

@@ -29,7 +29,7 @@ class PositionTable(nn.Module):
         lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, PositionState]:
         """[B, T, D] -> [B, T, D] and the state after the last step; see `add_positions`."""
-        state = self.zero_state(len(x_BTD)) if state is None else state
+        state = self.zero_state(x_BTD.shape[0]) if state is None else state
         return add_positions(x_BTD, self.weight, state, reset_BT=reset_BT, lengths_B=lengths_B)
 
     def check(

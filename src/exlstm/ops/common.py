@@ -8,10 +8,17 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from exlstm.runtime.tracing import is_portable
+
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32, or wider if `dtype` is: the precision of gates, states and sums."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def exact_dtype(x: Tensor) -> torch.dtype:
+    """float64 for sums that cancel, where the device has it; in a graph for other runtimes float32, which all have."""
+    return wide_dtype(x.dtype) if x.device.type == "mps" or is_portable() else torch.float64
 
 
 def upcast(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import Parameter, functional
 from exlstm.ops.derivatives import twice_differentiable
 from exlstm.runtime.availability import mkl_is_slow
 from exlstm.runtime.capture import active
-from exlstm.runtime.internals import onednn_linear
+from exlstm.runtime.internals import is_compiling, onednn_linear
 from exlstm.runtime.tracing import has_gradients, is_traced_or_autocast
 
 # multiplications of a product that wins back the 10 microseconds by which a call of oneDNN takes longer
@@ -26,6 +26,9 @@ SHORTEST = 4  # rows, inputs and outputs; MKL multiplies vectors as fast
 
 def by_onednn(x: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> bool:
     """Whether oneDNN computes this product, or torch as it likes. x: [..., K]."""
+    # first of all, for a comparison of sizes would fix them in a graph
+    if is_compiling():
+        return False
     N, K = w_NK.shape
     if x.numel() * N < LEAST or not x.is_cpu or active() is not None or is_traced_or_autocast():
         return False

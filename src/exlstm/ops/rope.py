@@ -6,14 +6,16 @@ B batch  T time  H heads  K head width  F frequencies (half as many as channels 
 import torch
 from torch import Tensor
 
+from exlstm.ops.common import exact_dtype
+
 
 def rope(x_BTHK: Tensor, position_BT: Tensor, *, base: float = 10_000.0, share: float = 1.0) -> Tensor:
-    """Rotates (x_f, x_{f + R/2}) by position * base^(-2f/R). Angles are float64 where the device has it.
+    """Rotates (x_f, x_{f + R/2}) by position * base^(-2f/R). Angles are float64 where there is one (`exact_dtype`).
 
     share: of the channels that are rotated, the first R = share * K of them, an even number; the others stay.
     """
     R = rotated_width(x_BTHK.shape[-1], share)
-    exact = torch.float32 if x_BTHK.device.type == "mps" else torch.float64
+    exact = exact_dtype(x_BTHK)
     frequency_F = base ** (torch.arange(0, R, 2, device=x_BTHK.device, dtype=exact) / -R)
     angle_BT1F = (position_BT.to(exact)[..., None] * frequency_F)[:, :, None]
     cos_BT1F, sin_BT1F = angle_BT1F.cos().to(x_BTHK.dtype), angle_BT1F.sin().to(x_BTHK.dtype)

@@ -44,7 +44,7 @@ class RecurrentCell(RecurrentWeights):
         check_input(input, self.input_size, next(iter(weights.values())))
         batched = input.dim() == 2
         x_BD = input if batched else input[None]
-        B = len(x_BD)
+        B = x_BD.shape[0]
         if hx is None:
             h_BV, c_BS = self.zeros(B)
         else:

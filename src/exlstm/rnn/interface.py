@@ -168,7 +168,7 @@ class RecurrentNet(RecurrentWeights):
         if hx is None:
             return None
         h_NBV, c_NBS = checked_hidden(hx, batched)
-        N, B, wide = len(self.names), len(x_BTD), wide_dtype(x_BTD.dtype)
+        N, B, wide = len(self.names), x_BTD.shape[0], wide_dtype(x_BTD.dtype)
         # torch's c is as wide as hidden_size, and many programs make their first one by hand
         foreign = c_NBS.shape[2] == self.hidden_size != self.state_size
         if foreign and tracer((c_NBS,)) is None and not bool(c_NBS.any()):
@@ -180,7 +180,7 @@ class RecurrentNet(RecurrentWeights):
         """All layers over rows: outputs, and the state after each row's last step."""
         backwards = Reversal.of(borders.lengths_B, x_BTD.shape[1]) if self.bidirectional else None
         turned = borders if backwards is None else backwards.borders(borders)
-        h_NBV, c_NBS = self.zero_state(len(x_BTD)) if hidden is None else hidden
+        h_NBV, c_NBS = self.zero_state(x_BTD.shape[0]) if hidden is None else hidden
         y = x_BTD  # [B, T, D], then the outputs of a layer, one direction beside the other
         h: list[Tensor] = []
         c: list[Tensor] = []

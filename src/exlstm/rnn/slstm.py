@@ -83,7 +83,7 @@ class SLSTMMemory:
                 x_BTD, layer.w_JD, layer.r_JK, weights["weight_hr"], h_BV, borders.reset_BT
             )
             layer = layer._replace(w_JD=w_JE, r_JK=r_JK)
-            before_BM = h_BV.new_zeros(len(h_BV), self.hidden_size)
+            before_BM = h_BV.new_zeros(h_BV.shape[0], self.hidden_size)
         y_BTV, last_BV, c_BS = slstm_layer(
             x_BTE, layer, before_BM, c_BS, reset_BT=borders.reset_BT, lengths_B=borders.lengths_B, backend=backend
         )

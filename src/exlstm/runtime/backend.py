@@ -28,16 +28,22 @@ _record: ContextVar[list[Choice] | None] = ContextVar("exlstm_backend_choices", 
 
 
 def choose(
-    op: str, backend: str, candidates: Sequence[tuple[str, str | None]], tensors: Iterable[Tensor | None] = ()
+    op: str,
+    backend: str,
+    candidates: Sequence[tuple[str, str | None]],
+    tensors: Iterable[Tensor | None] = (),
+    *,
+    portable: Sequence[str] = (),
 ) -> str:
     """Name of the backend to run.
 
     backend: "auto" or a candidate's name. candidates: (name, obstacle or None), best first.
     tensors: the op's inputs. Tracing and transforms of torch exclude some backends.
+    portable: fast forms that a graph for other runtimes may have; else it has the definition.
     Raises ValueError for an unknown name and for a named backend with an obstacle.
     """
     if (tracing := tracer(tensors)) is not None:
-        candidates = [(name, obstacle or tracing_obstacle(name, tracing)) for name, obstacle in candidates]
+        candidates = [(name, obstacle or tracing_obstacle(name, tracing, portable)) for name, obstacle in candidates]
     if backend == "auto" and candidates[0][1] is None:
         picked, why = candidates[0][0], FASTEST
     elif backend == "auto":

@@ -38,6 +38,21 @@ def assume_constant(question: Callable[Arguments, Answer]) -> Callable[Arguments
     return question
 
 
+def scan_over_time(
+    step: Callable[[list[torch.Tensor], torch.Tensor], tuple[list[torch.Tensor], torch.Tensor]],
+    carry: list[torch.Tensor],
+    xs: torch.Tensor,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """A loop over the first axis that tracers keep as a loop, a prototype of torch: the last carry, and all outputs.
+
+    Imported here, since it loads torch's compiler.
+    """
+    from torch._higher_order_ops.scan import scan
+
+    last, ys = scan(step, carry, xs)
+    return last, ys
+
+
 def has_bfloat16_products() -> bool:
     """Whether the CPU has instructions for products in bfloat16."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -6,7 +6,9 @@ run. Transforms: `torch.func`, forward-mode derivatives, `torch.jit.trace`. They
 written by hand either.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -24,8 +26,29 @@ from exlstm.runtime.internals import (
 
 TRACED = "torch traces this call or its tensors, and its kernels are not operations of torch"
 TRANSFORMED = "torch.func, forward-mode AD or torch.jit.trace transforms this call, and it is no plain torch"
+PORTABLE = "the graph is for other runtimes, which know the operations of the definition"
 KERNELS = frozenset({"numba"})  # backends that tracing and transforms exclude
 FUNCTIONS = frozenset({"chunkwise", "fft", "fused", "triton", "triton_steps"})  # backends that transforms exclude
+
+
+CHUNKS = frozenset({"chunkwise", "fft", "fused"})  # backends that a portable graph has where an op says so
+_portable: ContextVar[bool] = ContextVar("exlstm_portable_graph", default=False)
+
+
+@contextmanager
+def portable_graph() -> Iterator[None]:
+    """A context for traces of graphs that other runtimes run: plain operations, and float32 where ours is float64."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+@assume_constant
+def is_portable() -> bool:
+    """Whether a graph for other runtimes is traced."""
+    return _portable.get()
 
 
 def tracer(tensors: Iterable[Tensor | None] = ()) -> str | None:
@@ -58,8 +81,10 @@ def compiling_a_transform() -> bool:
     return innermost_transform() is not None
 
 
-def tracing_obstacle(backend: str, tracing: str) -> str | None:
-    """Why a backend cannot run, or None. tracing: the answer of `tracer`."""
+def tracing_obstacle(backend: str, tracing: str, portable: Iterable[str] = ()) -> str | None:
+    """Why a backend cannot run, or None. tracing: the answer of `tracer`. portable: backends of plain operations."""
+    if backend in CHUNKS and backend not in portable and is_portable():
+        return PORTABLE
     return tracing if backend in KERNELS or (tracing is TRANSFORMED and backend in FUNCTIONS) else None
 
 

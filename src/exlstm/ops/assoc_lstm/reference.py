@@ -52,7 +52,7 @@ def permuted(z_BPN: Tensor, order_CN: Tensor) -> Tensor:
 def recurrent(h_BPN: Tensor, r_GNPM: Tensor) -> Tensor:
     """R h as [B, G, N], in the dtype of h."""
     raw = linears(h_BPN.flatten(1), [(r_GNPM.flatten(2).flatten(0, 1), None, h_BPN.dtype)])[0]
-    return raw.view(len(h_BPN), *r_GNPM.shape[:2])
+    return raw.view(h_BPN.shape[0], *r_GNPM.shape[:2])
 
 
 def assoc_lstm_step(
@@ -61,7 +61,7 @@ def assoc_lstm_step(
     """One time step, computed wide."""
     raw_BGN = upcast(x_BGN) + recurrent(state.h_BPN, r_GNPM)
     i_B1N, f_B1N, o_B1N = torch.sigmoid(raw_BGN[:, :3]).chunk(3, dim=1)
-    u_BPN, a_BPN, b_BPN = bound(raw_BGN[:, 3:].reshape(len(raw_BGN), 3, 2, raw_BGN.shape[2]), 2).unbind(1)
+    u_BPN, a_BPN, b_BPN = bound(raw_BGN[:, 3:].reshape(raw_BGN.shape[0], 3, 2, raw_BGN.shape[2]), 2).unbind(1)
     written_B1PN = (i_B1N * u_BPN)[:, None]
     c_BCPN = f_B1N[:, None] * state.c_BCPN + times(permuted(a_BPN, order_CN), written_B1PN)
     h_BPN = o_B1N * bound(times(permuted(b_BPN, order_CN), c_BCPN).mean(1), 1)

@@ -68,6 +68,6 @@ def cache_after(
         next_B = next_B % chunk
     entry_P = torch.arange(size, device=seen_B.device)
     index_BP, unseen_BP = (start_B[:, None] + entry_P).clamp(min=0), entry_P < size - next_B[:, None]
-    row_B1 = torch.arange(len(seen_B), device=seen_B.device)[:, None]
+    row_B1 = torch.arange(seen_B.shape[0], device=seen_B.device)[:, None]
     after_k_BPK, after_v_BPV = (x[row_B1, index_BP].masked_fill(unseen_BP[..., None], 0) for x in (k_BAK, v_BAV))
     return ChunkState(after_k_BPK, after_v_BPV, next_B)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import upcast, without_autocast, zero_padding
+from exlstm.ops.common import exact_dtype, upcast, without_autocast, zero_padding
 from exlstm.ops.delta_rule.reference import RuleInputs
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.mlstm.chunkwise import cut, cut_reset, paste
@@ -60,15 +60,11 @@ class ChunkMaps(NamedTuple):
     kept_MNKK: Tensor
 
 
-def exact_dtype(x: Tensor) -> torch.dtype:
-    """float64 where the device has it: sums of strong decays cancel in float32."""
-    return x.dtype if x.device.type == "mps" else torch.float64
-
-
 def decays_of(g_MNLG: Tensor, segment_MNL: Tensor | None) -> Decays:
     """The `Decays` of logarithms g. segment: the number of resets up to a step, or None without any."""
     L, dtype = g_MNLG.shape[2], g_MNLG.dtype
-    # a decay to nothing, or a reset by hand with a huge number, must not swallow the digits of its neighbors
+    # sums of strong decays cancel in float32; a decay to nothing, or a reset by hand with a huge number, must not
+    # swallow the digits of its neighbors
     exact_MNLG = g_MNLG.to(exact_dtype(g_MNLG)).clamp(min=-1e5)
     sum_MNLG = exact_MNLG.cumsum(2)
     before_MNLG, total_MN1G = sum_MNLG - exact_MNLG, sum_MNLG[:, :, -1:]

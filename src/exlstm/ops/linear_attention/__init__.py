@@ -161,7 +161,7 @@ def pick(op: str, tensors: list[Tensor], backend: str) -> tuple[str, bool]:
         ("chunkwise", no_chunk),
         ("recurrent", None),
     ]
-    return choose(op, backend, candidates, tensors), one_step
+    return choose(op, backend, candidates, tensors, portable=("chunkwise",)), one_step
 
 
 def expanded(x_BTGK: Tensor, H: int) -> Tensor:

@@ -82,12 +82,12 @@ def masked(x: Tensor, carries: Tensor | None) -> Tensor:
 
 def shared_sum(x: Tensor, count: int) -> Tensor:
     """The gradient of what `count` channels have, from those of all channels."""
-    return x if count == len(x) else x.sum(0, keepdim=True)
+    return x if count == x.shape[0] else x.sum(0, keepdim=True)
 
 
 def states_before(h_BEZ: Tensor, local_ECZ: Tensor, power_P1Z: Tensor, columns: Columns) -> Tensor:
     """h_EAZ: the states before all chunks. local: what each chunk but a row's last adds by itself."""
-    B, states = len(h_BEZ), [h_BEZ.transpose(0, 1)]
+    B, states = h_BEZ.shape[0], [h_BEZ.transpose(0, 1)]
     for n in range(columns.N - 1):
         carries = None if columns.carries_NB is None else columns.carries_NB[n]
         states.append(masked(power_P1Z * states[-1], carries) + local_ECZ[:, n * B : (n + 1) * B])

@@ -87,7 +87,7 @@ def ends_of(B: int, columns: Columns, reset_BT: Tensor | None, lengths_B: Tensor
 
 def last_steps(x_BTE: Tensor, ends: Ends) -> Tensor:
     """x_EBL: of every row the last L steps, zeros where they are not of its last segment and chunk."""
-    row_B1 = torch.arange(len(x_BTE), device=x_BTE.device)[:, None]
+    row_B1 = torch.arange(x_BTE.shape[0], device=x_BTE.device)[:, None]
     last_BLE = x_BTE[row_B1, ends.time_BL].masked_fill(~ends.own_BL[..., None], 0)
     return last_BLE.permute(2, 0, 1).contiguous()
 

@@ -38,7 +38,7 @@ def pick(
         ("chunkwise", no_chunk),
         ("recurrent", None),
     ]
-    name = choose("mlstm", backend, candidates, tensors)
+    name = choose("mlstm", backend, candidates, tensors, portable=("chunkwise",))
     run: Callable[..., tuple[Tensor, MLSTMState]] = mlstm_recurrent
     if name == "triton" and one_step:
         from exlstm.ops.mlstm.triton.step_op import mlstm_triton_step

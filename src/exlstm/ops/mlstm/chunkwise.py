@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import broadcast_mask, upcast, without_autocast
+from exlstm.ops.common import broadcast_mask, exact_dtype, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import ForgetGate, InputGate
 from exlstm.ops.mlstm.reference import MLSTMState, log_gates, needs_unit
@@ -58,11 +58,6 @@ class Options(NamedTuple):
     eps: float
 
 
-def exact_dtype(x: Tensor) -> torch.dtype:
-    """float64 where the device has it: F_t - F_s of strong gates cancels in float32."""
-    return x.dtype if x.device.type == "mps" else torch.float64
-
-
 def max_plus_scan(a_MT: Tensor, b_MT: Tensor) -> Tensor:
     """x_t = max(a_t + x_{t-1}, b_t) for all t, from x_{-1} = -inf, in log2(T) doublings."""
     distance = 1
@@ -90,7 +85,8 @@ def gate_weights(
     """The `GateWeights` of a span, in closed form."""
     M, N, L = log_i_MNL.shape
     dtype, exact = log_i_MNL.dtype, exact_dtype(log_i_MNL)
-    # a gate of -inf, or a reset by hand with a huge number, must not swallow the digits of its neighbours
+    # F_t - F_s of strong gates cancels in float32; a gate of -inf, or a reset by hand with a huge number, must not
+    # swallow the digits of its neighbours
     f_MNL = log_f_MNL.to(exact).clamp(min=-1e5)
     i_MNL, m_M = log_i_MNL.to(exact), m_M.to(exact)
     if options.stabilize:

@@ -12,6 +12,7 @@ from torch.nn import Parameter, functional
 
 from exlstm.ops.common import upcast
 from exlstm.runtime.availability import no_numba
+from exlstm.runtime.internals import is_compiling
 from exlstm.runtime.tracing import is_traced_or_autocast
 
 Norm = Literal["layer", "rms"]
@@ -45,8 +46,10 @@ def is_small_inference(tensors: Sequence[Tensor | None]) -> bool:
     """
     x = tensors[0]
     assert x is not None
+    # first of all, for a comparison of sizes would fix them in a graph
     if (
-        not 0 < x.numel() <= SMALL_NUMEL
+        is_compiling()
+        or not 0 < x.numel() <= SMALL_NUMEL
         or x.dtype not in (torch.float32, torch.bfloat16)
         or is_traced_or_autocast()
         or no_numba()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import upcast
+from exlstm.ops.common import exact_dtype, upcast
 from exlstm.ops.positions import PositionState, counted
 from exlstm.ops.rope import rope
 from exlstm.ops.scan import ScanState, scan
@@ -47,8 +47,8 @@ def turned_torch(
     reset_BT: Tensor | None,
     lengths_B: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q and k rotated, and the angles after the last step. Angles are summed in float64 where the device has it."""
-    exact = torch.float32 if q_BTHK.device.type == "mps" else torch.float64
+    """q and k rotated, and the angles after the last step. Angles are summed in `exact_dtype`."""
+    exact = exact_dtype(q_BTHK)
     turn_BTE = turn_BTHJ.flatten(2).to(exact)
     one = torch.ones((), dtype=exact, device=q_BTHK.device)
     angle_BTE, state = scan(

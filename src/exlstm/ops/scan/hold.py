@@ -3,7 +3,8 @@
     lambda = -e^a + i b ,  dt = e^d
     h_t = e^(lambda dt) h_{t-1} + (e^(lambda dt) - 1) / lambda B x_t
 
-Computed in float64: |lambda dt| goes down to 1e-3, where e^x - 1 would lose digits, and angles need all of theirs.
+Computed in float64 (`exact_dtype`): |lambda dt| goes down to 1e-3, where e^x - 1 would lose digits, and angles need
+all of theirs.
 
 P poles
 """
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exlstm.ops.common import exact_dtype
 from exlstm.runtime import capture
 from exlstm.runtime.internals import is_compiling
 
@@ -37,7 +39,8 @@ def held_input(a_P: Tensor, b_P: Tensor, d_P: Tensor, /) -> HeldInput:
 
 def held_input_torch(a_P: Tensor, b_P: Tensor, d_P: Tensor, /) -> HeldInput:
     """`held_input` in plain torch."""
-    rate_P, turn_P, dt_P = torch.exp(a_P.double()), b_P.double(), torch.exp(d_P.double())
+    exact = exact_dtype(a_P)
+    rate_P, turn_P, dt_P = torch.exp(a_P.to(exact)), b_P.to(exact), torch.exp(d_P.to(exact))
     x_P, theta_P = -rate_P * dt_P, turn_P * dt_P
     r_P = torch.exp(x_P)
     # e^(lambda dt) - 1, which is small

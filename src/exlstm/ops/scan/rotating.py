@@ -4,8 +4,9 @@
     g_t = e^(-i theta t) h_t    ->    g_t = r_t g_{t-1} + e^(-i theta t) b_t
 
 g is h seen from a frame that turns with it, and its factors are real. So both parts of g are one diagonal scan, and h
-is g turned back. Steps are counted from the beginning of a call, and angles are taken in float64 modulo a full turn, so
-that none loses digits in a long sequence. A reset is that of the scan: it has nothing to do with the frame.
+is g turned back. Steps are counted from the beginning of a call, and angles are taken in float64 (`exact_dtype`) modulo
+a full turn, so that none loses digits in a long sequence. A reset is that of the scan: it has nothing to do with the
+frame.
 
 The backward is the same scan from behind, turning the other way: dh_t = dy_t + r_{t+1} e^(-i theta) dh_{t+1}. The
 gradients of r and theta are sums over t of dh_t against e^(i theta) h_{t-1}. Through the frame's angles they would be
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exlstm.ops.common import upcast
+from exlstm.ops.common import exact_dtype, upcast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.scan.chunkwise import advance
 from exlstm.ops.scan.reference import RotatingState
@@ -39,8 +40,9 @@ def turning_scan(
     first_BT1: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Parts of h, wide. first: True where the step before counts as zero."""
-    steps_T1 = torch.arange(1, r_BTE.shape[1] + 1, device=theta_E.device, dtype=torch.float64)[:, None]
-    angle_TE = torch.remainder(steps_T1 * theta_E.double(), 2 * math.pi)
+    exact = exact_dtype(theta_E)
+    steps_T1 = torch.arange(1, r_BTE.shape[1] + 1, device=theta_E.device, dtype=exact)[:, None]
+    angle_TE = torch.remainder(steps_T1 * theta_E.to(exact), 2 * math.pi)
     cos_TE, sin_TE = torch.cos(angle_TE).to(r_BTE.dtype), torch.sin(angle_TE).to(r_BTE.dtype)
     b_BTM = torch.cat(rotated(*b, cos_TE, -sin_TE), dim=2)
     g_BTM = advance(torch.cat([r_BTE, r_BTE], dim=2), b_BTM, torch.cat(before, dim=1), first_BT1)

@@ -15,6 +15,7 @@ from exlstm.ops.linear import linear
 from exlstm.ops.linear.headwise import headwise
 from exlstm.runtime import capture
 from exlstm.runtime.availability import cpu_kernel_obstacle
+from exlstm.runtime.internals import is_compiling
 from exlstm.runtime.tracing import tracer
 
 LEAST_STEPS = 16  # rows and steps that are worth packing W for
@@ -51,6 +52,9 @@ def check_projection(x: Projection) -> None:
 
 def is_in_scan(x: Projection, backend: str) -> bool:
     """Whether the Numba scan projects its input itself: float32 on a CPU, of more than a few steps."""
+    # first of all, for a comparison of sizes would fix them in a graph
+    if is_compiling():
+        return False
     B, T, _ = x.if_BTD.shape
     return (
         backend in ("auto", "numba")
