@@ -11,6 +11,10 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # programs that are not run: they change the machine, or are make, whose targets are looked up
 PROGRAMS = {"make", "pip", ".venv/bin/pre-commit"}
 NOT_RUN = {
+    "exlstm export runs/demo": "takes a run; tests/cli exports one",
+    "exlstm export runs/demo --part chunk --steps 64": "takes a run; tests/cli exports one",
+    "exlstm export runs/demo --int8": "takes a run; tests/cli exports one",
+    "exlstm export runs/demo --format torch": "takes a run; tests/cli exports one",
     "exlstm lm-eval --model exlstm --model_args pretrained=runs/demo --tasks lambada_openai,hellaswag --batch_size 16":
         "downloads two data sets",
     "exlstm study run gates --overwrite": "takes half an hour; tests/study runs its quick size",

@@ -27,12 +27,13 @@ FLOORS = {
 FLOORS |= {"hf": 6.0, "harness": 6.1}  # each needs an extra; only cli imports them
 FLOORS |= {"study": 6.2}
 FLOORS |= {"forecast": 5.3}
+FLOORS |= {"exporting": 5.4}
 # both read tokens; neither needs the other
 APART = {("infer", "train")}
 # who may import which third party; what is not listed and not the standard library may be imported by nobody
 OUTSIDE = {
     "torch": set(FLOORS),
-    "numpy": {"runtime", "ops", "data", "train", "study", "forecast"},
+    "numpy": {"runtime", "ops", "data", "train", "study", "forecast", "exporting"},
     "safetensors": {"models", "train"},
     "triton": {"runtime", "ops"},
     "numba": {"runtime", "ops"},
@@ -50,10 +51,13 @@ OUTSIDE = {
     "pyarrow": {"data"},
     "mnist1d": {"data"},
     "statsforecast": {"forecast"},
+    "onnx": {"exporting"},
+    "onnxruntime": {"exporting"},
 }
 # what `import exlstm` may not cost: imported inside the function that needs it
 HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}
 HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn", "pyarrow", "statsforecast", "mnist1d"}
+HEAVY |= {"onnx", "onnxscript", "onnxruntime"}
 AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}, "transformers": {"hf"}, "lm_eval": {"harness"}}
 MAX_FILE, MAX_FUNCTION = 400, 60
 

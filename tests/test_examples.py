@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import exlstm
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 SAYS = {
     "01_forward_and_state": "after any number of tokens",
@@ -15,14 +17,23 @@ SAYS = {
     "04_packed_documents": "without the reset the second document sees the first",
     "05_hybrid_blocks": "parameters without a gradient: []",
     "06_mixer_in_your_model": "stream of 20,000 bits: 100.00% right",
+    "07_onnx_without_exlstm": "XLSTM: 100 steps",
     "08_ppo_with_memory": "8,192 frames  return",
 }
 
 
 # what a program is told here, so that it ends in a second; it says less than with its own settings
 ARGUMENTS = {"08_ppo_with_memory": ["8192"]}
-# a program of one file has an environment, an agent and its learning in it
-LINES = {"08_ppo_with_memory": 120}
+# a program of one file has an environment, an agent and its learning in it, or all that a host of a graph needs
+LINES = {"07_onnx_without_exlstm": 150, "08_ppo_with_memory": 120}
+
+
+def files_for(name, folder):
+    """Files that an example reads, as its arguments: the host of a graph gets one."""
+    if name != "07_onnx_without_exlstm":
+        return []
+    exlstm.export(exlstm.XLSTM(3, 16, pattern="M"), folder / "step.onnx")
+    return [str(folder / "step.onnx")]
 
 
 def test_every_example_is_here():
@@ -30,9 +41,10 @@ def test_every_example_is_here():
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(path, tmp_path, monkeypatch, capsys):
+def test_example_runs(path, tmp_path, tmp_path_factory, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(path), *ARGUMENTS.get(path.stem, [])])
+    files = files_for(path.stem, tmp_path_factory.mktemp("files"))
+    monkeypatch.setattr(sys, "argv", [str(path), *files, *ARGUMENTS.get(path.stem, [])])
     runpy.run_path(str(path), run_name="__main__")
     out, err = capsys.readouterr()
     assert err == ""

@@ -16,8 +16,10 @@ import exlstm
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # ourselves; torch on Linux with a GPU; numba; an extra; lm-eval, and an error says how to get it;
-# statsforecast, pyarrow and mnist1d where they are installed: a table or an error says if not
-COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray", "sklearn", "statsforecast", "pyarrow", "mnist1d"}
+# statsforecast, pyarrow and mnist1d where they are installed: a table or an error says if not;
+# onnx and onnxruntime: an extra, and an error says how to get it
+COME_WITH_OTHERS = {"exlstm", "triton", "llvmlite", "ray", "sklearn", "statsforecast", "pyarrow", "mnist1d", "onnx"}
+COME_WITH_OTHERS |= {"onnxruntime"}
 EXTRAS = PROJECT["optional-dependencies"]
 
 

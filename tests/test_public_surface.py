@@ -74,6 +74,11 @@ SURFACE = {
     ),
     "quantize": "(model: LM, weights: Literal['int8', 'int4']) -> LM",
     "keep_freed_memory": "() -> Iterator[None]",
+    "export": (
+        "(model: Module | str | Path, path: str | Path, *, format: Literal['onnx', 'torch'] = 'onnx', part: "
+        "Literal['step', 'chunk', 'sequence'] = 'step', steps: int = 16, context: int | None = None, int8: bool = "
+        "False, overwrite: bool = False) -> Exported"
+    ),
     "explain": "(model: Module, batch: int = 1, length: int = 128) -> Table",
     "TokenLoop": "(model: Module, state: tuple[Any, ...] | None = None, *, replay: bool = True) -> None",
     # generation

@@ -1,6 +1,7 @@
 """The public names: what `import exlstm` offers. They are here so that the command line starts without torch."""
 
 from exlstm import __version__, mixers, ops
+from exlstm.exporting.export import export
 from exlstm.infer.engine import Engine
 from exlstm.infer.generate import generate, stream
 from exlstm.infer.prefix_cache import PrefixCache
@@ -64,6 +65,7 @@ __all__ = [
     "convert",
     "detach",
     "explain",
+    "export",
     "flat_state",
     "generate",
     "keep_freed_memory",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from exlstm.cli.convert import Convert, convert
+from exlstm.cli.export import Export, export
 from exlstm.cli.forecast import Forecast, forecast
 from exlstm.cli.generate import Generate, ModelPath, generate
 from exlstm.cli.parse import check_at_least, checkpoint_of, similar
@@ -268,6 +269,14 @@ COMMANDS: dict[str, Command] = {
         "package, and writes each of them. Weights go through memory a shard at a time.",
         options=Convert,
         run=convert,
+    ),
+    "export": Command(
+        help="write a model as a graph for ONNX Runtime, browsers or torch",
+        more="The state goes in and comes out, so that the file runs without exlstm: a step at a time, in chunks, or a "
+        "whole sequence in a loop inside of the graph. Weights are float32, or int8 for ONNX. A step is then compared "
+        "with the model on tokens that the model draws.",
+        options=Export,
+        run=export,
     ),
     "forecast": Command(
         help="forecast a series of numbers from a CSV file, with quantiles and a backtest",

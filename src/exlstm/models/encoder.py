@@ -29,6 +29,8 @@ from exlstm.ops.norm import Norm
 from exlstm.rnn.arguments import checked_lengths, checked_reset
 from exlstm.runtime.tracing import tracer
 
+NO_BORDERS = Borders()
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -151,6 +153,12 @@ class XLSTM(BlockStack):
         A batch of no rows gives empty results. Raises ValueError for input that does not fit.
         """
         borders = self.checked_borders(x_BTI, state, lengths, reset)
+        return self.advance(x_BTI, state, borders)
+
+    def advance(
+        self, x_BTI: Tensor, state: LMState | None = None, borders: Borders = NO_BORDERS
+    ) -> tuple[Tensor, LMState]:
+        """`forward` of checked input."""
         x_BTI = mask_tail(x_BTI, borders.lengths_B)
         x_BTD = x_BTI if self.projection is None else self.projection(x_BTI)
         after: LMState = ()
@@ -183,7 +191,7 @@ class XLSTM(BlockStack):
                 "convert one of them."
             )
         if state is not None:
-            self.check_state(state, len(x))
+            self.check_state(state, x.shape[0])
         return Borders(
             None if reset is None else checked_reset(reset, tuple(x.shape[:2]), x.device),
             None if lengths is None else checked_lengths(lengths, x).long(),
