@@ -4,8 +4,8 @@ Series that packages carry, of 100 to 2,284 points. A network is the forecaster 
 quantiles of the next patch out, relative to the season before. In the place of its blocks stand mLSTM and sLSTM blocks,
 torch's LSTM and GRU, all with as many parameters, or nothing; at the paper's size also attention. Beside them are the
 seasonal naive forecast, the drift, a linear map in closed form, and for short series AutoETS and AutoARIMA of
-statsforecast, which are fitted anew to every past. All others are fitted once, to the points before the first window, and forecast the same 20
-windows at the end of a series. A network's rate is chosen on windows before these.
+statsforecast, which are fitted anew to every past. All others are fitted once, to the points before the first window,
+and forecast the same 20 windows at the end of a series. A network's rate is chosen on windows before these.
 
 Expected: networks are ahead where there are thousands of points, and behind a linear map or ETS where there are a
 hundred; the flow of the Nile cannot be known, so that nothing is much better there than its last value. Instance

@@ -67,7 +67,5 @@ def test_every_mixer(name, tmp_path):
 def test_caches_without_bound_are_refused(tmp_path):
     block = BlockConfig(mixer=configured("mega", {"chunk": None, "distances": 8}))
     own = exlstm.LM(exlstm.LMConfig(vocab_size=11, width=WIDTH, blocks=(block,)))
-    with pytest.raises(
-        ValueError, match=r"the state of block 0, a Mega, grows .* use a mixer with a state"
-    ):
+    with pytest.raises(ValueError, match=r"the state of block 0, a Mega, grows .* use a mixer with a state"):
         exlstm.export(own, tmp_path / "step.onnx")

@@ -134,7 +134,8 @@ class ScannedMemory:
         assert borders == Borders()
 
         def step(carry: list[Tensor], x_BD: Tensor) -> tuple[list[Tensor], Tensor]:
-            y_B1V, *after = self.one_step.run(weights, x_BD[:, None], *carry, borders, backend)
+            h_BV, c_BS = carry
+            y_B1V, *after = self.one_step.run(weights, x_BD[:, None], h_BV, c_BS, borders, backend)
             return [x.clone() for x in after], y_B1V[:, 0].clone()
 
         (h_BV, c_BS), y_TBV = scan_over_time(step, [h_BV, c_BS], x_BTD.transpose(0, 1))

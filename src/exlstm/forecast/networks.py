@@ -7,7 +7,7 @@ Q quantiles
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ CHECKS = 10  # in training, of windows that are kept from it
 class TorchRNN(nn.Module):
     """torch's LSTM or GRU of two layers in the place of the blocks, with about as many parameters as are asked for."""
 
-    def __init__(self, kind: Literal["lstm", "gru"], width: int, target: int) -> None:
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], width: int, target: int) -> None:
         super().__init__()
-        sizes, gates = range(4, 16 * width), 4 if kind == "lstm" else 3
+        sizes, gates = range(4, 16 * width), 4 if kind is nn.LSTM else 3
         hidden = min(sizes, key=lambda size: abs(_rnn_parameters(gates, width, size) - target))
-        self.rnn = (nn.LSTM if kind == "lstm" else nn.GRU)(width, hidden, num_layers=2, batch_first=True)
+        self.rnn = kind(width, hidden, num_layers=2, batch_first=True)
         self.out = nn.Linear(hidden, width)
 
     def forward(self, x_BND: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -54,7 +54,7 @@ def torch_lstm(history_T: Floats, task: ForecastTask) -> Fitted:
 
     def build(config: ForecasterConfig) -> Forecaster:
         target = parameters(Forecaster(config).stack)
-        return Forecaster(config, TorchRNN("lstm", config.width, target))
+        return Forecaster(config, TorchRNN(nn.LSTM, config.width, target))
 
     return forecasts_of(trained(history_T, task, build), task)
 

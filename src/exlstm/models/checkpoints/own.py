@@ -75,7 +75,7 @@ def parsed(data: dict[str, Any], cls: type[Architecture]) -> Architecture:
             blocks.append(BlockConfig(mixer=MIXERS[kind](**mixer), mlp=mlp))
         skipped = {"format", "model_type", "blocks"} | TRANSFORMERS_FIELDS
         # JSON has lists where a config has tuples
-        top = {
+        top: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in data.items()
             if name not in skipped

@@ -20,7 +20,8 @@ from exlstm.study.models import with_parameters
 PATTERNS: Mapping[str, str] = MappingProxyType(
     {"xlstm[m]": "mm", "xlstm[s]": "ss", "xlstm[ms]": "ms", "attention": "aa"}
 )
-NETWORKS = (*PATTERNS, "lstm", "gru", "no memory")
+TORCH: Mapping[str, type[nn.LSTM] | type[nn.GRU]] = MappingProxyType({"lstm": nn.LSTM, "gru": nn.GRU})
+NETWORKS = (*PATTERNS, *TORCH, "no memory")
 
 
 class NoMemory(nn.Module):
@@ -36,8 +37,8 @@ def build_network(name: str, config: ForecasterConfig) -> Forecaster:
     if name == "no memory":
         return Forecaster(config, NoMemory())
     target = parameters(Forecaster(replace(config, blocks=_blocks(PATTERN, config))).stack)
-    if name in ("lstm", "gru"):
-        return Forecaster(config, TorchRNN(name, config.width, target))
+    if name in TORCH:
+        return Forecaster(config, TorchRNN(TORCH[name], config.width, target))
     if name not in PATTERNS:
         raise ValueError(f"there is no network {name!r}; use one of {', '.join(NETWORKS)}.")
     return Forecaster(replace(config, blocks=_blocks(PATTERNS[name], config, target)))
