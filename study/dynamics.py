@@ -23,7 +23,7 @@ TASKS = ("lorenz63", "double_pendulum", "kuramoto_sivashinsky", "runoff")
 OURS = ("slstm", "xlstm")
 HOW = {
     "quick": {"parameters": 6000, "steps": 3, "batch": 4, "validations": 1, "lr": 3e-3},
-    "small": {"parameters": 12_000, "steps": 120, "batch": 16, "validations": 5},
+    "small": {"parameters": 12_000, "steps": 400, "batch": 16, "validations": 5},
     "paper": {"parameters": 200_000, "steps": 10_000, "batch": 32, "validations": 40},
 }
 RATES = {"small": (3e-3, 1e-2), "paper": (1e-3, 3e-3, 1e-2)}

@@ -31,11 +31,11 @@ BY_STEP = "step by step"
 PUBLISHED = {"mnist1d": "published: logistic 0.32, MLP 0.68, GRU 0.91, CNN 0.94, human 0.96"}
 HOW = {
     "quick": QUICK_ARRAYS,
-    "small": {"parameters": 12_000, "batch": 32, "validations": 8, "noise": 0.1},
+    "small": {"parameters": 12_000, "batch": 16, "validations": 10, "noise": 0.1},
     "paper": {"parameters": 50_000, "batch": 64, "validations": 40, "noise": 0.1},
 }
 STEPS = {
-    "small": {"digits": 300, "mnist1d": 600, "images": 150},
+    "small": {"digits": 2000, "mnist1d": 3000, "images": 800},
     "paper": {"digits": 4000, "mnist1d": 10_000, "images": 4000},
 }
 RATES = {"small": (3e-3, 1e-2), "paper": (1e-3, 3e-3, 1e-2)}

@@ -44,10 +44,10 @@ PUBLISHED = {
 }
 HOW = {
     "quick": {**QUICK_ARRAYS, "refit": True},
-    "small": {"parameters": 12_000, "batch": 32, "validations": 8, "noise": 0.1, "refit": True},
+    "small": {"parameters": 12_000, "batch": 16, "validations": 10, "noise": 0.1, "refit": True},
     "paper": {"parameters": 100_000, "batch": 32, "validations": 40, "noise": 0.1, "refit": True},
 }
-STEPS = {"small": 80, "paper": 3000}
+STEPS = {"small": 400, "paper": 3000}
 RATES = {"small": (3e-3, 1e-2), "paper": (1e-3, 3e-3, 1e-2)}
 
 
