@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 from exlstm.forecast import networks, statistical
 from exlstm.forecast.backtest import METHODS, backtest, origins_of, planned_task
@@ -112,7 +113,7 @@ def test_tasks_that_do_not_fit_are_refused(change, fragment):
 def test_networks_have_equal_size():
     config = networks.network_config(ForecastTask(horizon=24, season=24))
     blocks = parameters(Forecaster(config).stack)
-    for kind in ("lstm", "gru"):
+    for kind in (torch.nn.LSTM, torch.nn.GRU):
         assert abs(parameters(networks.TorchRNN(kind, config.width, blocks)) / blocks - 1) < 0.03
 
 
