@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from exporting_cases import (
 )
 
 import exlstm
+from exlstm.exporting.export import write
 from exlstm.exporting.graphs import graph_of
 from exlstm.exporting.host import open_exported, read
 from exlstm.exporting.onnx_file import operators
@@ -28,34 +30,79 @@ from exlstm.exporting.trace import trace
 
 FORMATS = {"onnx": "onnx", "torch": "pt2"}
 formats = pytest.mark.parametrize("form", FORMATS)
+names = pytest.mark.parametrize("name", MODELS)
 
 
-def exported(model, folder, form="onnx", part="step", **options):
-    """The file of this part, opened."""
-    path = folder / f"{part}.{FORMATS[form]}"
-    exlstm.export(model, path, format=form, part=part, **options)
-    return open_exported(path)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """files(name, form, part, steps): a file of one of MODELS, opened; each is made once."""
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def opened(name, form, part, steps=16):
+        path = folder / f"{name}_{part}{steps}.{FORMATS[form]}".replace(" ", "_")
+        exlstm.export(MODELS[name](), path, format=form, part=part, steps=steps)
+        return open_exported(path)
+
+    opened.folder = folder
+    return opened
 
 
-@formats
-def test_steps_and_chunks(form, tmp_path):
-    """From one file any batch, and sequences as whole chunks with the rest by steps."""
+def in_time_first(host, x):
+    """A sequence, batch first, as this file takes it."""
+    return x.numpy() if int(host.about["time_axis"]) else x.transpose(0, 1).numpy()
+
+
+def batch_first(host, found):
+    """Outputs of a sequence with the batch first, and the state."""
+    return found if int(host.about["time_axis"]) else (found[0].swapaxes(0, 1), found[1])
+
+
+def test_a_step_in_both_formats(tmp_path):
+    """From one trace, at batches unlike the example's: the numbers of the model's own call."""
     model = encoder()
-    step, chunk = (exported(model, tmp_path, form, part, steps=4) for part in ("step", "chunk"))
-    for batch in (1, 3, 8):
-        x = inputs(model, batch, 11)
-        expected = own_numbers(model, x)
-        assert difference(by_steps(step, x), expected) <= 1e-5
-        assert difference(read(chunk, step, x.numpy()), expected) <= 1e-5
+    graph = graph_of(model, "step")
+    program = trace(graph)
+    for form, ending in FORMATS.items():
+        write(program, graph, tmp_path / f"step.{ending}", format=form)
+        step = open_exported(tmp_path / f"step.{ending}")
+        for batch in (1, 3, 8):
+            x = inputs(model, batch, 6)
+            assert difference(by_steps(step, x), own_numbers(model, x)) <= 1e-5
+    check_description(step := open_exported(tmp_path / "step.onnx"), onnx.load(tmp_path / "step.onnx"))
+    assert (step.about["opset"], step.about["version"], step.about["part"]) == ("18", exlstm.__version__, "step")
+
+
+def check_description(step, file):
+    """A host needs nothing else: names, shapes, dtypes and zeros are in the metadata, and in ONNX's own ports."""
+    given, state = json.loads(step.about["input"]), json.loads(step.about["state"])
+    assert given == {"name": "x", "dtype": "float32", "shape": ["batch", INPUT]}
+    assert [part["name"] for part in state][:2] == ["blocks.0.conv.past", "blocks.0.cell.c"]
+    assert all(part["zero"] == 0 and part["after"] == f"{part['name']}_n" for part in state)
+    assert [x.name for x in file.graph.input] == ["x", *(part["name"] for part in state)]
+    assert [x.name for x in file.graph.output] == ["y", *(part["after"] for part in state)]
+    assert [x.version for x in file.opset_import if x.domain == ""] == [18]
+    assert "exporting_cases.py" not in str(file)
+
+
+def test_a_chunk_and_the_rest_by_steps(tmp_path):
+    """A sequence of any length, by programs of torch."""
+    model = encoder()
+    hosts = []
+    for part in ("chunk", "step"):
+        exlstm.export(model, tmp_path / f"{part}.pt2", format="torch", part=part, steps=4)
+        hosts.append(open_exported(tmp_path / f"{part}.pt2"))
+    for batch, length in ((1, 3), (5, 11)):
+        x = inputs(model, batch, length)
+        assert difference(read(*hosts, x.numpy()), own_numbers(model, x)) <= 1e-5
 
 
 @pytest.mark.slow
 @formats
-@pytest.mark.parametrize("name", MODELS)
-def test_a_thousand_steps(name, form, tmp_path):
+@names
+def test_a_thousand_steps(name, form, files):
     """Fed back, from one file at three batches: outputs and states within 1e-5 of the model's own call."""
-    model = MODELS[name]()
-    step = exported(model, tmp_path, form)
+    model, step = MODELS[name](), files(name, form, "step")
     for batch in (1, 3, 8):
         x = inputs(model, batch, 1000)
         assert difference(by_steps(step, x), own_numbers(model, x)) <= 1e-5
@@ -64,33 +111,13 @@ def test_a_thousand_steps(name, form, tmp_path):
 @pytest.mark.slow
 @formats
 @pytest.mark.parametrize("steps", [16, 64])
-@pytest.mark.parametrize("name", MODELS)
-def test_chunks_then_steps(name, steps, form, tmp_path):
-    model = MODELS[name]()
-    step, chunk = (exported(model, tmp_path, form, part, steps=steps) for part in ("step", "chunk"))
-    axis = int(chunk.about["time_axis"])
+@names
+def test_chunks_then_steps(name, steps, form, files):
+    model, step, chunk = MODELS[name](), files(name, form, "step"), files(name, form, "chunk", steps)
     x = inputs(model, 2, 200)
     for length in (1, steps - 1, steps, steps + 1, 100, 200):
-        part = x[:, :length]
-        y, state = read(chunk, step, part.numpy() if axis else part.transpose(0, 1).numpy())
-        found = (y if axis else y.swapaxes(0, 1)), state
-        assert difference(found, own_numbers(model, part)) <= 1e-5
-
-
-def test_the_file_says_what_it_takes(tmp_path):
-    """A host needs nothing else: names, shapes, dtypes and zeros are in the metadata, and in ONNX's own ports."""
-    model = encoder()
-    step = exported(model, tmp_path)
-    given, state = json.loads(step.about["input"]), json.loads(step.about["state"])
-    assert given == {"name": "x", "dtype": "float32", "shape": ["batch", INPUT]}
-    assert [part["name"] for part in state][:2] == ["blocks.0.conv.past", "blocks.0.cell.c"]
-    assert all(part["zero"] == 0 and part["after"] == f"{part['name']}_n" for part in state)
-    assert (step.about["opset"], step.about["version"], step.about["part"]) == ("18", exlstm.__version__, "step")
-    file = onnx.load(tmp_path / "step.onnx")
-    assert [x.name for x in file.graph.input] == ["x", *(part["name"] for part in state)]
-    assert [x.name for x in file.graph.output] == ["y", *(part["after"] for part in state)]
-    assert [x.version for x in file.opset_import if x.domain == ""] == [18]
-    assert str(tmp_path.parents[2]) not in str(file)
+        found = batch_first(chunk, read(chunk, step, in_time_first(chunk, x[:, :length])))
+        assert difference(found, own_numbers(model, x[:, :length])) <= 1e-5
 
 
 ALONE = """
@@ -136,11 +163,11 @@ def test_programs_of_torch_run_alone(name, part, strict, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["step", "chunk", "sequence"])
-@pytest.mark.parametrize("name", MODELS)
-def test_files_are_portable(name, part, tmp_path):
+@names
+def test_files_are_portable(name, part, files):
     """Operators of ONNX alone, and no numbers that some runtimes lack."""
-    path = tmp_path / "graph.onnx"
-    exlstm.export(MODELS[name](), path, part=part, steps=16)
+    files(name, "onnx", part)
+    (path,) = files.folder.glob(f"{name}_{part}16.onnx".replace(" ", "_"))
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
     assert {x.domain for x in file.opset_import} <= {"", "ai.onnx"}
@@ -154,16 +181,14 @@ def test_files_are_portable(name, part, tmp_path):
 
 @pytest.mark.slow
 @formats
-@pytest.mark.parametrize("name", MODELS)
-def test_sequences(name, form, tmp_path):
+@names
+def test_sequences(name, form, files):
     """Any batch and length from one file, unlike those it was traced with."""
-    model = MODELS[name]()
-    host = exported(model, tmp_path, form, "sequence")
-    axis = int(host.about["time_axis"])
+    model, host = MODELS[name](), files(name, form, "sequence")
     for batch, steps in ((1, 1), (5, 1), (5, 7), (1, 64), (2, 1000)):
         x = inputs(model, batch, steps)
-        y, state = host(x.numpy() if axis else x.transpose(0, 1).numpy())
-        assert difference((y if axis else y.swapaxes(0, 1), state), own_numbers(model, x)) <= 1e-5
+        found = batch_first(host, host(in_time_first(host, x)))
+        assert difference(found, own_numbers(model, x)) <= 1e-5
 
 
 BOTH_WAYS = {
@@ -177,12 +202,12 @@ BOTH_WAYS = {
 @pytest.mark.parametrize("name", BOTH_WAYS)
 def test_sequences_of_both_directions(name, tmp_path):
     model = BOTH_WAYS[name]()
-    host = exported(model, tmp_path, "onnx", "sequence")
-    axis = int(host.about["time_axis"])
+    exlstm.export(model, tmp_path / "sequence.onnx", part="sequence")
+    host = open_exported(tmp_path / "sequence.onnx")
     for batch, steps in ((1, 1), (3, 8), (1, 64)):
         x = inputs(model, batch, steps)
-        y, state = host(x.numpy() if axis else x.transpose(0, 1).numpy())
-        assert difference((y if axis else y.swapaxes(0, 1), state), own_numbers(model, x)) <= 1e-5
+        found = batch_first(host, host(in_time_first(host, x)))
+        assert difference(found, own_numbers(model, x)) <= 1e-5
 
 
 def test_the_model_stays_as_it_is():
@@ -194,7 +219,8 @@ def test_the_model_stays_as_it_is():
     assert not graph.model.training
     assert model.blocks[0].mixer.backend == "recurrent"
     assert graph.model.blocks[0].mixer.backend == "auto"
-    assert graph.model.embed.weight is model.embed.weight
+    assert graph.model.embed.weight.data_ptr() == model.embed.weight.data_ptr()
+    assert model.embed.weight.requires_grad
     narrow = language_model().bfloat16()
     assert graph_of(narrow, "step").model.head.weight.dtype is torch.float32
     assert narrow.head.weight.dtype is torch.bfloat16

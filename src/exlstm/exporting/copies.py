@@ -26,13 +26,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def plain_copy(model: Model) -> Model:
-    """The model in float32 on the CPU, in evaluation mode; it shares tensors that are so already.
+    """The model in float32 on the CPU, for evaluation without gradients; it shares the memory of what is so already.
 
     Quantised layers are expanded, and backends that were chosen by name are not kept. The model stays as it is.
     """
-    tensors = (*model.parameters(), *model.buffers())
-    shared: dict[int, Any] = {id(x): x for x in tensors if x.is_cpu and x.dtype not in OTHER_FLOATS}
-    copy = deepcopy(model, shared).eval()
+    shared: dict[int, Any] = {id(x): x for x in model.buffers() if is_plain(x)}
+    shared |= {id(x): nn.Parameter(x.detach(), requires_grad=False) for x in model.parameters() if is_plain(x)}
+    copy = deepcopy(model, shared).eval().requires_grad_(False)
     for name, layer in list(copy.named_modules()):
         if isinstance(layer, QuantizedLinear):
             copy.set_submodule(name, expanded(layer))
@@ -41,7 +41,9 @@ def plain_copy(model: Model) -> Model:
     return copy.to("cpu", torch.float32)
 
 
-OTHER_FLOATS = (torch.float64, torch.bfloat16, torch.float16)
+def is_plain(x: Tensor) -> bool:
+    """Whether a graph may have this tensor as it is."""
+    return x.is_cpu and (x.dtype is torch.float32 or not x.is_floating_point())
 
 
 def expanded(layer: QuantizedLinear) -> Linear:
@@ -134,9 +136,8 @@ class ScannedMemory:
         assert borders == Borders()
 
         def step(carry: list[Tensor], x_BD: Tensor) -> tuple[list[Tensor], Tensor]:
-            h_BV, c_BS = carry
-            y_B1V, *after = self.one_step.run(weights, x_BD[:, None], h_BV, c_BS, borders, backend)
-            return [x.clone() for x in after], y_B1V[:, 0].clone()
+            y_B1V, h_BV, c_BS = self.one_step.run(weights, x_BD[:, None], carry[0], carry[1], borders, backend)
+            return [h_BV.clone(), c_BS.clone()], y_B1V[:, 0].clone()
 
         (h_BV, c_BS), y_TBV = scan_over_time(step, [h_BV, c_BS], x_BTD.transpose(0, 1))
         return y_TBV.transpose(0, 1), h_BV, c_BS

@@ -3,17 +3,20 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from exlstm import __version__
-from exlstm.exporting.graphs import Graph, Part, graph_of
+from exlstm.exporting.graphs import ExportGraph, Part, graph_of
 from exlstm.exporting.onnx_file import OPSET, in_int8, onnx_model, write_onnx
 from exlstm.exporting.ports import Ports
 from exlstm.exporting.trace import trace
 from exlstm.models.locate import locate
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Format = Literal["onnx", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -66,7 +69,14 @@ def export(
     if not isinstance(model, nn.Module):
         model = locate(model).load()
     graph = graph_of(model, part, steps=steps, context=context)
-    program, about = trace(graph), about_graph(graph, type(model).__name__)
+    return write(trace(graph), graph, target, format=format, int8=int8)
+
+
+def write(
+    program: "ExportedProgram", graph: ExportGraph, target: Path, *, format: Format, int8: bool = False
+) -> Exported:  # noqa: A002
+    """`export` of a graph that has been traced."""
+    about = about_graph(graph)
     if format == "onnx":
         found = onnx_model(program, graph, about | {"opset": str(OPSET), "weights": "int8" if int8 else "float32"})
         write_onnx(in_int8(found) if int8 else found, target)
@@ -84,11 +94,11 @@ def export(
     )
 
 
-def about_graph(graph: Graph, model: str) -> dict[str, str]:
+def about_graph(graph: ExportGraph) -> dict[str, str]:
     """What a host has to know, as texts: names, dtypes and shapes; JSON where it is more than a word."""
     return {
         "version": __version__,
-        "model": model,
+        "model": graph.of,
         "part": graph.part,
         "steps": str(graph.steps or ""),
         "time_axis": str("" if graph.part == "step" else graph.time_axis),

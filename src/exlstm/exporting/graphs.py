@@ -28,18 +28,18 @@ Part = Literal["step", "chunk", "sequence"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-class Graph(nn.Module):
+class ExportGraph(nn.Module):
     """`y, *state = graph(x, *state)` of flat tensors, whose names and shapes are in `ports`.
 
-    part: which. steps: of a chunk, None for other parts. time_axis: of chunks and sequences.
+    of: the class of the model. part: which. steps: of a chunk, else None. time_axis: of chunks and sequences.
     """
 
     ports: Ports
     time_axis = 1
 
-    def __init__(self, part: Part, steps: int | None) -> None:
+    def __init__(self, model: nn.Module, part: Part, steps: int | None) -> None:
         super().__init__()
-        self.part, self.steps = part, steps if part == "chunk" else None
+        self.of, self.part, self.steps = type(model).__name__, part, steps if part == "chunk" else None
 
     def axes(self, *widths: int) -> tuple[int | str, ...]:
         """Axes of the input or the output of this part, with these widths behind batch and time."""
@@ -64,13 +64,13 @@ class Graph(nn.Module):
         raise NotImplementedError
 
 
-class StackGraph(Graph):
+class StackGraph(ExportGraph):
     """A language model's or an encoder's, whose state is a tree of tensors."""
 
     model: Any
 
     def __init__(self, model: LM | XLSTM, part: Part, steps: int | None, context: int | None) -> None:
-        super().__init__(part, steps)
+        super().__init__(model, part, steps)
         self.model = plain_copy(model)
         self.like = fixed_state(self.model, context)
         names = [f"blocks.{n}" for n in range(len(self.model.blocks))] + list(self.model.beside)
@@ -86,7 +86,7 @@ class StackGraph(Graph):
             self.model.blocks = nn.ModuleList(map(ScannedBlock, self.model.blocks))
 
     def advance(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """See `Graph.advance`."""
+        """See `ExportGraph.advance`."""
         given = iter(state)
         every = [
             next(given) if kept else like.new_zeros(x.shape[0], *like.shape[1:])
@@ -114,11 +114,11 @@ class EncoderGraph(StackGraph):
         self.ports = Ports(x, Port("y", torch.float32, self.axes(model.hidden_size)), self.state)
 
 
-class NetGraph(Graph):
+class NetGraph(ExportGraph):
     """A recurrent net's: x and y as the net has them, and the state (h, c) of torch.nn.LSTM, its batch at axis 1."""
 
     def __init__(self, net: RecurrentNet, part: Part, steps: int | None) -> None:
-        super().__init__(part, steps)
+        super().__init__(net, part, steps)
         self.net, self.time_axis = plain_copy(net), 1 if net.batch_first else 0
         if part == "sequence":
             self.net.memory = ScannedMemory(net.memory)  # type: ignore[assignment]
@@ -130,12 +130,12 @@ class NetGraph(Graph):
         self.ports = Ports(x, Port("y", torch.float32, self.axes(net.output_size * net.directions)), (h, c))
 
     def advance(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """See `Graph.advance`."""
+        """See `ExportGraph.advance`."""
         y, after = self.net(x, state)
         return y, *after
 
 
-def graph_of(model: nn.Module, part: Part, *, steps: int | None = None, context: int | None = None) -> Graph:
+def graph_of(model: nn.Module, part: Part, *, steps: int | None = None, context: int | None = None) -> ExportGraph:
     """The graph of this part of a model: an LM, an XLSTM, an SLSTM, an MLSTM or an LSTM.
 
     steps: of a chunk. context: steps that attention without a window keeps.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def read(chunk: ExportedGraph, step: ExportedGraph, x: Array) -> tuple[Array, li
 
 def open_exported(path: str | Path, *, threads: int = 1) -> ExportedGraph:
     """The file, by ONNX Runtime or by torch. ValueError without onnxruntime for the first."""
-    if Path(path).suffix == ".pt2":
+    if is_zipfile(path):  # of torch
         files = {ABOUT: ""}
         module = torch.export.load(path, extra_files=files).module()
         return ExportedGraph(by_torch(module), json.loads(files[ABOUT]))

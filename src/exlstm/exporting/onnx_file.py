@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exlstm.exporting.graphs import Graph
+from exlstm.exporting.graphs import ExportGraph
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OPSET = 18  # the first that torch's exporter writes; runtimes of 2022 know it
 LARGEST = 1_500_000_000  # bytes of a file with its weights inside; above them are beside it
+LEAST_INT8 = 1024  # numbers of a matrix that is worth a scale
 NUMBERS = {"FLOAT", "INT64", "INT32", "BOOL", "INT8", "UINT8"}  # element types that all runtimes compute with
 
 
@@ -28,7 +29,7 @@ def check_installed(*packages: str) -> None:
         raise ValueError(f"export to ONNX needs {' and '.join(missing)}; install it with: pip install 'exlstm[export]'")
 
 
-def onnx_model(program: "ExportedProgram", graph: Graph, about: Mapping[str, str]) -> "ModelProto":
+def onnx_model(program: "ExportedProgram", graph: ExportGraph, about: Mapping[str, str]) -> "ModelProto":
     """The program as a checked ONNX model with these texts as its metadata.
 
     Raises ValueError for what the standard has no operator for.
@@ -59,16 +60,15 @@ def onnx_model(program: "ExportedProgram", graph: Graph, about: Mapping[str, str
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A context without the exporter's notes to its own developers."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """A context without the notes of exporter and quantiser to their own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)
 
 
 def reason_of(error: BaseException) -> str:
@@ -78,7 +78,7 @@ def reason_of(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def name_axes(model: "ModelProto", graph: Graph) -> None:
+def name_axes(model: "ModelProto", graph: ExportGraph) -> None:
     """Gives the axes of any size their names."""
     ports = [*graph.ports.inputs, *graph.ports.outputs]
     for value, port in zip([*model.graph.input, *model.graph.output], ports, strict=True):
@@ -123,6 +123,7 @@ def check_portable(model: "ModelProto") -> None:
     for graph in graphs_in(model.graph):
         kinds |= {x.data_type for x in graph.initializer}
         kinds |= {x.type.tensor_type.elem_type for x in [*graph.value_info, *graph.input, *graph.output]}
+        kinds |= {a.t.data_type for node in graph.node for a in node.attribute if a.HasField("t")}
     names = {TensorProto.DataType.Name(kind) for kind in kinds if kind}
     if other := sorted(names - NUMBERS):
         raise ValueError(f"the graph has tensors of {other[0]}, which many runtimes do not compute with.")
@@ -137,7 +138,10 @@ def write_onnx(model: "ModelProto", path: Path) -> None:
 
 
 def in_int8(model: "ModelProto") -> "ModelProto":
-    """The model with matrices in int8, and activations rounded as they come (dynamic quantisation)."""
+    """The model with matrices in int8, and activations rounded as they come (onnxruntime's dynamic quantisation).
+
+    Matrices that it leaves, such as recurrent weights, are stored in int8 and expanded where they are used.
+    """
     check_installed("onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -145,8 +149,30 @@ def in_int8(model: "ModelProto") -> "ModelProto":
     with tempfile.TemporaryDirectory() as folder, quiet():
         before, after = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         write_onnx(model, before)
-        quantize_dynamic(before, after, weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(before, after, weight_type=QuantType.QInt8)
         small = onnx.load(after)
+    store_in_int8(small)
     del small.metadata_props[:]
     small.metadata_props.extend(model.metadata_props)
     return small
+
+
+def store_in_int8(model: "ModelProto") -> None:
+    """Changes every large float matrix of the graph to int8, with a scale for each slice of its first axis."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = []
+    for x in [x for x in model.graph.initializer if x.data_type == TensorProto.FLOAT and len(x.dims) > 1]:
+        wide = numpy_helper.to_array(x)
+        if wide.size < LEAST_INT8:
+            continue
+        scale = np.abs(wide).reshape(len(wide), -1).max(axis=1) / 127
+        scale = np.where(scale == 0, 1, scale).astype(np.float32)
+        small = np.rint(wide / scale.reshape(-1, *[1] * (wide.ndim - 1))).astype(np.int8)
+        model.graph.initializer.remove(x)
+        for ending, part in (("int8", small), ("scale", scale)):
+            model.graph.initializer.append(numpy_helper.from_array(part, f"{x.name}_{ending}"))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{x.name}_int8", f"{x.name}_scale"], [x.name], axis=0))
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)

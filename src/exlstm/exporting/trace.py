@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from exlstm.exporting.graphs import Graph
+from exlstm.exporting.graphs import ExportGraph
 from exlstm.exporting.ports import BATCH, TIME
 from exlstm.runtime.tracing import portable_graph
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST = {BATCH: 1 << 16, TIME: 1 << 24}  # of the axes of any size
 
 
-def trace(graph: Graph, *, strict: bool = False) -> "ExportedProgram":
+def trace(graph: ExportGraph, *, strict: bool = False) -> "ExportedProgram":
     """The graph as a program of torch, with any batch, and of a sequence any number of steps.
 
     strict: torch reads the bytecode instead of running it; the program is the same.

@@ -24,7 +24,7 @@ TORCH: Mapping[str, type[nn.LSTM] | type[nn.GRU]] = MappingProxyType({"lstm": nn
 NETWORKS = (*PATTERNS, *TORCH, "no memory")
 
 
-class NoMemory(nn.Module):
+class PatchesAlone(nn.Module):
     """Nothing in the place of the blocks: a forecast sees the last patch, and the season before."""
 
     def forward(self, x_BND: Tensor, state: None = None) -> tuple[Tensor, None]:
@@ -35,7 +35,7 @@ class NoMemory(nn.Module):
 def build_network(name: str, config: ForecasterConfig) -> Forecaster:
     """The network of this name, with as many parameters as that of PATTERN. config: the rest of its architecture."""
     if name == "no memory":
-        return Forecaster(config, NoMemory())
+        return Forecaster(config, PatchesAlone())
     target = parameters(Forecaster(replace(config, blocks=_blocks(PATTERN, config))).stack)
     if name in TORCH:
         return Forecaster(config, TorchRNN(TORCH[name], config.width, target))
