@@ -64,7 +64,7 @@ def test_a_step_in_both_formats(tmp_path):
     graph = graph_of(model, "step")
     program = trace(graph)
     for form, ending in FORMATS.items():
-        write(program, graph, tmp_path / f"step.{ending}", format=form)
+        write(program, graph, tmp_path / f"step.{ending}", form=form)
         step = open_exported(tmp_path / f"step.{ending}")
         for batch in (1, 3, 8):
             x = inputs(model, batch, 6)

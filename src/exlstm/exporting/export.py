@@ -69,15 +69,15 @@ def export(
     if not isinstance(model, nn.Module):
         model = locate(model).load()
     graph = graph_of(model, part, steps=steps, context=context)
-    return write(trace(graph), graph, target, format=format, int8=int8)
+    return write(trace(graph), graph, target, form=format, int8=int8)
 
 
 def write(
-    program: "ExportedProgram", graph: ExportGraph, target: Path, *, format: Format, int8: bool = False
-) -> Exported:  # noqa: A002
+    program: "ExportedProgram", graph: ExportGraph, target: Path, *, form: Format, int8: bool = False
+) -> Exported:
     """`export` of a graph that has been traced."""
     about = about_graph(graph)
-    if format == "onnx":
+    if form == "onnx":
         found = onnx_model(program, graph, about | {"opset": str(OPSET), "weights": "int8" if int8 else "float32"})
         write_onnx(in_int8(found) if int8 else found, target)
     else:
@@ -85,10 +85,10 @@ def write(
     beside = target.with_name(f"{target.name}.data")
     return Exported(
         path=target,
-        format=format,
+        format=form,
         part=graph.part,
         steps=graph.steps,
-        opset=OPSET if format == "onnx" else None,
+        opset=OPSET if form == "onnx" else None,
         nbytes=sum(file.stat().st_size for file in (target, beside) if file.exists()),
         ports=graph.ports,
     )
