@@ -19,6 +19,7 @@ SAYS = {
     "06_mixer_in_your_model": "stream of 20,000 bits: 100.00% right",
     "07_onnx_without_exlstm": "XLSTM: 100 steps",
     "08_ppo_with_memory": "8,192 frames  return",
+    "09_forecast_a_series": "heat: error",
 }
 
 

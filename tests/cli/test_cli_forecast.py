@@ -127,3 +127,36 @@ def test_mistakes_cost_one_sentence(words, fragments, data, refused):
     (data / "there.csv").touch()
     error = refused("forecast", *words)
     assert all(fragment in error for fragment in fragments), error
+
+
+def hourly(values, step=lambda t: t):
+    """A CSV file of hours; step: the hour of row t."""
+    return "time,load\n" + "".join(
+        f"{datetime(2024, 1, 1) + timedelta(hours=step(t))},{value}\n" for t, value in enumerate(values)
+    )
+
+
+WAVE = [f"{5 + np.sin(2 * np.pi * t / 24):.3f}" for t in range(120)]
+BAD = {
+    "no value at all": (hourly([""] * 120), ["column 'load' has no number; name another one"]),
+    "no value at the end": (hourly([*WAVE[:40], *[""] * 80]), ["no window has a value to compare with"]),
+    "infinity": (hourly([*WAVE[:9], "inf", *WAVE[10:]]), ["line 11 of bad.csv has 'inf' in column 'load'"]),
+    "a word": (hourly([*WAVE[:9], "closed", *WAVE[10:]]), ["has 'closed' in column 'load'; write a number"]),
+    "half an hour": (hourly(WAVE, lambda t: t + 0.5 * (t > 60)), ["not on the grid of steps of 1:00:00", "resample"]),
+    "twice": (hourly(WAVE, lambda t: t - (t == 7)), ["2024-01-01 06:00:00 of column 'time' occurs twice; keep one"]),
+    "gaps": (hourly(WAVE, lambda t: t * (1 + 9 * (t > 60))), ["have no row; resample the series"]),
+    "few points": (hourly(WAVE[:11]), ["a horizon of 6 is too long for 11 points; use at most 2"]),
+    "one point": (hourly(WAVE[:1]), ["column 'time' has a single time; give at least two rows"]),
+    "no rows": ("time,load\n", ["bad.csv has 1 lines; give a line of names and at least one of numbers"]),
+    "no numbers": ("time,load\n2024-01-01,a\n2024-01-02,b\n", ["bad.csv has no column of numbers; give one"]),
+    "a column less": ("time,load\n2024-01-01,1\n2024-01-02\n", ["line 3 of bad.csv has 1 values for 2 columns"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "fragments"), BAD.values(), ids=BAD)
+def test_a_bad_table_costs_one_sentence(text, fragments, data, refused):
+    """With a remedy, and before anything is written."""
+    (data / "bad.csv").write_text(text)
+    error = refused("forecast", "bad.csv", "--horizon", "6")
+    assert all(fragment in error for fragment in fragments), error
+    assert not (data / "bad_forecast.csv").exists()
