@@ -98,6 +98,22 @@ class RecurrentNet(RecurrentWeights):
         """The empty state (h, c) of `batch` rows, the same as hx=None."""
         return self.zeros(len(self.names), batch)
 
+    def shapes(self, batch: int) -> Hidden:
+        """The state (h, c) of `batch` rows on the meta device, for its shapes and dtypes."""
+        wide = wide_dtype(self.weight.dtype)
+        sizes = self.output_size, self.state_size
+        h_NBV, c_NBS = (torch.empty(len(self.names), batch, size, device="meta", dtype=wide) for size in sizes)
+        return h_NBV, c_NBS
+
+    def check_state(self, state: Any, batch: int) -> None:
+        """ShapeError unless `state` is a pair (h, c) of `batch` rows of this net."""
+        h_NBV, c_NBS = checked_hidden(state, batched=True)
+        check_hidden(h_NBV, c_NBS, [tuple(part.shape) for part in self.shapes(batch)], self.weight)
+
+    def state_bytes(self, length: int = 0) -> int:
+        """Bytes of one row's state, whatever the length of its sequence."""
+        return sum(part.numel() * part.element_size() for part in self.shapes(1))
+
     def forward(
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - torch's name

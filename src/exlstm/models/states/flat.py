@@ -3,7 +3,7 @@
     flat_BW = flat_state(model, state);  state = unflat_state(model, flat_BW)
 
 The numbers are in the order of `leaves`, each tensor from its first to its last. Zeros are the state before the first
-step, for every mixer in MIXERS: a row times 0 is a reset.
+step, for every mixer in MIXERS and every drop-in of `exlstm.rnn`: a row times 0 is a reset.
 
 B batch  W numbers of a row
 """
@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from exlstm.mixers.state import LMState, leaves, with_leaves
+from exlstm.mixers.state import LMState, leaves, map_state, with_leaves
+from exlstm.rnn.interface import RecurrentNet
 
 DIGIT = 2**24  # float32 holds all whole numbers up to here
 
 
 class FixedSizeModel(Protocol):
-    """A model whose state is known by its shapes; it may grow, and is refused then."""
+    """A model or a drop-in whose state is known by its shapes; it may grow, and is refused then."""
 
     def shapes(self, batch: int) -> LMState:
         """The expected state on the meta device."""
@@ -39,13 +40,10 @@ def flat_state(model: FixedSizeModel, state: LMState) -> Tensor:
     times the bytes of a number are the bytes of the state, but for bools. Gradients flow through.
     Raises ValueError for a state of another model, and for a model whose state grows or that has none.
     """
-    first: Any = state
-    while isinstance(first, tuple) and first:
-        first = first[0]
-    batch = len(first) if isinstance(first, Tensor) and first.ndim else 1
+    batch = batch_of(model, state)
     parts = flat_parts(model, batch)
     model.check_state(state, batch)
-    found, dtype = leaves(state), flat_dtype(parts)
+    found, dtype = leaves(turned(model, tuple(state))), flat_dtype(parts)
     for x, part in zip(found, parts, strict=True):
         if x.shape != part.shape:
             raise ValueError(
@@ -65,7 +63,7 @@ def unflat_state(model: FixedSizeModel, flat_BW: Tensor) -> LMState:
     if flat_BW.dtype is not dtype:
         raise ValueError(f"the flat state is {flat_BW.dtype}, and this model takes {dtype}; convert it.")
     tensors = (from_numbers(x, part) for x, part in zip(torch.split(flat_BW, widths, dim=1), parts, strict=True))
-    state: LMState = with_leaves(model.shapes(1), tensors)
+    state: LMState = turned(model, with_leaves(model.shapes(1), tensors))
     return state
 
 
@@ -75,15 +73,31 @@ def flat_size(model: FixedSizeModel) -> int:
     return sum(width_of(part, flat_dtype(parts)) for part in parts)
 
 
+def turned(model: FixedSizeModel, state: LMState) -> LMState:
+    """The state of a drop-in, torch's pair with rows at axis 1, with rows first; and back. Others stay."""
+    if not isinstance(model, RecurrentNet):
+        return state
+    pair: LMState = map_state(lambda x: x.transpose(0, 1).contiguous(), state)
+    return pair
+
+
+def batch_of(model: FixedSizeModel, state: Any) -> int:
+    """The rows of a state, or 1 where it is none."""
+    first, axis = state, int(isinstance(model, RecurrentNet))
+    while isinstance(first, tuple | list) and first:
+        first = first[0]
+    return first.shape[axis] if isinstance(first, Tensor) and first.ndim > axis else 1
+
+
 def flat_parts(model: FixedSizeModel, batch: int) -> list[Tensor]:
-    """The tensors of the model's state, on the meta device."""
+    """The tensors of the model's state with rows first, on the meta device."""
     now, later = model.state_bytes(0), model.state_bytes(1 << 20)
     if now != later:
         raise ValueError(
             f"the state of this model grows, from {now:,} bytes to {later:,} after 2^20 steps; "
             "use blocks with a state of fixed size, such as attention with a window."
         )
-    parts = leaves(model.shapes(batch))
+    parts = leaves(turned(model, model.shapes(batch)))
     if not parts:
         raise ValueError("this model has no state, as it reads in both directions; use one with bidirectional=False.")
     return parts
