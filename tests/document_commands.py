@@ -8,8 +8,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "study/README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# programs that are not run: they change the machine, or are make, whose targets are looked up
-PROGRAMS = {"make", "pip", ".venv/bin/pre-commit"}
+# programs that are not run: they change the machine, or are make, whose targets are looked up, or tests/integrations
+# runs them
+PROGRAMS = {"make", "pip", ".venv/bin/pre-commit", ".venv-integrations/bin/python"}
 NOT_RUN = {
     "exlstm export runs/demo": "takes a run; tests/cli exports one",
     "exlstm export runs/demo --part chunk --steps 64": "takes a run; tests/cli exports one",

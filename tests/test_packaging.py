@@ -27,8 +27,8 @@ def name_of(requirement):
     return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
 
 
-def locked():
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+def locked(folder=ROOT):
+    lines = (folder / "requirements.lock").read_text().splitlines()
     return dict(re.fullmatch(r"([\w.-]+)==(\S+)", line).groups() for line in lines if line and line[0] != "#")
 
 
@@ -70,6 +70,18 @@ def test_the_lock_pins_every_direct_dependency_and_fits_every_machine():
     assert not [v for v in pins.values() if "+" in v]
     # torch asks for this at run time, and pip leaves it out of a plain freeze
     assert "setuptools" in pins
+
+
+def test_the_lock_of_integrations_has_what_they_and_exlstm_need():
+    """It is of the same torch, and of no index and no machine, too."""
+    folder = ROOT / "examples/integrations"
+    pins = {name_of(name): version for name, version in locked(folder).items()}
+    asked = [x for x in (folder / "requirements.in").read_text().splitlines() if x[0] != "#"]
+    assert all(">=" in x for x in asked)
+    assert {name_of(x) for x in [*asked, *PROJECT["dependencies"]]} <= set(pins)
+    assert pins["torch"] == locked()["torch"]
+    assert not [name for name in pins if name.startswith("nvidia") or name == "triton"]
+    assert not [version for version in pins.values() if "+" in version]
 
 
 def test_the_installed_metadata_is_that_of_pyproject():
