@@ -45,11 +45,14 @@ def scan_over_time(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """A loop over the first axis that tracers keep as a loop, a prototype of torch: the last carry, and all outputs.
 
-    Imported here, since it loads torch's compiler.
+    Imported here, since it loads torch's compiler. The compiler reads the step, and would take the sizes of weights for
+    free after loops of other sizes.
     """
+    from torch._dynamo import config
     from torch._higher_order_ops.scan import scan
 
-    last, ys = scan(step, carry, xs)
+    with config.patch(automatic_dynamic_shapes=False):
+        last, ys = scan(step, carry, xs)
     return last, ys
 
 
