@@ -118,6 +118,20 @@ class ScannedBlock(nn.Module):
         return y_TBD.transpose(0, 1), with_leaves(before, carry)
 
 
+class HeldWeights(nn.Module):
+    """The weights of a layer as attributes of a module: others that a loop reads have sizes of any number for torch."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.names = tuple(weights)
+        for name, weight in weights.items():
+            setattr(self, name, weight)
+
+    def by_name(self) -> Weights:
+        """The weights."""
+        return {name: getattr(self, name) for name in self.names}
+
+
 @dataclass(frozen=True)
 class ScannedMemory:
     """A layer of a recurrent net that reads any number of steps in a loop inside of the graph, see `Memory`."""
@@ -134,9 +148,10 @@ class ScannedMemory:
     ) -> Result:
         """See `Memory.run`; without resets and lengths."""
         assert borders == Borders()
+        layer = HeldWeights(weights)
 
         def step(carry: list[Tensor], x_BD: Tensor) -> tuple[list[Tensor], Tensor]:
-            y_B1V, h_BV, c_BS = self.one_step.run(weights, x_BD[:, None], carry[0], carry[1], borders, backend)
+            y_B1V, h_BV, c_BS = self.one_step.run(layer.by_name(), x_BD[:, None], carry[0], carry[1], borders, backend)
             return [h_BV.clone(), c_BS.clone()], y_B1V[:, 0].clone()
 
         (h_BV, c_BS), y_TBV = scan_over_time(step, [h_BV, c_BS], x_BTD.transpose(0, 1))
