@@ -103,7 +103,7 @@ def report(results):
         title="Share of the seasonal naive CRPS that a method saves, median of seeds",
         size=(10, 5.2),
         draw=lambda figure: saved(figure, full),
-        note="Below 0 the season before is better. Grey: not run, for the series is long.",
+        note="Below 0 the season before is better. Grey: left out, for the series is long.",
     )
     yield Picture(
         name="fans",

@@ -93,7 +93,7 @@ def against_the_definition(x, **options):
 
 
 @every_pair(
-    B=[0, 1, 2, 3, 9], T=[1, 2, 24], H=[1, 3], K=[1, 16, 20], D=[1, 16, 21], bias=[False, True], reset=[False, True]
+    B=[0, 1, 2, 3, 9], T=[1, 2, 24], H=[1, 3], K=[3, 16, 20], D=[1, 16, 21], bias=[False, True], reset=[False, True]
 )
 def test_every_form(B, T, H, K, D, bias, reset):
     """Rows by four, two and one, groups of units that are not whole, lines of W that are not."""
