@@ -67,10 +67,10 @@ demo: $(USE)  ## train a small xLSTM on real text and generate from it (about 5 
 	$(BIN)/exlstm demo
 
 test: $(DEV)  ## the default tests, and which of them took longest
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 20 --durations-min 1
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1
 
 test-slow: $(DEV) test-integrations  ## the tests that take minutes, those inside other libraries first
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
 
 test-integrations: $(INTEGRATED)  ## our modules inside the libraries of examples/integrations
 	$(INTEGRATIONS_VENV)/bin/python -m pytest -q -m slow -W default tests/integrations

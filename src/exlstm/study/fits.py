@@ -40,17 +40,12 @@ def power_law(points: Sequence[tuple[float, Sequence[float]]], *, resamples: int
     x = np.log([x for x, _ in found])
     if len(set(x.tolist())) < _LEAST:
         return None
-    exponent, log = _line(x, np.log([np.median(values) for _, values in found]))
+    exponent, log = np.polyfit(x, np.log([np.median(values) for _, values in found]), 1)
     chance = np.random.default_rng(0)
-    drawn = ([np.median(chance.choice(values, len(values))) for _, values in found] for _ in range(resamples))
-    lines_RP = np.array([_line(x, np.log(medians)) for medians in drawn])
+    medians_XR = [np.median(chance.choice(values, (resamples, len(values))), axis=1) for _, values in found]
+    lines_RP = np.polyfit(x, np.log(medians_XR), 1).T
     low, high = np.percentile(lines_RP[:, 0], _COVERED)
-    return PowerLaw(exponent, float(np.exp(log)), float(low), float(high), lines_RP)
-
-
-def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    slope, intercept = np.polyfit(x, y, 1)
-    return float(slope), float(intercept)
+    return PowerLaw(float(exponent), float(np.exp(log)), float(low), float(high), lines_RP)
 
 
 def draw_fit(axes: Any, law: PowerLaw, low: float, high: float, *, color: str) -> None:

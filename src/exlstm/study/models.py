@@ -140,6 +140,7 @@ def body_parameters(config: LMConfig) -> int:
     return parameters(model) - parameters(model.embed) - (0 if config.tie_embeddings else parameters(model.head))
 
 
+@lru_cache(maxsize=4096)
 def with_parameters(config: LMConfig, target: int) -> LMConfig:
     """The model with MLPs and up-projections scaled by one factor, so that `body_parameters` is `target`.
 
