@@ -68,7 +68,7 @@ def by_steps(host, x, state=None):
 
 
 def difference(found, expected):
-    """The largest, of outputs and states: (y, state) each. Of a tensor with numbers above 1 it is a share of the largest.
+    """The largest, of outputs and states: (y, state) each. In a tensor with numbers above 1 it is a share of these.
 
     Sums in a state grow to hundreds, where float32's own steps are larger than 1e-5.
     """

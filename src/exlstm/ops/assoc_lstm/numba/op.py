@@ -2,7 +2,8 @@
 
 A single step without gradients has its product with R outside of the scan: there R is read as it is stored.
 
-B batch  T time  N, M units  C copies  G planes of x  P planes, real and imaginary
+B batch  T time  N, M units  C copies  G planes of x  P planes, real and imaginary  J, I all numbers of x, of h
+R rows of one product
 """
 
 from typing import Any
@@ -18,6 +19,9 @@ from exlstm.ops.derivatives import once_differentiable
 from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.tile import PANEL, tile_rows
 from exlstm.runtime.tracing import has_gradients
+
+# of x and h in one product for the gradient of R: some CPUs' products add many more one by one, and round as often
+ROWS = 64
 
 
 def sizes_of(x_BTGN: Tensor, C: int, mixing: bool = True) -> tuple[Sizes, int, float]:
@@ -84,8 +88,11 @@ class AssocLSTMScan(torch.autograd.Function):
         inputs = Inputs(r_GNPM, order_CN, reset_BT, lengths_B)
         launch(backward_scan, items, sizes, inputs, dh_BTPN, State(*dafter), dx_BTGN, dbefore, saved, cost=cost)
         with without_autocast(dx_BTGN):
-            dr = dx_BTGN.flatten(0, 1).flatten(1).mT @ saved.past_BTPN.flatten(0, 1).flatten(1)
-        return dx_BTGN, dr.view_as(r_GNPM), *dbefore, None, None, None
+            dr_JI = r_GNPM.new_zeros(PLANES * N, 2 * N)
+            rows = (z.flatten(0, 1).flatten(1).split(ROWS) for z in (dx_BTGN, saved.past_BTPN))
+            for dx_RJ, past_RI in zip(*rows, strict=True):
+                dr_JI.addmm_(dx_RJ.mT, past_RI)
+        return dx_BTGN, dr_JI.view_as(r_GNPM), *dbefore, None, None, None
 
 
 def assoc_lstm_numba(
