@@ -3,10 +3,16 @@
 import re
 
 import numpy as np
+import onnx
 import pytest
 
 from exlstm.exporting.host import open_exported
 from exlstm.models.locate import locate
+
+
+def weight_bytes(path):
+    """Of the numbers in a file; its operators and names take 25 KB more, which is much beside so small a model."""
+    return sum(len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer)
 
 
 @pytest.mark.slow
@@ -18,7 +24,7 @@ def test_a_run_is_exported(here, run, refused, tmp_path):
     small = run("export", "run", "--int8", "--output", str(tmp_path / "small.onnx"), "--check", "50")
     before, after = map(float, re.search(r"own tokens: (\S+) -> (\S+) nats", small).groups())
     assert after <= 1.01 * before
-    assert (tmp_path / "small.onnx").stat().st_size <= 0.3 * (tmp_path / "step.onnx").stat().st_size
+    assert weight_bytes(tmp_path / "small.onnx") <= 0.3 * weight_bytes(tmp_path / "step.onnx")
     logits, _ = open_exported(tmp_path / "step.onnx")(np.array([7]))
     assert logits.shape == (1, locate("run").config().vocab_size)
     assert "--overwrite" in refused("export", "run", "--output", str(tmp_path / "step.onnx"))
