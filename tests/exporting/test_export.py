@@ -39,10 +39,13 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
 
     @cache
-    def opened(name, form, part, steps=16):
+    def made(name, form, part, steps):
         path = folder / f"{name}_{part}{steps}.{FORMATS[form]}".replace(" ", "_")
         exlstm.export(MODELS[name](), path, format=form, part=part, steps=steps)
         return open_exported(path)
+
+    def opened(name, form, part, steps=16):
+        return made(name, form, part, steps)
 
     opened.folder = folder
     return opened

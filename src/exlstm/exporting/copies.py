@@ -16,6 +16,7 @@ from exlstm.mixers.hyena import Hyena
 from exlstm.mixers.state import LMState, State, leaves, with_leaves
 from exlstm.models.block import BlockStack
 from exlstm.nn.borders import Borders
+from exlstm.nn.fixed import FixedNumbers
 from exlstm.nn.linear import Linear, QuantizedLinear
 from exlstm.ops.attention import empty_window
 from exlstm.ops.linear import dequantised
@@ -36,9 +37,25 @@ def plain_copy(model: Model) -> Model:
     for name, layer in list(copy.named_modules()):
         if isinstance(layer, QuantizedLinear):
             copy.set_submodule(name, expanded(layer))
+        elif isinstance(layer, FixedNumbers):
+            copy.set_submodule(name, HeldNumbers(layer))
         elif hasattr(layer, "backend"):
             layer.backend = "auto"
     return copy.to("cpu", torch.float32)
+
+
+class HeldNumbers(nn.Module):
+    """Fixed numbers in float32 as a buffer: read twice in a loop, other tensors of a module are inputs that alias."""
+
+    numbers: Tensor
+
+    def __init__(self, fixed: FixedNumbers) -> None:
+        super().__init__()
+        self.register_buffer("numbers", fixed.on(torch.device("cpu"), torch.float32), persistent=False)
+
+    def like(self, _x: Tensor) -> Tensor:
+        """See `FixedNumbers.like`."""
+        return self.numbers
 
 
 def is_plain(x: Tensor) -> bool:

@@ -24,8 +24,9 @@ def trace(graph: ExportGraph, *, strict: bool = False) -> "ExportedProgram":
 
     dims = {name: Dim(name, min=1, max=most) for name, most in MOST.items()}
     axes = [{place: dims[name] for place, name in port.named_axes().items()} for port in graph.ports.inputs]
+    shapes = (axes[0], *([tuple(axes[1:])] if axes[1:] else []))  # of x, and of all *state that there is
     with torch.no_grad(), portable_graph():
-        program = trace_by_torch(graph, graph.example(), dynamic_shapes=(axes[0], tuple(axes[1:])), strict=strict)
+        program = trace_by_torch(graph, graph.example(), dynamic_shapes=shapes, strict=strict)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program

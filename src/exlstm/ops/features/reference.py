@@ -5,7 +5,7 @@ K width of x  M random features
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
+from torch.nn.functional import linear, relu
 
 from exlstm.ops.common import without_autocast
 
@@ -33,7 +33,7 @@ def favor_torch(x: Tensor, rows_MK: Tensor, is_query: bool) -> Tensor:
     M, K = rows_MK.shape
     y = x * K**-0.25
     with without_autocast(x):
-        exponent = y @ rows_MK.mT - 0.5 * y.square().sum(-1, keepdim=True)
+        exponent = linear(y, rows_MK) - 0.5 * y.square().sum(-1, keepdim=True)
     if is_query:
         exponent = exponent - exponent.detach().amax(-1, keepdim=True)
     features: Tensor = (torch.exp(exponent) + FAVOR_EPS) * M**-0.5
