@@ -81,6 +81,9 @@ def test_an_inner_context_ends_nothing() -> None:
 
 @pytest.mark.slow
 def test_without_it_every_step_does() -> None:
-    """The tests above would see it if nothing were kept."""
+    """The tests above would see it if nothing were kept: twice what they allow.
+
+    80 to 120 MB; less where a fault brings a huge page, which is counted as a small one.
+    """
     fresh, _ = measured("nullcontext()")
-    assert fresh > 80
+    assert fresh > 40
