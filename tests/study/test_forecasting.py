@@ -157,13 +157,13 @@ def test_a_run_on_a_file_of_the_form_of_ett(tmp_path, monkeypatch):
     a_T, b_T = (scale * day_T + 0.3 * random.standard_normal(14_400) for scale in (1, -3))
     lines = [f"{start + timedelta(hours=t)},{a_T[t]:.4f},{b_T[t]:.4f}" for t in range(14_400)]
     (tmp_path / "data" / "ETTh2.csv").write_text("\n".join(["date,a,b", *lines]))
-    run = ETTRun(model="no memory", series="ETTh2", lr=3e-3, steps=8, context=96, horizon=24)
+    run = ETTRun(model="no memory", series="ETTh2", lr=3e-3, steps=64, context=96, horizon=24)
     row = run.execute(Quiet())
     (test,) = row["metrics"]["tests"]
     data = ett_of("ETTh2")
     context, after = data.windows("test", context=96, horizon=24)
     naive = float(np.square(after - context[:, -24:]).mean())
-    assert 0 < test["mse"] < naive
+    assert 0 < test["mse"] < 0.9 * naive
     assert 0 < test["mae"] ** 2 < test["mse"] == 1 - test["score"]
     flat = build_network("no memory", forecaster_from_pattern("ms", width=64, heads=4, patch=16, season=24))
     for part in (flat.head.down, flat.head.through):
