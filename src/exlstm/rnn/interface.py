@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from exlstm.nn.borders import Borders, Reversal
 from exlstm.ops.common import length_mask, wide_dtype, zero_padding
@@ -27,6 +27,7 @@ from exlstm.rnn.arguments import (
     checked_lengths,
     checked_reset,
 )
+from exlstm.rnn.packed import gathered, padded, places_of
 from exlstm.rnn.parameters import RecurrentWeights
 from exlstm.runtime.tracing import tracer
 
@@ -154,8 +155,8 @@ class RecurrentNet(RecurrentWeights):
         """The call of a packed sequence, whose rows are sorted by length; states are in the caller's order."""
         if lengths is not None:
             raise ShapeError("lengths is given beside a PackedSequence, which has its own; leave it out.")
-        own = PackedSequence(packed.data, packed.batch_sizes)
-        x_BTD, lengths_B = pad_packed_sequence(own, batch_first=True)
+        places = places_of(packed)
+        x_BTD = padded(packed.data, places, len(packed.batch_sizes))
         self.check(x_BTD)
         B, T, _ = x_BTD.shape
         there, back = packed.sorted_indices, packed.unsorted_indices
@@ -167,11 +168,9 @@ class RecurrentNet(RecurrentWeights):
         hidden = self.checked_state(hx, x_BTD, batched=True)
         if hidden is not None and there is not None:
             hidden = hidden[0][:, there], hidden[1][:, there]
-        borders = Borders(reset_BT, lengths_B.to(x_BTD.device))
-        y_BTM, (h_NBV, c_NBS) = self.run(x_BTD, borders, hidden)
-        data = pack_padded_sequence(y_BTM, lengths_B, batch_first=True).data
+        y_BTM, (h_NBV, c_NBS) = self.run(x_BTD, Borders(reset_BT, places.lengths_B), hidden)
         after = (h_NBV, c_NBS) if back is None else (h_NBV[:, back], c_NBS[:, back])
-        return PackedSequence(data, packed.batch_sizes, there, back), after
+        return PackedSequence(gathered(y_BTM, places), packed.batch_sizes, there, back), after
 
     def check(self, x_BTD: Tensor) -> None:
         """ShapeError for an input that does not fit the weights, or that has no steps."""
