@@ -5,6 +5,7 @@ A single step has the state of the step before, as in streams. "1 head" is an SL
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -104,19 +105,22 @@ def forms(make: Make, name: str, B: int, T: int, D: int) -> dict[str, Run]:
 
 @torch.no_grad()
 def check(D: int) -> dict[str, Any]:
-    """A long call is many short ones, and exlstm.LSTM is nn.LSTM with the same weights."""
+    """A long call and many short ones are the definition in float64, and exlstm.LSTM is nn.LSTM with its weights."""
     torch.manual_seed(3)
     x_TBD, errors = torch.randn(12, 3, D), {}
     for name, make in NETS.items():
         net = make(D, D)
+        exact_TBD, _ = deepcopy(net).double()(x_TBD.double())
         whole_TBD, _ = net(x_TBD)
         state, steps = None, []
         for x_1BD in x_TBD.split(1):
             y_1BD, state = net(x_1BD, state)
             steps.append(y_1BD)
-        errors[name] = float((torch.cat(steps) - whole_TBD).abs().max())
+        errors[name] = max(float((y_TBD - exact_TBD).abs().max()) for y_TBD in (whole_TBD, torch.cat(steps)))
     ours, theirs = exlstm.LSTM(D, D), nn.LSTM(D, D)
     ours.load_state_dict(theirs.state_dict())
     errors["exlstm.LSTM beside nn.LSTM"] = float((ours(x_TBD)[0] - theirs(x_TBD)[0]).abs().max())
-    assert max(errors.values()) <= 1e-5, f"calls differ by {errors}"
-    return {"rule": "steps are the whole, and LSTM is torch's, within 1e-5", "largest_difference": errors}
+    # where the normalizer of an mLSTM is near 0, its quotient has lost digits in any order of sums
+    wrong = {name: error for name, error in errors.items() if error > (1e-4 if "MLSTM" in name else 1e-5)}
+    assert not wrong, f"calls differ by {wrong}"
+    return {"rule": "within 1e-5 of float64, mLSTM 1e-4; LSTM is torch's", "largest_difference": errors}

@@ -101,6 +101,13 @@ def test_every_form(B, T, H, K, D, bias, reset):
     against_the_definition(make(B, T, H, K, D=D, seed=B), **options)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_step_of_many_rows(bias):
+    """Its input is projected by a product, before the step and for all rows."""
+    B = kernels.MANY + 3
+    against_the_definition(make(B, 1, 2, 20), bias=bias, reset_BT=resets(B, 1, share=0.4))
+
+
 @pytest.mark.parametrize("T", [1, 20])
 def test_lengths(T):
     """A row without steps keeps its state."""

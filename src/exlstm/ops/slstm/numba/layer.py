@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exlstm.ops.common import detached_contiguous, rows_for_kernels
 from exlstm.ops.derivatives import once_differentiable
+from exlstm.ops.products import product
 from exlstm.ops.slstm.layer import Layer, as_heads, contiguous
 from exlstm.ops.slstm.numba.gates import SAVED
 from exlstm.ops.slstm.numba.one_step import StepSizes, step_backward, step_forward
@@ -33,6 +34,7 @@ from exlstm.runtime.cpu.launch import launch, microseconds
 from exlstm.runtime.cpu.tile import PANEL
 from exlstm.runtime.tracing import has_gradients
 
+MANY = 32  # rows of a step, from which on a matrix product of its own is faster than reading W for four rows at a time
 USUAL = variant_of("exp", False, True, "tanh")
 Pair = tuple[Tensor, Tensor]
 
@@ -90,7 +92,9 @@ def run_step(
     """h and c after the step."""
     sizes, items, cost = sizes_of(x_BD, layer, saved_E)
     next_h_BM, next_c_BS = x_BD.new_empty(sizes.B, sizes.M), x_BD.new_empty(sizes.B, sizes.S)
-    launch(step_forward, items, sizes, x_BD, *layer, reset_B, h_BM, c_BS, next_h_BM, next_c_BS, saved_E, cost=cost)
+    raw_BJ = product(x_BD, layer.w_JD.T) if sizes.B >= MANY else None
+    out = next_h_BM, next_c_BS, saved_E
+    launch(step_forward, items, sizes, raw_BJ, x_BD, *layer, reset_B, h_BM, c_BS, *out, cost=cost)
     return next_h_BM, next_c_BS
 
 

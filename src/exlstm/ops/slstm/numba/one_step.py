@@ -1,7 +1,8 @@
 """One step of an sLSTM layer: W x + R h + b and the gates, forward and backward, from weights in the order of torch.
 
-W and R are read as they are, once for four rows of the batch; an item is a group of 16 units of a head. Rows of W, R
-and b are in the order (gate, head, unit), and c of a row is c, n, m side by side.
+W and R are read as they are, once for four rows of the batch; an item is a group of 16 units of a head. Of many rows
+W x is a matrix product beforehand. Rows of W, R and b are in the order (gate, head, unit), and c of a row is c, n, m
+side by side.
 
 B rows of the batch  D width of the input  K width of a head  M of all heads  J gates of all heads (4 M)  S width of c
 (3 M)  E numbers saved for the backward
@@ -15,7 +16,7 @@ from numpy import float32
 from exlstm.ops.linear.numba.maps import FLOAT32
 from exlstm.ops.linear.numba.op import STEP_FLOAT32, tile_sums
 from exlstm.ops.slstm.numba.gates import BLOCK, CARRY, DRAW, SAVED, gates, gates_backward
-from exlstm.runtime.cpu.blocks import store_parts, width
+from exlstm.runtime.cpu.blocks import add_parts, store_parts, width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, Bools, kernel
 from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, copy, hold, put, tensor_at
@@ -57,10 +58,13 @@ def add_products(block: int, w: int, row: int, M: int, x: int, x_row: int, N: in
 
 @kernel()
 def step_forward(
-    first: int, last: int, sizes: StepSizes, x_BD: F32, w_JD: F32, r_JK: F32, b_J: F32, more_b_J: F32, reset_B: Bools,
-    h_BM: F32, c_BS: F32, next_h_BM: F32, next_c_BS: F32, saved_E: F32,
+    first: int, last: int, sizes: StepSizes, raw_BJ: F32, x_BD: F32, w_JD: F32, r_JK: F32, b_J: F32, more_b_J: F32,
+    reset_B: Bools, h_BM: F32, c_BS: F32, next_h_BM: F32, next_c_BS: F32, saved_E: F32,
 ) -> None:  # fmt: skip
-    """h and c after the step; h_BM = 0: an empty state. For the backward saved_E holds a block per item and row."""
+    """h and c after the step; h_BM = 0: an empty state. For the backward saved_E holds a block per item and row.
+
+    raw_BJ: W x, if that is known; 0: it is computed here.
+    """
     B, D, K, M, J, S, _ = sizes
     units, resets = -(-K // PANEL), tensor_at(reset_B, B, np.bool_)
     work = np.empty(ROWS * BLOCK + SAVED + PANEL + ROOM, float32)
@@ -85,14 +89,15 @@ def step_forward(
                 elif h_BM != 0:
                     for part in range(3):
                         copy(block + SIZE * (4 + part) * PANEL, c_BS + SIZE * ((b + i) * S + part * M + unit), count)
-            add_products(blocks, w_JD, unit, M, x_BD + SIZE * b * D, D, D, count, batch, out)
+            if raw_BJ == 0:
+                add_products(blocks, w_JD, unit, M, x_BD + SIZE * b * D, D, D, count, batch, out)
             for i in range(batch):
                 block, saved = blocks + SIZE * i * BLOCK, spare
-                for g in range(4 if b_J != 0 else 0):
-                    for v in range(count):
-                        row = g * M + unit + v
-                        bias = at(b_J, row) + at(more_b_J, row)
-                        put(block, g * PANEL + v, at(block, g * PANEL + v) + bias)
+                if raw_BJ != 0:
+                    add_parts(block, 4, raw_BJ + SIZE * ((b + i) * J + unit), M, count)
+                if b_J != 0:
+                    add_parts(block, 4, b_J + SIZE * unit, M, count)
+                    add_parts(block, 4, more_b_J + SIZE * unit, M, count)
                 if saved_E != 0:
                     saved = saved_E + SIZE * (item * B + b + i) * SAVED
                 gates(block, h, saved, False)
