@@ -45,13 +45,13 @@ def run(bench: Bench) -> None:
                 for gradients, name in names.items():
                     about = f"width {D}, batch {B}, {T} steps, forward{' and backward' if gradients else ''}"
                     runs = {kind: call(net, B, T, D, gradients) for kind, net in nets.items()}
-                    bench.measure(name, about, runs, partial(check, D), rounds=5)
+                    bench.measure(name, about, runs, partial(check, D))
     D, B, T = (32, 4, 8) if bench.quick else (FORM_WIDTH, FORM_ROWS, STEPS)
     for name in ("exlstm.SLSTM", "exlstm.MLSTM", "exlstm.LSTM", "nn.LSTM"):
         key = f"forms_{name.rpartition('.')[0]}_{name.rpartition('.')[2]}".lower()
         if bench.wants(key):
             about = f"{name}, width {D}, batch {B}, {T} steps, forward and backward"
-            bench.measure(key, about, forms(NETS[name], name, B, T, D), partial(check, D), rounds=5)
+            bench.measure(key, about, forms(NETS[name], name, B, T, D), partial(check, D))
 
 
 def call(net: nn.Module, B: int, T: int, D: int, gradients: bool) -> Run:
