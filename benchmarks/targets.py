@@ -243,9 +243,46 @@ def op_targets() -> Iterator[Target]:
         )  # fmt: skip
 
 
+FORMS = {
+    "packed, 3/4 of the steps": ("packed rows of 3/4 of the steps", 1.15),
+    "resets at 1 %": ("1 % of the steps begin anew", 1.05),
+    "both directions": ("both directions", 2.1),
+    "3 layers": ("3 layers", 3.1),
+}
+
+
+def form_cost(form: str, results: Results) -> float | None:
+    """Time of a form of a call over that of the plain call of the same net, the worst of ours."""
+    names = [f"forms_exlstm_{kind}" for kind in ("slstm", "mlstm", "lstm")]
+    found = [measured for name in names if (measured := record(results, "drop_in", name))]
+    times = [x["milliseconds"][f"exlstm form, {form}"]["median"] / x["milliseconds"]["plain"]["median"] for x in found]
+    return max(times) if len(times) == len(names) else None
+
+
+def drop_in_targets() -> Iterator[Target]:
+    """Nets in the place of nn.LSTM; "nowhere less" is judged at the worst size."""
+    for ending, told in {"forward": "forward", "forward_backward": "forward + backward"}.items():
+        for ours in ("SLSTM", "LSTM"):
+            over = partial(ratios, "drop_in", f"_{ending}", f"exlstm.{ours}", "nn.LSTM")
+            key, work = f"drop-in-{ours.lower()}-{ending}", f"exlstm.{ours} vs nn.LSTM, {told}"
+            yield Target(key=f"{key}-mean", bound=2.0, find=over(mean_ratio), work=f"{work}, geometric mean")
+            yield Target(key=f"{key}-min", bound=1.0, find=over(min), work=f"{work}, worst size")
+    yield Target(key="drop-in-step", bound=2.0, find=ratio("drop_in", "t1_w128_b16_forward", "exlstm.SLSTM", "nn.LSTM"),
+                 work="exlstm.SLSTM vs nn.LSTM, one step of 16 rows, width 128")  # fmt: skip
+    for form, (told, bound) in FORMS.items():
+        yield Target(key=f"drop-in-{told.replace(' ', '-')}", bound=bound, at_most=True, find=partial(form_cost, form),
+                     work=f"a call with {told} over the plain call, worst of our nets")  # fmt: skip
+    for peer, told, bound in (("nn.LSTM, loop", "the loop of Stable-Baselines3", 5.0),
+                              ("nn.LSTM, no starts", "one call of nn.LSTM without starts", 1.5)):  # fmt: skip
+        yield Target(key=f"replay-{told.split()[1]}", bound=bound,
+                     find=ratios("control_replay", "", "exlstm.SLSTM", peer, min),
+                     work=f"replay of rollouts with exlstm.SLSTM vs {told}, worst width")  # fmt: skip
+
+
 TARGETS: tuple[Target, ...] = (
     *train_targets(),
     *op_targets(),
+    *drop_in_targets(),
     *mixer_targets(),
     Target(key="decode-context", work="decode, time per token at 64k over that at 16, worst", bound=1.05, at_most=True,
            find=longest_over_shortest),

@@ -13,5 +13,8 @@ CASES = (
     "mixers_decode",
     "mixers_memory",
     "mixers_beside_mlstm",
+    "drop_in",
+    "control_replay",
+    "export",
     "contention",
 )
