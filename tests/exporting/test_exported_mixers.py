@@ -25,7 +25,8 @@ FIELDS = {
 
 def table():
     """The rows of the page: mixer -> what stands below step, chunk and sequence."""
-    lines = PAGE.read_text().partition("<!-- parts of all mixers -->")[2].splitlines()
+    section = PAGE.read_text().partition("<!-- parts of all mixers -->")[2].partition("\n## ")[0]
+    lines = section.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     return {name.strip("`"): dict(zip(PARTS, cells, strict=False)) for name, *cells in rows}
 
