@@ -38,7 +38,7 @@ with {context}, ThreadPoolExecutor(1, initializer=torch.set_num_threads, initarg
     for _ in range(4):
         call()
     before = taken()
-    for _ in range(5):
+    for _ in range(12):  # a fault that brings a huge page is counted as a small one, so that a few steps tell little
         call()
     print(taken() - before)
     inside = resident()
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(_glibc() is None, reason="only glibc has the set
 
 
 def measured(context: str, *, threads: bool = False, nested: bool = False) -> tuple[int, int]:
-    """Memory in MB: what five training steps take anew, and what is returned at the end."""
+    """Memory in MB: what twelve training steps take anew, and what is returned at the end."""
     script = SCRIPT.format(context=context, threads=threads, nested=nested)
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     fresh, returned = map(int, printed.split())
@@ -81,9 +81,6 @@ def test_an_inner_context_ends_nothing() -> None:
 
 @pytest.mark.slow
 def test_without_it_every_step_does() -> None:
-    """The tests above would see it if nothing were kept: twice what they allow.
-
-    80 to 120 MB; less where a fault brings a huge page, which is counted as a small one.
-    """
+    """The tests above would see it if nothing were kept."""
     fresh, _ = measured("nullcontext()")
-    assert fresh > 40
+    assert fresh > 80
