@@ -45,7 +45,7 @@ def plain_copy(model: Model) -> Model:
 
 
 class HeldNumbers(nn.Module):
-    """Fixed numbers in float32 as a buffer: read twice in a loop, other tensors of a module are inputs that alias."""
+    """Fixed numbers in float32 as a buffer: a loop in a graph may read a buffer twice, another tensor only once."""
 
     numbers: Tensor
 
