@@ -10,8 +10,12 @@ from slstm_cases import resets
 from torch import Tensor
 
 from accuracy import DRAWS, assert_as_accurate
-from exlstm.ops.slstm import Layer, SLSTMState, slstm_layer, slstm_step
+from exlstm.ops.layer import Layer
+from exlstm.ops.layer.numba import step
+from exlstm.ops.layer.numba.pre_activations import MANY, SPAN
+from exlstm.ops.slstm import SLSTMState, slstm_layer, slstm_step
 from exlstm.ops.slstm.numba import layer as kernels
+from exlstm.ops.slstm.numba import op
 from exlstm.runtime.backend import recorded
 from pairwise import every_pair
 
@@ -101,11 +105,11 @@ def test_every_form(B, T, H, K, D, bias, reset):
     against_the_definition(make(B, T, H, K, D=D, seed=B), **options)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_step_of_many_rows(bias):
-    """Its input is projected by a product, before the step and for all rows."""
-    B = kernels.MANY + 3
-    against_the_definition(make(B, 1, 2, 20), bias=bias, reset_BT=resets(B, 1, share=0.4))
+@every_pair(B=[MANY, MANY + 3, SPAN + 1, 144], K=[16, 20], D=[16, 150], bias=[False, True], reset=[False, True])
+def test_a_step_of_many_rows(B, K, D, bias, reset):
+    """Rows side by side, in one span and in several; inputs in parts."""
+    reset_BT = resets(B, 1, share=0.4) if reset else None
+    against_the_definition(make(B, 1, 2, K, D=D), bias=bias, reset_BT=reset_BT)
 
 
 @pytest.mark.parametrize("T", [1, 20])
@@ -131,7 +135,8 @@ def test_weights_need_not_be_contiguous(T):
 @pytest.mark.parametrize("T", [1, 20])
 def test_threads_change_nothing(threads, T, monkeypatch):
     """One step is worth several threads only of a wide layer."""
-    monkeypatch.setattr(kernels, "microseconds", lambda **_: 1e6)
+    for module in (step, op):
+        monkeypatch.setattr(module, "microseconds", lambda **_: 1e6)
     x = make(5, T, 2, 40)
     threads(1)
     want = everything(x, call)
@@ -142,8 +147,8 @@ def test_threads_change_nothing(threads, T, monkeypatch):
 @pytest.mark.parametrize("T", [1, 20])
 def test_only_needed_gradients_are_computed(T, monkeypatch):
     x = make(2, T, 2, 5)
-    for name in ("r_gradient", "through_r", "gradients_of_inputs"):
-        monkeypatch.setattr(kernels, name, lambda *_: pytest.fail("it was not asked for"))
+    for module, name in ((kernels, "r_gradient"), (kernels, "gradients_of_inputs"), (step, "through_r")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("it was not asked for"))
     x[1].requires_grad_()
     call(*x)[0].sum().backward()
     assert x[1].grad is not None

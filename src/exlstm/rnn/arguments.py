@@ -76,7 +76,7 @@ def check_input(x: Tensor, input_size: int, weight: Tensor) -> None:
 
 def checked_hidden(hx: Any, batched: bool) -> Hidden:
     """The pair (h, c), [N, B, ...] each. Unbatched ones get a batch of one."""
-    if not isinstance(hx, Sequence) or len(hx) != 2 or not all(isinstance(x, Tensor) for x in hx):
+    if not isinstance(hx, (tuple, list, Sequence)) or len(hx) != 2 or not all(isinstance(x, Tensor) for x in hx):
         found = f"{len(hx)} entries" if isinstance(hx, Sequence) else f"a {type(hx).__name__}"
         raise ShapeError(f"hx is {found}; it must be the pair (h_n, c_n) of tensors of an earlier call, or None.")
     h, c = hx
@@ -91,7 +91,10 @@ def checked_hidden(hx: Any, batched: bool) -> Hidden:
 
 def check_hidden(h_NBV: Tensor, c_NBS: Tensor, expected: Sequence[tuple[int, ...]], x: Tensor) -> None:
     """ShapeError for a state of another shape, device or of a wider dtype than the input asks for."""
+    wide = wide_dtype(x.dtype)
     for place, (part, shape) in enumerate(zip((h_NBV, c_NBS), expected, strict=True)):
+        if part.shape == shape and part.device == x.device and part.dtype is wide:
+            continue
         if part.shape != shape:
             remedy = "; c_n packs the whole memory, so take zero_state(batch) or None for an empty one" if place else ""
             raise ShapeError(f"Expected hidden[{place}] size {shape}, got {list(part.shape)}{remedy}")
@@ -100,9 +103,9 @@ def check_hidden(h_NBV: Tensor, c_NBS: Tensor, expected: Sequence[tuple[int, ...
                 "Input and hidden tensors are not at the same device, found input tensor at "
                 f"{x.device} and hidden tensor at {part.device}"
             )
-        if not exact_in(part.dtype, wide_dtype(x.dtype)):
+        if not exact_in(part.dtype, wide):
             raise ShapeError(
-                f"hidden[{place}] is {part.dtype}, and an input of {x.dtype} has a state of {wide_dtype(x.dtype)}; "
+                f"hidden[{place}] is {part.dtype}, and an input of {x.dtype} has a state of {wide}; "
                 "convert the state, or pass None."
             )
 

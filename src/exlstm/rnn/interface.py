@@ -189,7 +189,7 @@ class RecurrentNet(RecurrentWeights):
         if foreign and tracer((c_NBS,)) is None and not bool(c_NBS.any()):
             c_NBS = c_NBS.new_zeros(*c_NBS.shape[:2], self.state_size)
         check_hidden(h_NBV, c_NBS, [(N, B, self.output_size), (N, B, self.state_size)], x_BTD)
-        return h_NBV.to(wide), c_NBS.to(wide)
+        return (h_NBV if h_NBV.dtype is wide else h_NBV.to(wide)), (c_NBS if c_NBS.dtype is wide else c_NBS.to(wide))
 
     def run(self, x_BTD: Tensor, borders: Borders, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """All layers over rows: outputs, and the state after each row's last step."""

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from exlstm.nn import init
 from exlstm.nn.borders import Borders
-from exlstm.ops.lstm import LSTMState, lstm
+from exlstm.ops.layer import Layer
+from exlstm.ops.lstm import lstm_layer
 from exlstm.rnn.cell import RecurrentCell
 from exlstm.rnn.interface import RecurrentNet
-from exlstm.rnn.memory import Result, Weights, projected, summed_bias, with_projection
+from exlstm.rnn.memory import Result, Weights, projected, with_projection
 
 
 class LSTMParts(NamedTuple):
@@ -59,17 +60,17 @@ class LSTMMemory:
         self, weights: Weights, x_BTD: Tensor, h_BV: Tensor, c_BS: Tensor, borders: Borders, backend: str
     ) -> Result:
         """See `Memory.run`."""
-        x_BTE, w_JE, u_JU, before_BU = x_BTD, weights["weight_ih"], weights["weight_hh"], h_BV
-        b_J = summed_bias(weights)
+        x_BTE, before_BU = x_BTD, h_BV
+        layer = Layer(weights["weight_ih"], weights["weight_hh"], weights.get("bias_ih"), weights.get("bias_hh"))
         if self.proj_size:
-            x_BTE, w_JE, u_JU = with_projection(x_BTD, w_JE, u_JU, weights["weight_hr"], h_BV, borders.reset_BT)
-            before_BU = torch.zeros_like(c_BS)
-        b_J = w_JE.new_zeros(len(w_JE)) if b_J is None else b_J
-        y_BTV, after = lstm(x_BTE, w_JE, u_JU, b_J, LSTMState(before_BU, c_BS), **borders._asdict(), backend=backend)
-        last_BV = after.h_BV
+            x_BTE, w_JE, u_JU = with_projection(
+                x_BTD, layer.w_JD, layer.r_JK, weights["weight_hr"], h_BV, borders.reset_BT
+            )
+            layer, before_BU = layer._replace(w_JD=w_JE, r_JK=u_JU), torch.zeros_like(c_BS)
+        y_BTV, last_BV, c_BS = lstm_layer(x_BTE, layer, before_BU, c_BS, **borders._asdict(), backend=backend)
         if self.proj_size:
             y_BTV, last_BV = projected(y_BTV, weights["weight_hr"], h_BV, borders)
-        return y_BTV, last_BV, after.c_BV
+        return y_BTV, last_BV, c_BS
 
     def unpack(self, h: Tensor, c: Tensor) -> LSTMParts:
         """See `Memory.unpack`."""

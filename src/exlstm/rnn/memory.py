@@ -68,10 +68,3 @@ def projected(y_BTU: Tensor, project_VU: Tensor, h_BV: Tensor, borders: Borders)
     """Outputs P h of every step, and that of each row's last one."""
     y_BTV = torch.nn.functional.linear(y_BTU, project_VU.to(y_BTU.dtype))
     return y_BTV, last_steps(y_BTV, borders.lengths_B, h_BV)
-
-
-def summed_bias(weights: Weights) -> Tensor | None:
-    """The sum of the two biases that torch keeps, or None without them."""
-    if "bias_ih" not in weights:
-        return None
-    return weights["bias_ih"] + weights["bias_hh"]

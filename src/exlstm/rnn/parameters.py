@@ -63,7 +63,9 @@ class RecurrentWeights(nn.Module):
 
     def weights(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """The weights of a layer and direction."""
-        return {stem: getattr(self, name) for stem, name in names.items()}
+        # usually they are parameters, which torch's modules take four times as long to find
+        own: Any = self._parameters
+        return {stem: own[name] if name in own else getattr(self, name) for stem, name in names.items()}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

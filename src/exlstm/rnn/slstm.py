@@ -12,7 +12,8 @@ from torch import Tensor
 
 from exlstm.nn import init
 from exlstm.nn.borders import Borders
-from exlstm.ops.slstm import Layer, slstm_layer
+from exlstm.ops.layer import Layer
+from exlstm.ops.slstm import slstm_layer
 from exlstm.rnn.cell import RecurrentCell
 from exlstm.rnn.heads import heads_of
 from exlstm.rnn.interface import RecurrentNet

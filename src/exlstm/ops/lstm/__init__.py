@@ -12,10 +12,12 @@ from torch import Tensor
 from exlstm.ops.arguments import checked_rows, checked_state
 from exlstm.ops.common import upcast
 from exlstm.ops.fused import dense_recurrence, run_fused, zero_bias
+from exlstm.ops.layer import Layer, in_own_kernels
 from exlstm.ops.linear import linears
 from exlstm.ops.lstm.reference import LSTMState, lstm_step
+from exlstm.runtime.backend import record
 
-__all__ = ["LSTMState", "lstm", "lstm_step"]
+__all__ = ["LSTMState", "lstm", "lstm_layer", "lstm_step"]
 
 
 def lstm(
@@ -50,7 +52,7 @@ def lstm(
         return h_BLV, LSTMState(h_1BV[0], c_1BV[0])
 
     def scan(x_BTD: Tensor) -> tuple[Tensor, LSTMState]:
-        from exlstm.ops.lstm.numba import lstm_numba
+        from exlstm.ops.lstm.numba.scan import lstm_numba
 
         (B, T, _), (G, K) = x_BTD.shape, u_GK.shape
         H = G // (4 * K)
@@ -73,3 +75,30 @@ def lstm(
         reset_BT=reset_BT,
         lengths_B=lengths_B,
     )
+
+
+def lstm_layer(
+    x_BTD: Tensor,
+    layer: Layer,
+    h_BV: Tensor,
+    c_BV: Tensor,
+    /,
+    *,
+    reset_BT: Tensor | None = None,
+    lengths_B: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sequence through a layer with torch's weights: h of every step [B, T, V], and h and c after the last.
+
+    A single step in float32 on a CPU is one kernel; the rest is as in `lstm`.
+    """
+    if x_BTD.shape[1] == 1 and lengths_B is None and in_own_kernels(x_BTD, layer, backend):
+        record("lstm", "numba")
+        from exlstm.ops.lstm.numba.layer import step
+
+        return step(x_BTD, layer, h_BV, c_BV, reset_BT)
+    w_GD, u_GK, b_G, more_b_G = layer
+    b_G = w_GD.new_zeros(len(w_GD)) if b_G is None or more_b_G is None else b_G + more_b_G
+    state, borders = LSTMState(h_BV, c_BV), {"reset_BT": reset_BT, "lengths_B": lengths_B}
+    h_BTV, after = lstm(x_BTD, w_GD, u_GK, b_G, state, **borders, backend=backend)
+    return h_BTV, after.h_BV, after.c_BV

@@ -10,8 +10,8 @@ from torch import Tensor
 from exlstm.ops.arguments import check_like, checked_rows, checked_state
 from exlstm.ops.common import length_mask, wide_dtype, without_autocast, zero_padding
 from exlstm.ops.gates import ForgetGate, InputGate, check_gates
-from exlstm.ops.slstm.layer import Layer, as_heads, contiguous, in_own_kernels
-from exlstm.ops.slstm.projection import Projection, check_projection, is_in_scan, project_gates
+from exlstm.ops.layer import Layer, contiguous, in_own_kernels
+from exlstm.ops.slstm.projection import Projection, as_heads, check_projection, is_in_scan, project_gates
 from exlstm.ops.slstm.reference import (
     CELL_ACTIVATIONS,
     CellActivation,
@@ -28,7 +28,6 @@ __all__ = [
     "CellActivation",
     "ForgetGate",
     "InputGate",
-    "Layer",
     "Projection",
     "SLSTMState",
     "project_gates",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exlstm.ops.arguments import described, misfit
 from exlstm.ops.common import wide_dtype
+from exlstm.ops.layer import Layer
 from exlstm.ops.linear import linear
 from exlstm.ops.linear.headwise import headwise
 from exlstm.runtime import capture
@@ -84,3 +85,14 @@ def projected(x_BTD: Tensor, w_HGVN: Tensor) -> Tensor:
         return linear(x_BTD, w_HGVN.flatten(0, 2)).view(B, T, H, G, V)
     x_HMN = x_BTD.reshape(B * T, H, N).transpose(0, 1)
     return headwise(x_HMN, w_HGVN.flatten(1, 2)).transpose(0, 1).reshape(B, T, H, G, V)
+
+
+def as_heads(x_BTD: Tensor, layer: Layer) -> tuple[Projection, Tensor]:
+    """The projection of the input of a layer, and R [H, K, G, V], as the ops of heads have them: views of weights."""
+    H, K = layer.heads, layer.r_JK.shape[1]
+    w_HGVD = layer.w_JD.view(4, H, K, -1).transpose(0, 1)
+    r_HKGV = layer.r_JK.view(4, H, K, K).permute(1, 3, 0, 2)
+    b_HGV = None
+    if layer.b_J is not None and layer.more_b_J is not None:
+        b_HGV = (layer.b_J + layer.more_b_J).view(4, H, K).transpose(0, 1)
+    return Projection(x_BTD, None, w_HGVD, b_HGV), r_HKGV

@@ -24,7 +24,7 @@ from exlstm.runtime.cpu.simd import FASTMATH
 from exlstm.runtime.files import write_atomically
 
 OPS = Path(__file__).parents[2] / "ops"
-INLINED = ("linear", "lstm", "norm")  # ops whose pages the kernels of others inline
+INLINED = ("layer", "linear", "lstm", "norm")  # ops whose pages the kernels of others inline
 jit: Any = numba.njit  # its types do not know all of its options
 
 

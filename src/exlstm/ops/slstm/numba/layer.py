@@ -13,10 +13,10 @@ from torch import Tensor
 
 from exlstm.ops.common import detached_contiguous, rows_for_kernels
 from exlstm.ops.derivatives import once_differentiable
-from exlstm.ops.products import product
-from exlstm.ops.slstm.layer import Layer, as_heads, contiguous
+from exlstm.ops.layer import Layer, contiguous
+from exlstm.ops.layer.numba.step import StepKernels, one_step
 from exlstm.ops.slstm.numba.gates import SAVED
-from exlstm.ops.slstm.numba.one_step import StepSizes, step_backward, step_forward
+from exlstm.ops.slstm.numba.one_step import step_backward, step_forward
 from exlstm.ops.slstm.numba.op import (
     NOT_KEPT,
     Call,
@@ -30,92 +30,11 @@ from exlstm.ops.slstm.numba.op import (
 from exlstm.ops.slstm.numba.projected import gradients_of_inputs, gradients_of_weights, packed
 from exlstm.ops.slstm.numba.scan import State, StateGradients
 from exlstm.ops.slstm.numba.variants import variant_of
-from exlstm.runtime.cpu.launch import launch, microseconds
-from exlstm.runtime.cpu.tile import PANEL
+from exlstm.ops.slstm.projection import as_heads
 from exlstm.runtime.tracing import has_gradients
 
-MANY = 32  # rows of a step, from which on a matrix product of its own is faster than reading W for four rows at a time
 USUAL = variant_of("exp", False, True, "tanh")
-Pair = tuple[Tensor, Tensor]
-
-
-class Step(torch.autograd.Function):
-    """(x [B, D], the tensors of `Layer`, h [B, M], c [B, S], reset [B] or None) -> h and c after the step."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Pair:
-        x_BD, layer, h_BM, c_BS, reset_B = arguments[0], Layer(*arguments[1:5]), *arguments[5:]
-        units = layer.heads * -(-layer.r_JK.shape[1] // PANEL)
-        saved_E = torch.empty(len(h_BM) * units * SAVED)
-        ctx.save_for_backward(x_BD, *layer, h_BM, reset_B, saved_E)
-        return run_step(x_BD, layer, h_BM, c_BS, reset_B, saved_E)
-
-    @staticmethod
-    @once_differentiable("slstm", "numba")
-    def backward(ctx: Any, dh_BM: Tensor, dc_BS: Tensor) -> tuple[Tensor | None, ...]:
-        x_BD, w_JD, r_JK, b_J, more_b_J, h_BM, reset_B, saved_E = ctx.saved_tensors
-        needs_x, needs_w, needs_r, needs_b, needs_more, needs_h, *_ = ctx.needs_input_grad
-        layer = Layer(w_JD, r_JK, b_J, more_b_J)
-        dh_BM, dc_BS = detached_contiguous(dh_BM, dc_BS)
-        sizes, items, cost = sizes_of(x_BD, layer, saved_E)
-        draw_BJ, dfirst_c_BS = x_BD.new_empty(sizes.B, sizes.J), torch.empty_like(dc_BS)
-        launch(step_backward, items, sizes, reset_B, saved_E, dh_BM, dc_BS, draw_BJ, dfirst_c_BS, cost=cost)
-        if reset_B is not None:
-            h_BM = h_BM.masked_fill(reset_B[:, None], 0)
-        db_J = draw_BJ.sum(0) if needs_b or needs_more else None
-        dh_first_BM = through_r(draw_BJ, r_JK) if needs_h else None
-        if dh_first_BM is not None and reset_B is not None:
-            dh_first_BM = dh_first_BM.masked_fill(reset_B[:, None], 0)
-        return (
-            draw_BJ @ w_JD if needs_x else None,
-            draw_BJ.mT @ x_BD if needs_w else None,
-            step_r_gradient(draw_BJ, h_BM, r_JK) if needs_r else None,
-            db_J if needs_b else None,
-            db_J if needs_more else None,
-            dh_first_BM,
-            dfirst_c_BS,
-            None,
-        )
-
-
-def sizes_of(x_BD: Tensor, layer: Layer, saved_E: Tensor | None) -> tuple[StepSizes, int, float]:
-    """Sizes of a step, its items and its cost."""
-    (B, D), (J, K) = x_BD.shape, layer.r_JK.shape
-    M, read = J // 4, J * (D + K)
-    sizes = StepSizes(B, D, K, M, J, 3 * M, 0 if saved_E is None else saved_E.numel())
-    return sizes, M // K * -(-K // PANEL), microseconds(bytes=4 * read, flops=B * (2 * read + 30 * J))
-
-
-def run_step(
-    x_BD: Tensor, layer: Layer, h_BM: Tensor, c_BS: Tensor, reset_B: Tensor | None, saved_E: Tensor | None = None
-) -> Pair:
-    """h and c after the step."""
-    sizes, items, cost = sizes_of(x_BD, layer, saved_E)
-    next_h_BM, next_c_BS = x_BD.new_empty(sizes.B, sizes.M), x_BD.new_empty(sizes.B, sizes.S)
-    raw_BJ = product(x_BD, layer.w_JD.T) if sizes.B >= MANY else None
-    out = next_h_BM, next_c_BS, saved_E
-    launch(step_forward, items, sizes, raw_BJ, x_BD, *layer, reset_B, h_BM, c_BS, *out, cost=cost)
-    return next_h_BM, next_c_BS
-
-
-def through_r(draw_BJ: Tensor, r_JK: Tensor) -> Tensor:
-    """Gradient of h [B, M] from that of the gates."""
-    (J, K), B = r_JK.shape, len(draw_BJ)
-    if J == 4 * K:
-        return draw_BJ @ r_JK
-    blocks = J // K  # of all gates, gate by gate
-    dh = draw_BJ.view(B, blocks, K).transpose(0, 1) @ r_JK.view(blocks, K, K)
-    return dh.view(4, blocks // 4, B, K).sum(0).transpose(0, 1).reshape(B, J // 4)
-
-
-def step_r_gradient(draw_BJ: Tensor, h_BM: Tensor, r_JK: Tensor) -> Tensor:
-    """Gradient of R from that of the gates and from h before the step."""
-    (J, K), B = r_JK.shape, len(draw_BJ)
-    if J == 4 * K:
-        return draw_BJ.mT @ h_BM
-    heads_HBK = h_BM.view(B, J // (4 * K), K).transpose(0, 1)
-    blocks = torch.cat(4 * [heads_HBK])  # of h for all gates, gate by gate
-    return (draw_BJ.view(B, J // K, K).permute(1, 2, 0) @ blocks).view_as(r_JK)
+step = one_step(StepKernels("slstm", step_forward, step_backward, SAVED))
 
 
 class LayerScan(torch.autograd.Function):
@@ -185,17 +104,11 @@ def slstm_layer_numba(
     x_BTD: Tensor, layer: Layer, h_BM: Tensor, c_BS: Tensor, reset_BT: Tensor | None, lengths_B: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A sequence through a layer with the usual cell: outputs, and h and c after the last step."""
+    if x_BTD.shape[1] == 1 and lengths_B is None:
+        return step(x_BTD, layer, h_BM, c_BS, reset_BT)
     graph = has_gradients((x_BTD, *layer, h_BM, c_BS))
     x_BTD, h_BM, c_BS = x_BTD.contiguous(), h_BM.contiguous(), c_BS.contiguous()
     layer = contiguous(layer)
-    B, T, D = x_BTD.shape
-    if T == 1 and lengths_B is None:
-        reset_B = None if reset_BT is None else reset_BT.reshape(B).contiguous()
-        if graph:
-            h_BM, c_BS = Step.apply(x_BTD.view(B, D), *layer, h_BM, c_BS, reset_B)  # type: ignore[no-untyped-call]
-        else:
-            h_BM, c_BS = run_step(x_BTD.view(B, D), layer, h_BM, c_BS, reset_B)
-        return h_BM.unsqueeze(1), h_BM, c_BS
     call = Call(*rows_for_kernels(x_BTD, reset_BT, lengths_B), USUAL)
     if graph:
         y_BTM, h_BM, c_BS = LayerScan.apply(x_BTD, *layer, h_BM, c_BS, call)  # type: ignore[no-untyped-call]
