@@ -220,6 +220,7 @@ def test_every_op_has_the_same_faces():
         "gated_linear_attention",
         "gated_norm",
         "gru",
+        "layer",
         "linear",
         "linear_attention",
         "long_conv",
@@ -240,7 +241,7 @@ def test_every_op_has_the_same_faces():
     assert [path.name for path in folders] == ours
     for path in folders:
         assert (path / "numba.py").exists() or (path / "numba").is_dir(), path
-        assert (path / "reference.py").exists() or path.name in {"linear", "norm"}, path
+        assert (path / "reference.py").exists() or path.name in {"layer", "linear", "norm"}, path
 
 
 def test_the_kernels_of_an_op_are_its_own():

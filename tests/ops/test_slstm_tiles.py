@@ -82,11 +82,11 @@ def test_the_plan_covers_every_row_once(B, H, V, count):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        items, rows, _, _ = scan.plan(B, 256, H, V, 16 * H * V * V)
+        items, rows, *_, sharing = scan.plan(B, 256, H, V, 16 * H * V * V)
     finally:
         torch.set_num_threads(before)
     assert items == H * -(-B // rows)
-    assert 4 <= rows <= max(4, scan.MAX_ROWS)
+    assert 4 <= rows <= scan.MAX_ROWS or sharing > 1
 
 
 @cache
@@ -95,7 +95,7 @@ def fresh_product(wide):
     return njit(fastmath=FASTMATH)(product.py_func)
 
 
-@every_pair(wide=[1, 4], rows=[1, 2, 3, 4, 5, 7, 8, 9], size=[(1, 1), (3, 2), (16, 4), (20, 5), (7, 11)])
+@every_pair(wide=[1, 4], rows=[1, 2, 3, 4, 5, 7, 8, 9], size=[(1, 1), (3, 2), (16, 4), (20, 5), (7, 11), (300, 5)])
 def test_product(monkeypatch, wide, rows, size):
     """Whatever CPU this is: how many panels go together depends on the length of its vectors."""
     steps, panels = size
@@ -120,9 +120,9 @@ def test_tiles_are_in_registers():
     @njit
     def run(out, x, p, steps):
         out, x, p = address_of(out), address_of(x), address_of(p)
-        four_rows(out, 4 * 64, x, 4 * steps, p, steps)
-        one_row(out, 4 * 64, x, 4 * steps, p, steps)
-        one_row_narrow(out, 4 * 64, x, 4 * steps, p, steps)
+        four_rows(out, 4 * 64, x, 4 * steps, p, steps, 0)
+        one_row(out, 4 * 64, x, 4 * steps, p, steps, 0)
+        one_row_narrow(out, 4 * 64, x, 4 * steps, p, steps, 0)
 
     out, x, p = np.zeros((4, 64), np.float32), np.ones((4, 3), np.float32), np.ones((4, 3, PANEL), np.float32)
     run(out, x, p, 3)

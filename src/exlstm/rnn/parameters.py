@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from exlstm.ops.common import wide_dtype
 from exlstm.rnn.arguments import Hidden, check_positive, check_type
 from exlstm.rnn.memory import Memory
+from exlstm.runtime.internals import held_tensors
 
 
 class RecurrentWeights(nn.Module):
@@ -64,7 +65,7 @@ class RecurrentWeights(nn.Module):
     def weights(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """The weights of a layer and direction."""
         # usually they are parameters, which torch's modules take four times as long to find
-        own: Any = self._parameters
+        own, _ = held_tensors(self)
         return {stem: own[name] if name in own else getattr(self, name) for stem, name in names.items()}
 
     @torch.no_grad()

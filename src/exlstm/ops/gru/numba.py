@@ -17,7 +17,7 @@ from torch import Tensor
 from exlstm.ops.common import detached_contiguous, rows_for_kernels
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.fused import recurrent_gradient
-from exlstm.ops.lstm.numba.scan import SAVED, Sizes, items_of, sizes_of
+from exlstm.ops.lstm.numba.cell import SAVED, Sizes, items_of, sizes_of
 from exlstm.runtime.cpu.blocks import Units, add_parts, load, reset_rows, simd16, store_parts, width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, Bools, kernel

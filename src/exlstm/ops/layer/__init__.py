@@ -14,7 +14,7 @@ from exlstm.runtime.tracing import tracer
 
 
 class Layer(NamedTuple):
-    """Weights of the gates W x + R h + b + more_b, rows in the order (gate, head, unit); both biases or none."""
+    """Weights of the gates W x + R h + b + more_b, rows in the order (gate, head, unit); two biases, one or none."""
 
     w_JD: Tensor
     r_JK: Tensor
@@ -46,7 +46,4 @@ def in_own_kernels(x_BTD: Tensor, layer: Layer, backend: str) -> bool:
 
 def contiguous(layer: Layer) -> Layer:
     """The same weights, whose rows follow one another in memory."""
-    w_JD, r_JK, b_J, more_b_J = layer
-    if b_J is not None and more_b_J is not None:
-        b_J, more_b_J = b_J.contiguous(), more_b_J.contiguous()
-    return Layer(w_JD.contiguous(), r_JK.contiguous(), b_J, more_b_J)
+    return Layer(*(None if x is None else x.contiguous() for x in layer))  # type: ignore[arg-type]

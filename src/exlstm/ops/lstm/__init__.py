@@ -3,7 +3,7 @@
 Elsewhere torch's fused kernel does: see `exlstm.ops.fused`. U is dense, or block-diagonal with one block per head.
 
 B batch  T time  L steps between two borders  D input width  V hidden width  K hidden width of a head
-G the four gates' rows (4 V)  N gates (4)  H heads
+G the four gates' rows (4 V)
 """
 
 import torch
@@ -13,7 +13,6 @@ from exlstm.ops.arguments import checked_rows, checked_state
 from exlstm.ops.common import upcast
 from exlstm.ops.fused import dense_recurrence, run_fused, zero_bias
 from exlstm.ops.layer import Layer, in_own_kernels
-from exlstm.ops.linear import linears
 from exlstm.ops.lstm.reference import LSTMState, lstm_step
 from exlstm.runtime.backend import record
 
@@ -52,15 +51,11 @@ def lstm(
         return h_BLV, LSTMState(h_1BV[0], c_1BV[0])
 
     def scan(x_BTD: Tensor) -> tuple[Tensor, LSTMState]:
-        from exlstm.ops.lstm.numba.scan import lstm_numba
+        from exlstm.ops.slstm.numba.layer import LSTM, run_layer
 
-        (B, T, _), (G, K) = x_BTD.shape, u_GK.shape
-        H = G // (4 * K)
-        x_BTNHK = linears(x_BTD, [(w_GD, b_G, x_BTD.dtype)])[0].view(B, T, 4, H, K)
-        before = state.h_BV.view(B, H, K), state.c_BV.view(B, H, K)
-        u_NHKK = upcast(u_GK).view(4, H, K, K)
-        h_BTHK, h_BHK, c_BHK = lstm_numba(x_BTNHK, u_NHKK, *before, reset_BT=reset_BT, lengths_B=lengths_B)
-        return h_BTHK.flatten(2), LSTMState(h_BHK.flatten(1), c_BHK.flatten(1))
+        layer = Layer(upcast(w_GD), upcast(u_GK), upcast(b_G), None)
+        h_BTV, *after = run_layer(LSTM, x_BTD, layer, *state, reset_BT, lengths_B)
+        return h_BTV, LSTMState(*after)
 
     return run_fused(
         "lstm",
@@ -90,13 +85,15 @@ def lstm_layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A sequence through a layer with torch's weights: h of every step [B, T, V], and h and c after the last.
 
-    A single step in float32 on a CPU is one kernel; the rest is as in `lstm`.
+    The rest is as in `lstm`.
     """
-    if x_BTD.shape[1] == 1 and lengths_B is None and in_own_kernels(x_BTD, layer, backend):
+    if reset_BT is not None or lengths_B is not None or not x_BTD.shape[1]:
+        reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
+    if in_own_kernels(x_BTD, layer, backend):
         record("lstm", "numba")
-        from exlstm.ops.lstm.numba.layer import step
+        from exlstm.ops.slstm.numba.layer import LSTM, run_layer
 
-        return step(x_BTD, layer, h_BV, c_BV, reset_BT)
+        return run_layer(LSTM, x_BTD, layer, h_BV, c_BV, reset_BT, lengths_B)
     w_GD, u_GK, b_G, more_b_G = layer
     b_G = w_GD.new_zeros(len(w_GD)) if b_G is None or more_b_G is None else b_G + more_b_G
     state, borders = LSTMState(h_BV, c_BV), {"reset_BT": reset_BT, "lengths_B": lengths_B}

@@ -17,7 +17,7 @@ from torch import Tensor
 from exlstm.ops.common import detached_contiguous, rows_for_kernels, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.fused import recurrent_gradient
-from exlstm.ops.lstm.numba.scan import (
+from exlstm.ops.lstm.numba.cell import (
     GATES,
     SAVED,
     Sizes,

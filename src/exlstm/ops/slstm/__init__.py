@@ -226,9 +226,9 @@ def slstm_layer(
         reset_BT, lengths_B = checked_rows(x_BTD, reset_BT, lengths_B)
     if in_own_kernels(x_BTD, layer, backend):
         record("slstm", "numba")
-        from exlstm.ops.slstm.numba.layer import slstm_layer_numba
+        from exlstm.ops.slstm.numba.layer import SLSTM, run_layer
 
-        return slstm_layer_numba(x_BTD, layer, h_BM, c_BS, reset_BT, lengths_B)
+        return run_layer(SLSTM, x_BTD, layer, h_BM, c_BS, reset_BT, lengths_B)
     H, K = layer.heads, layer.r_JK.shape[1]
     x, r_HKGV = as_heads(x_BTD, contiguous(layer))
     state = SLSTMState(*(torch.unflatten(part, 1, (H, K)) for part in (h_BM, *c_BS.chunk(3, dim=1))))

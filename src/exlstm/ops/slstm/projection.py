@@ -92,7 +92,6 @@ def as_heads(x_BTD: Tensor, layer: Layer) -> tuple[Projection, Tensor]:
     H, K = layer.heads, layer.r_JK.shape[1]
     w_HGVD = layer.w_JD.view(4, H, K, -1).transpose(0, 1)
     r_HKGV = layer.r_JK.view(4, H, K, K).permute(1, 3, 0, 2)
-    b_HGV = None
-    if layer.b_J is not None and layer.more_b_J is not None:
-        b_HGV = (layer.b_J + layer.more_b_J).view(4, H, K).transpose(0, 1)
+    b_J = layer.b_J if layer.b_J is None or layer.more_b_J is None else layer.b_J + layer.more_b_J
+    b_HGV = None if b_J is None else b_J.view(4, H, K).transpose(0, 1)
     return Projection(x_BTD, None, w_HGVD, b_HGV), r_HKGV

@@ -39,34 +39,33 @@ def add_to(v: Vectors, at_first: Any, sums: list[list[SimdValue]], begins: list[
 
 
 def tile(rows: int, panels: int) -> Any:
-    """A function (out, out_step, x, x_step, p, steps): out = x P for so many rows and panels.
+    """A function (out, out_step, x, x_step, p, steps, begin): out = x P for so many rows and panels, some of its steps.
 
-    Rows of x, of `steps` numbers, and of out begin *_step bytes after one another.
+    Rows of x, of `steps` numbers, and of out begin *_step bytes after one another. From step `begin` on these are
+    PARTIAL_SUM_STEPS at most; but for the first ones their sums are added to out.
     """
     parts = panels * PANEL // VECTOR_WIDTH  # vectors in a row of the tile
 
-    @inlined(6)
-    def product_tile(builder: Any, out: Any, out_step: Any, x: Any, x_step: Any, p: Any, steps: Any) -> None:
+    @inlined(7)
+    def product_tile(builder: Any, out: Any, out_step: Any, x: Any, x_step: Any, p: Any, steps: Any, begin: Any
+                     ) -> None:  # fmt: skip
         v = Vectors(builder, VECTOR_WIDTH)
         panel_bytes = builder.mul(steps, LONG(4 * PANEL))
         x_rows, outs = ([v.row(begin, step, n) for n in range(rows)] for begin, step in ((x, x_step), (out, out_step)))
         sums = [[v.variable(v.zeros()) for _ in range(parts)] for _ in range(rows)]
-        with loop(builder, LONG(0), steps, LONG(PARTIAL_SUM_STEPS)) as (begin, _):
-            end = builder.add(begin, LONG(PARTIAL_SUM_STEPS))
-            end = builder.select(builder.icmp_signed("<", end, steps), end, steps)
-            for total in (total for row in sums for total in row):
-                total.set(v.zeros())
-            with loop(builder, begin, end, LONG(1)) as (k, _):
-                p_k = v.offset(p, builder.mul(k, LONG(4 * PANEL)))
-                vectors = []
-                for part in range(parts):
-                    panel, column = divmod(part * VECTOR_WIDTH, PANEL)
-                    vectors.append(v.load(v.offset(v.row(p_k, panel_bytes, panel), 4 * column)))
-                for x_row, row in zip(x_rows, sums, strict=True):
-                    number = v.number(v.offset(x_row, builder.mul(k, LONG(4))))
-                    for vector, total in zip(vectors, row, strict=True):
-                        total.set(v.fma(number, vector, total.get()))
-            add_to(v, builder.icmp_signed("==", begin, LONG(0)), [[x.get() for x in row] for row in sums], outs)
+        end = builder.add(begin, LONG(PARTIAL_SUM_STEPS))
+        end = builder.select(builder.icmp_signed("<", end, steps), end, steps)
+        with loop(builder, begin, end, LONG(1)) as (k, _):
+            p_k = v.offset(p, builder.mul(k, LONG(4 * PANEL)))
+            vectors = []
+            for part in range(parts):
+                panel, column = divmod(part * VECTOR_WIDTH, PANEL)
+                vectors.append(v.load(v.offset(v.row(p_k, panel_bytes, panel), 4 * column)))
+            for x_row, row in zip(x_rows, sums, strict=True):
+                number = v.number(v.offset(x_row, builder.mul(k, LONG(4))))
+                for vector, total in zip(vectors, row, strict=True):
+                    total.set(v.fma(number, vector, total.get()))
+        add_to(v, builder.icmp_signed("==", begin, LONG(0)), [[x.get() for x in row] for row in sums], outs)
 
     return product_tile
 
@@ -87,30 +86,29 @@ def product(
     """out = x P for `rows` rows from the first on; x and out have room for `rows_by_four(rows)`.
 
     Four panels lie side by side in a row of out; the next four begin out_block floats later.
-    A panel, which is small, meets all rows before the next one's turn: the matrix is read once.
+    Some steps of a panel, which the first cache holds, meet all rows before the next ones: the matrix is read once.
     """
     fours = rows_by_four(rows) // 4 * 4
     for panel in range(0, panels if fours else 0, WIDE):
-        column = panel // 4 * out_block + panel % 4 * PANEL
-        for row in range(0, fours, 4):
-            if panels - panel < WIDE:
-                for n in range(panels - panel):
-                    four_rows_narrow(out + 4 * (row * out_stride + column + n * PANEL), 4 * out_stride,
-                                     x + 4 * row * x_stride, 4 * x_stride, p + 4 * (panel + n) * steps * PANEL,
-                                     steps)  # fmt: skip
-            else:
-                four_rows(out + 4 * (row * out_stride + column), 4 * out_stride, x + 4 * row * x_stride, 4 * x_stride,
-                          p + 4 * panel * steps * PANEL, steps)  # fmt: skip
-    if rows > fours:
-        for panel in range(0, panels, 4):
-            column = fours * out_stride + panel // 4 * out_block
-            if panels - panel < 4:
-                for n in range(panels - panel):
-                    one_row_narrow(out + 4 * (column + n * PANEL), 4 * out_stride, x + 4 * fours * x_stride,
-                                   4 * x_stride, p + 4 * (panel + n) * steps * PANEL, steps)  # fmt: skip
-            else:
-                one_row(out + 4 * column, 4 * out_stride, x + 4 * fours * x_stride, 4 * x_stride,
-                        p + 4 * panel * steps * PANEL, steps)  # fmt: skip
+        column, here = panel // 4 * out_block + panel % 4 * PANEL, p + 4 * panel * steps * PANEL
+        narrow = panels - panel if panels - panel < WIDE else 0
+        for begin in range(0, max(steps, 1), PARTIAL_SUM_STEPS):
+            for row in range(0, fours, 4):
+                out_r, x_r = out + 4 * (row * out_stride + column), x + 4 * row * x_stride
+                for n in range(narrow):
+                    four_rows_narrow(out_r + 4 * n * PANEL, 4 * out_stride, x_r, 4 * x_stride,
+                                     here + 4 * n * steps * PANEL, steps, begin)  # fmt: skip
+                if narrow == 0:
+                    four_rows(out_r, 4 * out_stride, x_r, 4 * x_stride, here, steps, begin)
+    for panel in range(0, panels if rows > fours else 0, 4):
+        out_r, x_r = out + 4 * (fours * out_stride + panel // 4 * out_block), x + 4 * fours * x_stride
+        here, narrow = p + 4 * panel * steps * PANEL, panels - panel if panels - panel < 4 else 0
+        for begin in range(0, max(steps, 1), PARTIAL_SUM_STEPS):
+            for n in range(narrow):
+                one_row_narrow(out_r + 4 * n * PANEL, 4 * out_stride, x_r, 4 * x_stride, here + 4 * n * steps * PANEL,
+                               steps, begin)  # fmt: skip
+            if narrow == 0:
+                one_row(out_r, 4 * out_stride, x_r, 4 * x_stride, here, steps, begin)
 
 
 def tile_rows(rows: int, groups: int, cost: float) -> int:

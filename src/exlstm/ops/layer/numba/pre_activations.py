@@ -87,8 +87,9 @@ def turn_inputs(sizes: StepSizes, x: StepInputs, resets: Array, work: int, block
 
 
 @helper()
-def add_in_spans(sums: int, w: int, row: int, M: int, x: int, N: int, count: int, rows: int, span: int, first: bool,
-                 ) -> None:  # fmt: skip
+def add_in_spans(
+    sums: int, w: int, row: int, M: int, x: int, N: int, count: int, rows: int, span: int, first: bool
+) -> None:
     """Adds W x of a group of units to sums [4 gates of 16 units, rows]. first: they are not read. x: [N, span]."""
     for g in range(4):
         out = rows_at(sums + SIZE * g * PANEL * span, count, rows, span)
@@ -102,8 +103,9 @@ def add_in_spans(sums: int, w: int, row: int, M: int, x: int, N: int, count: int
 
 
 @helper()
-def add_by_four(block: int, size: int, w: int, row: int, M: int, x: int, x_row: int, N: int, count: int, batch: int,
-                out: int) -> None:  # fmt: skip
+def add_by_four(
+    block: int, size: int, w: int, row: int, M: int, x: int, x_row: int, N: int, count: int, batch: int, out: int
+) -> None:
     """Adds W x of a group of units to `batch` rows' blocks, 1, 2 or 4. x_row: numbers from a row of x to the next.
 
     row: of W, for the first unit's first gate. N: columns of W. size: numbers of a block.
@@ -129,8 +131,10 @@ def rows_together(left: int, B: int) -> int:
 
 
 @helper()
-def fill_gates(sizes: StepSizes, x: StepInputs, resets: Array, unit: int, head: int, count: int, b: int, rows: int,
-               work: int, block: int) -> None:  # fmt: skip
+def fill_gates(
+    sizes: StepSizes, x: StepInputs, resets: Array, unit: int, head: int, count: int, b: int, rows: int, work: int,
+    block: int,
+) -> None:  # fmt: skip
     """W x + R h + b of a group of units, in the first four parts of the blocks of rows b, b + 1, ..., at `work`.
 
     unit, head: the first ones' places in h. block: numbers of a block.
@@ -157,4 +161,5 @@ def fill_gates(sizes: StepSizes, x: StepInputs, resets: Array, unit: int, head: 
         here = work + SIZE * i * block
         if x.b_J != 0:
             add_parts(here, 4, x.b_J + SIZE * unit, M, count)
+        if x.more_b_J != 0:
             add_parts(here, 4, x.more_b_J + SIZE * unit, M, count)

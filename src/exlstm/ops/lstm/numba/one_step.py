@@ -11,7 +11,7 @@ from exlstm.ops.layer.numba.pre_activations import (
     rows_together,
     turn_inputs,
 )
-from exlstm.ops.lstm.numba.scan import GATES, SAVED, cell, cell_backward
+from exlstm.ops.lstm.numba.cell import GATES, SAVED, cell, cell_backward
 from exlstm.runtime.cpu.blocks import store_parts, width
 from exlstm.runtime.cpu.kernel import F32, Bools, kernel
 from exlstm.runtime.cpu.memory import SIZE, address_of, clear, copy, hold, tensor_at

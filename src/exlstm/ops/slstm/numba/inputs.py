@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import float32
 
+from exlstm.ops.slstm.numba.recurrent import Groups
 from exlstm.runtime.cpu.blocks import add16, width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, I64, F32Rows, kernel
@@ -28,25 +29,34 @@ ROWS = 128  # rows and steps of a gradient at a time: a sum of weights' gradient
 Array = Any  # a NumPy array inside Numba
 
 
+class Steps(NamedTuple):
+    """Where steps of a sequence are: numbers from a row of the batch to the next, and from a step to the next."""
+
+    row: int
+    step: int
+
+
 class Inputs(NamedTuple):
     """Inputs that a scan projects. apart: numbers from the inputs of a head to those of the next, 0 if they share them.
 
     steps: that are projected at a time, 0 if nothing is. if_BTD, zo_BTD: inputs of the gates i, f and of z, o.
+    places: of both.
     """
 
     D: int
+    places: Steps
     N: int
     apart: int
     steps: int
     P: int
     Q: int
-    if_BTD: F32
-    zo_BTD: F32
+    if_BTD: F32Rows
+    zo_BTD: F32Rows
     panels_P: F32
     bias_Q: F32
 
 
-NOTHING = Inputs(0, 0, 0, 0, 0, 0, None, None, None, None)
+NOTHING = Inputs(0, Steps(0, 0), 0, 0, 0, 0, 0, None, None, None, None)
 
 
 class Places(NamedTuple):
@@ -77,26 +87,26 @@ def pack_inputs(
 
 
 @helper()
-def project(out: int, x: Inputs, head: int, units: int, lengths: Array, row0: int, count: int, t: int, T: int) -> None:
+def project(out: int, x: Inputs, head: int, own: Groups, lengths: Array, row0: int, count: int, t: int, T: int) -> None:
     """Pre-activations of steps t, t + 1, ... of some rows of the batch, [row, steps, U, 64]."""
-    steps, apart = min(x.steps, T - t), units * COLUMNS
+    steps, apart, before = min(x.steps, T - t), (own.end - own.begin) * COLUMNS, head * own.all + own.begin
     columns = COLUMNS if x.if_BTD == x.zo_BTD else COLUMNS // 2
-    for u in range(head * units, head * units + units):
+    for u in range(before, head * own.all + own.end):
         panel = x.panels_P + SIZE * u * COLUMNS * x.N
         for k in range(0, x.N, PARTIAL_SUM_STEPS):
             some = min(PARTIAL_SUM_STEPS, x.N - k)
             for row in range(count):
                 if t >= lengths[row0 + row]:
                     continue
-                here = out + SIZE * (row * x.steps * apart + (u - head * units) * COLUMNS)
-                place = SIZE * (((row0 + row) * T + t) * x.D + head * x.apart + k)
+                here = out + SIZE * (row * x.steps * apart + (u - before) * COLUMNS)
+                place = SIZE * ((row0 + row) * x.places.row + t * x.places.step + head * x.apart + k)
                 for step in range(steps if k == 0 else 0):
                     copy(here + SIZE * step * apart, x.bias_Q + SIZE * u * COLUMNS, COLUMNS)
                 for column in range(0, COLUMNS, columns):
                     source = x.if_BTD if column == 0 else x.zo_BTD
                     product(
                         rows_at(here + SIZE * column, steps, columns, apart),
-                        rows_at(source + place, steps, some, x.D),
+                        rows_at(source + place, steps, some, x.places.step),
                         rows_at(panel + SIZE * (k * COLUMNS + column), some, columns, COLUMNS),
                         1.0,
                     )

@@ -18,11 +18,23 @@ from torch import Tensor
 from exlstm.ops.common import detached_contiguous, rows_for_kernels, upcast, without_autocast
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.gates import InputGate
-from exlstm.ops.slstm.numba.inputs import NOTHING, Inputs
+from exlstm.ops.slstm.numba.inputs import NOTHING, Inputs, Steps
 from exlstm.ops.slstm.numba.recurrent import Recurrent
-from exlstm.ops.slstm.numba.scan import Sizes, State, StateGradients, backward_scan, forward_scan
+from exlstm.ops.slstm.numba.scan import (
+    NOT_KEPT,
+    Call,
+    Kept,
+    Sizes,
+    State,
+    StateGradients,
+    backward_scan,
+    forward_scan,
+)
 from exlstm.ops.slstm.numba.variants import saved_size, variant_of
 from exlstm.ops.slstm.reference import CellActivation, SLSTMState
+from exlstm.runtime.capture import active
+from exlstm.runtime.cpu.barrier import NO_BARRIER, launch_shared, new_barrier
+from exlstm.runtime.cpu.kernel import Kernel
 from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import LINE, LINE_NUMBERS, SIZE
 from exlstm.runtime.cpu.tile import PANEL
@@ -30,16 +42,23 @@ from exlstm.runtime.internals import fills_memory_with_nan
 from exlstm.runtime.tracing import has_gradients
 
 MAX_ROWS = 8  # of a tile: R of a head is read once for all of them, from the second cache or from memory
+# Threads that share an item wait for each other after every step, for about a microsecond. They do so in sequences of
+# wide heads that would not keep all threads busy, or whose R a core's second cache does not hold.
+SHARED_UNITS, SHARED_STEPS, SHARED_ROWS, CACHE = 192, 4, 64, 3 << 19
 LARGE_NUMEL = 1 << 20  # from there on large pages are worth asking for
 
 
 class Plan(NamedTuple):
-    """How a scan is cut: items, rows of the batch in each, its cost, and whether R is packed."""
+    """How a scan is cut: items, rows of the batch in each, its cost, and whether R is packed.
+
+    sharing: threads that share every item, or 1: each thread has items of its own.
+    """
 
     items: int
     rows: int
     cost: float
     packed: bool
+    sharing: int
 
 
 def plan(B: int, T: int, H: int, V: int, r_nbytes: int, inputs: int = 0) -> Plan:
@@ -49,31 +68,26 @@ def plan(B: int, T: int, H: int, V: int, r_nbytes: int, inputs: int = 0) -> Plan
     """
     cost = microseconds(bytes=T * r_nbytes, flops=B * T * H * V * (120 + 3 * V + inputs))
     threads, tiles = threads_for(cost), max(1, -(-B // 4))
+    alone = H * tiles % threads == 0 and 4 * V * V * SIZE <= CACHE
+    if V >= SHARED_UNITS and T >= SHARED_STEPS and not alone and active() is None:
+        rows = min(B, SHARED_ROWS)
+        return Plan(H * -(-B // rows), rows, cost, True, min(threads, -(-V // PANEL)))
     most = tiles
     for n in range(max(1, -(-B // MAX_ROWS)), most + 1):
         if H * n % threads == 0:
             tiles = n
             break
     rows = -(-most // tiles) * 4
-    return Plan(H * -(-B // rows), rows, cost, T * B >= 6)
+    return Plan(H * -(-B // rows), rows, cost, T * B >= 6, 1)
 
 
-class Call(NamedTuple):
-    """Options of a scan: resets, the number of steps of every row, and the cell's variant."""
-
-    reset_BT: Tensor | None
-    lengths_B: Tensor
-    variant: int
-
-
-class Kept(NamedTuple):
-    """Residuals of a scan for its backward: h before every step, and those of the gates; None without a backward."""
-
-    past_HBTV: Tensor | None = None
-    saved_E: Tensor | None = None
-
-
-NOT_KEPT = Kept()
+def run_scan(kernel: Kernel, plan: Plan, sizes: Sizes, *arguments: Any) -> None:
+    """Runs a scan as planned."""
+    if plan.sharing == 1:
+        launch(kernel, plan.items, sizes, NO_BARRIER, *arguments, cost=plan.cost)
+    else:
+        barrier = new_barrier()
+        launch_shared(kernel, plan.sharing, barrier, sizes, barrier, *arguments)
 
 
 class Scan(torch.autograd.Function):
@@ -118,7 +132,7 @@ def scan_gradients(
     """
     B, _, H, V = dh_BTHV.shape
     dfirst = [aligned_empty(B, H, V) for _ in range(3)]
-    last, first = (StateGradients(h, c, n, H * V) for h, c, n in (detached_contiguous(*dlast[:3]), dfirst))
+    last, first = (StateGradients(h, c, n, H * V, 2) for h, c, n in (detached_contiguous(*dlast[:3]), dfirst))
     dx_BTHGV = run_backward(saved, variant, dh_BTHV, last, first)
     return dx_BTHGV, r_gradient(saved[0], saved[1], dx_BTHGV) if needs_r else None, dfirst
 
@@ -129,12 +143,13 @@ def run_backward(
     """Gradients of the pre-activations; fills those of the first state. saved: as in `scan_gradients`."""
     r_HKGV, _, saved_E, reset_BT, lengths_B = saved
     B, T, H, V = dh_BTHV.shape
-    (dh_BTHV,), dx_BTHGV = detached_contiguous(dh_BTHV), aligned_empty(B, T, H, 4, V)
-    items, rows, cost, _ = plan(B, T, H, V, r_HKGV.nbytes)
-    launch(
-        backward_scan, items, sizes_of(rows, dh_BTHV, r_HKGV, variant), dh_BTHV, strided(r_HKGV), reset_BT, lengths_B,
-        dlast, dx_BTHGV, dfirst, saved_E, variant, cost=cost,
-    )  # fmt: skip
+    dh_BTHV, dx_BTHGV = dh_BTHV.detach(), aligned_empty(B, T, H, 4, V)
+    if not is_by_steps(dh_BTHV):
+        dh_BTHV = dh_BTHV.contiguous()
+    cut = plan(B, T, H, V, r_HKGV.nbytes)
+    inputs = dh_BTHV, steps_of(dh_BTHV), strided(r_HKGV), Call(reset_BT, lengths_B, variant), dlast
+    sizes = sizes_of(cut.rows, dh_BTHV, r_HKGV, variant)
+    run_scan(backward_scan, cut, sizes, *inputs, dx_BTHGV, dfirst, saved_E)
     return dx_BTHGV
 
 
@@ -175,6 +190,16 @@ def numbers_saved(B: int, T: int, H: int, V: int, variant: int) -> int:
     return B * T * H * -(-V // PANEL) * saved_size(variant)
 
 
+def is_by_steps(x: Tensor) -> bool:
+    """Whether x [B, T, ...] has the rows of a step side by side, without gaps."""
+    return x.shape[0] > 1 and x.shape[1] > 1 and x.transpose(0, 1).is_contiguous()
+
+
+def steps_of(x: Tensor) -> Steps:
+    """Where steps of x [B, T, ...] are."""
+    return Steps(*x.stride()[:2])
+
+
 def strided(r_HKGV: Tensor) -> Recurrent:
     """R as kernels read it."""
     return Recurrent(r_HKGV.detach(), *r_HKGV.stride())
@@ -195,7 +220,7 @@ def run(
     last = [aligned_empty(B, H, V) for _ in range(4)]
     x_BTHGV = None if x_BTHGV is None else detached_contiguous(x_BTHGV)[0]
     r_HKGV, *first = detached_contiguous(r_HKGV, *state)
-    before, after = (State(h, c, n, m, H * V) for h, c, n, m in (first, last))
+    before, after = (State(h, c, n, m, H * V, 3) for h, c, n, m in (first, last))
     return run_forward(x_BTHGV, r_HKGV, before, after, call, T=T, kept=kept, inputs=inputs), *last
 
 
@@ -212,13 +237,13 @@ def run_forward(
 ) -> Tensor:
     """h of every step of the forward scan; fills the last state."""
     B, H, V = first.h_BHV.shape
-    h_BTHV = aligned_empty(B, T, H, V)
-    items, rows, cost, packed = plan(B, T, H, V, r_HKGV.nbytes, inputs.N)
-    packed = packed or not r_HKGV.is_contiguous()  # in place only rows of all gates are read
-    launch(
-        forward_scan, items, sizes_of(rows, h_BTHV, r_HKGV, call.variant), packed, x_BTHGV, inputs, strided(r_HKGV),
-        *call, first, h_BTHV, last, *kept, r_HKGV.dtype is torch.bfloat16, cost=cost,
-    )  # fmt: skip
+    by_steps = inputs.if_BTD is not None and is_by_steps(inputs.if_BTD)
+    h_BTHV = aligned_empty(T, B, H, V).transpose(0, 1) if by_steps else aligned_empty(B, T, H, V)
+    cut = plan(B, T, H, V, r_HKGV.nbytes, inputs.N)
+    packed = cut.packed or not r_HKGV.is_contiguous()  # in place only rows of all gates are read
+    sizes = sizes_of(cut.rows, h_BTHV, r_HKGV, call.variant)
+    read, written = (packed, x_BTHGV, inputs, strided(r_HKGV), call, first), (h_BTHV, steps_of(h_BTHV), last, kept)
+    run_scan(forward_scan, cut, sizes, *read, *written, r_HKGV.dtype is torch.bfloat16)
     return h_BTHV
 
 

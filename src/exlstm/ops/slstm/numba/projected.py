@@ -23,17 +23,17 @@ from exlstm.ops.slstm.numba.inputs import (
     weight_gradients,
 )
 from exlstm.ops.slstm.numba.op import (
-    NOT_KEPT,
-    Call,
-    Kept,
     aligned_empty,
+    is_by_steps,
     plan,
     readable,
     remember,
     room_for,
     run,
     scan_gradients,
+    steps_of,
 )
+from exlstm.ops.slstm.numba.scan import NOT_KEPT, Call, Kept
 from exlstm.ops.slstm.numba.variants import variant_of
 from exlstm.ops.slstm.projection import Projection
 from exlstm.ops.slstm.reference import CellActivation, SLSTMState
@@ -117,7 +117,9 @@ def gradients_of_weights(x: Projection, draw_BTHGV: Tensor, lengths_B: Tensor) -
 
 def packed(x: Projection, rows: int) -> Inputs:
     """Inputs of a scan, with W packed. rows: of the batch, in an item."""
-    (if_BTD,), (w_HGVN, places, b_HGV) = detached_contiguous(x.if_BTD), placed(x)
+    if_BTD, (w_HGVN, places, b_HGV) = x.if_BTD.detach(), placed(x)
+    if x.zo_BTD is not None or not is_by_steps(if_BTD):
+        if_BTD = if_BTD.contiguous()
     zo_BTD = if_BTD if x.zo_BTD is None else detached_contiguous(x.zo_BTD)[0]
     (H, _, V, N), D, units = w_HGVN.shape, if_BTD.shape[2], -(-x.w_HGVN.shape[2] // PANEL)
     Q = H * units * COLUMNS
@@ -125,7 +127,7 @@ def packed(x: Projection, rows: int) -> Inputs:
     cost = microseconds(bytes=2 * panels_P.nbytes)
     launch(pack_inputs, H * units, H, V, N, Q, places, w_HGVN, b_HGV, panels_P, bias_Q, cost=cost)
     steps = max(4, min(MOST_STEPS, SCRATCH // (max(1, rows) * units * COLUMNS) // 4 * 4))
-    return Inputs(D, N, apart(D, H, N), steps, Q * N, Q, if_BTD, zo_BTD, panels_P, bias_Q)
+    return Inputs(D, steps_of(if_BTD), N, apart(D, H, N), steps, Q * N, Q, if_BTD, zo_BTD, panels_P, bias_Q)
 
 
 def run_projected(

@@ -1,6 +1,7 @@
 """R of a head as the scans read it: packed in panels, or in place; in float32 or bfloat16.
 
 Tensors are addresses; *_at count numbers. V head width  K, J rows and columns of R: V, and 4 V for all gates
+U groups of 16 units  G gates
 """
 
 from typing import NamedTuple
@@ -10,7 +11,8 @@ from exlstm.runtime.cpu.bfloat16 import read_number
 from exlstm.runtime.cpu.blocks import width
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import Strided
-from exlstm.runtime.cpu.memory import SIZE, at, clear, copy, put
+from exlstm.runtime.cpu.matmul import transpose
+from exlstm.runtime.cpu.memory import SIZE, at, clear, copy, put, rows_at
 from exlstm.runtime.cpu.tile import PANEL
 
 
@@ -24,28 +26,50 @@ class Recurrent(NamedTuple):
     unit: int
 
 
+class Groups(NamedTuple):
+    """Groups of 16 units that a thread computes: from `begin` to the one before `end`, of `all` of a head."""
+
+    begin: int
+    end: int
+    all: int
+
+
 @helper()
-def pack(r: Recurrent, head: int, bf16: bool, V: int, units: int, panels: int) -> None:
+def pack(r: Recurrent, head: int, bf16: bool, V: int, own: Groups, panels: int) -> None:
     """R of a head in panels [U, G, V, 16], for h R: the four gates of 16 units are neighbours. Beyond V are zeros."""
     size = 2 if bf16 else SIZE
     r_KJ = r.r_HKGV + size * head * r.head
-    clear(panels, units * 4 * V * PANEL)
-    for k in range(V):
+    clear(panels, (own.end - own.begin) * 4 * V * PANEL)
+    for u in range(own.begin, own.end):
+        count = width(V, u)
         for g in range(4):
-            for v in range(V):
-                number = read_number(r_KJ + size * (k * r.row + g * r.gate + v * r.unit), bf16)
-                put(panels, ((v // PANEL * 4 + g) * V + k) * PANEL + v % PANEL, number)
+            panel = panels + SIZE * ((u - own.begin) * 4 + g) * V * PANEL
+            here = r_KJ + size * (g * r.gate + u * PANEL * r.unit)
+            if r.row == 1 and not bf16:
+                transpose(rows_at(panel, V, count, PANEL), rows_at(here, count, V, r.unit))
+                continue
+            for k in range(V):
+                for v in range(count):
+                    put(panel, k * PANEL + v, read_number(here + size * (k * r.row + v * r.unit), bf16))
 
 
 @helper()
-def pack_transposed(r: Recurrent, head: int, V: int, units: int, panels: int) -> None:
+def pack_transposed(r: Recurrent, head: int, V: int, own: Groups, panels: int) -> None:
     """R^T of a head in panels [U, U, G, 16, 16], its rows in the order of the blocks, for d(gates) R^T."""
-    clear(panels, units * units * 4 * PANEL * PANEL)
-    for k in range(V):
-        for g in range(4):
-            for v in range(V):
-                row = ((k // PANEL * units + v // PANEL) * 4 + g) * PANEL + v % PANEL
-                put(panels, row * PANEL + k % PANEL, at(r.r_HKGV, head * r.head + k * r.row + g * r.gate + v * r.unit))
+    clear(panels, (own.end - own.begin) * own.all * 4 * PANEL * PANEL)
+    for group in range(own.begin, own.end):
+        columns = width(V, group)
+        for u in range(own.all):
+            for g in range(4):
+                panel = panels + SIZE * (((group - own.begin) * own.all + u) * 4 + g) * PANEL * PANEL
+                here = r.r_HKGV + SIZE * (head * r.head + group * PANEL * r.row + g * r.gate + u * PANEL * r.unit)
+                if r.row == 1:
+                    for v in range(width(V, u)):
+                        copy(panel + SIZE * v * PANEL, here + SIZE * v * r.unit, columns)
+                else:
+                    for k in range(columns):
+                        for v in range(width(V, u)):
+                            put(panel, v * PANEL + k, at(here, k * r.row + v * r.unit))
 
 
 @helper()

@@ -1,21 +1,27 @@
 """Variants of the sLSTM cell: other input gates and cell inputs, and no normalizer, around the usual step of 16 units.
 
-A variant is one integer, the same for a whole call, so that the usual cell takes none of these branches.
+A variant is one integer, the same for a whole call, so that the usual cell takes none of these branches. The cell of
+the LSTM is one, too: it has the same gates in the same places, c alone, and scans like any other.
 """
 
 from typing import Any
 
 from exlstm.ops.gates import INPUT_GATES, SMALL, InputGate
+from exlstm.ops.lstm.numba.cell import cell as lstm_cell
+from exlstm.ops.lstm.numba.cell import cell_backward as lstm_cell_backward
 from exlstm.ops.slstm.numba.activations import KINDS, apply_activation
 from exlstm.ops.slstm.numba.gates import SAVED, SAVED_MORE, gates, gates_backward, gates_of_activated
 from exlstm.ops.slstm.reference import SHUT, CellActivation
 from exlstm.runtime.cpu.blocks import Units, simd16
 from exlstm.runtime.cpu.jit import helper
+from exlstm.runtime.cpu.memory import SIZE
 from exlstm.runtime.cpu.simd import SimdValue, exp, log_sigmoid, sigmoid, where
+from exlstm.runtime.cpu.tile import PANEL
 
 EXP, SIGMOID, SOFTPLUS, RELU = (INPUT_GATES.index(gate) for gate in ("exp", "sigmoid", "softplus", "relu"))
 # the bits of a variant; from INPUT_GATE on the input gate's place in INPUT_GATES, from ACTIVATION on that in KINDS
 EXP_FORGET, NO_NORM, INPUT_GATE, ACTIVATION = 1, 2, 4, 32
+LSTM = -1
 
 
 def variant_of(input_gate: InputGate, exp_forget: bool, normalize: bool, cell_activation: CellActivation) -> int:
@@ -146,6 +152,9 @@ def without_norm_backward(draw: Units, carry: Units, dh: Units, saved: Units) ->
 @helper()
 def any_step(block: int, h: int, saved: int, variant: int) -> None:
     """As `gates`, for any variant."""
+    if variant == LSTM:
+        lstm_cell(block, block + SIZE * 4 * PANEL, h, saved)
+        return
     if variant >= NO_NORM:
         apply_input_gate(block, saved, variant)
     if variant >= ACTIVATION:
@@ -162,7 +171,9 @@ def any_step(block: int, h: int, saved: int, variant: int) -> None:
 @helper()
 def any_backward(draw: int, carry: int, dh: int, saved: int, variant: int) -> None:
     """As `gates_backward`, for any variant."""
-    if variant < NO_NORM:
+    if variant == LSTM:
+        lstm_cell_backward(draw, carry, dh, saved)
+    elif variant < NO_NORM:
         gates_backward(draw, carry, dh, saved)
     elif variant & NO_NORM == 0:
         with_norm_backward(draw, carry, dh, saved)
