@@ -22,7 +22,7 @@ class Counting:
     def __init__(self, items, work=0):
         self.items, self.counts, self.spent = items, torch.zeros(items).long(), torch.zeros(items).long()
         self.arguments = items, work, self.counts, self.spent
-        self.block = count_items.checked(count_items.flat(self.arguments))
+        self.block = count_items.checked(self.arguments)
 
     @property
     def address(self):

@@ -213,8 +213,8 @@ class TorchCapture(DispatchMode):  # type: ignore[no-untyped-call]
 
     def add_node(self, kernel: Kernel, items: int, *arguments: Any) -> None:
         """Adds a node for an operation that torch has run."""
+        kernel.checked(arguments)
         flat = kernel.flat(arguments)
-        kernel.checked(flat)
         self.graph.nodes.append(Node(kernel, items, tuple(flat), False))
 
     def pointwise(self, out: Tensor, code: int, x: Tensor, y: Tensor | float | None = None) -> None:

@@ -77,7 +77,7 @@ def launch_shared(kernel: Kernel, threads: int, barrier: Barrier, *arguments: An
     them. `barrier` is among its arguments.
     Raises ValueError for a tensor that does not fit, MemoryError if there was too little memory.
     """
-    block, openmp = kernel.checked(kernel.flat(arguments)), usable_openmp()
+    block, openmp = kernel.checked(arguments), usable_openmp()
     if openmp is None:
         finished = kernel.call(block, 0, 1)
     else:

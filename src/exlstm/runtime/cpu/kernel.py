@@ -90,6 +90,7 @@ class Parameter(NamedTuple):
 
 
 Structure = Any  # a kind, or (NamedTuple class, its fields' structures)
+Reader = Callable[[Sequence[Any]], bytes]
 SIZES = re.compile(r"_([A-Z]+)\d*$")
 
 
@@ -114,6 +115,14 @@ def structure(hint: Any) -> Structure:
     return {float: types.float64, bool: types.boolean}.get(hint, types.int64)
 
 
+def pattern(hint: Any, names: Iterator[str]) -> str:
+    """The parameters of an annotation as the left side of an assignment, with these names: (p0, p1) of a record."""
+    if isinstance(hint, type) and hasattr(hint, "_fields"):
+        fields = get_type_hints(hint, include_extras=True).values()
+        return f"({' '.join(pattern(inner, names) + ',' for inner in fields)})"
+    return next(names)
+
+
 class Pointer(NamedTuple):
     """A parameter that is an address, for the check of its tensor. known: the product of sizes that are constants."""
 
@@ -123,6 +132,25 @@ class Pointer(NamedTuple):
     sizes: tuple[int, ...]  # places of the others
     known: int
     is_sized: bool
+
+    def test(self, x: str, bf16: str) -> str:
+        """The condition under which a kernel reads the tensor x as it is, as source; p0, p1, ... are the parameters.
+
+        bf16: source for whether a tensor of either dtype is bfloat16.
+        """
+        dtype, order = self.layout
+        tests = [f"{x}.is_cpu"]
+        if dtype is not None:
+            tests.append(f"{x}.dtype is {dtype}")
+        elif order == "any":
+            tests.append(f"({x}.dtype is torch.bfloat16 or {x}.dtype is torch.float32 and not {bf16})")
+        else:
+            tests.append(f"{x}.dtype is (torch.bfloat16 if {bf16} else torch.float32)")
+        if order != "any":
+            tests.append(f"({x}.is_contiguous(){f' or {x}.stride(-1) == 1' if order == 'rows' else ''})")
+        if self.is_sized:
+            tests.append(f"{x}.numel() == {' * '.join([str(self.known), *(f'p{size}' for size in self.sizes)])}")
+        return " and ".join(tests)
 
 
 class Kernel:
@@ -149,6 +177,8 @@ class Kernel:
         self.has_tail = bool(self.parameters) and self.parameters[-1].kind == "addresses"
         self.format = "".join("d" if each.kind is float else "q" for each in self.parameters)
         self.pack = struct.Struct(self.format).pack
+        each_name = (f"p{n}" for n in range(len(self.parameters)))
+        self.pattern = " ".join(pattern(hints[name], each_name) + "," for name in names[2:])
 
     @cached_property
     def address(self) -> int:
@@ -188,34 +218,49 @@ class Kernel:
             found.extend(found.pop())
         return found
 
-    def checked(self, flat: Sequence[Any]) -> bytes:
-        """The arguments as compiled code reads them.
+    @cached_property
+    def checked(self) -> Reader:
+        """The function from arguments to what compiled code reads.
 
-        Raises ValueError for a tensor that the kernel would misread, for it receives the address alone.
+        It raises ValueError for a tensor that the kernel would misread, for it receives the address alone. Its source
+        is made for this kernel: a loop over parameters takes several times as long, which small kernels would wait for.
         """
-        values = list(flat)
-        for place, name, layout, sizes, count, is_sized in self.pointers:
-            x = flat[place]
-            if x is None:
-                values[place] = 0
-                continue
-            dtype, order = layout
-            if dtype is None:
-                dtype = torch.bfloat16 if self.flag >= 0 and flat[self.flag] else torch.float32
-                if order == "any" and x.dtype is torch.bfloat16:
-                    dtype = torch.bfloat16
-            for size in sizes:
-                count *= flat[size]
-            if (
-                x.dtype is dtype
-                and x.is_cpu
-                and (x.is_contiguous() or order == "any" or (order == "rows" and x.stride(-1) == 1))
-                and (not is_sized or x.numel() == count)
-            ):
-                values[place] = x.data_ptr()
-            else:
-                raise misread(f"{name} of the kernel {self.name}", x, count if is_sized else None, dtype, order)
-        return self.packed(values, Tensor.data_ptr)
+        values = [f"p{n}" for n in range(len(self.parameters))]
+        lines = [f"if len(arguments) != {len(self.structures)}: flat(arguments)", f"{self.pattern} = arguments"]
+        bf16 = f"p{self.flag}" if self.flag >= 0 else "False"
+        for pointer in self.pointers:
+            x, values[pointer.place] = f"p{pointer.place}", f"a{pointer.place}"
+            lines += [
+                f"if {x} is None: a{pointer.place} = 0",
+                f"elif {pointer.test(x, bf16)}: a{pointer.place} = {x}.data_ptr()",
+                f"else: refuse({pointer.place}, arguments)",
+            ]
+        if self.has_tail:
+            given = ", ".join([*values[:-1], f"*{values[-1]}"])
+            lines.append(f"return packed([{given}], torch.Tensor.data_ptr)")
+        else:
+            given = ", ".join(f"{x}.address" if n in self.tables else x for n, x in enumerate(values))
+            lines.append(f"return pack({given})")
+        scope: dict[str, Any] = {
+            "torch": torch,
+            "flat": self.flat,
+            "refuse": self.refuse,
+            "packed": self.packed,
+            "pack": self.pack,
+        }
+        exec("\n    ".join(["def checked(arguments):", *lines]), scope)
+        made: Reader = scope["checked"]
+        return made
+
+    def refuse(self, place: int, arguments: Sequence[Any]) -> None:
+        """Raises the error for a tensor that does not fit, the parameter at this place."""
+        flat = self.flat(arguments)
+        (pointer,) = (each for each in self.pointers if each.place == place)
+        dtype, order = pointer.layout
+        if dtype is None:
+            dtype = torch.bfloat16 if self.flag >= 0 and flat[self.flag] else torch.float32
+        count = prod([pointer.known, *(flat[size] for size in pointer.sizes)]) if pointer.is_sized else None
+        raise misread(f"{pointer.name} of the kernel {self.name}", flat[place], count, dtype, order)
 
     def packed(self, values: list[Any], address: Callable[[Tensor], int]) -> bytes:
         """Values of parameters, some of them tensors, as compiled code reads them. address: where a tensor is."""

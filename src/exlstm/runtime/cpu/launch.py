@@ -40,8 +40,7 @@ def launch(kernel: Kernel, items: int, *arguments: Any, cost: float) -> None:
     """
     if items == 0:
         return
-    flat = kernel.flat(arguments)
-    block, graph = kernel.checked(flat), capture.active()
+    block, graph = kernel.checked(arguments), capture.active()
     if cost < THREAD_US or graph is not None or (threads := min(items, threads_for(cost))) == 1:
         finished = kernel.call(block, 0, items)
     else:
@@ -49,4 +48,4 @@ def launch(kernel: Kernel, items: int, *arguments: Any, cost: float) -> None:
     if not finished:
         raise MemoryError(f"the kernel {kernel.name} got no memory to work in; give it a smaller batch.")
     if graph is not None:
-        graph.nodes.append(capture.Node(kernel, items, tuple(flat), items > 1 and cost >= REPLAY_US))
+        graph.nodes.append(capture.Node(kernel, items, tuple(kernel.flat(arguments)), items > 1 and cost >= REPLAY_US))
