@@ -1,6 +1,7 @@
 """The nets in the place of nn.LSTM: forward, and forward and backward, beside nn.LSTM and nn.GRU of the same width.
 
-A single step has the state of the step before, as in streams. "1 head" is an SLSTM with a dense R. The forms of a call
+A single step has the state of the step before, as in streams. "1 head" is an SLSTM with a dense R, "in a StepLoop" the
+SLSTM's steps replayed. The compiled LSTM is a plain cell under `torch.compile` in a loop over time. The forms of a call
 (packed rows, resets, both directions, layers) are timed at one size, beside the plain call of the same net.
 """
 
@@ -26,12 +27,39 @@ NETS: dict[str, Make] = {
     "nn.LSTM": nn.LSTM,
     "nn.GRU": nn.GRU,
 }
+LOOP, COMPILED = "exlstm.SLSTM in a StepLoop", "compiled LSTM"
 STEPS = 128
 SIZES = {1: [(D, B) for D in (32, 128, 512, 1024) for B in (1, 16, 64)], STEPS: [
     (32, 1), (32, 64), (128, 1), (128, 16), (128, 64), (512, 1), (512, 16), (1024, 1)
 ]}  # fmt: skip
 FORM_WIDTH, FORM_ROWS = 128, 16
 OURS = "exlstm form, "  # names that begin so are given their ratio to the plain call
+
+
+class CompiledLSTM(nn.Module):
+    """torch's LSTM from plain operations: a compiled cell, called for every step."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        cell = nn.LSTMCell(input_size, hidden_size)
+        self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = cell.parameters()
+        self.cell = torch.compile(self.step, fullgraph=True)
+
+    def step(self, x_BD: Tensor, h_BD: Tensor, c_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """h and c after the step."""
+        raw = nn.functional.linear(x_BD, self.weight_ih, self.bias_ih)
+        i, f, g, o = (raw + nn.functional.linear(h_BD, self.weight_hh, self.bias_hh)).chunk(4, dim=1)
+        c_BD = torch.sigmoid(f) * c_BD + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c_BD), c_BD
+
+    def forward(self, x_TBD: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """As nn.LSTM."""
+        h_BD, c_BD = 2 * [torch.zeros_like(x_TBD[0])] if state is None else (part[0] for part in state)
+        outputs = []
+        for x_BD in x_TBD:
+            h_BD, c_BD = self.cell(x_BD, h_BD, c_BD)
+            outputs.append(h_BD)
+        return torch.stack(outputs), (h_BD[None], c_BD[None])
 
 
 def run(bench: Bench) -> None:
@@ -42,9 +70,13 @@ def run(bench: Bench) -> None:
             names = {False: f"t{T}_w{D}_b{B}_forward", True: f"t{T}_w{D}_b{B}_forward_backward"}
             if any(bench.wants(name) for name in names.values()):
                 nets = {name: make(D, D) for name, make in NETS.items()}
+                if not bench.quick:  # which needs a compiler
+                    nets[COMPILED] = CompiledLSTM(D, D)
                 for gradients, name in names.items():
                     about = f"width {D}, batch {B}, {T} steps, forward{' and backward' if gradients else ''}"
                     runs = {kind: call(net, B, T, D, gradients) for kind, net in nets.items()}
+                    if T == 1 and not gradients:
+                        runs |= {LOOP: partial(exlstm.StepLoop(nets["exlstm.SLSTM"]), torch.randn(B, D))}
                     bench.measure(name, about, runs, partial(check, D))
     D, B, T = (32, 4, 8) if bench.quick else (FORM_WIDTH, FORM_ROWS, STEPS)
     for name in ("exlstm.SLSTM", "exlstm.MLSTM", "exlstm.LSTM", "nn.LSTM"):
@@ -119,6 +151,11 @@ def check(D: int) -> dict[str, Any]:
         errors[name] = max(float((y_TBD - exact_TBD).abs().max()) for y_TBD in (whole_TBD, torch.cat(steps)))
     ours, theirs = exlstm.LSTM(D, D), nn.LSTM(D, D)
     ours.load_state_dict(theirs.state_dict())
+    plain = CompiledLSTM(D, D)
+    plain.cell = plain.step
+    for parameter, value in zip(plain.parameters(), theirs.parameters(), strict=True):
+        parameter.copy_(value)
+    errors[COMPILED] = float((plain(x_TBD)[0] - theirs(x_TBD)[0]).abs().max())
     errors["exlstm.LSTM beside nn.LSTM"] = float((ours(x_TBD)[0] - theirs(x_TBD)[0]).abs().max())
     # where the normalizer of an mLSTM is near 0, its quotient has lost digits in any order of sums
     wrong = {name: error for name, error in errors.items() if error > (1e-4 if "MLSTM" in name else 1e-5)}

@@ -8,6 +8,7 @@ from exlstm.infer.prefix_cache import PrefixCache
 from exlstm.infer.quantize import quantize
 from exlstm.infer.requests import Completion, Event, Request
 from exlstm.infer.sampling import SamplingConfig
+from exlstm.infer.step_loop import StepLoop
 from exlstm.infer.token_loop import TokenLoop
 from exlstm.mixers import MIXERS
 from exlstm.mixers.attention import AttentionConfig
@@ -58,6 +59,7 @@ __all__ = [
     "SLSTMConfig",
     "SamplingConfig",
     "Snapshot",
+    "StepLoop",
     "TokenLoop",
     "VisionConfig",
     "VisionXLSTM",

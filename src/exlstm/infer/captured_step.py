@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exlstm.mixers.state import LMState, leaves, map_state
 from exlstm.models.lm import LM
@@ -118,7 +118,7 @@ def draws(model: LM) -> bool:
     return model.training and model.config.draws
 
 
-def parameters_and_buffers(model: LM) -> Iterator[dict[str, Any]]:
+def parameters_and_buffers(model: nn.Module) -> Iterator[dict[str, Any]]:
     """The parameters of every module by name, and its buffers."""
     for module in model.modules():
         yield from held_tensors(module)

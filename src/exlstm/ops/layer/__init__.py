@@ -29,7 +29,7 @@ class Layer(NamedTuple):
 
 
 def in_own_kernels(x_BTD: Tensor, layer: Layer, backend: str) -> bool:
-    """Whether kernels of whole layers run: float32 on a CPU."""
+    """Whether kernels of whole layers run: float32 on a CPU. In a captured step it is those of a single one."""
     tensors = (x_BTD, *layer)
     # small steps wait for these questions: the attributes of tensors first, which are the quickest
     for x in tensors:
@@ -40,7 +40,7 @@ def in_own_kernels(x_BTD: Tensor, layer: Layer, backend: str) -> bool:
         and tracer(tensors) is None
         and no_numba() is None
         and not torch.is_autocast_enabled("cpu")
-        and capture.active() is None
+        and (x_BTD.shape[1] == 1 or capture.active() is None)
     )
 
 

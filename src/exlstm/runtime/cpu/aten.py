@@ -246,6 +246,11 @@ class TorchCapture(DispatchMode):  # type: ignore[no-untyped-call]
             self.copy(out.narrow(axis, start, part.shape[axis]), part)
             start += part.shape[axis]
 
+    def stack(self, out: Tensor, parts: Sequence[Tensor], axis: int = 0) -> None:
+        """out = stack(parts)"""
+        for place, part in enumerate(parts):
+            self.copy(out.select(axis, place), part)
+
     def embedding(self, out: Tensor, weight: Tensor, tokens: Tensor) -> None:
         """Rows of the embedding."""
         if weight.dtype not in DTYPES or tokens.dtype is not torch.int64 or not tokens.is_contiguous():
@@ -337,6 +342,7 @@ SPECIAL: dict[Any, Callable[..., None]] = {
     aten.clone.default: TorchCapture.copy,
     aten._to_copy.default: TorchCapture.copy,
     aten.cat.default: TorchCapture.concatenate,
+    aten.stack.default: TorchCapture.stack,
     aten.embedding.default: lambda self, out, weight, tokens, *_: self.embedding(out, weight, tokens),
 }
 NEED_NO_NODE = {  # allocations, and a query about dtypes
