@@ -184,8 +184,9 @@ def weight_gradients(
     places: Places,
     lengths_B: I64,
     draw_BTHGV: F32,
-    if_BTD: F32,
-    zo_BTD: F32,
+    steps: Steps,
+    if_BTD: F32Rows,
+    zo_BTD: F32Rows,
     dw_HGVN: F32Rows,
     db_HGV: F32Rows,
 ) -> None:
@@ -216,7 +217,7 @@ def weight_gradients(
                 for i in range(rows):
                     here, step = inputs + SIZE * i * COLUMNS, m + i
                     if step % T < lengths[step // T]:
-                        copy(here, x + SIZE * (step * D + n), columns)
+                        copy(here, x + SIZE * (step // T * steps.row + step % T * steps.step + n), columns)
                     else:
                         clear(here, columns)
                 for begin, end in ((0, split), (split, count)):

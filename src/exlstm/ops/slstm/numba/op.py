@@ -144,7 +144,7 @@ def run_backward(
     r_HKGV, _, saved_E, reset_BT, lengths_B = saved
     B, T, H, V = dh_BTHV.shape
     dh_BTHV, dx_BTHGV = dh_BTHV.detach(), aligned_empty(B, T, H, 4, V)
-    if not is_by_steps(dh_BTHV):
+    if not has_whole_steps(dh_BTHV):
         dh_BTHV = dh_BTHV.contiguous()
     cut = plan(B, T, H, V, r_HKGV.nbytes)
     inputs = dh_BTHV, steps_of(dh_BTHV), strided(r_HKGV), Call(reset_BT, lengths_B, variant), dlast
@@ -190,9 +190,14 @@ def numbers_saved(B: int, T: int, H: int, V: int, variant: int) -> int:
     return B * T * H * -(-V // PANEL) * saved_size(variant)
 
 
-def is_by_steps(x: Tensor) -> bool:
-    """Whether x [B, T, ...] has the rows of a step side by side, without gaps."""
-    return x.shape[0] > 1 and x.shape[1] > 1 and x.transpose(0, 1).is_contiguous()
+def has_whole_steps(x: Tensor) -> bool:
+    """Whether the numbers of a step of x [B, T, ...] follow one another."""
+    numbers = 1
+    for size, apart in zip(x.shape[:1:-1], x.stride()[:1:-1], strict=True):
+        if size > 1 and apart != numbers:
+            return False
+        numbers *= size
+    return x.stride(-1) == 1
 
 
 def steps_of(x: Tensor) -> Steps:
@@ -237,7 +242,7 @@ def run_forward(
 ) -> Tensor:
     """h of every step of the forward scan; fills the last state."""
     B, H, V = first.h_BHV.shape
-    by_steps = inputs.if_BTD is not None and is_by_steps(inputs.if_BTD)
+    by_steps = inputs.places.row < inputs.places.step  # the result lies as the inputs do
     h_BTHV = aligned_empty(T, B, H, V).transpose(0, 1) if by_steps else aligned_empty(B, T, H, V)
     cut = plan(B, T, H, V, r_HKGV.nbytes, inputs.N)
     packed = cut.packed or not r_HKGV.is_contiguous()  # in place only rows of all gates are read

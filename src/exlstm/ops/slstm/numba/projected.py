@@ -24,7 +24,7 @@ from exlstm.ops.slstm.numba.inputs import (
 )
 from exlstm.ops.slstm.numba.op import (
     aligned_empty,
-    is_by_steps,
+    has_whole_steps,
     plan,
     readable,
     remember,
@@ -85,6 +85,16 @@ def placed(x: Projection) -> tuple[Tensor, Places, Tensor | None]:
     return w_HGVN, Places(4 * w_HGVN.shape[2], w_HGVN.shape[2]), b_HGV
 
 
+def inputs_of(x: Projection) -> tuple[Tensor, Tensor]:
+    """Both inputs without a graph, as kernels read them. Where they are one, rows and steps may lie in any order."""
+    if x.zo_BTD is not None:
+        if_BTD, zo_BTD = detached_contiguous(x.if_BTD, x.zo_BTD)
+        return if_BTD, zo_BTD
+    if_BTD = x.if_BTD.detach()
+    if_BTD = if_BTD if has_whole_steps(if_BTD) else if_BTD.contiguous()
+    return if_BTD, if_BTD
+
+
 def sizes_of(x: Projection) -> InputSizes:
     """Sizes of a projection's gradients."""
     (B, T, D), (H, _, V, N) = x.if_BTD.shape, x.w_HGVN.shape
@@ -104,23 +114,21 @@ def gradients_of_inputs(x: Projection, draw_BTHGV: Tensor) -> tuple[Tensor, Tens
 def gradients_of_weights(x: Projection, draw_BTHGV: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of W and b, from those of the pre-activations."""
     sizes = sizes_of(x)
-    if_BTD, zo_BTD = detached_contiguous(x.if_BTD, x.if_BTD if x.zo_BTD is None else x.zo_BTD)
+    if_BTD, zo_BTD = inputs_of(x)
     w_HGVN, places, _ = placed(x)
     dw_HGVN = torch.empty_like(w_HGVN)  # in the same order
     db_HGV = torch.empty_strided(w_HGVN.shape[:3], (*places, 1))
     if not len(if_BTD):  # the kernel writes at the first row
         return dw_HGVN.zero_(), db_HGV.zero_()
     items, cost = 2 * sizes.H * -(-2 * sizes.V // COLUMNS), microseconds(bytes=draw_BTHGV.nbytes * (1 + sizes.N // 32))
-    launch(weight_gradients, items, sizes, places, lengths_B, draw_BTHGV, if_BTD, zo_BTD, dw_HGVN, db_HGV, cost=cost)
+    inputs = steps_of(if_BTD), if_BTD, zo_BTD
+    launch(weight_gradients, items, sizes, places, lengths_B, draw_BTHGV, *inputs, dw_HGVN, db_HGV, cost=cost)
     return dw_HGVN, db_HGV
 
 
 def packed(x: Projection, rows: int) -> Inputs:
     """Inputs of a scan, with W packed. rows: of the batch, in an item."""
-    if_BTD, (w_HGVN, places, b_HGV) = x.if_BTD.detach(), placed(x)
-    if x.zo_BTD is not None or not is_by_steps(if_BTD):
-        if_BTD = if_BTD.contiguous()
-    zo_BTD = if_BTD if x.zo_BTD is None else detached_contiguous(x.zo_BTD)[0]
+    (if_BTD, zo_BTD), (w_HGVN, places, b_HGV) = inputs_of(x), placed(x)
     (H, _, V, N), D, units = w_HGVN.shape, if_BTD.shape[2], -(-x.w_HGVN.shape[2] // PANEL)
     Q = H * units * COLUMNS
     panels_P, bias_Q = aligned_empty(Q * N), torch.empty(Q)

@@ -189,8 +189,9 @@ def room_at(address: int, sizes: Sizes, inputs: Inputs, own: Groups, residuals: 
 
 
 @helper()
-def begin_item(room: Room, sizes: Sizes, share: Share, before: State, lengths: Array, head: int, row0: int, count: int
-               ) -> int:  # fmt: skip
+def begin_item(
+    room: Room, sizes: Sizes, share: Share, before: State, lengths: Array, head: int, row0: int, count: int
+) -> int:
     """Reads the states of an item's rows; returns the steps of its longest."""
     steps = 0
     clear(room.block, rows_by_four(sizes.rows) * (room.tall + room.wide))
@@ -273,8 +274,9 @@ def forward_scan(first: int, last: int, sizes: Sizes, barrier: Barrier, packed: 
 
 
 @helper()
-def read_others(draw: int, draw_BTHGV: int, sizes: Sizes, lengths: Array, head: int, row0: int, t: int, own: Groups,
-                ) -> None:  # fmt: skip
+def read_others(
+    draw: int, draw_BTHGV: int, sizes: Sizes, lengths: Array, head: int, row0: int, t: int, own: Groups
+) -> None:
     """Reads the gradients of the gates of others' units at a step of all rows of an item."""
     V = sizes.V
     for row in range(min(sizes.rows, sizes.B - row0)):

@@ -7,6 +7,7 @@ the LSTM is one, too: it has the same gates in the same places, c alone, and sca
 from typing import Any
 
 from exlstm.ops.gates import INPUT_GATES, SMALL, InputGate
+from exlstm.ops.lstm.numba.cell import SAVED as LSTM_SAVED
 from exlstm.ops.lstm.numba.cell import cell as lstm_cell
 from exlstm.ops.lstm.numba.cell import cell_backward as lstm_cell_backward
 from exlstm.ops.slstm.numba.activations import KINDS, apply_activation
@@ -32,6 +33,8 @@ def variant_of(input_gate: InputGate, exp_forget: bool, normalize: bool, cell_ac
 
 def saved_size(variant: int) -> int:
     """Numbers in a block of `saved`."""
+    if variant == LSTM:
+        return LSTM_SAVED
     return SAVED if variant < NO_NORM else SAVED_MORE
 
 
