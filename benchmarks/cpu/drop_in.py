@@ -71,6 +71,7 @@ def run(bench: Bench) -> None:
             if any(bench.wants(name) for name in names.values()):
                 nets = {name: make(D, D) for name, make in NETS.items()}
                 if not bench.quick:  # which needs a compiler
+                    torch.compiler.reset()  # torch counts the graphs of all of a class
                     nets[COMPILED] = CompiledLSTM(D, D)
                 for gradients, name in names.items():
                     about = f"width {D}, batch {B}, {T} steps, forward{' and backward' if gradients else ''}"
