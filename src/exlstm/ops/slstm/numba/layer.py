@@ -48,7 +48,8 @@ class LayerCell(NamedTuple):
 def forward(ctx: Any, *arguments: Any) -> Result:
     """(x [B, T, D], the tensors of `Layer`, h [B, M], c [B, S], call) -> h of every step, and the last h and c."""
     x_BTD, layer, h_BM, c_BS, call = arguments[0], Layer(*arguments[1:5]), *arguments[5:]
-    kept = room_for(x_BTD.shape[1], by_heads(h_BM, c_BS, layer.r_JK.shape[1]).h_BHV, call.variant)
+    B, T, _ = x_BTD.shape
+    kept = room_for((B, T, layer.heads, layer.r_JK.shape[1]), call.variant)
     ctx.save_for_backward(*layer[:2], *kept, call.reset_BT, call.lengths_B, x_BTD)
     ctx.variant = call.variant
     return run_scan(x_BTD, layer, h_BM, c_BS, call, kept)
@@ -95,9 +96,13 @@ class SLSTMLayer(torch.autograd.Function):
 
 def by_heads(h_BM: Tensor, c_BS: Tensor, K: int) -> State:
     """Views of h and of the parts of c, one or three, by heads of K units."""
-    (B, M), parts = h_BM.shape, c_BS.shape[1] // h_BM.shape[1]
-    c_BHV, n_BHV, m_BHV = c_BS.view(B, parts, M // K, K).expand(-1, 3 if parts == 1 else -1, -1, -1).unbind(1)
-    return State(h_BM.view(B, M // K, K), c_BHV, n_BHV, m_BHV, parts * M, parts)
+    B, M = h_BM.shape
+    h_BHV = h_BM.view(B, M // K, K)
+    if c_BS.shape[1] == M:
+        c_BHV = c_BS.view(B, M // K, K)
+        return State(h_BHV, c_BHV, c_BHV, c_BHV, M, 1)  # n and m are not read
+    c_BHV, n_BHV, m_BHV = c_BS.view(B, 3, M // K, K).unbind(1)
+    return State(h_BHV, c_BHV, n_BHV, m_BHV, 3 * M, 3)
 
 
 def run_scan(x_BTD: Tensor, layer: Layer, h_BM: Tensor, c_BS: Tensor, call: Call, kept: Kept = NOT_KEPT) -> Result:

@@ -66,7 +66,8 @@ def plan(B: int, T: int, H: int, V: int, r_nbytes: int, inputs: int = 0) -> Plan
 
     inputs: of a head, that are projected in the scan.
     """
-    cost = microseconds(bytes=T * r_nbytes, flops=B * T * H * V * (120 + 3 * V + inputs))
+    # R is read from a cache, which is several times as fast as memory
+    cost = microseconds(bytes=T * r_nbytes // 8, flops=B * T * H * V * (120 + 3 * V + inputs))
     threads, tiles = threads_for(cost), max(1, -(-B // 4))
     alone = H * tiles % threads == 0 and 4 * V * V * SIZE <= CACHE
     if V >= SHARED_UNITS and T >= SHARED_STEPS and not alone and active() is None:
@@ -97,7 +98,7 @@ class Scan(torch.autograd.Function):
     def forward(ctx: Any, x_BTHGV: Tensor, r_HKGV: Tensor, *state_and_call: Any) -> tuple[Tensor, ...]:
         *state, call = state_and_call
         T = x_BTHGV.shape[1]
-        kept = room_for(T, state[0], call.variant)
+        kept = room_for((len(x_BTHGV), T, *state[0].shape[1:]), call.variant)
         out = run(x_BTHGV, r_HKGV, SLSTMState(*state), call, T=T, kept=kept)
         remember(ctx, r_HKGV, kept, call, out)
         return out
@@ -117,9 +118,9 @@ def remember(ctx: Any, r_HKGV: Tensor, kept: Kept, call: Call, out: Sequence[Ten
     ctx.mark_non_differentiable(out[4])
 
 
-def room_for(T: int, h_BHV: Tensor, variant: int) -> Kept:
-    """Room for the backward of a scan."""
-    B, H, V = h_BHV.shape
+def room_for(sizes: tuple[int, int, int, int], variant: int) -> Kept:
+    """Room for the backward of a scan. sizes: B, T, H and V."""
+    B, T, H, V = sizes
     return Kept(aligned_empty(H, B, T, V), aligned_empty(numbers_saved(B, T, H, V, variant)))
 
 

@@ -51,7 +51,7 @@ class ProjectedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         x, r_HKGV, state, call = Projection(*arguments[:4]), arguments[4], SLSTMState(*arguments[5:9]), arguments[9]
-        kept = room_for(x.if_BTD.shape[1], state.h_BHV, call.variant)
+        kept = room_for((*x.if_BTD.shape[:2], *state.h_BHV.shape[1:]), call.variant)
         out = run_projected(x, r_HKGV, state, call, kept)
         remember(ctx, r_HKGV, kept, call, out, *x[:3])
         return out
