@@ -237,6 +237,18 @@ def test_quantised_models_are_expanded():
     torch.testing.assert_close(found, small(tokens_B[:, None])[0][:, 0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_file_of_int8_is_small(tmp_path):
+    """At a size where weights are most of the file, as in any model that is used: less than 0.3 of float32."""
+    model = language_model(vocabulary=1000, width=256)
+    sizes = []
+    for int8 in (False, True):
+        path = tmp_path / f"{int8}.onnx"
+        exlstm.export(model, path, int8=int8)
+        sizes.append(path.stat().st_size)
+    assert sizes[1] <= 0.3 * sizes[0]
+
+
 def test_attention_keeps_its_context(tmp_path):
     """As without a file up to that many steps."""
     model = language_model("a")
