@@ -25,7 +25,7 @@ def loss_of(found):
 @kinds
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_compiled_whole(kind, bidirectional):
-    """One graph, forward and backward, about as accurate as the kernels; with resets and lengths another."""
+    """One graph, forward and backward, about as accurate as the kernels, and but for mLSTM within 1e-5 of them."""
     torch.compiler.reset()  # torch counts the graphs of all nets of a class
     net = NETS[kind](3, 32, 2, batch_first=True, bidirectional=bidirectional)
     compiled, exact = torch.compile(copy.deepcopy(net), fullgraph=True), copy.deepcopy(net).double()
@@ -37,6 +37,12 @@ def test_compiled_whole(kind, bidirectional):
             x, hx = torch.randn(2, 5, 3), random_hidden(net, 2)
             draws.append([named_results(module, x, hx, options) for module in (exact, net, compiled)])
         compare(draws, factor=3)
+        for _, own, found in draws:
+            # the normalizer of an mLSTM may be near 0, and its quotient loses digits then in any order of sums
+            for name in () if kind == "mlstm" else own:
+                # gradients of sums are tens, where float32's own steps are larger than 1e-5
+                size = 1.0 if name in ("y", "h", "c") else max(1.0, float(own[name].abs().max()))
+                torch.testing.assert_close(found[name], own[name], rtol=0, atol=1e-5 * size, msg=name)
 
 
 def named_results(module, x, hx, options):
