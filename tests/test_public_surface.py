@@ -81,6 +81,8 @@ SURFACE = {
     ),
     "explain": "(model: Module, batch: int = 1, length: int = 128) -> Table",
     "TokenLoop": "(model: Module, state: tuple[Any, ...] | None = None, *, replay: bool = True) -> None",
+    "StepLoop": "(net: RecurrentNet | XLSTM, state: Any = None, *, replay: bool = True) -> None",
+    "StepLoop.__call__": "(self, x_BD: Tensor, reset: Tensor | None = None) -> Tensor",
     # generation
     "generate": (
         "(model: LM, prompts: Sequence[str | Sequence[int] | Tensor | Snapshot | Request], *, max_tokens: int = 256, "
