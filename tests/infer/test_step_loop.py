@@ -96,6 +96,18 @@ def test_what_is_called_instead():
     assert loop.captured is not None
 
 
+def test_states_that_grow():
+    """Attention is called, for its state has another shape after each step; resets are those of the net."""
+    torch.manual_seed(2)
+    net = exlstm.XLSTM(6, 16, pattern="sa", num_heads=2)
+    loop, state = exlstm.StepLoop(net), None
+    for _ in range(4):
+        x_BD, reset = torch.randn(3, 6), torch.rand(3) < 0.4
+        want, state = called(net, x_BD, state, reset)
+        assert_near(loop(x_BD, reset), want)
+    assert loop.why_not is not None
+
+
 def test_errors_leave_the_state():
     net = exlstm.SLSTM(6, 20)
     loop = exlstm.StepLoop(net)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exlstm.infer.captured_step import StateBuffers, parameters_and_buffers
 from exlstm.mixers.state import leaves, map_state
+from exlstm.models.block import draws as stack_draws
 from exlstm.models.encoder import XLSTM
 from exlstm.ops.arguments import described
 from exlstm.rnn.interface import RecurrentNet
@@ -60,10 +61,7 @@ class StepLoop:
             step = self.capture(x_BD)
         if step is not None:
             return step.run(x_BD, reset)
-        state = self.uncaptured
-        if reset is not None and state is not None:
-            state = cleared(self.net, state, reset)
-        y_BV, self.uncaptured = one_step(self.net, x_BD, state)
+        y_BV, self.uncaptured = one_step(self.net, x_BD, self.uncaptured, reset)
         return y_BV
 
     def capture(self, x_BD: Tensor) -> "ReplayedStep | None":
@@ -117,10 +115,10 @@ class ReplayedStep:
         return self.y_BV.clone()
 
 
-def one_step(net: Net, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
+def one_step(net: Net, x_BD: Tensor, state: Any, reset_B: Tensor | None = None) -> tuple[Tensor, Any]:
     """y [B, V] and the state after one step."""
     axis = 1 if isinstance(net, XLSTM) or net.batch_first else 0
-    y, after = net(x_BD.unsqueeze(axis), state)
+    y, after = net(x_BD.unsqueeze(axis), state, reset=None if reset_B is None else reset_B.unsqueeze(axis))
     return y.squeeze(axis), after
 
 
@@ -138,8 +136,7 @@ def cleared(net: Net, state: Any, reset_B: Tensor) -> Any:
 
 def draws(net: Net) -> bool:
     """Whether a step draws random numbers; a replay would repeat those of the capture."""
-    dropout = net.config.dropout if isinstance(net, XLSTM) else net.dropout
-    return net.training and dropout > 0
+    return net.training and (stack_draws(net.config) if isinstance(net, XLSTM) else net.dropout > 0)
 
 
 def obstacle(net: Net) -> str | None:
