@@ -67,14 +67,14 @@ def by_steps(host, x, state=None):
     return np.stack(outputs, axis=1), state
 
 
-def difference(found, expected):
+def difference(found, expected, shares=False):
     """The largest, of outputs and states: (y, state) each. In a state with numbers above 1 it is a share of these.
 
-    Sums in a state grow to hundreds, where float32's own steps are larger than 1e-5.
+    Sums in a state grow to hundreds, where float32's own steps are larger than 1e-5. shares: in outputs, too.
     """
     worst = 0.0
     for place, (mine, other) in enumerate(zip([found[0], *found[1]], [expected[0], *expected[1]], strict=True)):
         assert mine.shape == tuple(other.shape)
-        size = max(1.0, float(other.abs().max())) if place else 1.0
+        size = max(1.0, float(other.abs().max())) if place or shares else 1.0
         worst = max(worst, float(np.abs(mine - other.numpy()).max()) / size)
     return worst

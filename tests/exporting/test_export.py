@@ -104,11 +104,16 @@ def test_a_chunk_and_the_rest_by_steps(tmp_path):
 @formats
 @names
 def test_a_thousand_steps(name, form, files):
-    """Fed back, from one file at three batches: outputs and states within 1e-5 of the model's own call."""
+    """Fed back, from one file at three batches: within 1e-5 of the model's own call, of numbers above 1 a share of it.
+
+    Outputs are within 1e-4 in any case.
+    """
     model, step = MODELS[name](), files(name, form, "step")
     for batch in (1, 3, 8):
         x = inputs(model, batch, 1000)
-        assert difference(by_steps(step, x), own_numbers(model, x)) <= 1e-5
+        found, own = by_steps(step, x), own_numbers(model, x)
+        assert difference(found, own, shares=True) <= 1e-5
+        assert difference(found, own) <= 1e-4
 
 
 @pytest.mark.slow
