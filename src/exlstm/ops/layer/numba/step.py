@@ -28,6 +28,7 @@ class StepKernels(NamedTuple):
     op: str
     forward: Kernel
     backward: Kernel
+    variant: int
     saved: int
 
 
@@ -53,7 +54,7 @@ def run_step(
     sizes, items, cost = sizes_of(x_BD, layer, c_BS.shape[1], saved_E)
     next_h_BM, next_c_BS = torch.empty_like(h_BM), torch.empty_like(c_BS)
     inputs = StepInputs(x_BD, *layer, reset_B, h_BM)
-    launch(kernels.forward, items, sizes, inputs, c_BS, next_h_BM, next_c_BS, saved_E, cost=cost)
+    launch(kernels.forward, items, sizes, inputs, c_BS, next_h_BM, next_c_BS, saved_E, kernels.variant, cost=cost)
     return next_h_BM, next_c_BS
 
 
@@ -106,7 +107,8 @@ def step_gradients(
     needs_x, needs_w, needs_r, needs_b, needs_more, needs_h, *_ = needed
     sizes, items, cost = sizes_of(x_BD, Layer(w_JD, r_JK, b_J, more_b_J), dc_BS.shape[1], saved_E)
     draw_BJ, dfirst_c_BS = x_BD.new_empty(sizes.B, sizes.J), torch.empty_like(dc_BS)
-    launch(kernels.backward, items, sizes, reset_B, saved_E, dh_BM, dc_BS, draw_BJ, dfirst_c_BS, cost=cost)
+    given = reset_B, saved_E, dh_BM, dc_BS
+    launch(kernels.backward, items, sizes, *given, draw_BJ, dfirst_c_BS, kernels.variant, cost=cost)
     if reset_B is not None:
         h_BM = h_BM.masked_fill(reset_B[:, None], 0)
     db_J = draw_BJ.sum(0) if needs_b or needs_more else None

@@ -17,10 +17,6 @@ from exlstm.ops.common import detached_contiguous, rows_for_kernels
 from exlstm.ops.derivatives import once_differentiable
 from exlstm.ops.layer import Layer, contiguous
 from exlstm.ops.layer.numba.step import StepKernels, one_step
-from exlstm.ops.lstm.numba import cell as lstm_cell
-from exlstm.ops.lstm.numba import one_step as lstm_step
-from exlstm.ops.slstm.numba import variants
-from exlstm.ops.slstm.numba.gates import SAVED
 from exlstm.ops.slstm.numba.one_step import step_backward, step_forward
 from exlstm.ops.slstm.numba.op import (
     plan,
@@ -31,6 +27,8 @@ from exlstm.ops.slstm.numba.op import (
 )
 from exlstm.ops.slstm.numba.projected import gradients_of_inputs, gradients_of_weights, packed
 from exlstm.ops.slstm.numba.scan import NOT_KEPT, Call, Kept, State, StateGradients
+from exlstm.ops.slstm.numba.variants import LSTM as LSTM_VARIANT
+from exlstm.ops.slstm.numba.variants import saved_size, variant_of
 from exlstm.ops.slstm.projection import as_heads
 from exlstm.runtime.tracing import has_gradients
 
@@ -138,13 +136,6 @@ def run_layer(
     return run_scan(x_BTD, layer, h_BM, c_BS, call)
 
 
-SLSTM = LayerCell(
-    SLSTMLayer,
-    variants.variant_of("exp", False, True, "tanh"),
-    one_step(StepKernels("slstm", step_forward, step_backward, SAVED)),
-)
-
-
 class LSTMLayer(torch.autograd.Function):
     """See `forward` and `backward`."""
 
@@ -152,5 +143,11 @@ class LSTMLayer(torch.autograd.Function):
     backward = staticmethod(once_differentiable("lstm", "numba")(backward))
 
 
-LSTM_STEP = StepKernels("lstm", lstm_step.step_forward, lstm_step.step_backward, lstm_cell.SAVED)
-LSTM = LayerCell(LSTMLayer, variants.LSTM, one_step(LSTM_STEP))
+def layer_cell(op: str, function: Any, variant: int) -> LayerCell:
+    """The cell of a variant, with the op's name in errors."""
+    step = one_step(StepKernels(op, step_forward, step_backward, variant, saved_size(variant)))
+    return LayerCell(function, variant, step)
+
+
+SLSTM = layer_cell("slstm", SLSTMLayer, variant_of("exp", False, True, "tanh"))
+LSTM = layer_cell("lstm", LSTMLayer, LSTM_VARIANT)
