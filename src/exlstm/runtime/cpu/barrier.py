@@ -18,8 +18,8 @@ from exlstm.runtime.cpu.region import REGION, address_of_bytes, usable_openmp
 from exlstm.runtime.cpu.tasks import Function
 
 FUNCTION, ARGUMENTS, ARRIVED, FAILED, THREAD_NUMBER, NUM_THREADS = range(0, 48, 8)
-PATIENCE = 4096  # looks at the counter before a thread gives way to others of its core
-NEVER_MIND = 1 << 40  # arrivals in the place of a thread that failed: the others need not wait for it
+SPINS = 4096  # looks at the counter before a thread gives way to others of its core
+ENOUGH = 1 << 40  # arrivals in the place of a thread that failed: the others need not wait for it
 
 
 class Barrier(NamedTuple):
@@ -54,7 +54,7 @@ def wait_for_all(barrier: Barrier, arrivals: int) -> None:
     while load(barrier.arrived) < arrivals:
         relax()
         looks += 1
-        if looks > PATIENCE and barrier.give_way != 0:
+        if looks > SPINS and barrier.give_way != 0:
             call_c_int(barrier.give_way)
 
 
@@ -63,7 +63,7 @@ def _shared_region(data: int) -> int:
     number, threads = call_c_int(load(data + THREAD_NUMBER)), call_c_int(load(data + NUM_THREADS))
     if call(load(data + FUNCTION), load(data + ARGUMENTS), number, threads) == 0:
         add(data + FAILED, 1)
-        add(load(data + ARRIVED), NEVER_MIND)
+        add(load(data + ARRIVED), ENOUGH)
     return 1
 
 
