@@ -28,12 +28,13 @@ FLOORS |= {"hf": 6.0, "harness": 6.1}  # each needs an extra; only cli imports t
 FLOORS |= {"study": 6.2}
 FLOORS |= {"forecast": 5.3}
 FLOORS |= {"exporting": 5.4}
+FLOORS |= {"serve": 6.3}
 # both read tokens; neither needs the other
 APART = {("infer", "train")}
 # who may import which third party; what is not listed and not the standard library may be imported by nobody
 OUTSIDE = {
     "torch": set(FLOORS),
-    "numpy": {"runtime", "ops", "data", "train", "study", "forecast", "exporting"},
+    "numpy": {"runtime", "ops", "data", "train", "study", "forecast", "exporting", "serve"},
     "safetensors": {"models", "train"},
     "triton": {"runtime", "ops"},
     "numba": {"runtime", "ops"},
@@ -54,11 +55,14 @@ OUTSIDE = {
     "onnx": {"exporting"},
     "onnxruntime": {"exporting"},
 }
+SERVING = {"fastapi", "starlette", "uvicorn", "uvloop", "pydantic", "prometheus_client", "jinja2", "msgspec", "llguidance"}
+OUTSIDE |= {name: {"serve"} for name in SERVING}
 # what `import exlstm` may not cost: imported inside the function that needs it
 HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}
 HEAVY |= {"transformers", "datasets", "lm_eval", "ray", "sklearn", "pyarrow", "statsforecast", "mnist1d"}
-HEAVY |= {"onnx", "onnxscript", "onnxruntime"}
+HEAVY |= {"onnx", "onnxscript", "onnxruntime"} | SERVING
 AT_TOP = {"rich": {"cli"}, "tyro": {"cli"}, "transformers": {"hf"}, "lm_eval": {"harness"}}
+AT_TOP |= {name: {"serve"} for name in SERVING}
 MAX_FILE, MAX_FUNCTION = 400, 60
 
 

@@ -42,12 +42,12 @@ def imported_names(place):
 
 
 def test_the_core_dependencies_are_those_that_src_imports():
-    """Beside what exlstm.hf and exlstm.harness import, which come with extras."""
+    """Beside what exlstm.hf, exlstm.harness and exlstm.serve import, which come with extras."""
     distributions = packages_distributions()
     used = {
         name_of(distribution)
         for folder in (ROOT / "src/exlstm").iterdir()
-        if folder.name not in ("hf", "harness")
+        if folder.name not in ("hf", "harness", "serve")
         for module in imported_names(folder)
         if module not in sys.stdlib_module_names and module not in COME_WITH_OTHERS
         for distribution in distributions[module][:1]
