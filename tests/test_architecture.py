@@ -55,7 +55,8 @@ OUTSIDE = {
     "onnx": {"exporting"},
     "onnxruntime": {"exporting"},
 }
-SERVING = {"fastapi", "starlette", "uvicorn", "uvloop", "pydantic", "prometheus_client", "jinja2", "msgspec", "llguidance"}
+SERVING = {"fastapi", "starlette", "uvicorn", "uvloop", "pydantic", "prometheus_client", "jinja2", "msgspec"}
+SERVING |= {"llguidance"}
 OUTSIDE |= {name: {"serve"} for name in SERVING}
 # what `import exlstm` may not cost: imported inside the function that needs it
 HEAVY = {"numba", "llvmlite", "triton", "matplotlib", "tokenizers", "rich", "tyro"}

@@ -101,24 +101,28 @@ SURFACE = {
     "Request": (
         "(*, prompt: str | Sequence[int] | Tensor = (), after: Snapshot | None = None, max_tokens: int = 256, "
         "sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, "
-        "repetition_penalty=1.0), seed: int = 0, stop_tokens: Collection[int] = (), stop: str | Sequence[str] = (), "
-        "stop_at_boundary: bool = True, logprobs: int | None = None, keep_snapshot: bool = False, cache_at: "
-        "Collection[int] = (), cache_completion: bool = False) -> None"
+        "repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0), seed: int = 0, stop_tokens: "
+        "Collection[int] = (), stop: str | Sequence[str] = (), stop_at_boundary: bool = True, min_tokens: int = 0, "
+        "logit_bias: Mapping[int, float] = <factory>, constraint: Constraint | None = None, logprobs: int | None = "
+        "None, prompt_logprobs: int | None = None, logprobs_from: int = 0, keep_snapshot: bool = False, cache: "
+        "'PrefixCache | None' = None, cache_at: Collection[int] = (), cache_completion: bool = False) -> None"
     ),
     "Event": (
         "(*, request: int, token: int | None = None, text: str = '', logprob: float | None = None, top_logprobs: "
         "tuple[tuple[int, float], ...] | None = None, finish_reason: Optional[Literal['stop', 'length', 'error']] = "
-        "None, stop: int | str | None = None, error: str | None = None, cached_tokens: int = 0, snapshot: Snapshot | "
-        "None = None) -> None"
+        "None, stop: int | str | None = None, error: str | None = None, cause: BaseException | None = None, "
+        "cached_tokens: int = 0, prompt_logprobs: tuple[PromptLogprob, ...] = (), snapshot: Snapshot | None = None) "
+        "-> None"
     ),
     "Completion": (
         "(*, tokens: tuple[int, ...], text: str | None, finish_reason: Literal['stop', 'length', 'error'], stop: int "
         "| str | None, error: str | None, prompt_tokens: int, cached_tokens: int, logprobs: tuple[float, ...] | None,"
-        " top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None, snapshot: Snapshot | None) -> None"
+        " top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None, prompt_logprobs: tuple[PromptLogprob, ...],"
+        " snapshot: Snapshot | None) -> None"
     ),
     "SamplingConfig": (
         "(*, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0, "
-        "repetition_penalty: float = 1.0) -> None"
+        "repetition_penalty: float = 1.0, frequency_penalty: float = 0.0, presence_penalty: float = 0.0) -> None"
     ),
     "Engine": (
         "(model: LM, *, slots: int = 16, cache: PrefixCache | None = None, tokenizer: Tokenizer | None = None, "

@@ -13,11 +13,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from exlstm.data import progress
 from exlstm.data import tokenizer as subject
+from exlstm.data.decoder import Decoder
 from exlstm.data.text import documents
 from exlstm.data.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
-    Decoder,
     Tokenizer,
     tokenizer_from_json,
     tokenizer_from_spec,

@@ -82,7 +82,7 @@ def test_company_changes_nothing(pattern, dtype):
         for n in order:
             numbers[engine.submit(REQUESTS[n])] = n
             events += engine.step() + engine.step()
-            assert engine.running <= slots
+            assert engine.decoding <= slots
         events += engine.run()
         assert {numbers[number]: tokens for number, tokens in completions(events).items()} == dict(enumerate(want))
     assert cache.stats().hits > 4
@@ -97,8 +97,8 @@ def test_graphs(monkeypatch):
     for request in REQUESTS:
         engine.submit(request)
     assert completions(engine.run()) == dict(enumerate(want))
-    assert engine._slots.why_not is None
-    assert engine._slots.groups.keys() == {1, 2, 3}
+    assert engine._rows.slots.why_not is None
+    assert engine._rows.slots.groups.keys() == {1, 2, 3}
 
 
 @pytest.mark.parametrize("ends", [(0, 1), (1, 4), (0, 2, 4), (2, 3, 4)])
@@ -132,11 +132,11 @@ def test_cancelling():
     engine = Engine(model, slots=2, prefill_tokens=4)
     numbers = [engine.submit(request) for request in REQUESTS]
     events = engine.step() + engine.step()
-    assert (engine.running, engine.waiting) == (2, 3)
+    assert (engine.decoding, engine.running, engine.waiting) == (1, 3, 2), "prompts are read beside the slots"
     assert engine.cancel(numbers[0]), "it is being decoded"
     assert engine.cancel(numbers[1]), "it is being read"
     assert engine.cancel(numbers[4]), "it waits"
-    assert (engine.running, engine.waiting) == (0, 2)
+    assert (engine.decoding, engine.running, engine.waiting) == (0, 1, 1)
     assert not engine.cancel(numbers[0])
     assert not engine.cancel(99)
     events = list(engine.run())
@@ -154,7 +154,7 @@ def test_a_sequence_whose_logits_are_not_numbers_ends_alone(row):
     for request in REQUESTS[1:4]:
         engine.submit(request)
     events = engine.step() + engine.step()
-    for x in engine._slots.buffers.view(engine._slots.buffers.side, row, 1)[0]:
+    for x in engine._rows.slots.buffers.view(engine._rows.slots.buffers.side, row, 1)[0]:
         if isinstance(x, torch.Tensor):
             x.fill_(torch.nan)
         else:

@@ -12,6 +12,7 @@ from exlstm.infer.sampling import (
     NUCLEUS,
     SamplingConfig,
     draw_from,
+    draws_of,
     filtered_logits,
     keep_min_p,
     keep_top_k,
@@ -169,7 +170,7 @@ def test_every_row_by_its_own_settings():
     warm, cold = SamplingConfig(temperature=1.5, top_p=0.9), SamplingConfig(temperature=0, repetition_penalty=9.0)
     configs = [warm, GREEDY, warm, cold, GREEDY, warm]
     marks = [seen_C if config is cold else None for seen_C, config in zip(seen_BC, configs, strict=True)]
-    found = sample_rows(logits_BC, configs, generators(*range(6)), marks)
+    found = sample_rows(logits_BC, configs, draws_of(configs, generators(*range(6))), marks)
     for row, config in enumerate(configs):
         if row in (2, 4):
             assert found[row] is None

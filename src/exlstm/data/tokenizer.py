@@ -4,7 +4,6 @@ Every token is a fixed string of bytes, so decoding is concatenation and `decode
 boundary, starts every document; no text encodes to it, and it decodes to nothing.
 """
 
-import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -170,25 +169,6 @@ class BPETokenizer:
                 'convert the text, or use the tokenizer "bytes" or "bpe:4096".'
             )
         return self._byte_ids[np.frombuffer(data, dtype=np.uint8)]
-
-
-class Decoder:
-    """An incremental decoder: it holds back a character until all of its bytes have come."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        # bytes that cannot become UTF-8 decode to U+FFFD
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, token: int) -> str:
-        """The text that this id completes, which is empty for a part of a character."""
-        return self._utf8.decode(self._tokenizer.decode([token]))
-
-    def finish(self) -> str:
-        """U+FFFD for an unfinished character, else the empty string; then resets the decoder."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
 
 
 def train_bpe(documents: Sequence[bytes], vocab_size: int) -> BPETokenizer:

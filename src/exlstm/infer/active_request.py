@@ -1,15 +1,19 @@
-"""Requests inside the engine: checked, being read, being decoded.
+"""Requests inside the engine: prompts being read, and their samples being decoded.
 
 T tokens of the prompt  C classes (vocabulary)
 """
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
 
 from exlstm.data.tokenizer import Tokenizer
-from exlstm.infer.requests import Request, TopLogprobs
+from exlstm.infer.constraint import Constraint
+from exlstm.infer.prefix_cache import PrefixCache
+from exlstm.infer.requests import Request
 from exlstm.infer.stopping import TextStream
 from exlstm.mixers.state import LMState
 from exlstm.models.lm import LM
@@ -18,42 +22,43 @@ from exlstm.models.states.snapshot import Snapshot, check_owner, check_prompt
 
 @dataclass(eq=False)
 class ActiveRequest:
-    """A request with the engine's progress in it.
+    """A sequence with the engine's progress in it.
 
-    number: of the request. tokens_T: of its prompt, empty only after a snapshot. position: tokens read so far, to
-    `state`. cuts: positions at which a snapshot is made, the prompt's end last. known: the snapshot of a prompt that
-    needs no reading. cached: tokens found in the cache. seen_C: tokens that occurred, if penalty or snapshot need them.
-    sampled: the completion so far.
+    number: of the request. prompt: what is read before it, shared with other samples. row: in the slots, once it is
+    decoded. seen_C: tokens that occurred, if penalty or snapshot need them. sampled: the completion so far. times: how
+    often each token was sampled, if penalties need it. turning: the snapshot from where text began to be held back,
+    and what has been said since. done: its end was told, and its last token is still to be read. tail: what is read
+    after its end, for the state before a stop string.
     """
 
     request: Request
-    tokens_T: Tensor
+    number: int
+    prompt: "PromptProgress"
     stop_tokens: frozenset[int]
     generator: Generator
     text: TextStream | None
-    number: int = -1
-    position: int = 0
-    state: LMState | None = None
-    cuts: list[int] = field(default_factory=list)
-    known: Snapshot | None = None
-    cached: int = 0
+    row: int | None = None
     seen_C: Tensor | None = None
     sampled: list[int] = field(default_factory=list)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Number of tokens of the prompt."""
-        return len(self.tokens_T)
+    times: Counter[int] = field(default_factory=Counter)
+    turning: "TurningPoint | None" = None
+    done: bool = False
+    tail: "PromptProgress | None" = None
 
     @property
     def count(self) -> int:
         """Number of tokens before the completion, those of the snapshot it goes on from included."""
-        return len(self.tokens_T) + (0 if self.request.after is None else self.request.after.counts[0])
+        return len(self.prompt.tokens_T) + (0 if self.request.after is None else self.request.after.counts[0])
 
     @property
     def wants_snapshot(self) -> bool:
         """True if a snapshot of the completion is needed."""
         return self.request.keep_snapshot or self.request.cache_completion
+
+    @property
+    def may_stop(self) -> bool:
+        """True if the next token may be the last by itself."""
+        return len(self.sampled) >= self.request.min_tokens
 
     def watch(self, snapshot: Snapshot) -> None:
         """Starts `seen_C` from a snapshot, if penalty or snapshot need it."""
@@ -65,15 +70,73 @@ class ActiveRequest:
         self.sampled.append(token)
         if self.seen_C is not None:
             self.seen_C[token] = True
-        return ("", None) if self.text is None else self.text.feed(token)
+        sampling = self.request.sampling
+        if sampling.frequency_penalty or sampling.presence_penalty:
+            self.times[token] += 1
+        stops = len(self.sampled) >= self.request.min_tokens
+        return ("", None) if self.text is None else self.text.feed(token, stops=stops)
 
     def rest(self) -> str:
         """Text that was held back as a possible beginning of a stop string."""
         return "" if self.text is None else self.text.finish()[0]
 
 
-def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str) -> ActiveRequest:
-    """Checked request. ValueError, in one sentence about `name`, for a request that cannot be done."""
+@dataclass(eq=False)
+class TurningPoint:
+    """The state from which a stop string may begin. snapshot: before the tokens from `first` of the completion on.
+
+    said: the text since, without what is held back.
+    """
+
+    snapshot: Snapshot
+    first: int
+    said: str = ""
+
+
+@dataclass(eq=False)
+class PromptProgress:
+    """A prompt with its progress.
+
+    tokens_T: empty only after a snapshot. samples: the sequences that go on from it. position: tokens read so far, to
+    `state`. cuts: positions at which a snapshot is made, the prompt's end last. known: the snapshot of a prompt that
+    needs no reading. cached: tokens found in the cache. scored: the first token whose logprob is still to come.
+    before_1C: logits for the next token, while tokens are scored. passed: steps in which others were read.
+    """
+
+    request: Request
+    tokens_T: Tensor
+    cache: PrefixCache | None
+    samples: list[ActiveRequest] = field(default_factory=list)
+    position: int = 0
+    state: LMState | None = None
+    cuts: list[int] = field(default_factory=list)
+    known: Snapshot | None = None
+    cached: int = 0
+    scored: int = 0
+    before_1C: Tensor | None = None
+    passed: int = 0
+
+    @property
+    def is_scored(self) -> bool:
+        """True if logprobs of its tokens are wanted."""
+        return self.request.prompt_logprobs is not None
+
+    @property
+    def needs_reading(self) -> bool:
+        """False if nothing of what reading gives was asked for."""
+        request = self.request
+        return request.max_tokens > 0 or request.keep_snapshot or self.is_scored or self.cache is not None
+
+    @property
+    def left(self) -> int:
+        """Tokens that are still to be read."""
+        return len(self.tokens_T) - self.position
+
+
+def prepare(
+    model: LM, tokenizer: Tokenizer | None, request: Request, cache: PrefixCache | None, name: str
+) -> PromptProgress:
+    """Checked prompt, without samples. ValueError, in one sentence about `name`, for a request that cannot be done."""
     check_numbers(request, name)
     after = request.after
     if after is not None:
@@ -86,24 +149,50 @@ def prepare(model: LM, tokenizer: Tokenizer | None, request: Request, name: str)
     if "" in request.stop_strings:
         raise ValueError(f"{name} has an empty stop string; leave it out.")
     tokens_T = prompt_tokens(model, tokenizer, request, name)
-    boundary = {tokenizer.boundary} if tokenizer is not None and request.stop_at_boundary else set()
-    try:
-        generator = Generator().manual_seed(request.seed)
-    except (RuntimeError, TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} has the seed {request.seed!r}; a seed is a whole number of 64 bits.") from None
-    text = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
     check_positions(model, request, len(tokens_T), name)
     if wrong := [length for length in request.cache_at if not 1 <= length <= len(tokens_T)]:
         raise ValueError(f"{name} has {len(tokens_T)} tokens; its beginning of {wrong[0]} cannot be cached.")
-    return ActiveRequest(request, tokens_T, frozenset(request.stop_tokens) | boundary, generator, text)
+    if not 0 <= request.logprobs_from <= len(tokens_T):
+        raise ValueError(f"{name} has {len(tokens_T)} tokens and no token {request.logprobs_from} to begin scoring at.")
+    vocab = model.config.vocab_size if tokenizer is None else tokenizer.vocab_size
+    if wrong := [token for token in request.logit_bias if not 0 <= token < vocab]:
+        raise ValueError(f"{name} has a bias for token {wrong[0]}, which is outside the vocabulary of {vocab}.")
+    return PromptProgress(request, tokens_T, cache, scored=request.logprobs_from)
+
+
+def samples_of(
+    prompt: PromptProgress, tokenizer: Tokenizer | None, numbers: Sequence[int], seeds: Sequence[int], name: str
+) -> list[ActiveRequest]:
+    """The sequences of a prompt, one for each seed. ValueError for a seed that is none."""
+    request = prompt.request
+    boundary = {tokenizer.boundary} if tokenizer is not None and request.stop_at_boundary else set()
+    stop_tokens = frozenset(request.stop_tokens) | boundary
+    found = []
+    for number, seed in zip(numbers, seeds, strict=True):
+        try:
+            generator = Generator().manual_seed(seed)
+        except (RuntimeError, TypeError, ValueError, OverflowError):
+            raise ValueError(f"{name} has the seed {seed!r}; a seed is a whole number of 64 bits.") from None
+        text = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
+        own = request if len(seeds) == 1 else replace(request, constraint=copy_of(request.constraint))
+        found.append(ActiveRequest(own, number, prompt, stop_tokens, generator, text))
+    return found
+
+
+def copy_of(constraint: Constraint | None) -> Constraint | None:
+    """A constraint for another sample."""
+    return None if constraint is None else constraint.copy()
 
 
 def check_numbers(request: Request, name: str) -> None:
-    """ValueError for a negative max_tokens or logprobs."""
+    """ValueError for negative numbers of tokens and logprobs."""
     if request.max_tokens < 0:
         raise ValueError(f"max_tokens must be 0 or more, not {request.max_tokens}.")
-    if request.logprobs is not None and request.logprobs < 0:
-        raise ValueError(f"{name} asks for the logprobs of {request.logprobs} tokens; ask for 0 or more, or None.")
+    if request.min_tokens < 0:
+        raise ValueError(f"min_tokens must be 0 or more, not {request.min_tokens}.")
+    for count in (request.logprobs, request.prompt_logprobs):
+        if count is not None and count < 0:
+            raise ValueError(f"{name} asks for the logprobs of {count} tokens; ask for 0 or more, or None.")
 
 
 def check_positions(model: LM, request: Request, size: int, name: str) -> None:
@@ -125,12 +214,3 @@ def prompt_tokens(model: LM, tokenizer: Tokenizer | None, request: Request, name
     if after is not None and len(prompt) == 0:
         return torch.zeros(0, dtype=torch.long)
     return check_prompt(model, prompt, name)
-
-
-def logprobs_of(logits_C: Tensor, token: int, n: int, vocab_size: int) -> tuple[float, TopLogprobs]:
-    """Log-probability of the token, and the n most likely tokens below `vocab_size` with theirs."""
-    logprobs_C = logits_C.double().log_softmax(dim=-1)
-    if n == 0:
-        return float(logprobs_C[token]), ()
-    values, ids = logprobs_C[:vocab_size].topk(min(n, vocab_size))
-    return float(logprobs_C[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True))

@@ -119,4 +119,5 @@ def _submitted(
     if slots < 1:
         raise ValueError(f"slots is {slots}; at least 1 sequence must be decoded at a time.")
     engine = Engine(model, slots=min(slots, max(1, len(requests))), cache=cache, tokenizer=tokenizer)
-    return engine, [engine.accept(request, f"prompt {number}").prompt_tokens for number, request in enumerate(requests)]
+    prompts = [engine.accept(request, [request.seed], f"prompt {number}") for number, request in enumerate(requests)]
+    return engine, [len(prompt.tokens_T) for prompt in prompts]

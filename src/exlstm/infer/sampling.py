@@ -30,6 +30,8 @@ class SamplingConfig:
         Min-p Sampling"); 0 keeps all.
     repetition_penalty: above 1, tokens that occur in the prompt or in the text so far become less likely (Keskar et al.
         2019, "CTRL", section 4.1); 1 changes nothing.
+    frequency_penalty, presence_penalty: taken from the logit of a token for each time that it was sampled in this
+        completion, and once if it was at all; 0 changes nothing.
     """
 
     temperature: float = 1.0
@@ -37,6 +39,8 @@ class SamplingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -52,6 +56,9 @@ class SamplingConfig:
             raise ValueError(
                 f"repetition_penalty must be a positive number, not {self.repetition_penalty}; 1 changes nothing."
             )
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2.0 <= getattr(self, name) <= 2.0:
+                raise ValueError(f"{name} must be from -2 to 2, not {getattr(self, name)}; 0 changes nothing.")
 
 
 NUCLEUS = 512  # most likely tokens that are tried before a full sort, which takes milliseconds for a large vocabulary
@@ -126,28 +133,35 @@ def sample(
     """
     if not logits_BC.amax(dim=-1).isfinite().all():
         raise ValueError("the model's logits are NaN or infinite, so no token can be chosen; check its weights.")
-    return sample_finite(logits_BC, config, generators, seen_BC)
+    return sample_finite(logits_BC, config, draws_of([config] * len(generators), generators), seen_BC)
 
 
-def sample_finite(
-    logits_BC: Tensor, config: SamplingConfig, generators: Sequence[Generator], seen_BC: Tensor | None
-) -> Tensor:
-    """`sample` of finite logits."""
+def draws_of(configs: Sequence[SamplingConfig], generators: Sequence[Generator]) -> list[float]:
+    """The uniform number of every row: one from its generator, or 0 where the temperature is 0 and none is drawn."""
+    return [
+        torch.rand((), generator=generator, dtype=torch.float64).item() if config.temperature > 0.0 else 0.0
+        for config, generator in zip(configs, generators, strict=True)
+    ]
+
+
+def sample_finite(logits_BC: Tensor, config: SamplingConfig, draws: Sequence[float], seen_BC: Tensor | None) -> Tensor:
+    """`sample` of finite logits, with the numbers that were drawn."""
     logits_BC = filtered_logits(logits_BC.float(), config, seen_BC)
     if config.temperature == 0.0:
         return logits_BC.argmax(dim=-1)
-    draw_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(logits_BC.device)
+    draw_B = torch.tensor(draws, dtype=torch.float64, device=logits_BC.device)
     return draw_from(logits_BC.double().softmax(dim=-1), draw_B)
 
 
 def sample_rows(
     logits_BC: Tensor,
     configs: Sequence[SamplingConfig],
-    generators: Sequence[Generator],
+    draws: Sequence[float],
     seen: Sequence[Tensor | None],
 ) -> list[int | None]:
     """`sample` of every row by its own settings; None for a row whose logits are NaN or infinite.
 
+    draws: one number per row, see `draws_of`: nothing else is random, so a call that failed can be repeated.
     seen: per row the tokens that occurred, [C] bool, or None without a repetition penalty.
     """
     most_B, likely_B = logits_BC.max(dim=-1)
@@ -163,7 +177,7 @@ def sample_rows(
         chosen_MC = logits_BC if len(rows) == len(logits_BC) else logits_BC[rows]
         marked = [mark for row in rows if (mark := seen[row]) is not None]
         seen_MC = torch.stack(marked) if len(marked) == len(rows) else None
-        drawn_M = sample_finite(chosen_MC, config, [generators[row] for row in rows], seen_MC)
+        drawn_M = sample_finite(chosen_MC, config, [draws[row] for row in rows], seen_MC)
         for row, token in zip(rows, drawn_M.tolist(), strict=True):
             tokens[row] = token
     return tokens

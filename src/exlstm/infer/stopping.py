@@ -5,7 +5,8 @@ Text that may be the beginning of a stop string is held back until later text de
 
 from collections.abc import Sequence
 
-from exlstm.data.tokenizer import Decoder, Tokenizer
+from exlstm.data.decoder import Decoder
+from exlstm.data.tokenizer import Tokenizer
 
 
 class TextStream:
@@ -16,9 +17,16 @@ class TextStream:
         self.beginnings = {text[:size] for text in stop for size in range(1, len(text))}
         self.longest = max(map(len, self.beginnings), default=0)
 
-    def feed(self, token: int) -> tuple[str, str | None]:
-        """(text that is final with this token, stop string that it completes)."""
+    @property
+    def holds(self) -> bool:
+        """Whether text, or a part of a character, is held back."""
+        return bool(self.held) or self.decoder.holds
+
+    def feed(self, token: int, *, stops: bool = True) -> tuple[str, str | None]:
+        """(text that is final with this token, stop string that it completes). stops: False lets all text pass."""
         new_text = self.decoder.feed(token)
+        if not stops:
+            return new_text, None
         return self._final(new_text) if new_text else ("", None)
 
     def finish(self) -> tuple[str, str | None]:
