@@ -147,8 +147,8 @@ SURFACE = {
     "Snapshot.rows": "(self, index: int | Sequence[int]) -> 'Snapshot'",
     "Snapshot.fork": "(self, n: int) -> 'Snapshot'",
     "Snapshot.join": "(parts: 'Sequence[Snapshot]') -> 'Snapshot'",
-    "save_state": "(snapshot: Snapshot, file: str | PathLike[str]) -> None",
-    "load_state": "(file: str | PathLike[str], model: LM) -> Snapshot",
+    "save_state": "(snapshot: Snapshot, file: str | PathLike[str], *, tokenizer_digest: str | None = None) -> None",
+    "load_state": "(file: str | PathLike[str], model: LM, *, tokenizer_digest: str | None = None) -> Snapshot",
     # drop-ins for torch.nn.LSTM
     "SLSTM": (
         "(input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = "
