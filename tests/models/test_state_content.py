@@ -4,6 +4,7 @@ import json
 import random
 import struct
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import safetensors
@@ -269,6 +270,16 @@ def test_indices_are_those_of_what_was_read(pattern, name, index):
             state_from_bytes(with_number(data, name, index, number, "q"), model)
 
 
+def test_a_cache_has_every_step_of_its_row():
+    """A masked one is missing, though the others are in order."""
+    model = build("a")
+    data = state_to_bytes(model.read([1, 2, 3]))
+    for index, number in enumerate((-1, 0, 1)):
+        data = with_number(data, "state.0.position_BS", index, number, "q")
+    with pytest.raises(ValueError, match="AttentionState in it does not fit its counts"):
+        state_from_bytes(data, model)
+
+
 @pytest.mark.parametrize(("pattern", "node"), [("a", "state.0"), ("hyena", "state.0.cache")])
 def test_caches_have_the_steps_of_their_counts(pattern, node):
     """Neither more nor fewer, and all tensors of a cache the same."""
@@ -342,11 +353,25 @@ def test_bytes_that_are_no_safetensors(models):
     logits = about["logits_BC"]["data_offsets"]
     moved = {key: dict(value) for key, value in about.items()}
     moved["logits_BC"]["data_offsets"] = [logits[0] + 4, logits[1] + 4]
+    apart = {key: dict(value) for key, value in about.items()}
+    for key in apart.keys() - {"__metadata__"}:
+        apart[key]["data_offsets"] = [n + (8 if n >= logits[1] else 0) for n in about[key]["data_offsets"]]
+    apart["logits_BC"]["data_offsets"] = logits
+    hole = joined(apart, body[: logits[1]] + bytes(8) + body[logits[1] :])
+    places = sorted(value["data_offsets"] for key, value in about.items() if key != "__metadata__")
+    first, second = next(pair for pair in pairwise(places) if pair[0][1] - pair[0][0] == pair[1][1] - pair[1][0])
+    less = {key: dict(value) for key, value in about.items()}
+    for key in less.keys() - {"__metadata__"}:
+        past = second[1] - second[0] if about[key]["data_offsets"] >= second else 0
+        less[key]["data_offsets"] = [n - past for n in about[key]["data_offsets"]]
+    shared = joined(less, body[: second[0]] + body[second[1] :])
+    listed = {**about, "__metadata__": {**about["__metadata__"], "counts": [2]}}
     twice = text[:-1] + b',"logits_BC":' + json.dumps(about["logits_BC"]).encode() + b"}"
     cases = [
         b"", data[:5], data[:8], data[:-1], data[: len(data) // 2], data + b"\0", b"\xff" * 64, joined(b"", body),
         joined(b"[]", body), joined(b"{}", body), joined(b"nonsense", body), joined(b"\xff{}", body),
-        joined(moved, body), joined(twice, body), joined(text, body + bytes(4)), joined(b"{" * 60_000, body),
+        hole, shared, joined(listed, body), joined(moved, body), joined(twice, body), joined(text, body + bytes(4)),
+        joined(b"{" * 60_000, body),
         joined(b'{"a":' * 9000, body),
         joined({**about, "logits_BC": {**about["logits_BC"], "shape": [-1, -VOCABULARY]}}, body),
         joined({**about, "logits_BC": {**about["logits_BC"], "shape": [1.0, VOCABULARY]}}, body),
