@@ -111,7 +111,8 @@ def test_a_wheel_has_every_file_and_runs_where_the_source_is_not(tmp_path):
     (wheel,) = tmp_path.glob("exlstm-*.whl")
     shipped = {n for n in zipfile.ZipFile(wheel).namelist() if not n.split("/")[0].endswith(".dist-info")}
     modules = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/exlstm").rglob("*.py")}
-    assert shipped == modules | {"exlstm/py.typed"}
+    pages = {f"exlstm/serve/static/{p.name}" for p in (ROOT / "src/exlstm/serve/static").iterdir()}
+    assert shipped == modules | pages | {"exlstm/py.typed"}
 
     # the dependencies are those of this environment; only exlstm itself comes from the wheel
     venv.create(tmp_path / "venv")

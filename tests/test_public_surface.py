@@ -111,8 +111,8 @@ SURFACE = {
         "(*, request: int, token: int | None = None, text: str = '', logprob: float | None = None, top_logprobs: "
         "tuple[tuple[int, float], ...] | None = None, finish_reason: Optional[Literal['stop', 'length', 'error']] = "
         "None, stop: int | str | None = None, error: str | None = None, cause: BaseException | None = None, "
-        "cached_tokens: int = 0, prompt_logprobs: tuple[PromptLogprob, ...] = (), snapshot: Snapshot | None = None) "
-        "-> None"
+        "cached_tokens: int = 0, prompt_logprobs: tuple[PromptLogprob, ...] = (), snapshot: Snapshot | None = None, "
+        "completion: tuple[int, ...] = ()) -> None"
     ),
     "Completion": (
         "(*, tokens: tuple[int, ...], text: str | None, finish_reason: Literal['stop', 'length', 'error'], stop: int "

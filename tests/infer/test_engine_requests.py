@@ -196,6 +196,7 @@ def test_the_snapshot_of_an_answer_cut_by_length(max_tokens):
     own = [event for event in events if event.request == number]
     assert (own[-2].finish_reason, own[-2].snapshot, own[-1].finish_reason) == ("length", None, None)
     same_snapshot(own[-1].snapshot, MODEL.read([1, 2, *tokens]))
+    assert list(own[-1].completion) == tokens
     (expected,) = generate(MODEL, [replace(REQUESTS[0], max_tokens=20)])
     assert [event.token for event in events if event.request == other] == list(expected.tokens)
     assert not engine.busy
@@ -217,6 +218,7 @@ def test_the_snapshot_after_a_stop_string_is_that_of_the_text_before_it(seed, si
     events = events_of(engine, number)
     text = "".join(event.text for event in events)
     assert text == free.text[: free.text.index(stop)]
+    assert bytes(events[-1].completion).decode() == text
     expected = BYTES.read([tokenizer.boundary, *tokenizer.encode(("ab" + text).encode())])
     same_snapshot(events[-1].snapshot, expected)
 

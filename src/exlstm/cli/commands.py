@@ -18,6 +18,7 @@ from exlstm.cli.generate import Generate, ModelPath, generate
 from exlstm.cli.parse import check_at_least, checkpoint_of, similar
 from exlstm.cli.presets import Presets, presets, without_weights
 from exlstm.cli.runs import Runs, runs
+from exlstm.cli.serve import Serve, serve
 from exlstm.cli.study import (
     StudyCompare,
     StudyList,
@@ -208,7 +209,7 @@ class Command:
     more: str = ""
     options: type
     default: Any = None  # None: the defaults of the options
-    run: Callable[[Any], None]
+    run: Callable[[Any], int | None]  # an exit code; None is 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +263,13 @@ COMMANDS: dict[str, Command] = {
         "its continuation leave behind is a state of constant size: --save-state keeps it, --state goes on from it.",
         options=Generate,
         run=generate,
+    ),
+    "serve": Command(
+        help="a server with OpenAI's interface, states over HTTP and a playground",
+        more="Listens on this machine alone unless there are keys. SIGTERM lets running requests complete. States of "
+        "talks are kept, forked and rewound by id: see the page `Serve` of the documentation.",
+        options=Serve,
+        run=serve,
     ),
     "convert": Command(
         help="write a model in another layout, dtype, or with weights of fewer bits",

@@ -47,9 +47,7 @@ def _in_group(group: str, words: Sequence[str]) -> int:
 def _run(program: str, command: Command, words: Sequence[str], default: Any) -> int:
     description = f"{_sentence(command.help)}\n\n{command.more}".strip()
     options = parse(command.options, words, program=program, description=description, default=default)
-    if options is not None:
-        command.run(options)
-    return 0
+    return 0 if options is None else command.run(options) or 0
 
 
 def _overview(program: str, about: str, commands: Mapping[str, Any]) -> None:

@@ -116,7 +116,7 @@ class RowDecoder:
             if active.done:
                 snapshot = self.snapshot(active, logits_BC[row : row + 1], len(active.sampled))
                 if (kept := self.stored(active, snapshot)) is not None:
-                    events.append(Event(request=active.number, snapshot=kept))
+                    events.append(state_event(active, kept))
                 ended.append(active)
 
     def sample(self, logits_BC: Tensor, events: list[Event], ended: list[ActiveRequest]) -> list[int | None]:
@@ -325,7 +325,13 @@ def last_event(
         snapshot=snapshot,
         error=error,
         cached_tokens=active.prompt.cached,
+        completion=() if snapshot is None else tuple(active.sampled),
     )
+
+
+def state_event(active: ActiveRequest, snapshot: Snapshot) -> Event:
+    """The event after the end of a sequence, with its snapshot."""
+    return Event(request=active.number, snapshot=snapshot, completion=tuple(active.sampled))
 
 
 def failure(active: ActiveRequest, cause: Exception) -> Event:

@@ -17,7 +17,7 @@ import torch
 
 from exlstm.data.tokenizer import Tokenizer
 from exlstm.infer.active_request import ActiveRequest, PromptProgress, prepare, samples_of
-from exlstm.infer.decoding import RowDecoder, failure, last_event
+from exlstm.infer.decoding import RowDecoder, failure, last_event, state_event
 from exlstm.infer.prefix_cache import PrefixCache
 from exlstm.infer.reading import PromptReader
 from exlstm.infer.requests import Event, Request
@@ -196,7 +196,7 @@ class Engine:
                     events.append(last_event(active, "length", snapshot=kept))
                 elif active.tail is not None:
                     if (kept := self._rows.stored(active, snapshot)) is not None:
-                        events.append(Event(request=active.number, snapshot=kept))
+                        events.append(state_event(active, kept))
                 else:
                     self._ready[active] = snapshot
         for prompt, error in result.failed:

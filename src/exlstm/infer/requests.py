@@ -84,7 +84,8 @@ class Event:
     `Request`; at a stop token, of that. prompt_logprobs: of the next tokens of the prompt.
     finish_reason: None before the end; "stop" for the stop token or string in `stop` or a constraint that is complete,
     "length" for max_tokens, "error" for the error in `error`, whose exception is `cause`. With it comes cached_tokens,
-    the tokens of the prompt found in the cache. The last event has the snapshot, if it was asked for.
+    the tokens of the prompt found in the cache. The last event has the snapshot, if it was asked for, and with it
+    `completion`, the tokens of the completion that it has read.
     """
 
     request: int
@@ -99,6 +100,7 @@ class Event:
     cached_tokens: int = 0
     prompt_logprobs: tuple[PromptLogprob, ...] = ()
     snapshot: Snapshot | None = None
+    completion: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
