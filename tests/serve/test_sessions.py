@@ -2,12 +2,19 @@
 
 import os
 import random
+import signal
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from test_state_store import MODEL, SIZE, assert_equal, store_of
 
+from exlstm.infer.generate import generate
+from exlstm.infer.requests import Request
 from exlstm.serve.session_records import RewindPlan
 from exlstm.serve.sessions import NoSuchMark, SessionBusy, SessionConflict, SessionGone, Sessions
 from exlstm.serve.state_store import StateGone, StoreFull
@@ -301,6 +308,47 @@ def test_a_session_whose_last_states_are_lost_is_at_the_one_before(tmp_path):
     sessions, _ = restarted(tmp_path)
     found = sessions.get("a", talk.id)
     assert (found.head, found.tokens, found.tokens_from(0, 4)) == (heads[1], 4, (0, 0, 1, 1))
+
+
+def test_a_talk_goes_on_after_a_kill(tmp_path):
+    """States that were settled are there bit by bit, and the next tokens are those of a talk that went on."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_sessions import Talk, sessions_of, store_of
+        store = store_of(folder=Path({str(tmp_path)!r}, "states"))
+        talk = Talk(sessions_of(store, folder=Path({str(tmp_path)!r}, "sessions")), transcript=True)
+        for n in range(6):
+            print(talk.turn(n, n + 1).head, flush=True)
+        store.settled()
+        print(talk.id, flush=True)
+        while True:
+            talk.turn(6, 7)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    try:
+        *heads, session = (process.stdout.readline().strip() for _ in range(7))
+        assert session
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    sessions, count = restarted(tmp_path)
+    assert (count, sessions.damaged, sessions.store.stats().damaged) == (1, 0, 0)
+    want = None
+    for n, head in enumerate(heads):
+        want = MODEL.read([n, n + 1], want)
+        assert_equal(sessions.store.get("a", head), want)
+    found = sessions.get("a", session)
+    more = (found.tokens - 12) // 2
+    assert found.tokens_from(12, found.tokens) == (6, 7) * more
+    for _ in range(more):
+        want = MODEL.read([6, 7], want)
+    said = [
+        generate(MODEL, [Request(after=snapshot, max_tokens=20, seed=3)])[0].tokens
+        for snapshot in (sessions.store.get("a", found.head), want)
+    ]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,9 @@
 """The store of states: namespaces, quotas, tiers, expiry, files that survive a kill; other files are left alone."""
 
 import os
-import signal
 import stat
-import subprocess
-import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
@@ -385,35 +380,6 @@ def test_a_full_disk_loses_nothing_in_memory(tmp_path, monkeypatch):
     store.flush()
     assert os.listdir(tmp_path) == [info.id]
     assert_equal(restarted(tmp_path).get("a", info.id), SNAPSHOTS[0])
-
-
-def test_a_killed_process_leaves_its_states(tmp_path):
-    code = f"""
-        import sys
-        from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_state_store import SNAPSHOTS, store_of
-        store = store_of(folder=Path({str(tmp_path)!r}))
-        for snapshot in SNAPSHOTS[:6]:
-            print(store.put("a", snapshot).id, flush=True)
-        store.settled()
-        print("settled", flush=True)
-        while True:
-            store.put("a", SNAPSHOTS[6])
-    """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
-    try:
-        ids = [process.stdout.readline().strip() for _ in range(6)]
-        assert process.stdout.readline().strip() == "settled"
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    store = restarted(tmp_path)
-    assert store.stats().damaged == 0
-    for state, snapshot in zip(ids, SNAPSHOTS, strict=False):
-        assert_equal(store.get("a", state), snapshot)
-    for each in store.list("a"):
-        assert each.id in ids or store.get("a", each.id).counts == SNAPSHOTS[6].counts
 
 
 @pytest.mark.breadth(1)
