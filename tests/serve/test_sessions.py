@@ -98,6 +98,23 @@ def test_one_turn_at_a_time():
     assert talk.now.head == head
 
 
+def test_a_lease_is_for_one_commit(monkeypatch):
+    talk = Talk(sessions_of())
+    one, two = (talk.store.put("a", MODEL.read([n])) for n in range(2))
+    lease, pin, refused = talk.sessions.begin_turn("a", talk.id), talk.store.pin, []
+
+    def other_thread(*arguments):
+        try:
+            talk.sessions.commit(lease, two)
+        except SessionConflict as error:
+            refused.append(error)
+        return pin(*arguments)
+
+    monkeypatch.setattr(talk.store, "pin", other_thread)
+    assert talk.sessions.commit(lease, one) == talk.now
+    assert (talk.now.head, len(refused)) == (one.id, 1)
+
+
 def test_the_sessions_and_states_of_others_are_unknown():
     sessions = sessions_of()
     talk, other = Talk(sessions), Talk(sessions, owner="b")

@@ -181,18 +181,34 @@ def test_an_owner_has_a_quarter_where_there_are_others():
 
 
 def test_pinned_states_stay():
-    store = store_of(memory_bytes=3 * SIZE, idle_seconds=10.0)
+    store = store_of(memory_bytes=4 * SIZE, idle_seconds=10.0)
     pinned = [store.put("a", snapshot, pinned=True).id for snapshot in SNAPSHOTS[:2]]
-    for snapshot in SNAPSHOTS[2:5]:
+    for snapshot in SNAPSHOTS[2:6]:
         free = store.put("a", snapshot).id
-    assert {each.id for each in store.list("a")} == {*pinned, free}
+    assert len(store.list("a")) == 4
+    assert {*pinned, free} <= {each.id for each in store.list("a")}
+    before = store.stats()
+    with pytest.raises(StoreFull, match="half of what this owner may keep is pinned"):
+        store.put("a", SNAPSHOTS[0], pinned=True)
+    assert store.stats() == before
     store._clock.now += 20
     assert {each.id for each in store.list("a")} == set(pinned)
-    store.put("a", SNAPSHOTS[0], pinned=True)
-    before = store.stats()
+
+
+@pytest.mark.parametrize("bounds", [{"memory_bytes": 16 * SIZE}, {"max_states": 16}])
+def test_an_owner_cannot_pin_the_room_of_others(bounds):
+    store = store_of(**bounds)
+    for _ in range(20):
+        with suppress(StoreFull):
+            store.put("a", SNAPSHOTS[0], pinned=True)
+    assert len(store.list("a")) == 8
+    for owner in "bcd":
+        for _ in range(6):
+            store.put(owner, SNAPSHOTS[1])
+    assert len(store.list("a")) == 8
+    assert all(store.list(owner) for owner in "bcd")
     with pytest.raises(StoreFull, match="pinned or on their way"):
-        store.put("a", SNAPSHOTS[1])
-    assert store.stats() == before
+        store.put("a", SNAPSHOTS[2])
 
 
 def test_pins_are_counted_and_bounded():

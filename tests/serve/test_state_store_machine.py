@@ -65,20 +65,28 @@ class StoreMachine(RuleBasedStateMachine):
         while True:
             share = bound // (4 if self.known[other] else 1)
             if len(measured(owner)) + 1 > share:
-                victim = owner
+                victims = owner
             elif len(measured(owner)) + len(measured(other)) + 1 > bound:
-                victim = max("ab", key=lambda each: len(measured(each)))
+                victims = sorted("ab", key=lambda each: -len(measured(each)))
             else:
                 return True
-            if not evict(victim):
+            if not any(map(evict, victims)):
                 return False
+
+    def share(self, owner):
+        return STATES // (4 if self.known["ab".replace(owner, "")] else 1)
+
+    def pinned(self, owner):
+        return sum(each.pinned for each in self.known[owner].values())
 
     def resident(self, owner):
         return [each for each in self.known[owner].values() if each.resident]
 
     def to_disk(self, owner):
-        self.resident(owner)[0].resident = False
-        return True
+        for each in self.resident(owner)[:1]:
+            each.resident = False
+            return True
+        return False
 
     def drop(self, owner):
         free = [state for state, each in self.known[owner].items() if not each.pinned]
@@ -100,11 +108,14 @@ class StoreMachine(RuleBasedStateMachine):
             assert not known
             return "st_" + "f" * 32
         except StoreFull:
+            if pinned and self.pinned(owner) + 1 > self.share(owner) // 2:
+                return "st_" + "f" * 32
             assert known
             assert self.make_room(owner, RESIDENT, self.resident, self.to_disk)
             assert not self.make_room(owner, STATES, self.known.__getitem__, self.drop)
             return "st_" + "f" * 32
         assert known
+        assert not pinned or self.pinned(owner) + 1 <= self.share(owner) // 2
         assert self.make_room(owner, RESIDENT, self.resident, self.to_disk)
         assert self.make_room(owner, STATES, self.known.__getitem__, self.drop)
         self.known[owner][info.id] = Known(number, info.created, parent, pinned, self.clock.now)

@@ -156,10 +156,13 @@ class StateTree:
 
 
 class Lease:
-    """The right to a session's turn; a `with` block gives it back. session: as it was at the beginning."""
+    """The right to a session's turn; a `with` block gives it back.
+
+    session: as it was at the beginning. committing: its turn is being committed.
+    """
 
     def __init__(self, session: Session, release: Callable[["Lease"], None]) -> None:
-        self.session, self._release = session, release
+        self.session, self._release, self.committing = session, release, False
 
     def release(self) -> None:
         """Ends the turn; the session stays as it is. Nothing happens the second time."""

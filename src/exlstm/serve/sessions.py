@@ -152,23 +152,14 @@ class Sessions:
         """
         before = lease.session
         with self._lock:
-            if self._leases.get(before.id) is not lease:
+            if self._leases.get(before.id) is not lease or lease.committing:
                 raise SessionConflict(f"this turn of the session {before.id} has ended already; begin another.")
-        base, read = before, tuple(tokens)
-        if rewound is not None:
-            if rewound.head != before.head:
-                raise SessionConflict(f"the session {before.id} has gone on since it was to be rewound; ask again.")
-            base, read = before.cut(rewound.count), (*rewound.reread, *tokens)
-        if base.transcript is not None and len(read) != state.tokens - base.tokens:
-            raise ValueError(
-                f"the turn has {len(read):,} tokens for the transcript, and the state {state.tokens - base.tokens:,} "
-                "more than before; pass all that was read."
-            )
-        if any(mark.state == state.id for mark in base.marks):
-            raise SessionConflict(f"the session {base.id} has been at {state.id} already; rewind it.")
-        mark = SessionMark(state=self.store.info(before.owner, state.id).id, tokens=state.tokens)
-        after = self._settled_marks(base.grown(mark, read, self.max_transcript), before)
-        self._replace(before, after)
+            lease.committing = True
+        try:
+            after = self._settled_marks(self._grown(before, state, tuple(tokens), rewound), before)
+            after = self._replace(before, after)
+        finally:
+            lease.committing = False
         lease.release()
         return after
 
@@ -243,6 +234,23 @@ class Sessions:
                 self._sessions.setdefault(session.owner, {})[name] = replace(session, marks=tuple(marks))
             count += 1
         return count
+
+    def _grown(self, before: Session, state: StateInfo, tokens: tuple[int, ...], rewound: RewindPlan | None) -> Session:
+        """The session with a mark more, not yet pinned. The errors of `commit`."""
+        base, read = before, tokens
+        if rewound is not None:
+            if rewound.head != before.head:
+                raise SessionConflict(f"the session {before.id} has gone on since it was to be rewound; ask again.")
+            base, read = before.cut(rewound.count), (*rewound.reread, *tokens)
+        if base.transcript is not None and len(read) != state.tokens - base.tokens:
+            raise ValueError(
+                f"the turn has {len(read):,} tokens for the transcript, and the state {state.tokens - base.tokens:,} "
+                "more than before; pass all that was read."
+            )
+        if any(mark.state == state.id for mark in base.marks):
+            raise SessionConflict(f"the session {base.id} has been at {state.id} already; rewind it.")
+        mark = SessionMark(state=self.store.info(before.owner, state.id).id, tokens=state.tokens)
+        return base.grown(mark, read, self.max_transcript)
 
     def _find(self, owner: str, session: str) -> Session:
         found = self._sessions.get(owner, {}).get(session)

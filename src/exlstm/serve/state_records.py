@@ -123,14 +123,15 @@ class Reservation:
 class OwnerStates:
     """The states of one owner, the least recently used first, and what they take up.
 
-    resident: those in memory. ended: ids of the last hour, when they ended, and whether they were exportable.
+    resident: those in memory. pinned: what the pinned ones take up. ended: ids of the last hour, when they ended, and
+    whether they were exportable.
     """
 
     entries: OrderedDict[str, StateEntry] = field(default_factory=OrderedDict)
     resident: OrderedDict[str, StateEntry] = field(default_factory=OrderedDict)
     children: Counter[str] = field(default_factory=Counter)
     used: Counter[Measure] = field(default_factory=Counter)
-    pinned_bytes: int = 0
+    pinned: Counter[Measure] = field(default_factory=Counter)
     reservations: list[Reservation] = field(default_factory=list)
     ended: OrderedDict[str, tuple[float, bool]] = field(default_factory=OrderedDict)
 
@@ -141,7 +142,8 @@ class OwnerStates:
             self.resident[entry.about.id] = entry
         if entry.about.parent is not None:
             self.children[entry.about.parent] += 1
-        self.pinned_bytes += entry.about.bytes if entry.pinned else 0
+        if entry.pinned:
+            self.count_pinned(entry, 1)
 
     def touch(self, entry: StateEntry, now: float) -> None:
         """Makes it the most recently used one."""
@@ -155,7 +157,8 @@ class OwnerStates:
         name, parent = entry.about.id, entry.about.parent
         del self.entries[name]
         self.resident.pop(name, None)
-        self.pinned_bytes -= entry.about.bytes if entry.pinned else 0
+        if entry.pinned:
+            self.count_pinned(entry, -1)
         if parent is not None:
             self.children[parent] -= 1
             if not self.children[parent]:
@@ -164,9 +167,19 @@ class OwnerStates:
         while self.ended and (len(self.ended) > most_ended or next(iter(self.ended.values()))[0] < now - REMEMBERED):
             self.ended.popitem(last=False)
 
+    def count_pinned(self, entry: StateEntry, sign: int) -> None:
+        """Counts what a pinned entry takes up of every bound, or no longer does."""
+        for measure, amount in pinned_amounts(entry.about.bytes).items():
+            self.pinned[measure] += sign * amount
+
     def has_known(self, name: str, now: float) -> bool:
         """True for the id of a state that ended in the last hour."""
         return name in self.ended and self.ended[name][0] >= now - REMEMBERED
+
+
+def pinned_amounts(nbytes: int) -> dict[Measure, int]:
+    """What a pinned state of so many bytes takes up, wherever it is."""
+    return {"memory": nbytes, "disk": nbytes, "states": 1}
 
 
 def check_one_row(snapshot: Snapshot) -> None:

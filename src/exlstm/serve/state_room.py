@@ -2,7 +2,8 @@
 
 An owner may use a quarter of every bound, or all of it while there are no states of others. Beyond that the least
 recently used states of that owner go: from memory to the disk, from the disk for good. Where the bound itself is
-reached, those of the owner with the most go. Pinned states stay; a copy of them on the disk is enough.
+reached, those of the owner with the most go. Pinned states stay; a copy of them on the disk is enough. They can be half
+of an owner's share, so that there is room for others that come later.
 """
 
 from collections import Counter
@@ -10,9 +11,10 @@ from collections.abc import Callable, Mapping
 from math import inf
 from threading import Condition
 
-from exlstm.serve.state_records import MEASURES, Measure, OwnerStates, StateEntry, StoreFull
+from exlstm.serve.state_records import MEASURES, Measure, OwnerStates, StateEntry, StoreFull, pinned_amounts
 
 SHARES = 4  # owners that can each use up their share
+PINNED_SHARE = 2  # one state in so many of a share may be pinned
 UNITS: Mapping[Measure, str] = {"memory": "bytes of memory", "disk": "bytes of disk", "states": "states"}
 
 
@@ -61,12 +63,12 @@ class StateRoom:
         while True:
             share = self.share(states, measure)
             if states.used[measure] + amount > share:
-                victim = states
+                victims = [states]
             elif self.total[measure] + amount > self.bounds[measure]:
-                victim = max(self.owners.values(), key=lambda each: each.used[measure])
+                victims = sorted(self.owners.values(), key=lambda each: -each.used[measure])
             else:
                 return
-            if amount > share or not self._evict(victim, measure):
+            if amount > share or not any(self._evict(victim, measure) for victim in victims):
                 raise StoreFull(
                     f"there is no room for {amount:,} {UNITS[measure]} more: {states.used[measure]:,} of "
                     f"{share:,} are in use, by states that are pinned or on their way; delete some, or wait."
@@ -94,11 +96,20 @@ class StateRoom:
         states.drop(entry, self.clock(), self.bounds["states"])
         entry.file_bytes, entry.gone = 0, True
 
+    def may_pin(self, states: OwnerStates, nbytes: int, measure: Measure) -> bool:
+        """Whether one state more can be pinned. measure: of the tier where pinned states end, memory or disk."""
+        amounts, wanted = pinned_amounts(nbytes), (measure, "states")
+        return all(
+            states.pinned[each] + amounts[each] <= self.share(states, each) // PINNED_SHARE
+            for each in MEASURES
+            if each in wanted
+        )
+
     def pin(self, states: OwnerStates, entry: StateEntry, *, by: int) -> None:
         """Changes the number of its pins."""
         before, entry.pins = entry.pinned, entry.pins + by
         if before != entry.pinned:
-            states.pinned_bytes += entry.about.bytes if entry.pinned else -entry.about.bytes
+            states.count_pinned(entry, 1 if entry.pinned else -1)
             self._next_expiry = min(self._next_expiry, entry.last_used + self.idle_seconds)
 
     def expire(self) -> None:

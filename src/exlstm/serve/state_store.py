@@ -43,7 +43,6 @@ from exlstm.serve.state_writer import StateWriter
 __all__ = ["NotExportable", "StateGone", "StateInfo", "StateStore", "StoreFull", "StoreStats"]
 NAME = re.compile(r"(?!st_)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_OWNER = 256  # characters of its name
-PINNED_SHARE = 2  # sessions may pin one in so many bytes of an owner's share
 
 
 class StateStore:
@@ -98,8 +97,8 @@ class StateStore:
     ) -> StateInfo:
         """Keeps a snapshot of one row, and returns what is known of it: the new id among others.
 
-        parent: the state that it went on from. pinned: it is neither evicted nor expires. excerpt: text to show, cut
-        to its first 500 characters.
+        parent: the state that it went on from. pinned: it is neither evicted nor expires; half of a share may be.
+        excerpt: text to show, cut to its first 500 characters.
         Raises ValueError for a snapshot of several rows or of another model, StateGone for a parent that was not the
         owner's in the last hour, and StoreFull.
         """
@@ -193,7 +192,7 @@ class StateStore:
                 f"{name!r} cannot be the name of a state; use up to 64 letters, digits, '.', '_' and '-', the first a "
                 "letter or a digit, and not 'st_' in front."
             )
-        entry = self._entry(name, "", snapshot, None, pinned=True, exportable=exportable)
+        entry = self._entry(name, "", kept(snapshot), None, pinned=True, exportable=exportable)
         with self._changed:
             if name in self._preloaded:
                 raise ValueError(f"there is a preloaded state {name!r} already; choose another name.")
@@ -209,8 +208,7 @@ class StateStore:
             states, entry = self._find(owner, state)
             if entry.about.id in self._preloaded:
                 return True
-            share = self._room.share(states, "memory" if self._files is None else "disk")
-            if not entry.pinned and states.pinned_bytes + entry.about.bytes > share // PINNED_SHARE:
+            if not entry.pinned and not self._may_pin(states, entry.about.bytes):
                 return False
             self._room.pin(states, entry, by=1)
             return True
@@ -299,10 +297,12 @@ class StateStore:
         check_one_row(snapshot)
         if len(owner) > MOST_OWNER:
             raise ValueError(f"the owner {owner[:60]!r} has {len(owner)} characters; name one by up to {MOST_OWNER}.")
-        state = f"st_{secrets.token_hex(16)}"
+        state, snapshot = f"st_{secrets.token_hex(16)}", kept(snapshot)
         with self._changed:
             self._room.expire()
             states = self._room.open(owner)
+            if pinned and not self._may_pin(states, snapshot.nbytes):
+                raise StoreFull("half of what this owner may keep is pinned; keep the state unpinned, or delete some.")
             entry = self._entry(
                 state,
                 owner,
@@ -350,7 +350,7 @@ class StateStore:
             excerpt=excerpt,
             finish_reason=finish_reason,
         )
-        return StateEntry(about=about, snapshot=kept(snapshot), last_used=self._clock())
+        return StateEntry(about=about, snapshot=snapshot, last_used=self._clock())
 
     def _exportable(self, states: OwnerStates, parent: str | None) -> bool:
         """Whether a child of this state is; a parent that has just ended is remembered. Raises StateGone."""
@@ -363,6 +363,9 @@ class StateStore:
         if not states.has_known(parent, self._clock()):
             raise StateGone(parent)
         return states.ended[parent][1]
+
+    def _may_pin(self, states: OwnerStates, nbytes: int) -> bool:
+        return self._room.may_pin(states, nbytes, "memory" if self._files is None else "disk")
 
     def _find(self, owner: str, state: str) -> tuple[OwnerStates, StateEntry]:
         """The owner's states, and the entry of one of them or of a preloaded one."""
@@ -381,6 +384,7 @@ class StateStore:
         """The snapshot of an entry that is on the disk alone; without the lock."""
         assert self._files is not None
         snapshot = self._files.read(entry.about.id)
+        snapshot = None if snapshot is None else kept(snapshot)
         with self._changed:
             if snapshot is None:
                 if not entry.gone:
@@ -390,6 +394,6 @@ class StateStore:
             with suppress(StoreFull):
                 self._room.make_room(states, "memory", entry.about.bytes)
                 if entry.snapshot is None and not entry.gone:
-                    entry.snapshot = kept(snapshot)
+                    entry.snapshot = snapshot
                     self._room.remember(states, entry)
         return snapshot
