@@ -24,6 +24,7 @@ from exlstm.nn.linear import Linear, linears
 from exlstm.ops.conv import ConvState
 from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.mlstm import ForgetGate, InputGate, MLSTMState, mlstm
+from exlstm.ops.mlstm.reference import log_gates
 
 GateSees = Literal["input", "bias", "start"]
 
@@ -122,12 +123,8 @@ class MLSTM(FixedStateMixer):
         x_BTD, reset_BT, lengths_B = checked(x_BTD, self.width, reset_BT, lengths_B)
         H = self.config.heads
         state = self.zero_state(x_BTD.shape[0]) if state is None else state
-        a_BTE, z_BTE = self.up(x_BTD).chunk(2, dim=-1)
-        c_BTE, conv = self.conv(a_BTE, state.conv, reset_BT=reset_BT, lengths_B=lengths_B, activation="silu")
-        q_BTE, k_BTE, v_BTE = self.q(c_BTE), self.k(c_BTE), self.v(a_BTE)
-        qkv_BTJ = torch.cat([q_BTE, k_BTE, v_BTE], dim=-1)
-        q_BTHV, k_BTHV, v_BTHV = (torch.unflatten(x, -1, (H, -1)) for x in (q_BTE, k_BTE, v_BTE))
-        i_BTH, f_BTH = linears(qkv_BTJ, (), wide=(self.i, self.f))
+        z_BTE, c_BTE, conv, qkv, i_BTH, f_BTH = self.project(x_BTD, state, reset_BT, lengths_B)
+        q_BTHV, k_BTHV, v_BTHV = (torch.unflatten(x, -1, (H, -1)) for x in qkv)
         h_BTHV, cell = mlstm(
             q_BTHV, k_BTHV, v_BTHV,
             i_BTH, f_BTH, state.cell,
@@ -137,6 +134,22 @@ class MLSTM(FixedStateMixer):
         y_BTE = gated_norm(h_BTHV, self.norm.weight, z_BTE, skip_E=self.skip, c_BTE=c_BTE, eps=self.norm.eps)
         y_BTD = self.down(y_BTE)
         return mask_tail(y_BTD, lengths_B), MLSTMLayerState(conv, cell)
+
+    def project(
+        self, x_BTD: Tensor, state: MLSTMLayerState, reset_BT: Tensor | None, lengths_B: Tensor | None
+    ) -> tuple[Tensor, Tensor, ConvState, tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+        """What the cell and its output take: z, the convolved c with its state, (q, k, v), and the gates."""
+        a_BTE, z_BTE = self.up(x_BTD).chunk(2, dim=-1)
+        c_BTE, conv = self.conv(a_BTE, state.conv, reset_BT=reset_BT, lengths_B=lengths_B, activation="silu")
+        q_BTE, k_BTE, v_BTE = self.q(c_BTE), self.k(c_BTE), self.v(a_BTE)
+        qkv_BTJ = torch.cat([q_BTE, k_BTE, v_BTE], dim=-1)
+        i_BTH, f_BTH = linears(qkv_BTJ, (), wide=(self.i, self.f))
+        return z_BTE, c_BTE, conv, (q_BTE, k_BTE, v_BTE), i_BTH, f_BTH
+
+    def log_gates(self, x_BTD: Tensor, state: MLSTMLayerState) -> tuple[Tensor, Tensor]:
+        """(log i, log f) [B, T, H] of every step, as the cell has them."""
+        *_, i_BTH, f_BTH = self.project(x_BTD, state, None, None)
+        return log_gates(i_BTH, f_BTH, self.config.input_gate, self.config.forget_gate)
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMLayerState:
         """State before the first step, on the device of the weights or on another."""

@@ -21,6 +21,7 @@ from exlstm.nn.layers import HeadNorm, soft_cap
 from exlstm.nn.linear import Linear, linears
 from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.mlstm import InputGate, MLSTMState, mlstm
+from exlstm.ops.mlstm.reference import log_gates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,12 @@ class MLSTMLarge(FixedStateMixer):
         y_BTM = gated_norm(h_BTHV, norm.weight, o_BTM, bias_E=norm.bias, activation="sigmoid", eps=norm.eps)
         y_BTD = self.out(y_BTM)
         return mask_tail(y_BTD, lengths_B), state
+
+    def log_gates(self, x_BTD: Tensor, state: MLSTMState) -> tuple[Tensor, Tensor]:
+        """(log i, log f) [B, T, H] of every step, as the cell has them."""
+        cap = self.config.gate_cap
+        i_BTH, f_BTH = linears(x_BTD, (), wide=(self.i, self.f))
+        return log_gates(soft_cap(i_BTH, cap), soft_cap(f_BTH, cap), self.config.input_gate)
 
     def zero_state(self, batch: int, /, device: torch.device | None = None) -> MLSTMState:
         """State before the first step, on the device of the weights or on another."""

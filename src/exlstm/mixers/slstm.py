@@ -18,7 +18,9 @@ from exlstm.nn import init
 from exlstm.nn.fields import Positive, Seed, Size, SizeOrZero, check_fields
 from exlstm.nn.layers import CausalConv, HeadNorm
 from exlstm.nn.recurrence import Diagonal, Learned, LowRank, Recurrence, Sparse, block_diagonal
+from exlstm.ops.common import upcast
 from exlstm.ops.conv import ConvState
+from exlstm.ops.gates import log_forget_gate, log_input_gate
 from exlstm.ops.slstm import (
     CellActivation,
     ForgetGate,
@@ -29,6 +31,7 @@ from exlstm.ops.slstm import (
     projected_slstm,
     slstm,
 )
+from exlstm.ops.slstm.reference import SHUT
 
 Structure = Literal["block", "none", "diagonal", "low_rank", "sparse", "learned"]
 
@@ -153,6 +156,23 @@ class SLSTM(FixedStateMixer):
             return projected_slstm(x, r_HKGV, state, **rows, **options)
         h_BTHV, after = slstm(self.by_block(project_gates(x)), r_HKGV, state, **rows, **options)
         return h_BTHV.reshape(*x_BTD.shape[:2], config.heads, self.width // config.heads), after
+
+    def log_gates(self, x_BTD: Tensor, state: SLSTMLayerState) -> tuple[Tensor, Tensor]:
+        """(log i, log f) [B, T, H, V] of every step and unit, by the blocks of R: they see the output before them."""
+        c_BTD = x_BTD
+        if self.conv is not None:
+            c_BTD, _ = self.conv(x_BTD, state.conv, reset_BT=None, lengths_B=None, activation="silu")
+        r_HKGV = self.r_HKGV if self.recurrence is None else self.recurrence()
+        raw_BTHGV = project_gates(Projection(c_BTD, None if c_BTD is x_BTD else x_BTD, self.w_HGVK, self.b_HGV))
+        raw_BTHGV = raw_BTHGV if self.blocks == self.config.heads else self.by_block(raw_BTHGV)
+        if r_HKGV is not None:
+            h_BTHV, _ = self.run_cell(c_BTD, x_BTD, state.cell)
+            h_BTHV = h_BTHV.reshape(*h_BTHV.shape[:2], self.blocks, -1)
+            before_BTHK = torch.cat([state.cell.h_BHV[:, None].to(h_BTHV.dtype), h_BTHV[:, :-1]], dim=1)
+            raw_BTHGV = raw_BTHGV + torch.einsum("bthk,hkgv->bthgv", before_BTHK, r_HKGV.to(h_BTHV.dtype))
+        i_BTHV, f_BTHV = raw_BTHGV[..., 0, :], raw_BTHGV[..., 1, :]
+        log_i_BTHV = log_input_gate(upcast(i_BTHV), self.config.input_gate, SHUT)
+        return log_i_BTHV, log_forget_gate(upcast(f_BTHV), self.config.forget_gate)
 
     def by_block(self, raw_BTHGV: Tensor) -> Tensor:
         """Pre-activations with the units divided into the blocks of R instead of heads."""

@@ -3,9 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import msgspec
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from exlstm import __version__
@@ -14,14 +12,15 @@ from exlstm.serve.chat import applied, chat
 from exlstm.serve.completions import complete
 from exlstm.serve.errors import TYPES, Refusal, error_json
 from exlstm.serve.guard import body_of
+from exlstm.serve.inspect_routes import add_inspection
 from exlstm.serve.pages import add_pages
 from exlstm.serve.prompts import elsewhere
-from exlstm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, TemplateBody, TokenizeBody
+from exlstm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, StrictFields, TemplateBody, TokenizeBody
 from exlstm.serve.service import Service
-from exlstm.serve.state_routes import add_sessions, add_states
+from exlstm.serve.state_routes import add_sessions, add_states, json_response, takes
 from exlstm.serve.tokens import detokenized, tokenized, tokenizer_info
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound=StrictFields)
 LONG = 16_384  # bytes of a body that are parsed in a worker thread
 OPEN_PATHS = ["/health", "/v1/health", "/health/live", "/version"]
 
@@ -44,6 +43,7 @@ def app_of(service: Service, *, playground: bool = True) -> FastAPI:
     add_facts(app, service)
     add_states(app, service, read_body)
     add_sessions(app, service, read_body)
+    add_inspection(app, service, read_body)
     if playground:
         add_pages(app)
     return app
@@ -83,17 +83,6 @@ async def read_body(service: Service, request: Request, kind: type[Body]) -> Bod
 
     found: Body = await elsewhere(len(data) > LONG, read)
     return found
-
-
-def takes(kind: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI entry of a body."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON answer."""
-    return Response(msgspec.json.encode(value), status, headers=headers, media_type="application/json")
 
 
 def add_inference(app: FastAPI, service: Service) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from exlstm.infer.engine import Engine
 from exlstm.infer.requests import Event
@@ -18,6 +19,7 @@ from exlstm.serve.jobs import Job, Part, is_last
 
 NOT_STARTED = "the request could not be started; change it."
 STEP_FAILED = "the engine failed; send the request again."
+R = TypeVar("R")
 FAILURES, WINDOW = 3, 60.0  # so many failed steps in so many seconds end the server
 
 
@@ -71,6 +73,25 @@ class EngineThread:
         with self.something:
             self.calls.append(fn)
             self.something.notify()
+
+    async def result(self, fn: Callable[[], R]) -> R:
+        """What `fn` returns, called on the engine's thread between two steps."""
+        done: asyncio.Future[R] = self.loop.create_future()
+
+        def run() -> None:
+            try:
+                value = fn()
+            except Exception as error:
+                self.loop.call_soon_threadsafe(settle, done.set_exception, error)
+            else:
+                self.loop.call_soon_threadsafe(settle, done.set_result, value)
+
+        def settle(put: Callable[[Any], None], value: Any) -> None:
+            if not done.done():
+                put(value)
+
+        self.call(run)
+        return await done
 
     def submit(self, job: Job) -> None:
         """Hands a job over; its events follow, or an error."""

@@ -14,8 +14,9 @@ class Limits:
 
     queue, queue_per_key: requests that wait, in all and of one key. queue_tokens: tokens of their prompts.
     sequences: prompts times choices of a request. default_tokens, default_chat_tokens: of an answer where a request
-    names none. scored_tokens: of a request with echo and logprobs. stall_seconds: without progress of a slow reader.
-    keep_alive_comment: silence of a stream before a comment is sent; 0 never sends one.
+    names none. scored_tokens: of a request with echo and logprobs. inspected_tokens: whose gates are shown at a time.
+    stall_seconds: without progress of a slow reader. keep_alive_comment: silence of a stream before a comment is sent;
+    0 never sends one.
     """
 
     queue: int = 256
@@ -32,6 +33,7 @@ class Limits:
     top_logprobs: int = 20
     logit_bias: int = 1_024
     scored_tokens: int = 262_144
+    inspected_tokens: int = 4_096
     messages: int = 4_096
     body_bytes: int = 8 * MIB
     json_depth: int = 64

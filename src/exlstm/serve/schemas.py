@@ -210,6 +210,14 @@ class StateBody(StrictFields):
     model: str = ""
 
 
+class InspectBody(StrictFields):
+    """POST /v1/inspect: text of which the gates of a block are shown."""
+
+    tokens: Annotated[list[Id], Field(min_length=1)]
+    block: Count
+    state: StateId | None = None
+
+
 def grammar_spec(grammar: Grammar) -> GrammarSpec:
     """The grammar that the field `grammar` asks for."""
     value = grammar.value if isinstance(grammar.value, str) else json.dumps(grammar.value)
