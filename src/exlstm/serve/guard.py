@@ -54,7 +54,7 @@ class Guard:
             owner = self.checked(scope)
             scope.setdefault("state", {})["owner"] = owner
             record["owner"] = owner
-            scope["state"]["record"] = record
+            scope["state"]["send"] = send
             await self.app(scope, receive, sending)
         except Refusal as refusal:
             await refuse(sending, refusal)

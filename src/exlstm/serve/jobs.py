@@ -12,6 +12,27 @@ from exlstm.infer.requests import Event, Request
 from exlstm.serve.errors import Refusal
 
 
+class Signal:
+    """A flag for which one coroutine may wait; cheaper than an event of asyncio, for it is used once per token."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """Sets the flag and wakes the coroutine."""
+        self.is_set = True
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Waits for the flag, and takes it down."""
+        if not self.is_set:
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        self.is_set, self.waiter = False, None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """A prompt with its samples. first: index of the choice of the first sample; the others follow."""
@@ -28,7 +49,7 @@ class Job:
 
     deadline: on the loop's clock. pending: events with the index of their choice, not taken yet. error: what has ended
     it in the engine. started: parts of which reading has begun. cause: for which it was cancelled.
-    gone: whether the client has closed its connection.
+    gone: whether the client has closed its connection. late: whether its time is up.
     """
 
     owner: str
@@ -36,12 +57,13 @@ class Job:
     created: float
     deadline: float
     pending: list[tuple[int, Event]] = field(default_factory=list)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    wake: Signal = field(default_factory=Signal)
     error: Refusal | None = None
     started: int = 0
     started_at: float | None = None
     cause: str | None = None
     gone: bool = False
+    late: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -66,7 +88,6 @@ class Job:
     def take(self) -> list[tuple[int, Event]]:
         """The events since the last call."""
         events, self.pending = self.pending, []
-        self.wake.clear()
         return events
 
 

@@ -38,7 +38,7 @@ class Reply(Response):
     best: number of choices to return of those that were sampled; None for all. usage: whether a stream tells it at its
     end, and in every frame. finish: called once with the outcome and the completion's tokens, whatever happened.
     settle: awaited when all choices have ended, before the client is told. change: what a delta becomes before it is
-    sent, such as tool calls. sending: since when a body is being sent. alarm, alarm_at: wakes the reply, and when.
+    sent, such as tool calls. sending, bodies, quiet: whether a body is being sent, how many were, and seconds without.
     """
 
     job: Job
@@ -57,19 +57,30 @@ class Reply(Response):
     outcome: str = "error"
     first_token_at: float | None = None
     frames: int = 0
-    sending: float | None = None
+    sending: bool = False
+    bodies: int = 0
+    bodies_before: int = -1
+    quiet: float = 0.0
+    wants_comment: bool = False
     task: "asyncio.Task[Any] | None" = None
     background: Any = None
-    alarm: asyncio.TimerHandle = field(init=False)
-    alarm_at: float = 0.0
-    stall: asyncio.TimerHandle = field(init=False)
+    period: float = 0.0
+    send_body: Send = field(init=False)
+    timer: asyncio.TimerHandle = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.open_choices = len(self.progress)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        loop = asyncio.get_running_loop()
+        loop, job = asyncio.get_running_loop(), self.job
         self.task = asyncio.current_task()
+        # around the router's own layers, which look at the beginning of an answer alone
+        self.send_body = scope.get("state", {}).get("send", send)
         watch = asyncio.ensure_future(self.watch(receive))
-        self.alarm, self.alarm_at = loop.call_at(self.job.deadline, self.job.wake.set), self.job.deadline
-        self.stall = loop.call_later(self.limits.stall_seconds, self.check_stall)
+        alarm = loop.call_at(job.deadline, self.expire)
+        silence = self.limits.keep_alive_comment if self.stream else 0.0
+        self.period = min(self.limits.stall_seconds, silence or self.limits.stall_seconds) / 2
+        self.timer = loop.call_later(self.period, self.look)
         try:
             await (self.send_stream(send) if self.stream else self.send_whole(send))
         except ClientGone:
@@ -78,9 +89,9 @@ class Reply(Response):
             if self.outcome != "slow":
                 raise
         finally:
-            for each in (watch, self.alarm, self.stall):
+            for each in (watch, alarm, self.timer):
                 each.cancel()
-            self.cancel(self.job)
+            self.cancel(job)
             self.finish(self, self.outcome)
 
     async def watch(self, receive: Receive) -> None:
@@ -90,19 +101,31 @@ class Reply(Response):
         self.job.gone = True
         self.job.wake.set()
 
-    def check_stall(self) -> None:
-        """Ends the reply to a reader that has taken nothing for too long."""
-        loop, limit = asyncio.get_running_loop(), self.limits.stall_seconds
-        if self.sending is not None and loop.time() - self.sending >= limit and self.task is not None:
+    def expire(self) -> None:
+        """Notes that the time is up."""
+        self.job.late = True
+        self.job.wake.set()
+
+    def look(self) -> None:
+        """Looks, now and then, whether a body has been sent since; no clock is asked for every token.
+
+        Ends the reply to a reader that takes nothing, and has a comment sent into a silence.
+        """
+        self.quiet = self.quiet + self.period if self.bodies == self.bodies_before else 0.0
+        self.bodies_before = self.bodies
+        if self.sending and self.quiet >= self.limits.stall_seconds and self.task is not None:
             self.outcome = "slow"
             self.task.cancel()
             return
-        self.stall = loop.call_later(limit / 2, self.check_stall)
+        if self.stream and not self.sending and 0 < self.limits.keep_alive_comment <= self.quiet:
+            self.wants_comment = True
+            self.job.wake.set()
+        self.timer = asyncio.get_running_loop().call_later(self.period, self.look)
 
     async def send_whole(self, send: Send) -> None:
         """The whole answer in one body, or an error in its place."""
         try:
-            while not all(each.ended for each in self.progress):
+            while not self.has_ended():
                 self.take(await self.next_events())
             await self.settle()
         except Refusal as refusal:
@@ -112,25 +135,24 @@ class Reply(Response):
         self.outcome = "done"
         headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self.put(send, body, more=False)
+        await self.put(body, more=False)
 
     async def send_stream(self, send: Send) -> None:
         """Frames as they come. Nothing is sent before the first of them, so that an error has its status."""
         began = False
-        silence = self.limits.keep_alive_comment or None
         try:
-            while not all(each.ended for each in self.progress):
-                events = await self.next_events(silence)
+            while not self.has_ended():
+                events = await self.next_events()
                 changed = self.take(events)
-                if all(each.ended for each in self.progress):
+                if self.has_ended():
                     await self.settle()
-                body = self.rendered(changed) if events is not None else COMMENT
+                body = self.rendered(changed) if events else COMMENT
                 if not body:
                     continue
                 if not began:
                     began = True
                     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-                await self.put(send, body)
+                await self.put(body)
         except Refusal as refusal:
             if not began:
                 await refuse(send, refusal)
@@ -138,19 +160,18 @@ class Reply(Response):
             self.outcome = refusal.code or "error"
             kind = "timeout_error" if refusal.status == 504 else "server_error"
             body = error_frame(error_json(refusal.message, kind, refusal.code)) + DONE
-            await self.put(send, body, more=False)
+            await self.put(body, more=False)
             return
         last = (self.format.usage_frame(self.usage()) if self.usage_at_end else b"") + DONE
         self.outcome = "done"
-        await self.put(send, last, more=False)
+        await self.put(last, more=False)
 
-    async def next_events(self, silence: float | None = None) -> list[tuple[int, Event]] | None:
-        """Events, once there are any; None after so many seconds of silence.
+    async def next_events(self) -> list[tuple[int, Event]]:
+        """Events, once there are any; none of them for a comment into the silence.
 
         ClientGone when it goes; Refusal when time is up, the engine failed, or the server has cancelled the job.
         """
-        job, loop = self.job, asyncio.get_running_loop()
-        quiet_until = job.deadline if silence is None else min(job.deadline, loop.time() + silence)
+        job = self.job
         while True:
             if job.gone:
                 raise ClientGone
@@ -161,32 +182,35 @@ class Reply(Response):
                 raise job.error
             if job.pending:
                 return job.take()
-            now = loop.time()
-            if now >= job.deadline:
+            if job.late:
                 self.outcome = "deadline"
                 raise Refusal(504, "the time for this request is up; ask for fewer tokens or later.", "timeout")
-            if now >= quiet_until:
-                return None
-            # an alarm that rings too early costs less than one that is set for every token
-            if not now < self.alarm_at <= quiet_until:
-                self.alarm.cancel()
-                self.alarm, self.alarm_at = loop.call_at(quiet_until, job.wake.set), quiet_until
-            job.wake.clear()
+            if self.wants_comment:
+                self.wants_comment = False
+                return []
             await job.wake.wait()
 
-    def take(self, events: Sequence[tuple[int, Event]] | None) -> list[ChoiceProgress]:
+    def take(self, events: Sequence[tuple[int, Event]]) -> list[ChoiceProgress]:
         """The choices that these events were added to. Refusal if one of them is an error."""
         by_choice: dict[int, list[Event]] = {}
-        for choice, event in events or ():
+        for choice, event in events:
             by_choice.setdefault(choice, []).append(event)
-        found = [self.progress[choice] for choice in by_choice]
-        for progress in found:
-            progress.take(by_choice[progress.index])
+        found = []
+        for choice, group in by_choice.items():
+            progress = self.progress[choice]
+            before = progress.ended
+            progress.take(group)
             if progress.error is not None:
                 raise engine_failed(progress.error)
+            found.append(progress)
+            self.open_choices -= progress.ended and not before
         if self.first_token_at is None and any(each.tokens for each in found):
             self.first_token_at = asyncio.get_running_loop().time()
         return found
+
+    def has_ended(self) -> bool:
+        """Whether all choices have ended."""
+        return self.open_choices == 0
 
     def rendered(self, progress: Sequence[ChoiceProgress]) -> bytes:
         """Frames of what these choices have to send, as one body."""
@@ -228,11 +252,12 @@ class Reply(Response):
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
-    async def put(self, send: Send, body: bytes, *, more: bool = True) -> None:
+    async def put(self, body: bytes, *, more: bool = True) -> None:
         """Sends a part of the body. It waits while the reader is slow."""
-        self.sending = asyncio.get_running_loop().time()
-        await send({"type": "http.response.body", "body": body, "more_body": more})
-        self.sending = None
+        self.sending = True
+        await self.send_body({"type": "http.response.body", "body": body, "more_body": more})
+        self.sending = False
+        self.bodies += 1
 
 
 async def refuse(send: Send, refusal: Refusal) -> None:

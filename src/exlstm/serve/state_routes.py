@@ -243,7 +243,6 @@ async def read_into_state(service: Service, owner: str, start: StartingPoint, id
     try:
         async with asyncio.timeout_at(job.deadline):
             while not any(event.finish_reason for _, event in job.pending) and job.error is None:
-                job.wake.clear()
                 await job.wake.wait()
     except TimeoutError:
         raise Refusal(504, "the time for this request is up; send a part of the text.", "timeout") from None
