@@ -15,6 +15,7 @@ from exlstm.serve.guard import body_of
 from exlstm.serve.inspect_routes import add_inspection
 from exlstm.serve.pages import add_pages
 from exlstm.serve.prompts import elsewhere
+from exlstm.serve.responses import ResponsesBody, respond
 from exlstm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, StrictFields, TemplateBody, TokenizeBody
 from exlstm.serve.service import Service
 from exlstm.serve.state_routes import add_sessions, add_states, json_response, takes
@@ -105,6 +106,7 @@ def add_inference(app: FastAPI, service: Service) -> None:
 
     add("/v1/completions", CompletionBody, complete, "Continue prompts")
     add("/v1/chat/completions", ChatBody, chat, "Answer messages")
+    add("/v1/responses", ResponsesBody, respond, "Answer, and go on from an earlier answer")
 
 
 def add_tokens(app: FastAPI, service: Service) -> None:

@@ -164,6 +164,6 @@ def reply_of(
         best=best,
         extra={"seed": seed},
         change=change,
-        usage_at_end=streaming is not None and streaming.include_usage,
+        usage_at_end=form.end == b"" or (streaming is not None and streaming.include_usage),
         usage_always=streaming is not None and streaming.continuous_usage_stats,
     )

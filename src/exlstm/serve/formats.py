@@ -44,12 +44,16 @@ class Format(Protocol):
     """Form of an answer on the wire."""
 
     heading: Heading
+    end: bytes
 
     def frame(self, delta: Delta, usage: dict[str, Any] | None = None) -> bytes:
         """A frame of a stream."""
 
     def usage_frame(self, usage: dict[str, Any]) -> bytes:
         """The frame with the usage alone, before the end."""
+
+    def error_frame(self, body: bytes) -> bytes:
+        """A frame with an error, after which the stream ends."""
 
     def answer(self, choices: Sequence[Delta], usage: dict[str, Any], extra: dict[str, Any]) -> bytes:
         """The whole answer."""
@@ -81,6 +85,8 @@ def closing(usage: dict[str, Any] | None) -> bytes:
 class CompletionFormat:
     """Answers of /v1/completions."""
 
+    end = DONE
+
     def __init__(self, heading: Heading) -> None:
         self.heading, self.opening = heading, opening(heading, "text_completion")
 
@@ -92,6 +98,10 @@ class CompletionFormat:
     def usage_frame(self, usage: dict[str, Any]) -> bytes:
         """See `Format`."""
         return self.opening + closing(usage)
+
+    def error_frame(self, body: bytes) -> bytes:
+        """See `Format`."""
+        return b"data: " + body + b"\n\n"
 
     def answer(self, choices: Sequence[Delta], usage: dict[str, Any], extra: dict[str, Any]) -> bytes:
         """See `Format`."""
@@ -112,6 +122,8 @@ class CompletionFormat:
 class ChatFormat:
     """Answers of /v1/chat/completions."""
 
+    end = DONE
+
     def __init__(self, heading: Heading) -> None:
         self.heading, self.opening = heading, opening(heading, "chat.completion.chunk")
 
@@ -131,6 +143,10 @@ class ChatFormat:
     def usage_frame(self, usage: dict[str, Any]) -> bytes:
         """See `Format`."""
         return self.opening + closing(usage)
+
+    def error_frame(self, body: bytes) -> bytes:
+        """See `Format`."""
+        return b"data: " + body + b"\n\n"
 
     def answer(self, choices: Sequence[Delta], usage: dict[str, Any], extra: dict[str, Any]) -> bytes:
         """See `Format`."""
@@ -166,8 +182,3 @@ def whole(
         "system_fingerprint": heading.fingerprint,
         **extra,
     }
-
-
-def error_frame(body: bytes) -> bytes:
-    """A frame with an error, after which the stream ends."""
-    return b"data: " + body + b"\n\n"

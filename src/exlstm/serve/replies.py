@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from exlstm.infer.requests import Event
 from exlstm.serve.choices import ChoiceProgress
 from exlstm.serve.errors import Refusal, engine_failed, error_json
-from exlstm.serve.formats import COMMENT, DONE, Delta, Format, error_frame
+from exlstm.serve.formats import COMMENT, Delta, Format
 from exlstm.serve.jobs import Job
 from exlstm.serve.limits import Limits
 
@@ -159,10 +159,10 @@ class Reply(Response):
                 return
             self.outcome = refusal.code or "error"
             kind = "timeout_error" if refusal.status == 504 else "server_error"
-            body = error_frame(error_json(refusal.message, kind, refusal.code)) + DONE
+            body = self.format.error_frame(error_json(refusal.message, kind, refusal.code)) + self.format.end
             await self.put(body, more=False)
             return
-        last = (self.format.usage_frame(self.usage()) if self.usage_at_end else b"") + DONE
+        last = (self.format.usage_frame(self.usage()) if self.usage_at_end else b"") + self.format.end
         self.outcome = "done"
         await self.put(last, more=False)
 

@@ -43,7 +43,8 @@ STUCK = 60.0  # seconds without a sign of the engine's thread
 class StartingPoint:
     """Where a request goes on from: a state with its id, perhaps the head of a session; or nothing.
 
-    reached, tokens: the state after the turn of a session, and what was read since.
+    reached, tokens: the state after the turn of a session, and what was read since. next_id: of the state after the
+    answer, where it was told before.
     """
 
     snapshot: Snapshot | None = None
@@ -51,6 +52,7 @@ class StartingPoint:
     lease: Lease | None = None
     reached: StateInfo | None = None
     tokens: list[int] = field(default_factory=list)
+    next_id: str | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -190,7 +192,7 @@ class Service:
         """Keeps the state after an answer. None if there is no room for it."""
         assert event.snapshot is not None
         with suppress(StoreFull):
-            info = self.store.put(owner, event.snapshot, parent=start.state, finish_reason=reason)
+            info = self.store.put(owner, event.snapshot, parent=start.state, finish_reason=reason, state=start.next_id)
             if start.lease is not None:
                 start.reached, start.tokens = info, [*ids.tolist(), *event.completion]
             return info

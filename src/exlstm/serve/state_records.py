@@ -1,5 +1,6 @@
 """Records of the store of states: what is known of a state, of an owner's states, and the errors."""
 
+import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -180,6 +181,43 @@ class OwnerStates:
 def pinned_amounts(nbytes: int) -> dict[Measure, int]:
     """What a pinned state of so many bytes takes up, wherever it is."""
     return {"memory": nbytes, "disk": nbytes, "states": 1}
+
+
+def new_id() -> str:
+    """The id of a new state, which nobody can guess."""
+    return f"st_{secrets.token_hex(16)}"
+
+
+def new_entry(
+    state: str,
+    owner: str,
+    snapshot: Snapshot,
+    parent: str | None,
+    *,
+    created: float,
+    last_used: float,
+    pinned: bool,
+    exportable: bool,
+    excerpt: str | None = None,
+    finish_reason: str | None = None,
+) -> StateEntry:
+    """The entry of a state that is in memory alone. created, last_used: on the clocks of the store."""
+    about = StateInfo(
+        id=state,
+        owner=owner,
+        parent=parent,
+        tokens=snapshot.counts[0],
+        bytes=snapshot.nbytes,
+        created=created,
+        expires=None,
+        pinned=pinned,
+        exportable=exportable,
+        where="memory",
+        children=0,
+        excerpt=excerpt,
+        finish_reason=finish_reason,
+    )
+    return StateEntry(about=about, snapshot=snapshot, last_used=last_used)
 
 
 def check_one_row(snapshot: Snapshot) -> None:

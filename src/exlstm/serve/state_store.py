@@ -10,7 +10,6 @@ as one that never was.
 """
 
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +34,8 @@ from exlstm.serve.state_records import (
     StoreStats,
     check_one_row,
     kept,
+    new_entry,
+    new_id,
     on_device,
 )
 from exlstm.serve.state_room import StateRoom
@@ -94,17 +95,20 @@ class StateStore:
         pinned: bool = False,
         excerpt: str | None = None,
         finish_reason: str | None = None,
+        state: str | None = None,
     ) -> StateInfo:
         """Keeps a snapshot of one row, and returns what is known of it: the new id among others.
 
         parent: the state that it went on from. pinned: it is neither evicted nor expires; half of a share may be.
-        excerpt: text to show, cut to its first 500 characters.
+        excerpt: text to show, cut to its first 500 characters. state: its id, if one of `new_id` was told before.
         Raises ValueError for a snapshot of several rows or of another model, StateGone for a parent that was not the
         owner's in the last hour, and StoreFull.
         """
         check_owner(self.model, snapshot)
         excerpt = None if excerpt is None else excerpt[:MOST_EXCERPT]
-        return self._put(owner, snapshot, parent, pinned=pinned, excerpt=excerpt, finish_reason=finish_reason)
+        return self._put(
+            owner, snapshot, parent, pinned=pinned, excerpt=excerpt, finish_reason=finish_reason, state=state
+        )
 
     def info(self, owner: str, state: str) -> StateInfo:
         """What is known of a state; asking does not use it. Raises StateGone."""
@@ -192,7 +196,16 @@ class StateStore:
                 f"{name!r} cannot be the name of a state; use up to 64 letters, digits, '.', '_' and '-', the first a "
                 "letter or a digit, and not 'st_' in front."
             )
-        entry = self._entry(name, "", kept(snapshot), None, pinned=True, exportable=exportable)
+        entry = new_entry(
+            name,
+            "",
+            kept(snapshot),
+            None,
+            created=self._wall_clock(),
+            last_used=self._clock(),
+            pinned=True,
+            exportable=exportable,
+        )
         with self._changed:
             if name in self._preloaded:
                 raise ValueError(f"there is a preloaded state {name!r} already; choose another name.")
@@ -293,21 +306,24 @@ class StateStore:
         excerpt: str | None = None,
         finish_reason: str | None = None,
         take_reserved: bool = False,
+        state: str | None = None,
     ) -> StateInfo:
         check_one_row(snapshot)
         if len(owner) > MOST_OWNER:
             raise ValueError(f"the owner {owner[:60]!r} has {len(owner)} characters; name one by up to {MOST_OWNER}.")
-        state, snapshot = f"st_{secrets.token_hex(16)}", kept(snapshot)
+        state, snapshot = state or new_id(), kept(snapshot)
         with self._changed:
             self._room.expire()
             states = self._room.open(owner)
             if pinned and not self._may_pin(states, snapshot.nbytes):
                 raise StoreFull("half of what this owner may keep is pinned; keep the state unpinned, or delete some.")
-            entry = self._entry(
+            entry = new_entry(
                 state,
                 owner,
                 snapshot,
                 parent,
+                created=self._wall_clock(),
+                last_used=self._clock(),
                 pinned=pinned,
                 exportable=self._exportable(states, parent),
                 excerpt=excerpt,
@@ -322,35 +338,6 @@ class StateStore:
             self._room.add(states, entry)
             self._writer.write_soon(self._room, entry)
             return self._info(states, entry)
-
-    def _entry(
-        self,
-        state: str,
-        owner: str,
-        snapshot: Snapshot,
-        parent: str | None,
-        *,
-        pinned: bool,
-        exportable: bool,
-        excerpt: str | None = None,
-        finish_reason: str | None = None,
-    ) -> StateEntry:
-        about = StateInfo(
-            id=state,
-            owner=owner,
-            parent=parent,
-            tokens=snapshot.counts[0],
-            bytes=snapshot.nbytes,
-            created=self._wall_clock(),
-            expires=None,
-            pinned=pinned,
-            exportable=exportable,
-            where="memory",
-            children=0,
-            excerpt=excerpt,
-            finish_reason=finish_reason,
-        )
-        return StateEntry(about=about, snapshot=snapshot, last_used=self._clock())
 
     def _exportable(self, states: OwnerStates, parent: str | None) -> bool:
         """Whether a child of this state is; a parent that has just ended is remembered. Raises StateGone."""
