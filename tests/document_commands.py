@@ -9,9 +9,10 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "study/README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # programs that are not run: they change the machine, or are make, whose targets are looked up, or tests/integrations
-# runs them
-PROGRAMS = {"make", "pip", ".venv/bin/pre-commit", ".venv-integrations/bin/python"}
+# runs them; tests/serve/test_serve_page.py sends what curl does, and tests/serve/test_clients.py what lm_eval does
+PROGRAMS = {"make", "pip", ".venv/bin/pre-commit", ".venv-integrations/bin/python", "curl", "lm_eval"}
 NOT_RUN = {
+    "exlstm serve runs/demo": "serves until it is stopped; tests/serve runs the page against a server",
     "exlstm export runs/demo": "takes a run; tests/cli exports one",
     "exlstm export runs/demo --part chunk --steps 64": "takes a run; tests/cli exports one",
     "exlstm export runs/demo --int8": "takes a run; tests/cli exports one",

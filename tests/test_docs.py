@@ -21,7 +21,10 @@ from exlstm.cli import main
 from exlstm.cli.commands import COMMANDS, FOREIGN, GROUPS
 from exlstm.mixers import MIXERS
 
-RUNNABLE = [page for page in PAGES if any(language == "python" for language, _, _ in blocks(page))]
+# the page of the server runs beside one, in tests/serve
+RUNNABLE = [
+    page for page in PAGES if any(language == "python" for language, _, _ in blocks(page)) and page.name != "serve.md"
+]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)

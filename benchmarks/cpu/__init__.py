@@ -16,5 +16,6 @@ CASES = (
     "drop_in",
     "control_replay",
     "export",
+    "serve",
     "contention",
 )

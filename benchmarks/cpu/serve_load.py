@@ -6,6 +6,7 @@ last frame says how many tokens there were. Sockets are read raw, for a client l
 
 import asyncio
 import json
+import random
 import resource
 import sys
 import time
@@ -46,15 +47,22 @@ async def stream(host: str, port: int, body: dict[str, Any]) -> StreamTimes:
     return found
 
 
-async def load(host: str, port: int, bodies: list[dict[str, Any]], concurrency: int) -> list[StreamTimes]:
-    """All requests, so many at a time."""
-    gate = asyncio.Semaphore(concurrency)
+async def load(
+    host: str, port: int, bodies: list[dict[str, Any]], concurrency: int, rate: float | None
+) -> list[StreamTimes]:
+    """All requests, so many at a time; or, with a rate per second, at random moments, whatever is in flight."""
+    gate, chance, moment = asyncio.Semaphore(concurrency), random.Random(0), 0.0
 
-    async def one(body: dict[str, Any]) -> StreamTimes:
+    async def one(body: dict[str, Any], delay: float) -> StreamTimes:
+        await asyncio.sleep(delay)
         async with gate:
             return await stream(host, port, body)
 
-    return await asyncio.gather(*map(one, bodies))
+    waiting = []
+    for body in bodies:
+        moment += 0.0 if rate is None else chance.expovariate(rate)
+        waiting.append(one(body, moment))
+    return await asyncio.gather(*waiting)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -83,7 +91,7 @@ def summary(found: list[StreamTimes]) -> dict[str, Any]:
 def main() -> None:
     """Reads the load as JSON from standard input, and prints its summary."""
     job = json.load(sys.stdin)
-    found = asyncio.run(load(job["host"], job["port"], job["bodies"], job["concurrency"]))
+    found = asyncio.run(load(job["host"], job["port"], job["bodies"], job["concurrency"], job["rate"]))
     print(json.dumps(summary(found)))
 
 
