@@ -13,6 +13,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = {"make", "pip", ".venv/bin/pre-commit", ".venv-integrations/bin/python", "curl", "lm_eval"}
 NOT_RUN = {
     "exlstm serve runs/demo": "serves until it is stopped; tests/serve runs the page against a server",
+    "exlstm replay answer.json --model runs/demo": "takes an answer; tests/serve/test_replay.py replays some",
     "exlstm export runs/demo": "takes a run; tests/cli exports one",
     "exlstm export runs/demo --part chunk --steps 64": "takes a run; tests/cli exports one",
     "exlstm export runs/demo --int8": "takes a run; tests/cli exports one",

@@ -18,7 +18,7 @@ from exlstm.cli.generate import Generate, ModelPath, generate
 from exlstm.cli.parse import check_at_least, checkpoint_of, similar
 from exlstm.cli.presets import Presets, presets, without_weights
 from exlstm.cli.runs import Runs, runs
-from exlstm.cli.serve import Serve, serve
+from exlstm.cli.serve import Replay, Serve, replay, serve
 from exlstm.cli.study import (
     StudyCompare,
     StudyList,
@@ -270,6 +270,13 @@ COMMANDS: dict[str, Command] = {
         "talks are kept, forked and rewound by id: see the page `Serve` of the documentation.",
         options=Serve,
         run=serve,
+    ),
+    "replay": Command(
+        help="repeat an answer of the server from its certificate",
+        more="An answer to a request with certificate: true says what the request was and of which weights. The same "
+        "request to the same weights gives the same text; the exit code is 1 if it does not.",
+        options=Replay,
+        run=replay,
     ),
     "convert": Command(
         help="write a model in another layout, dtype, or with weights of fewer bits",

@@ -1,6 +1,9 @@
 """`exlstm serve`: a model behind OpenAI's interface."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -8,6 +11,7 @@ import tyro
 from exlstm.cli.parse import checkpoint_of
 from exlstm.models.weight_formats import WeightFormat
 
+AnswerPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ANSWER")]
 ModelPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
@@ -58,12 +62,45 @@ class Serve:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Options of `exlstm replay`."""
+
+    answer: AnswerPath  # file with an answer that was asked for with certificate: true
+    model: str  # folder of a run, or folder or file of a model in any layout
+    checkpoint: str = "best"  # of a run: best, last, or the number of a step
+    tokenizer: str | None = None  # "bytes" or a tokenizer.json; left out: the one beside the model
+    chat_template: str | None = None  # as the server had it
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+
+
 def serve(options: Serve) -> int:
     """`exlstm serve`."""
-    try:
+    with serving_installed():
         from exlstm.serve.main import run
+    return run(options)
+
+
+def replay(options: Replay) -> int:
+    """`exlstm replay`."""
+    with serving_installed():
+        from exlstm.serve.main import replay as run_replay
+    server = Serve(
+        model=options.model,
+        checkpoint=options.checkpoint,
+        tokenizer=options.tokenizer,
+        chat_template=options.chat_template,
+        device=options.device,
+    )
+    return run_replay(Path(options.answer), server)
+
+
+@contextmanager
+def serving_installed() -> Iterator[None]:
+    """ValueError that says what to install, if an import inside the `with` block fails for it."""
+    try:
+        yield
     except ImportError as error:
         raise ValueError(
             f"exlstm serve needs {error.name}, which is not installed; run: pip install 'exlstm[serve]'"
         ) from None
-    return run(options)

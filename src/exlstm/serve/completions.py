@@ -152,6 +152,9 @@ def reply_of(
     job = service.new_job(owner, parts, body.timeout)
     streaming = body.stream_options
     service.submit(job)
+    extra: dict[str, Any] = {"seed": seed}
+    if body.certificate:
+        extra["certificate"] = service.certificate(body, seed)
     return Reply(
         job=job,
         progress=progress,
@@ -162,7 +165,7 @@ def reply_of(
         finish=partial(service.finish, start),
         settle=partial(service.settle, start),
         best=best,
-        extra={"seed": seed},
+        extra=extra,
         change=change,
         usage_at_end=form.end == b"" or (streaming is not None and streaming.include_usage),
         usage_always=streaming is not None and streaming.continuous_usage_stats,

@@ -1,5 +1,6 @@
 """From options to a server that runs: the model loaded, everything warm, and what a user wants to know printed."""
 
+import asyncio
 import gc
 import sys
 import time
@@ -27,6 +28,7 @@ from exlstm.serve.keys import Keys, keys_in
 from exlstm.serve.limits import MIB, Limits
 from exlstm.serve.metrics import Metrics
 from exlstm.serve.pages import static_files
+from exlstm.serve.replay import certified, check_owner_of, differences, repeated
 from exlstm.serve.server import Serving, bound
 from exlstm.serve.service import Service
 from exlstm.serve.sessions import Sessions
@@ -62,6 +64,18 @@ def run(options: Options) -> int:
     gc.collect()
     gc.freeze()  # collections then do not walk the model
     return Serving(service=service, app=app, sock=sock, ready=ready).run()
+
+
+def replay(answer: Path, options: Options) -> int:
+    """Repeats a certified answer, and prints whether it is the same; the exit code is 1 if not."""
+    told = certified(answer)
+    source = locate(options.model, options.checkpoint)
+    model = source.load(told["certificate"]["weights"], pick_device(options.device))
+    service = service_of(model, tokenizer_of(source, options.tokenizer), source, options, [""])
+    check_owner_of(told, service)
+    found = differences(told, asyncio.run(repeated(service, told)))
+    print("\n".join(found) or "the same answer, to the last character")
+    return 1 if found else 0
 
 
 def service_of(

@@ -86,6 +86,8 @@ def engine_settings(body: SamplingFields, vocab_size: int, limits: Limits) -> di
     check_fields_of(body)
     if body.stream_options is not None and not body.stream:
         raise bad_field("stream_options", "stream_options are for streams; send stream: true as well.")
+    if body.certificate and (body.stream or body.state is not None or body.session is not None):
+        raise bad_field("certificate", "a certificate is for a whole answer from its beginning; leave out the rest.")
     if body.session is not None and body.state is not None:
         raise bad_field("state", "a session goes on from its own state; send session or state.")
     if body.if_state is not None and body.session is None:

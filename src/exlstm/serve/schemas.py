@@ -52,6 +52,7 @@ class SamplingFields(StrictFields):
         None, description="Seconds until the request is given up, at most the server's own limit."
     )
     return_token_ids: bool = False
+    certificate: bool = Field(False, description="The answer brings what `exlstm replay` needs to repeat it.")
     state: StateId | None = Field(None, description="State to go on from: the prompt then holds only what is new.")
     keep_state: bool = Field(False, description="Keep the state after prompt and answer; each choice brings its id.")
     session: StateId | None = Field(None, description="Session to go on from, whose head becomes the new state.")

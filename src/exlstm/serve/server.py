@@ -76,9 +76,7 @@ class Serving:
             await self.uvicorn.serve(sockets=[self.sock])
         finally:
             lag.cancel()
-            self.service.phase = "draining"
-            await asyncio.to_thread(self.service.thread.stop)
-            await asyncio.to_thread(self.service.store.close)
+            await self.service.stop()
 
     def stop(self) -> None:
         """Begins to drain; called again, it ends at once."""

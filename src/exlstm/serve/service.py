@@ -100,6 +100,15 @@ class Service:
         self.thread.start()
         self.phase = "ready"
 
+    async def stop(self) -> None:
+        """Ends the engine's thread after its step, has the states written, and ends what else runs."""
+        self.phase = "draining"
+        await asyncio.to_thread(self.thread.stop)
+        await asyncio.to_thread(self.store.close)
+        self.grammars.workers.shutdown(wait=False)
+        if self.template is not None:
+            self.template.close()
+
     def check_ready(self) -> None:
         """Refusal while no new work is taken."""
         if self.phase != "ready":
@@ -147,6 +156,16 @@ class Service:
             }
             for name in names
         ]
+
+    def certificate(self, body: SamplingFields, seed: int) -> dict[str, Any]:
+        """What a request was, and of which model: with equal weights it has the same answer again."""
+        return {
+            "version": __version__,
+            "fingerprint": self.fingerprint,
+            "tokenizer": self.store.tokenizer_digest,
+            "weights": self.about["weights"],
+            "request": body.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"seed": seed},
+        }
 
     def heading(self, kind: str, model: str) -> Heading:
         """Fields of a new answer."""

@@ -72,6 +72,11 @@ class ChatTemplate:
         """Where the template runs."""
         return Sandbox(self.source)
 
+    def close(self) -> None:
+        """Ends the process of the sandbox."""
+        if "sandbox" in self.__dict__:
+            self.sandbox.close()
+
     @property
     def has_tools(self) -> bool:
         """Whether the template says anything of tools."""
