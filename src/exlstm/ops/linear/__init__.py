@@ -168,11 +168,11 @@ def storage_obstacle(tensors: Sequence[Tensor], gradient: bool) -> str | None:
 # Up to so many rows the Numba kernels run; only these are played in decoding. In float32 on a processor of AMD with
 # AVX-512, from 256 x 1024 on and for 16 to 128 rows, they are 1.8 to 2.7 times as fast as MKL on one thread and 1.6 to
 # 3.9 times on two, and 0.9 to 1.4 and 1.0 to 1.9 times as fast as oneDNN. At 64 x 256 a call takes some microseconds
-# longer up to 32 rows, which a replay does not. With instructions for bfloat16 torch is as fast at 4 rows; without them
-# both multiply in float32. Integers are expanded by torch first: at 4096 x 4096 ours takes a sixth of its time for 64
-# rows, two thirds for 512, as long for 2,048. A rule and not a measurement: both forms round differently, and a clock
-# chooses anew in each process.
-MOST_ROWS = {"float32": 128, "bfloat16": 4}
+# longer up to 32 rows, which a replay does not. With instructions for bfloat16 torch takes 1.1 times as long at 8 rows
+# and 0.85 times at 16, where ours are still replayed in decoding; without them both multiply in float32. Integers are
+# expanded by torch first: at 4096 x 4096 ours takes a sixth of its time for 64 rows, two thirds for 512, as long for
+# 2,048. A rule and not a measurement: both forms round differently, and a clock chooses anew in each process.
+MOST_ROWS = {"float32": 128, "bfloat16": 16}
 
 
 def too_many_rows(x: Tensor, maps: Sequence[Map]) -> str | None:

@@ -29,7 +29,7 @@ from exlstm.runtime.cpu.bfloat16 import write_numbers
 from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import F32, Addresses, Constants, kernel
 from exlstm.runtime.cpu.matmul import product, transpose
-from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, hold, long_at, part, put, row, rows_at
+from exlstm.runtime.cpu.memory import SIZE, address_of, at, clear, hold, long_at, part, prefetch, put, row, rows_at
 from exlstm.runtime.cpu.vectors import Vectors, inlined
 
 PANEL = 64  # rows of x
@@ -86,6 +86,7 @@ def widen_row(w: Map, n: int, K: int, k: int, columns: int, out: int) -> None:
         groups = (K + GROUP - 1) // GROUP
         for g in range(k // GROUP, (k + columns + GROUP - 1) // GROUP):
             place = n * groups + g
+            prefetch(w.weight + LINE * (place + 1), 0)
             line_of_int4(
                 w.weight + LINE * place, w.scale + SIZE * place, w.offset + SIZE * place, out + SIZE * (GROUP * g - k)
             )
@@ -93,6 +94,8 @@ def widen_row(w: Map, n: int, K: int, k: int, columns: int, out: int) -> None:
     step, size = (STEP_BFLOAT16, 2) if w.kind == BFLOAT16 else (STEP_INT8, 1)
     start, whole = w.weight + size * (n * K + k), columns // step * step
     for done in range(0, whole, step):
+        # of what is next in this row: the rows of a block are too many streams for the processor to follow
+        prefetch(start + size * (done + PART), 0)
         if w.kind == BFLOAT16:
             line_of_bfloat16(start + size * done, 0, 0, out + SIZE * done)
         else:

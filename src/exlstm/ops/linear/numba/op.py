@@ -34,23 +34,36 @@ from exlstm.runtime.cpu.jit import helper
 from exlstm.runtime.cpu.kernel import BF16, F32, Addresses, Constants, ConstantTable, address, kernel
 from exlstm.runtime.cpu.launch import launch, microseconds, threads_for
 from exlstm.runtime.cpu.memory import at, clear, long_at, put
+from exlstm.runtime.cpu.vectors import register_width
 
 KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+# sixteen sums of 16 numbers at a time, which narrower registers have no room for
+HAS_WIDE_TILES = register_width() == WIDTH
 # rows of x for which a pass over W as it is takes no longer than the products of `blocks`
 FEW = {FLOAT32: 8, BFLOAT16: 10, INT8: 10, INT4: 10}
+if HAS_WIDE_TILES:
+    FEW = {FLOAT32: 12, BFLOAT16: 48, INT8: 24, INT4: 12}
 BLOCK_BYTES = 32 << 10, 256 << 10  # of W in an item: it takes 2 to 20 us
 
 STEP_FLOAT32, STEP_BFLOAT16, STEP_INT8 = STEPS["float32"], STEPS["bfloat16"], STEPS["int8"]
 
 
 def sums_of(kind: str) -> Any:
-    """A function that runs the tile of this kind, for rows of W and of x: 4 and 1, 2 and 2, 1 and 4, or 1 and 1."""
+    """A function that runs the tile of this kind, for rows of W and of x.
+
+    4 and 1, 2 and 2, 1 and 4, or 1 and 1; with wide registers 4 and 4, and 2 and 8, too.
+    """
     four_rows, two_by_two, four_columns, single = (tile(kind, *s) for s in ((4, 1), (2, 2), (1, 4), (1, 1)))
+    four_by_four, two_by_eight = (tile(kind, *s) for s in (((4, 4), (2, 8)) if HAS_WIDE_TILES else ((1, 4), (2, 2))))
 
     @helper(inline=True)
     def sums(rows: int, batch: int, w: int, w_stride: int, x: int, x_stride: int, scale: int, offset: int,
              group_stride: int, lines: int, out: int) -> None:  # fmt: skip
-        if batch == 4:
+        if batch == 8:
+            two_by_eight(w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
+        elif batch == 4 and rows == 4:
+            four_by_four(w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
+        elif batch == 4:
             four_columns(w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
         elif batch == 2:
             two_by_two(w, w_stride, x, x_stride, scale, offset, group_stride, lines, out)
@@ -135,6 +148,8 @@ def map_item(x: Input, w: Map, item: int, y: int) -> None:
             # rows of W stay in cache for all rows of x; a result does not depend on its tile
             batch = 4 if M - m >= 4 else (2 if M - m >= 2 and count_here == 4 else 1)
             rows = 4 // batch if count_here == 4 else 1
+            if HAS_WIDE_TILES and count_here == 4 and batch == 4:
+                batch, rows = (8, 2) if M - m >= 8 else (4, 4)
             for j in range(0, count_here, rows):
                 row = first + j * apart
                 tile_sums(w.kind, w.weight, w_stride, w.scale, w.offset, G, row, apart, rows, here + m * x_stride,

@@ -87,8 +87,8 @@ def tile(kind: str, rows: int, batch: int) -> Any:
                     sums[m, n] = v.fma(sums[m, n], factor, v.fma(begins[m], shift, totals[m, n].get()))
             for at in grid:
                 totals[at].set(sums[at])
-        for place, at in enumerate(grid):
-            address = builder.inttoptr(v.offset(out, 4 * place), v.kind.element.as_pointer())
-            builder.store(v.total(totals[at].get()), address)
+        # sums over lanes side by side, in the same order for any tile
+        found = v.totals([totals[at].get() for at in grid])
+        Vectors(builder, len(grid)).store(found, out)
 
     return body
