@@ -64,3 +64,17 @@ def test_penalties_reach_the_engine(served):
     expected = in_process(served, "Once", max_tokens=20, sampling=sampling)
     body = {"prompt": "Once", "max_tokens": 20, "temperature": 0, "frequency_penalty": 2}
     assert served.post("/v1/completions", body).json()["choices"][0]["text"] == expected.text
+
+
+def test_ids_and_alternatives(served):
+    """In the order of the names, of the chosen token first."""
+    body = {"prompt": "Once", "max_tokens": 4, "seed": 1, "logprobs": 3, "return_token_ids": True}
+    choice = served.post("/v1/completions", body).json()["choices"][0]
+    logprobs = choice["logprobs"]
+    assert choice["token_ids"] == logprobs["token_ids"]
+    assert served.tokenizer.decode(choice["token_ids"]).decode("utf-8", "replace") == choice["text"]
+    for token, top, others in zip(
+        logprobs["token_ids"], logprobs["top_logprobs"], logprobs["alternatives"], strict=True
+    ):
+        assert others[0]["id"] == token
+        assert {each["text"]: each["logprob"] for each in others} == top

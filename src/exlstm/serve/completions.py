@@ -89,7 +89,9 @@ def options(service: Service, owner: str, body: CompletionBody, start: StartingP
     """What is wanted of each choice of a prompt."""
     logprobs = None
     if body.logprobs is not None:
-        logprobs = CompletionLogprobs(service.token_names, as_ids=body.return_tokens_as_token_ids)
+        logprobs = CompletionLogprobs(
+            service.token_names, as_ids=body.return_tokens_as_token_ids, with_ids=body.return_token_ids
+        )
     keeps = body.keep_state or start.lease is not None
     return ChoiceOptions(
         tokenizer=service.tokenizer,

@@ -60,11 +60,12 @@ def bounded(logprob: float) -> float:
 class CompletionLogprobs:
     """`logprobs` of completions, part by part: offsets go on from part to part.
 
-    as_ids: names are `token_id:N`. offset: characters before the next token.
+    as_ids: names are `token_id:N`. with_ids: ids and what else was likely are told in lists besides. offset: characters
+    before the next token.
     """
 
-    def __init__(self, names: TokenNames, *, as_ids: bool = False) -> None:
-        self.names, self.as_ids, self.offset = names, as_ids, 0
+    def __init__(self, names: TokenNames, *, as_ids: bool = False, with_ids: bool = False) -> None:
+        self.names, self.as_ids, self.with_ids, self.offset = names, as_ids, with_ids, 0
 
     def skip(self, length: int) -> None:
         """Goes on behind so many characters that have no logprobs."""
@@ -76,20 +77,36 @@ class CompletionLogprobs:
         logprobs: list[float | None] = []
         tops: list[dict[str, float] | None] = []
         offsets: list[int] = []
+        ids: list[list[dict[str, Any]]] = []
         for entry, length in zip(entries, lengths, strict=True):
             order = list(dict.fromkeys([entry.token, *(token for token, _ in entry.top)]))
             named = self.names.distinct(order, self.as_ids)
             tokens.append(named[0])
+            scores = {entry.token: entry.logprob or 0.0, **dict(entry.top)}
+            ids.append(
+                [
+                    {"id": token, "text": name, "logprob": bounded(scores[token])}
+                    for name, token in zip(named, order, strict=True)
+                ]
+            )
             offsets.append(self.offset)
             self.offset += length
             if entry.logprob is None:
                 logprobs.append(None)
                 tops.append(None)
                 continue
-            values = {entry.token: entry.logprob, **dict(entry.top)}
             logprobs.append(bounded(entry.logprob))
-            tops.append({name: bounded(values[token]) for name, token in zip(named, order, strict=True)})
-        return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+            tops.append({name: bounded(scores[token]) for name, token in zip(named, order, strict=True)})
+        found: dict[str, Any] = {
+            "tokens": tokens,
+            "token_logprobs": logprobs,
+            "top_logprobs": tops,
+            "text_offset": offsets,
+        }
+        if self.with_ids:
+            # a list, for objects of JavaScript put keys that look like numbers first
+            found |= {"token_ids": [entry.token for entry in entries], "alternatives": ids}
+        return found
 
 
 class ChatLogprobs:
