@@ -43,9 +43,26 @@ Options = Any  # `exlstm.cli.serve.Serve`, whose floor is above this one
 
 def run(options: Options) -> int:
     """Serves a model until it is told to stop; returns the exit code."""
-    sock = bound(options.host, options.port)
     keys = Keys({} if options.api_key_file is None else keys_in(options.api_key_file))
-    began = time.perf_counter()
+    # bound before the model is loaded: an address in use is told at once
+    with bound(options.host, options.port) as sock:
+        began = time.perf_counter()
+        service = loaded(options, keys)
+        app = guarded(service, options, keys)
+        address = f"http://{options.host}:{sock.getsockname()[1]}"
+
+        def ready() -> None:
+            say(f"ready after {time.perf_counter() - began:.1f} s")
+            say(banner(service, address, keys))
+
+        sys.setswitchinterval(SWITCH_SECONDS)
+        gc.collect()
+        gc.freeze()  # collections then do not walk the model
+        return Serving(service=service, app=app, sock=sock, ready=ready).run()
+
+
+def loaded(options: Options, keys: Keys) -> Service:
+    """The service of the model that the options name, warm."""
     source = locate(options.model, options.checkpoint)
     tokenizer, device = tokenizer_of(source, options.tokenizer), pick_device(options.device)
     say(f"loading {source.weights}")
@@ -53,17 +70,7 @@ def run(options: Options) -> int:
     service = service_of(model, tokenizer, source, options, keys.owners)
     say("warming up: recording a step for every number of sequences")
     service.engine.warm_up()
-    app = guarded(service, options, keys)
-    address = f"http://{options.host}:{sock.getsockname()[1]}"
-
-    def ready() -> None:
-        say(f"ready after {time.perf_counter() - began:.1f} s")
-        print(banner(service, address, keys), file=sys.stderr, flush=True)
-
-    sys.setswitchinterval(SWITCH_SECONDS)
-    gc.collect()
-    gc.freeze()  # collections then do not walk the model
-    return Serving(service=service, app=app, sock=sock, ready=ready).run()
+    return service
 
 
 def replay(answer: Path, options: Options) -> int:
