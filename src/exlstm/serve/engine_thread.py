@@ -151,8 +151,11 @@ class EngineThread:
         seconds = time.perf_counter() - began
         found: list[tuple[Job, int, Event]] = []
         ended: list[Job] = []
+        # once for each prompt, whose samples begin together
         started = [
-            (route.job, route.part) for number in self.engine.take_started() if (route := self.routes.get(number))
+            (route.job, route.part)
+            for number in self.engine.take_started()
+            if (route := self.routes.get(number)) is not None and route.choice == route.part.first
         ]
         for event in events:
             route = self.routes.get(event.request)
