@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import ROOT, mixers_report
 from benchmarks.bench import Bench
-from benchmarks.cpu import CASES
+from benchmarks.cpu import BY_NAME, CASES
 from benchmarks.gpu import CASES as GPU_CASES
 from benchmarks.gpu import report as gpu_report
 from benchmarks.gpu import supervise
@@ -101,7 +101,7 @@ def wanted(options: argparse.Namespace, known: tuple[str, ...]) -> list[str]:
 
 def every_case(options: argparse.Namespace, folder: Path) -> int:
     """Each case in a child process, in order; what they print is shown as it comes."""
-    cases = wanted(options, CASES)
+    cases = wanted(options, (*CASES, *BY_NAME) if options.only else CASES)
     # once, now: results written on the way must not change what the checkout is called
     code = options.commit or commit() or "unknown"
     began, failed = time.monotonic(), []

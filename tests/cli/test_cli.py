@@ -32,7 +32,7 @@ def test_help_names_every_option(name, run):
     out = run(name, "--help")
     for field in fields(COMMANDS[name].options):
         flag = field.name.replace("_", "-")
-        assert f"--{flag}" in out or field.name in ("run", "model", "source", "target", "folder"), flag
+        assert f"--{flag}" in out or field.name in ("run", "model", "source", "target", "folder", "answer"), flag
     assert "{None}" not in out
 
 

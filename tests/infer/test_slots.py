@@ -144,7 +144,8 @@ def test_graphs_of_all_sizes_share_one_memory(monkeypatch):
 @pytest.mark.parametrize(("rows", "groups"), [(13, 2), (32, 4), (33, 0)])
 def test_more_rows_than_can_be_captured_go_in_a_few_groups(rows, groups, monkeypatch):
     """More than 12 rows are too many: groups of 8, and calls where these would be more than 4."""
-    monkeypatch.setitem(MOST_ROWS, "float32", 12)
+    for kind in ("float32", "bfloat16"):
+        monkeypatch.setitem(MOST_ROWS, kind, 12)
     model = build("M", torch.float32)
     slots, alone = FixedSlots(model, rows), Alone(model, rows)
     for step in range(2):

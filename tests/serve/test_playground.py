@@ -85,6 +85,8 @@ def head_of(page):
 
 
 def test_generate_undo_branch_and_reload(page, talking):
+    page.fill("#seed", "7")
+    page.check("#lock")
     write(page, "Once")
     first = head_of(page)
     assert len(first["tokens"]) in range(1, 13)

@@ -24,7 +24,7 @@ from exlstm.infer.requests import Request
 from exlstm.infer.sampling import GREEDY
 from serving_tools import JSON, build, frames, serving
 
-SHORT, LONG = 6.0, 1800.0  # seconds
+SHORT, LONG = 4.0, 1800.0  # seconds
 CANDIDATES = [
     {"prompt": f"<{number}> " + "x" * (number * 37 % 400), "max_tokens": 1 + number * 13 % 60, "temperature": 0}
     for number in range(64)

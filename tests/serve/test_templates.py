@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exlstm.data.tokenizer import BPETokenizer, ByteTokenizer, train_bpe
+from exlstm.serve import sandbox
 from exlstm.serve.templates import ChatTemplate, special_tokens
 
 CHATML = (
@@ -142,7 +143,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", ["endless", "huge text", "classes", "format", "doubling"])
-def test_hostile_templates_are_stopped(name):
+def test_hostile_templates_are_stopped(name, monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
     check_hostile(HOSTILE[name])
 
 
@@ -162,7 +164,8 @@ def check_hostile(source):
         template.sandbox.close()
 
 
-def test_a_template_that_was_stopped_renders_again():
+def test_a_template_that_was_stopped_renders_again(monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
     source = (
         "{% if extra %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}fine"
     )
