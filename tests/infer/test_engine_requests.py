@@ -52,7 +52,7 @@ def test_a_stop_token_comes_with_its_logprob():
     assert dict(last.top_logprobs)[stop] == last.logprob, "one number in both places"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30), st.data(), st.integers(1, 9),
     st.booleans(), st.integers(0, 2),
@@ -202,7 +202,7 @@ def test_the_snapshot_of_an_answer_cut_by_length(max_tokens):
     assert not engine.busy
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 4), st.booleans())
 def test_the_snapshot_after_a_stop_string_is_that_of_the_text_before_it(seed, size, merged):
     tokenizer = ByteTokenizer()

@@ -95,7 +95,7 @@ def with_number(data, name, index, number, code):
 # -------------------------------------------------------------------------------------------------------- round trips
 
 
-@pytest.mark.breadth(8)
+@pytest.mark.breadth(4)
 @pytest.mark.parametrize("name", ["mlstm", "slstm", "attention", "hyena", "mega", "retention", "rglru", "linformer",
                                   *sorted(MIXERS)])  # fmt: skip
 def test_every_mixer_comes_back(name):

@@ -111,7 +111,7 @@ def test_the_source_does_nothing_dangerous(file):
 HUGE = [-1, 2**63, 10**400]
 
 
-@pytest.mark.breadth(2)
+@pytest.mark.breadth(1)
 @pytest.mark.parametrize(
     "path", ["/v1/completions", "/v1/chat/completions", "/v1/inspect", "/detokenize", "/v1/sessions"]
 )

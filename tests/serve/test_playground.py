@@ -200,7 +200,8 @@ def test_chat(page):
     assert head_of(page)["parent"] is not None
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1280, "dark")])
+@pytest.mark.breadth(1)
+@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (1280, "light"), (1280, "dark")])
 def test_accessible_at_any_width_in_both_schemes(browser, talking, width, scheme, tmp_path):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()

@@ -327,6 +327,7 @@ def test_a_session_whose_last_states_are_lost_is_at_the_one_before(tmp_path):
     assert (found.head, found.tokens, found.tokens_from(0, 4)) == (heads[1], 4, (0, 0, 1, 1))
 
 
+@pytest.mark.slow
 def test_a_talk_goes_on_after_a_kill(tmp_path):
     """States that were settled are there bit by bit, and the next tokens are those of a talk that went on."""
     code = f"""

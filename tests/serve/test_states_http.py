@@ -184,7 +184,7 @@ def test_a_session_has_one_turn_at_a_time(locked):
 def started(folder, *options):
     """A server as a user starts it, and its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "exlstm", "serve", str(folder), "--port", "0", "--slots", "2", *options],
+        [sys.executable, "-m", "exlstm", "serve", str(folder), "--port", "0", "--slots", "1", *options],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     lines = []
